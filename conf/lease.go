@@ -1,0 +1,90 @@
+package conf
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Lease is the coordinator's grant to one agent: its VTEP and one agent subnet
+// per overlay and family. The same agent id gets the same lease for ever.
+type Lease struct {
+	ClusterID string     `json:"cluster_id"`
+	AgentID   string     `json:"agent_id"`
+	AgentIP   netip.Addr `json:"agent_ip"` // underlay address; may change
+	// Epoch grows, across the whole cluster, whenever a lease is granted anew
+	// or changed. Of two claims to one subnet the higher epoch is right.
+	Epoch uint64 `json:"epoch"`
+	// TermSeconds is how long the lease holds without being renewed.
+	TermSeconds int     `json:"term_seconds"`
+	Bridges     []Half  `json:"bridges"` // the halves for which the host has bridges
+	VTEP        VTEP    `json:"vtep"`
+	Grants      []Grant `json:"overlays"` // in configuration order
+}
+
+// Term is TermSeconds as a duration.
+func (l Lease) Term() time.Duration { return time.Duration(l.TermSeconds) * time.Second }
+
+// VTEP is the address of a host inside the overlay. IP and IP6 carry the
+// length of the pool they were taken from.
+type VTEP struct {
+	IP  netip.Prefix `json:"ip"`
+	IP6 netip.Prefix `json:"ip6,omitzero"`
+	MAC MAC          `json:"mac"`
+	MTU int          `json:"mtu,omitzero"` // only where the configuration says it
+}
+
+// Grant is the part of a lease that concerns one overlay.
+type Grant struct {
+	Overlay Overlay      `json:"overlay"` // as configured when the lease was last renewed
+	Subnet  netip.Prefix `json:"subnet,omitzero"`
+	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
+	// Error says why there is no subnet (a pool is exhausted); it names the pool.
+	Error string `json:"error,omitempty"`
+}
+
+// Peer is another agent's lease as a forwarding target.
+type Peer struct {
+	AgentID string         `json:"id"`
+	AgentIP netip.Addr     `json:"ip"`
+	Epoch   uint64         `json:"epoch"`
+	VTEPIP  netip.Addr     `json:"vtep_ip"`
+	VTEPIP6 netip.Addr     `json:"vtep_ip6,omitzero"`
+	VTEPMAC MAC            `json:"vtep_mac"`
+	Subnets []netip.Prefix `json:"subnets,omitempty"` // agent subnets of every overlay and family
+}
+
+// Peer returns the lease as others see it.
+func (l Lease) Peer() Peer {
+	p := Peer{
+		AgentID: l.AgentID, AgentIP: l.AgentIP, Epoch: l.Epoch,
+		VTEPIP: l.VTEP.IP.Addr(), VTEPMAC: l.VTEP.MAC,
+	}
+	if l.VTEP.IP6.IsValid() {
+		p.VTEPIP6 = l.VTEP.IP6.Addr()
+	}
+	for _, g := range l.Grants {
+		if g.Subnet.IsValid() {
+			p.Subnets = append(p.Subnets, g.Subnet)
+		}
+		if g.Subnet6.IsValid() {
+			p.Subnets = append(p.Subnets, g.Subnet6)
+		}
+	}
+	return p
+}
+
+// Status is what an agent says about one overlay, in DC/OS's words.
+type Status string
+
+// The states of an overlay on a host.
+const (
+	StatusOK          Status = "STATUS_OK"
+	StatusFailed      Status = "STATUS_FAILED"
+	StatusConfiguring Status = "STATUS_CONFIGURING"
+)
+
+// OverlayStatus is a Status and, where it failed, the reason.
+type OverlayStatus struct {
+	Error  string `json:"error,omitempty"`
+	Status Status `json:"status"`
+}

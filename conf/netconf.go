@@ -1,0 +1,129 @@
+package conf
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+)
+
+// NetConf is what a runtime passes to a CNI program on stdin, as far as we read
+// it. Unknown keys are tolerated: runtimes add keys of their own.
+type NetConf struct {
+	CNIVersion string `json:"cniVersion"` // empty means 0.1.0
+	Name       string `json:"name"`       // the CNI network
+	Type       string `json:"type"`
+
+	Overlay     string `json:"overlay"`     // default: Name
+	RunDir      string `json:"runDir"`      // default: DefaultRunDir
+	MTU         int    `json:"mtu"`         // default: the host's, from the published state
+	HairpinMode *bool  `json:"hairpinMode"` // default: true
+	Half        Half   `json:"half"`        // overlay-ipam alone; m-overlay and d-overlay know theirs
+
+	IPAM IPAMConf `json:"ipam"`
+
+	RuntimeConfig struct {
+		IPs          []string      `json:"ips"`
+		MAC          string        `json:"mac"`
+		PortMappings []PortMapping `json:"portMappings"`
+	} `json:"runtimeConfig"`
+
+	Args struct {
+		CNI struct {
+			IPs []string `json:"ips"`
+		} `json:"cni"`
+		Mesos struct {
+			NetworkInfo *MesosNetworkInfo `json:"network_info"`
+		} `json:"org.apache.mesos"`
+	} `json:"args"`
+
+	PrevResult json.RawMessage `json:"prevResult"`
+
+	// The two spellings of GC's list; nil when the key is absent, which is not
+	// the same as an empty list.
+	ValidAttachments       *[]ValidAttachment `json:"cni.dev/valid-attachments"`
+	LegacyValidAttachments *[]ValidAttachment `json:"cni.dev/attachments"`
+}
+
+// IPAMConf is the "ipam" object. Under a main plugin that is not ours (bridge,
+// ptp, ...) the keys of overlay-ipam may stand here instead of at the top.
+type IPAMConf struct {
+	Type    string `json:"type"`
+	Overlay string `json:"overlay"`
+	RunDir  string `json:"runDir"`
+	Half    Half   `json:"half"`
+}
+
+// PortMapping is one entry of the portMappings capability.
+type PortMapping struct {
+	HostPort      int    `json:"hostPort"`
+	ContainerPort int    `json:"containerPort"`
+	Protocol      string `json:"protocol"`
+	HostIP        string `json:"hostIP,omitempty"`
+}
+
+// MesosNetworkInfo is the NetworkInfo message Mesos' network/cni isolator adds
+// under args."org.apache.mesos".network_info.
+type MesosNetworkInfo struct {
+	Name        string `json:"name"`
+	IPAddresses []struct {
+		Protocol  string `json:"protocol"`
+		IPAddress string `json:"ip_address"`
+	} `json:"ip_addresses"`
+	PortMappings []struct {
+		HostPort      int    `json:"host_port"`
+		ContainerPort int    `json:"container_port"`
+		Protocol      string `json:"protocol"`
+	} `json:"port_mappings"`
+}
+
+// ValidAttachment is one entry of GC's list.
+type ValidAttachment struct {
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifname"`
+}
+
+// OverlayName is the overlay the network belongs to.
+func (n NetConf) OverlayName() string { return firstOf(n.Overlay, n.IPAM.Overlay, n.Name) }
+
+// RunDirectory is where the agent publishes.
+func (n NetConf) RunDirectory() string { return firstOf(n.RunDir, n.IPAM.RunDir, DefaultRunDir) }
+
+// Hairpin reports whether a container may reach itself through the bridge.
+func (n NetConf) Hairpin() bool { return n.HairpinMode == nil || *n.HairpinMode }
+
+// StatePath is the published document the configuration points at.
+func (n NetConf) StatePath() string { return filepath.Join(n.RunDirectory(), StateFile) }
+
+// IPAMPath is the directory of the address stores.
+func (n NetConf) IPAMPath() string { return filepath.Join(n.RunDirectory(), IPAMDir) }
+
+func firstOf(s ...string) string {
+	for _, v := range s {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+// ParseAddrs reads addresses as runtimes write them: with or without a prefix
+// length.
+func ParseAddrs(in []string) ([]netip.Addr, error) {
+	var out []netip.Addr
+	for _, s := range in {
+		a, err := netip.ParseAddr(s)
+		if err != nil {
+			p, perr := netip.ParsePrefix(s)
+			if perr != nil {
+				return nil, fmt.Errorf("address %q: want 9.0.1.5 or 9.0.1.5/25", s)
+			}
+			a = p.Addr()
+		}
+		if a.Zone() != "" || a.Is4In6() {
+			return nil, fmt.Errorf("address %q: no zone and no IPv4-mapped form, please", s)
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}

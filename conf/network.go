@@ -1,0 +1,67 @@
+package conf
+
+import (
+	"net/netip"
+)
+
+// Network is the cluster configuration: the object under the key
+// dcos_overlay_network. The JSON form is what DC/OS serves as "network".
+// A Network that came from clusterfile.Load, or for which Validate returned no
+// problem, keeps every rule that Validate checks.
+type Network struct {
+	Overlays    []Overlay    `json:"overlays"`
+	VTEPMACOUI  string       `json:"vtep_mac_oui"` // as the operator wrote it
+	VTEPMTU     int          `json:"vtep_mtu,omitzero"`
+	VTEPSubnet  netip.Prefix `json:"vtep_subnet"`
+	VTEPSubnet6 netip.Prefix `json:"vtep_subnet6,omitzero"`
+}
+
+// Overlay is one named virtual network. At least one family is configured; in
+// each, Prefix is the length of an agent subnet cut from Subnet.
+type Overlay struct {
+	Enabled   *bool        `json:"enabled,omitempty"`  // nil: enabled, and not printed
+	Isolation bool         `json:"isolation,omitzero"` // no traffic from or to other overlays
+	Name      string       `json:"name"`
+	Prefix    int          `json:"prefix,omitzero"`
+	Prefix6   int          `json:"prefix6,omitzero"`
+	Subnet    netip.Prefix `json:"subnet,omitzero"`
+	Subnet6   netip.Prefix `json:"subnet6,omitzero"`
+}
+
+// IsEnabled reports whether new leases of this overlay are given out. An agent
+// that has one keeps it.
+func (o Overlay) IsEnabled() bool { return o.Enabled == nil || *o.Enabled }
+
+// OUI is the parsed VTEPMACOUI of a valid Network.
+func (n Network) OUI() MAC {
+	m, _ := ParseMAC(n.VTEPMACOUI)
+	return m
+}
+
+// Overlay returns the overlay of that name.
+func (n Network) Overlay(name string) (Overlay, bool) {
+	for _, o := range n.Overlays {
+		if o.Name == name {
+			return o, true
+		}
+	}
+	return Overlay{}, false
+}
+
+// HasIPv6 reports whether any overlay has an IPv6 subnet.
+func (n Network) HasIPv6() bool {
+	for _, o := range n.Overlays {
+		if o.Subnet6.IsValid() {
+			return true
+		}
+	}
+	return false
+}
+
+// Problem is one thing wrong with a configuration.
+type Problem struct {
+	Path string // overlays[1].prefix
+	Text string // what is wrong and what to do
+}
+
+func (p Problem) String() string { return p.Path + ": " + p.Text }

@@ -1,0 +1,124 @@
+package conf
+
+import "net/netip"
+
+// The JSON shapes of the two DC/OS endpoints, key for key. encoding/json prints
+// fields in the order of declaration, and DC/OS prints keys in byte order, so
+// the fields stand in the order of their keys.
+
+// MasterState is GET /overlay-master/state.
+type MasterState struct {
+	Agents  []MasterAgent `json:"agents,omitempty"` // in order of registration
+	Network Network       `json:"network"`
+}
+
+// MasterAgent is one agent in MasterState.
+type MasterAgent struct {
+	IP       netip.Addr     `json:"ip"`
+	Overlays []AgentOverlay `json:"overlays,omitempty"`
+}
+
+// AgentOverlay is one overlay on one agent.
+type AgentOverlay struct {
+	Backend      Backend        `json:"backend"`
+	DockerBridge *Bridge        `json:"docker_bridge,omitempty"`
+	Info         Overlay        `json:"info"`
+	MesosBridge  *Bridge        `json:"mesos_bridge,omitempty"`
+	State        *OverlayStatus `json:"state,omitempty"` // absent until the agent reported
+	Subnet       netip.Prefix   `json:"subnet,omitzero"`
+	Subnet6      netip.Prefix   `json:"subnet6,omitzero"`
+}
+
+// Bridge is one bridge. IP and IP6 are the network addresses of the half, as
+// DC/OS shows them; the bridge device itself has the Gateway of each.
+type Bridge struct {
+	IP   netip.Prefix `json:"ip,omitzero"`
+	IP6  netip.Prefix `json:"ip6,omitzero"`
+	Name string       `json:"name"`
+}
+
+// Backend is how an overlay reaches other hosts.
+type Backend struct {
+	VXLAN VXLAN `json:"vxlan"`
+}
+
+// VXLAN is the VTEP of a host.
+type VXLAN struct {
+	VNI      int          `json:"vni"`
+	VTEPIP   netip.Prefix `json:"vtep_ip"`
+	VTEPIP6  netip.Prefix `json:"vtep_ip6,omitzero"`
+	VTEPMAC  MAC          `json:"vtep_mac"`
+	VTEPMTU  int          `json:"vtep_mtu,omitzero"`
+	VTEPName string       `json:"vtep_name"`
+}
+
+// Bridge returns the overlay's bridge of that half, nil where there is none.
+func (o AgentOverlay) Bridge(h Half) *Bridge {
+	if h == Mesos {
+		return o.MesosBridge
+	}
+	return o.DockerBridge
+}
+
+// AgentOverlays renders a lease in DC/OS's shape. status may be nil; an overlay
+// it does not name gets no state.
+func (l Lease) AgentOverlays(status map[string]OverlayStatus) []AgentOverlay {
+	backend := Backend{VXLAN: VXLAN{
+		VNI: VNI, VTEPIP: l.VTEP.IP, VTEPIP6: l.VTEP.IP6,
+		VTEPMAC: l.VTEP.MAC, VTEPMTU: l.VTEP.MTU, VTEPName: VTEPName,
+	}}
+	var out []AgentOverlay
+	for _, g := range l.Grants {
+		o := AgentOverlay{Backend: backend, Info: g.Overlay, Subnet: g.Subnet, Subnet6: g.Subnet6}
+		if g.Subnet.IsValid() || g.Subnet6.IsValid() {
+			for _, h := range l.Bridges {
+				b := &Bridge{IP: h.Of(g.Subnet), IP6: h.Of(g.Subnet6), Name: h.Bridge(g.Overlay.Name)}
+				if h == Mesos {
+					o.MesosBridge = b
+				} else {
+					o.DockerBridge = b
+				}
+			}
+		}
+		if s, ok := status[g.Overlay.Name]; ok {
+			o.State = &s
+		}
+		out = append(out, o)
+	}
+	return out
+}
+
+// State is the document an agent publishes: <run-dir>/state.json, which the CNI
+// programs read, and GET /overlay-agent/overlay. It is DC/OS's shape with keys
+// of ours added.
+type State struct {
+	AgentID               string         `json:"agent_id"`
+	BootID                string         `json:"boot_id"` // of the boot in which it was written
+	ConfigurationAttempts int            `json:"configuration_attempts"`
+	CoolingSeconds        int            `json:"cooling_seconds"`
+	IP                    netip.Addr     `json:"ip"`
+	Lease                 LeaseState     `json:"lease"`
+	MTU                   int            `json:"mtu"` // of VTEP, bridges and container interfaces
+	Overlays              []AgentOverlay `json:"overlays,omitempty"`
+	Version               string         `json:"version"`
+}
+
+// LeaseState tells the CNI programs whether new containers may be attached.
+type LeaseState struct {
+	Epoch uint64 `json:"epoch"`
+	// ExpiresBoottime is the CLOCK_BOOTTIME, in nanoseconds, after which no
+	// address may be given out because the term (less a margin) has ended.
+	ExpiresBoottime int64 `json:"expires_boottime_ns"`
+	// Lost says why the lease no longer holds, if it does not.
+	Lost string `json:"lost,omitempty"`
+}
+
+// Overlay returns the overlay of that name.
+func (s State) Overlay(name string) (AgentOverlay, bool) {
+	for _, o := range s.Overlays {
+		if o.Info.Name == name {
+			return o, true
+		}
+	}
+	return AgentOverlay{}, false
+}

@@ -1,0 +1,101 @@
+// Package ipam is the address store of one host: one bbolt file per overlay on
+// tmpfs, <run-dir>/ipam/<overlay>.db, guarded by a blocking file mutex beside it
+// (bbolt's own lock polls every 50 ms and is unfair). It has one bucket per half
+// and every record carries the boot it was made in.
+//
+// A store is opened for one operation and closed again: the CNI programs are
+// separate processes, and nobody may keep the file from them.
+//
+// An address is free, in use by one attachment, or cooling (released, not yet
+// to be reused). Never-used addresses are handed out first, in order; after
+// that the one that has been free for longest. The cost does not depend on how
+// many are in use.
+package ipam
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"overlayd.internal/overlay/conf"
+)
+
+// Attachment is CNI's key of an address: one interface of one container in one
+// network.
+type Attachment struct {
+	Network     string `json:"network"`
+	ContainerID string `json:"container_id"`
+	IfName      string `json:"ifname"`
+}
+
+// Request asks for one address of each family that the half has.
+type Request struct {
+	Attachment
+	Half conf.Half
+	// Ranges are the half's prefixes, one per family: conf.Half.Of the agent subnets.
+	Ranges []netip.Prefix
+	// Want are addresses asked for by name, at most one per family. Each is
+	// granted or refused with a reason, never ignored.
+	Want []netip.Addr
+}
+
+// Allocation is the answer: addresses in the order of Request.Ranges.
+type Allocation struct {
+	Addrs []netip.Addr
+	// Existing: the attachment had these addresses already, so that whoever
+	// fails later must not release them.
+	Existing bool
+	// Flush are the addresses among Addrs that were taken before they had
+	// cooled. Conntrack may still know their last owner.
+	Flush []netip.Addr
+}
+
+// Record is one stored attachment.
+type Record struct {
+	Attachment
+	Half   conf.Half     `json:"half"`
+	Addrs  []netip.Addr  `json:"addrs"`
+	BootID string        `json:"boot_id"`
+	Since  time.Duration `json:"since"` // CLOCK_BOOTTIME of the allocation
+}
+
+// Stats is how full a half is, per family.
+type Stats struct {
+	Range   netip.Prefix `json:"range"`
+	Total   uint64       `json:"total"` // addresses containers can get
+	Used    uint64       `json:"used"`
+	Cooling uint64       `json:"cooling"`
+	Early   uint64       `json:"early"` // times a cooling address was used before its time
+}
+
+// Free is what is neither used nor cooling.
+func (s Stats) Free() uint64 { return s.Total - s.Used - s.Cooling }
+
+// Errors a caller branches on.
+var (
+	// ErrBusy: the store could not be locked in time. Try again later.
+	ErrBusy = errors.New("address store is busy")
+	// ErrDamaged: the file cannot be trusted and was not touched.
+	ErrDamaged = errors.New("address store is damaged")
+)
+
+// ExhaustedError says that a half has no address left, neither free nor cooling.
+type ExhaustedError struct {
+	Overlay string
+	Half    conf.Half
+	Stats   Stats
+}
+
+func (e *ExhaustedError) Error() string {
+	return fmt.Sprintf("overlay %s: no address left in the %s half %s: %d used, %d cooling, %d in all; remove containers or give the overlay a shorter prefix",
+		e.Overlay, e.Half, e.Stats.Range, e.Stats.Used, e.Stats.Cooling, e.Stats.Total)
+}
+
+// UnavailableError says why an address asked for by name was refused.
+type UnavailableError struct {
+	Addr   netip.Addr
+	Reason string // "is in use by container X", "is the gateway", "is outside 9.0.1.0/25", ...
+}
+
+func (e *UnavailableError) Error() string { return fmt.Sprintf("address %s %s", e.Addr, e.Reason) }

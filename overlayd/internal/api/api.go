@@ -1,0 +1,94 @@
+// Package api is the wire between coordinator, agents and overlayctl: paths,
+// messages and the client. Plain HTTP and JSON, so that curl can speak it.
+package api
+
+import (
+	"net/netip"
+
+	"overlayd.internal/overlay/conf"
+)
+
+// Paths of the coordinator.
+const (
+	PathMasterState  = "/overlay-master/state"         // GET conf.MasterState
+	PathAgentsDelete = "/overlay-master/agents/delete" // POST DeleteRequest -> conf.MasterState
+	PathRegister     = "/v1/register"                  // POST RegisterRequest -> conf.Lease
+	PathStatus       = "/v1/status"                    // POST StatusReport -> 204
+	PathWatch        = "/v1/watch"                     // GET ?agent=ID&revision=N -> stream of PeerEvent, one a line
+	PathAgents       = "/v1/agents"                    // GET []Agent
+	PathOverlays     = "/v1/overlays"                  // GET []Overlay
+	PathHealth       = "/healthz"
+	PathReady        = "/readyz"
+)
+
+// Paths of the agent, on <run-dir>/overlayd.sock and --listen.
+const (
+	PathAgentOverlay  = "/overlay-agent/overlay"  // GET conf.State
+	PathAgentOverlays = "/overlay-agent/overlays" // the same; the name in DC/OS's documentation
+)
+
+// RegisterRequest asks for a lease, or renews the one the agent has. It may be
+// repeated: the same agent id gets the same answer.
+type RegisterRequest struct {
+	AgentID string      `json:"agent_id"`
+	AgentIP netip.Addr  `json:"agent_ip"`
+	Bridges []conf.Half `json:"bridges"` // empty: no bridges
+	Version string      `json:"version"`
+}
+
+// StatusReport is what an agent has made of its lease, by overlay name.
+type StatusReport struct {
+	AgentID  string                        `json:"agent_id"`
+	Overlays map[string]conf.OverlayStatus `json:"overlays"`
+}
+
+// PeerEvent is one line of the watch. The first line of a stream is a snapshot
+// (Snapshot set, Put holds every peer) unless the coordinator still knows what
+// happened since the revision asked for. An empty event is a heartbeat. The
+// watching agent's own lease is among the peers; the agent leaves it out.
+type PeerEvent struct {
+	Revision uint64      `json:"revision"`
+	Snapshot bool        `json:"snapshot,omitempty"`
+	Put      []conf.Peer `json:"put,omitempty"`
+	Delete   []string    `json:"delete,omitempty"` // agent ids
+	// Register asks the agent to register again: its lease has changed.
+	Register bool `json:"register,omitempty"`
+}
+
+// Agent is one row of PathAgents.
+type Agent struct {
+	conf.Lease
+	Version    string                        `json:"version"`
+	Status     map[string]conf.OverlayStatus `json:"status,omitempty"`
+	Connected  bool                          `json:"connected"`            // it watches right now
+	Superseded string                        `json:"superseded,omitempty"` // id of the agent that has its IP now
+}
+
+// Overlay is one row of PathOverlays.
+type Overlay struct {
+	conf.Overlay
+	Configured bool  `json:"configured"` // false: stored leases of an overlay the configuration no longer has
+	Leases     int   `json:"leases"`
+	Pool       *Pool `json:"pool,omitempty"`
+	Pool6      *Pool `json:"pool6,omitempty"`
+}
+
+// Pool is how full a pool of agent subnets is.
+type Pool struct {
+	Total uint64 `json:"total"` // capped at 2^62
+	Used  uint64 `json:"used"`
+}
+
+// DeleteRequest names agents, by IP as in DC/OS or by agent id, whose leases
+// are given back.
+type DeleteRequest struct {
+	Agents []string `json:"agents"`
+}
+
+// Error is the body of every answer that is not 2xx.
+type Error struct {
+	Code    int    `json:"-"` // the HTTP status
+	Message string `json:"error"`
+}
+
+func (e *Error) Error() string { return e.Message }
