@@ -1,0 +1,24 @@
+# Verbs; each is one script. A bare `make` lists them.
+
+.PHONY: help setup build demo test lint clean
+
+help: ## list the verbs
+	@sed -n 's/^\([a-z]*\): ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## install what is missing on this Debian machine and build the tools (root)
+	@scripts/setup
+
+build: ## static binaries into bin/
+	@scripts/build
+
+demo: ## a coordinator, three hosts and containers that talk, on this machine (root); KEEP=1 leaves it up, CLEAN=1 removes it
+	@KEEP="$(KEEP)" CLEAN="$(CLEAN)" scripts/demo
+
+test: ## everything CI checks: setup, build, lint, all tests (root)
+	@scripts/test
+
+lint: ## gofmt, go vet, staticcheck, the layer rules
+	@scripts/lint
+
+clean: ## remove what the other verbs built
+	@scripts/clean
