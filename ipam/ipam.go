@@ -13,6 +13,9 @@
 package ipam
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -28,6 +31,27 @@ type Attachment struct {
 	ContainerID string `json:"container_id"`
 	IfName      string `json:"ifname"`
 }
+
+// Key is a short, fixed-size stand-in for an attachment.
+type Key [16]byte
+
+// String is the key in lower case hex, 32 digits.
+func (k Key) String() string { return hex.EncodeToString(k[:]) }
+
+// Key is the first half of the sha256 of the three names, each behind its
+// length, so that no two attachments share a text.
+func (a Attachment) Key() Key {
+	b := make([]byte, 0, 128)
+	for _, s := range [...]string{a.Network, a.ContainerID, a.IfName} {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(s)))
+		b = append(b, s...)
+	}
+	sum := sha256.Sum256(b)
+	return Key(sum[:16])
+}
+
+// String is network/container/interface, for messages.
+func (a Attachment) String() string { return a.Network + "/" + a.ContainerID + "/" + a.IfName }
 
 // Request asks for one address of each family that the half has.
 type Request struct {
