@@ -1,0 +1,427 @@
+// Command demo shows the overlay at work on one machine: a coordinator, a host
+// without bridges, two agents, containers on both halves of two overlays, and
+// the proof that all of them talk. Every host is a network namespace; nothing
+// of the machine itself is changed.
+//
+// It runs the real programs in -bin and is started from the top of the tree
+// (make demo).
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"overlayd.internal/overlay/integration/lab"
+)
+
+func main() {
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run returns the exit status: 0 when every check passed, 1 when not, 2 for
+// wrong usage, 130 when it was interrupted.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	keep := flags.Bool("keep", false, "leave everything up at the end")
+	clean := flags.Bool("clean", false, "remove what -keep left, and do nothing else")
+	bin := flags.String("bin", "bin", "`directory` of the programs; cnitool is in its tools/")
+	config := flags.String("config", "conf/examples/overlay.yaml", "cluster configuration `file`")
+	state := flags.String("state", "integration/testdata/seed-state.json", "`file` with the state the coordinator must show")
+	if err := flags.Parse(args); err != nil || flags.NArg() > 0 {
+		return 2
+	}
+
+	d := &demo{out: stdout, start: time.Now(), keep: *keep, bin: *bin}
+	var err error
+	if *clean {
+		err = d.clean(ctx)
+	} else {
+		err = d.show(ctx, *config, *state)
+	}
+	switch {
+	case ctx.Err() != nil:
+		fmt.Fprintln(stderr, "demo: interrupted; everything is removed")
+		return 130
+	case err != nil:
+		fmt.Fprintln(stderr, "demo:", err)
+		return 1
+	case len(d.failed) > 0:
+		fmt.Fprintf(stdout, "\ndemo: %d of %d checks FAILED\n", len(d.failed), d.passed+len(d.failed))
+		for _, f := range d.failed {
+			fmt.Fprintln(stdout, "  -", f)
+		}
+		return 1
+	case !*clean:
+		fmt.Fprintf(stdout, "demo: %d checks passed\n", d.passed)
+	}
+	return 0
+}
+
+type demo struct {
+	out    io.Writer
+	bin    string
+	start  time.Time
+	keep   bool
+	passed int
+	failed []string
+}
+
+// check counts one check.
+func (d *demo) check(what string, err error) {
+	if err != nil {
+		d.failed = append(d.failed, fmt.Sprintf("%s: %v", what, err))
+		return
+	}
+	d.passed++
+}
+
+// step runs f and prints when it ended, how long it took and what it says.
+func (d *demo) step(f func() (string, error)) error {
+	start := time.Now()
+	what, err := f()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(d.out, "%7.2fs  %6.3fs  %s\n", time.Since(d.start).Seconds(), time.Since(start).Seconds(), what)
+	return nil
+}
+
+const topology = `
+                        underlay 172.17.0.0/16, fd00:172:17::/64
+   ┌─────────────────────────┬─────────────────────────┬──────────────────────┐
+   │ .2                      │ .4                      │ .3                   │ .200
+ ┌─┴────────────────┐  ┌─────┴────────────┐  ┌─────────┴────────┐  ┌──────────┴──────┐
+ │ master           │  │ agent1           │  │ agent2           │  │ outside         │
+ │ coordinator      │  │ agent            │  │ agent            │  │ knows no overlay│
+ │ agent, no bridges│  │                  │  │                  │  └─────────────────┘
+ │ vtep1024         │  │ vtep1024         │  │ vtep1024         │
+ └──────────────────┘  │ m-dcos   d-dcos  │  │ m-dcos   d-dcos  │   VXLAN 1024, UDP 64000,
+                       │ m-dcos6  d-dcos6 │  │ m-dcos6  d-dcos6 │   between every two hosts
+                       │ 8 containers     │  │ 4 containers     │
+                       └──────────────────┘  └──────────────────┘
+
+   done at     took  step
+`
+
+func (d *demo) show(ctx context.Context, configFile, stateFile string) (err error) {
+	config, err := os.ReadFile(configFile)
+	if err != nil {
+		return fmt.Errorf("%w (the demo starts from the top of the tree; make demo does)", err)
+	}
+	want, err := os.ReadFile(stateFile)
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(d.out, topology)
+	var s *lab.Seed
+	err = d.step(func() (string, error) {
+		s, err = lab.NewSeed(ctx, lab.Options{Bin: d.bin, CNITool: filepath.Join(d.bin, "tools", "cnitool"), Keep: d.keep}, string(config))
+		return "made the underlay and four machines, as network namespaces", err
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil || len(d.failed) > 0 {
+			s.Logs(d.out, 15)
+		}
+		err = errors.Join(err, s.Close())
+		if err == nil && !d.keep {
+			err = d.step(func() (string, error) { return "removed everything", left(s.Name) })
+		}
+		fmt.Fprintln(d.out)
+	}()
+
+	if err := d.up(ctx, s); err != nil {
+		return err
+	}
+	if err := d.state(ctx, s, want); err != nil {
+		return err
+	}
+	if err := d.attach(ctx, s); err != nil {
+		return err
+	}
+	if err := d.traffic(ctx, s); err != nil {
+		return err
+	}
+	if d.keep {
+		d.lookAround(s)
+		return nil
+	}
+	return d.down(ctx, s)
+}
+
+// up starts coordinator and agents in the order of the seed's state.
+func (d *demo) up(ctx context.Context, s *lab.Seed) error {
+	err := d.step(func() (string, error) {
+		err := s.StartCoordinator(ctx)
+		return "coordinator ready on the master", err
+	})
+	if err != nil {
+		return err
+	}
+	for _, h := range s.Hosts() {
+		err := d.step(func() (string, error) {
+			if err := s.StartAgent(h); err != nil {
+				return "", err
+			}
+			err := h.WaitRegistered(ctx, s.Coordinator)
+			return fmt.Sprintf("agent %s has leased its subnets and set them up", h.IP), err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return d.step(func() (string, error) { return "every host knows the way to every other", s.WaitMesh(ctx) })
+}
+
+func (d *demo) state(ctx context.Context, s *lab.Seed, want []byte) error {
+	got, err := s.Coordinator.Get(ctx, "/overlay-master/state")
+	if err != nil {
+		return err
+	}
+	diff := lab.DiffState(got, want)
+	if diff != "" {
+		err = fmt.Errorf("not the expected one (-want +got):\n%s", diff)
+	}
+	d.check("state JSON", err)
+	var pretty bytes.Buffer
+	if err := json.Indent(&pretty, got, "  ", "  "); err != nil {
+		return err
+	}
+	fmt.Fprintf(d.out, "\n  GET %s/overlay-master/state\n  %s\n\n", s.Coordinator.URL, bytes.TrimSpace(pretty.Bytes()))
+	return nil
+}
+
+// attach runs the CNI programs: one step per container.
+func (d *demo) attach(ctx context.Context, s *lab.Seed) error {
+	for _, p := range lab.Placements() {
+		err := d.step(func() (string, error) {
+			c, err := s.Place(ctx, p)
+			d.check("attach "+p.Name, err)
+			if err != nil {
+				return "", err
+			}
+			how := "m-overlay, called as Mesos does"
+			if p.Half == lab.Docker {
+				how = "d-overlay, called by cnitool"
+			}
+			return fmt.Sprintf("%-16s has %-24s (%s)", c.Short, c.Addrs[0], how), nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return s.Serve(ctx, s.Master.Netns)
+}
+
+func (d *demo) traffic(ctx context.Context, s *lab.Seed) error {
+	pairs, err := s.Pairs()
+	if err != nil {
+		return err
+	}
+	var results []lab.Result
+	err = d.step(func() (string, error) {
+		results = lab.CheckPairs(ctx, pairs)
+		return fmt.Sprintf("%d pairs: 3 pings each, then %d KiB over TCP there and back, compared", len(pairs), results[0].Bytes>>10), ctx.Err()
+	})
+	if err != nil {
+		return err
+	}
+	for _, r := range results {
+		d.check(fmt.Sprintf("%s %s -> %s %s (%s)", r.From.Name, r.From.Addr, r.To.Name, r.To.Addr, r.Kind), r.Err)
+	}
+	d.matrix("IPv4, overlay dcos", results, func(r lab.Result) bool { return r.To.Addr.Is4() })
+	d.matrix("IPv6, overlay dcos6", results, func(r lab.Result) bool { return r.To.Addr.Is6() })
+	d.kinds(results)
+	return nil
+}
+
+// matrix prints the round trips from each endpoint (row) to each (column).
+func (d *demo) matrix(title string, results []lab.Result, of func(lab.Result) bool) {
+	var rows, cols []string
+	addr := map[string]string{}
+	cell := map[[2]string]string{}
+	for _, r := range results {
+		if !of(r) {
+			continue
+		}
+		for _, e := range []struct {
+			names *[]string
+			lab.Endpoint
+		}{{&rows, r.From}, {&cols, r.To}} {
+			if !slices.Contains(*e.names, e.Name) {
+				*e.names = append(*e.names, e.Name)
+			}
+			addr[e.Name] = e.Addr.String()
+		}
+		cell[[2]string{r.From.Name, r.To.Name}] = fmt.Sprintf("%.3f", float64(r.RTT.Microseconds())/1000)
+		if r.Err != nil {
+			cell[[2]string{r.From.Name, r.To.Name}] = "FAILED"
+		}
+	}
+	fmt.Fprintf(d.out, "\n  %s: round trip in ms from (row) to (column)\n\n", title)
+	w := tabwriter.NewWriter(d.out, 0, 0, 2, ' ', 0)
+	head := make([]string, len(cols))
+	for i := range cols {
+		head[i] = fmt.Sprintf("[%d]", i+1)
+	}
+	fmt.Fprintf(w, "\t\t\t%s\n", strings.Join(head, "\t"))
+	for _, row := range append(slices.Clone(cols), without(rows, cols)...) {
+		n := ""
+		if i := slices.Index(cols, row); i >= 0 {
+			n = head[i]
+		}
+		fmt.Fprintf(w, "  %s\t%s\t%s", n, row, addr[row])
+		for _, col := range cols {
+			c := cell[[2]string{row, col}]
+			if c == "" {
+				c = "-"
+			}
+			fmt.Fprintf(w, "\t%s", c)
+		}
+		fmt.Fprintln(w)
+	}
+	w.Flush()
+}
+
+func without(all, less []string) (out []string) {
+	for _, s := range all {
+		if !slices.Contains(less, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// kinds prints one line per kind of pair.
+func (d *demo) kinds(results []lab.Result) {
+	var kinds []string
+	by := map[string][]lab.Result{}
+	for _, r := range results {
+		if by[r.Kind] == nil {
+			kinds = append(kinds, r.Kind)
+		}
+		by[r.Kind] = append(by[r.Kind], r)
+	}
+	fmt.Fprintln(d.out)
+	w := tabwriter.NewWriter(d.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "  pairs\tpassed\tmedian round trip")
+	for _, k := range kinds {
+		var rtt []time.Duration
+		for _, r := range by[k] {
+			if r.Err == nil {
+				rtt = append(rtt, r.RTT)
+			}
+		}
+		median := "-"
+		if slices.Sort(rtt); len(rtt) > 0 {
+			median = fmt.Sprintf("%.3f ms", float64(rtt[len(rtt)/2].Microseconds())/1000)
+		}
+		fmt.Fprintf(w, "  %s\t%d of %d\t%s\n", k, len(rtt), len(by[k]), median)
+	}
+	w.Flush()
+	fmt.Fprintln(d.out)
+}
+
+// down detaches the containers, checks that nothing of them stays, and stops
+// the daemons.
+func (d *demo) down(ctx context.Context, s *lab.Seed) error {
+	err := d.step(func() (string, error) {
+		for _, c := range s.Containers {
+			d.check("detach "+c.Short, c.Del(ctx))
+		}
+		for _, h := range s.Agents {
+			ports, err := h.BridgePorts(ctx)
+			if err == nil && len(ports) > 0 {
+				err = fmt.Errorf("left over: %s", strings.Join(ports, ", "))
+			}
+			d.check("ports of the bridges on "+h.Name, err)
+		}
+		return "detached the containers", ctx.Err()
+	})
+	if err != nil {
+		return err
+	}
+	return d.step(func() (string, error) {
+		for _, h := range s.Hosts() {
+			d.check("stop the agent of "+h.Name, h.Proc.Stop())
+		}
+		d.check("stop the coordinator", s.Coordinator.Stop())
+		return "stopped agents and coordinator", nil
+	})
+}
+
+func (d *demo) lookAround(s *lab.Seed) {
+	fmt.Fprintf(d.out, `Everything is still up. To look around:
+
+  ip netns                                              # machines and containers: %[1]s-...
+  ip netns exec %[2]s ip -br address              # one host
+  ip netns exec %[2]s ip route; ip netns exec %[2]s bridge fdb show dev vtep1024
+  ip netns exec %[3]s ip address          # one container
+  ip netns exec %[3]s ping %[4]s
+  ip netns exec %[5]s %[6]s agents --coordinator %[7]s
+  ls -R %[8]s                                       # state, stores, CNI files and logs of every host
+
+To remove it: make demo CLEAN=1
+
+`, s.Name, s.Agents[0].Name, s.Containers[0].Name, firstPeer(s), s.Master.Name, "bin/overlayctl", s.Coordinator.URL, s.Dir)
+}
+
+// firstPeer is the address of a container of the first one's overlay on the
+// other host.
+func firstPeer(s *lab.Seed) string {
+	for _, c := range s.Containers {
+		if c.Overlay == s.Containers[0].Overlay && c.Host != s.Containers[0].Host {
+			return c.Addr().String()
+		}
+	}
+	return ""
+}
+
+func (d *demo) clean(ctx context.Context) error {
+	names, err := lab.Kept()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := lab.Remove(ctx, name); err != nil {
+			return err
+		}
+		fmt.Fprintln(d.out, "removed", name)
+	}
+	if len(names) == 0 {
+		fmt.Fprintln(d.out, "nothing to remove")
+	}
+	return nil
+}
+
+// left says what a removed lab left behind.
+func left(name string) error {
+	entries, err := os.ReadDir("/run/netns")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), name+"-") {
+			return fmt.Errorf("namespace %s is still there", e.Name())
+		}
+	}
+	return nil
+}

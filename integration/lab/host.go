@@ -1,0 +1,304 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// CoordinatorPort is where the lab's coordinator listens.
+const CoordinatorPort = 6440
+
+// Host is a node with directories of its own, on which an agent runs.
+type Host struct {
+	*Node
+	Lab  *Lab
+	Dir  string // parent of the others
+	Proc *Proc  // the agent, once started
+
+	RunDir, StateDir, CNIConfDir, UCRConfDir string
+	cniCache                                 string
+}
+
+// Host makes a node and its directories; see Node.
+func (l *Lab) Host(ctx context.Context, name string, n byte) (*Host, error) {
+	node, err := l.Node(ctx, name, n)
+	if err != nil {
+		return nil, err
+	}
+	h := &Host{Node: node, Lab: l, Dir: filepath.Join(l.Dir, name)}
+	for p, sub := range map[*string]string{
+		&h.RunDir: "run", &h.StateDir: "state", &h.CNIConfDir: "net.d", &h.UCRConfDir: "ucr", &h.cniCache: "cni-cache",
+	} {
+		*p = filepath.Join(h.Dir, sub)
+		if err := os.MkdirAll(*p, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	return h, nil
+}
+
+// Coordinator is a running coordinator.
+type Coordinator struct {
+	*Proc
+	node *Node
+	URL  string
+	argv []string
+	lab  *Lab
+}
+
+// StartCoordinator starts a coordinator on a node and waits until it is ready.
+// Its store survives a restart.
+func (l *Lab) StartCoordinator(ctx context.Context, n *Node, config string) (*Coordinator, error) {
+	dir := filepath.Join(l.Dir, "coordinator")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	file := filepath.Join(dir, "overlay.yaml")
+	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
+		return nil, err
+	}
+	c := &Coordinator{node: n, lab: l, URL: fmt.Sprintf("http://%s:%d", n.IP, CoordinatorPort)}
+	c.argv = []string{
+		filepath.Join(l.Bin, "overlayd"), "coordinator", "--insecure", "--config", file,
+		"--listen", fmt.Sprintf("[::]:%d", CoordinatorPort),
+		"--store", "bbolt:" + filepath.Join(dir, "coordinator.db"), "--state-dir", dir,
+	}
+	return c, c.Restart(ctx)
+}
+
+// Restart starts the coordinator again after Kill or Stop and waits until it is
+// ready.
+func (c *Coordinator) Restart(ctx context.Context) (err error) {
+	if c.Proc, err = c.lab.Start(c.node.Netns, "coordinator", c.argv...); err != nil {
+		return err
+	}
+	return Wait(ctx, "the coordinator to be ready", 20*time.Second, func() error {
+		_, err := c.Get(ctx, "/readyz")
+		return err
+	})
+}
+
+// Get fetches one of the coordinator's pages.
+func (c *Coordinator) Get(ctx context.Context, path string) ([]byte, error) {
+	return c.node.Get(ctx, c.URL+path)
+}
+
+// Get fetches a page from inside the namespace.
+func (n *Netns) Get(ctx context.Context, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	res, err := n.HTTP().Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("GET %s: %s: %s", url, res.Status, b)
+	}
+	return b, err
+}
+
+// MasterState is what the tests read of GET /overlay-master/state.
+type MasterState struct {
+	Agents []struct {
+		IP       netip.Addr
+		Overlays []OverlayState
+	}
+}
+
+// OverlayState is one overlay of an agent, in the coordinator's state and in
+// the document the agent publishes.
+type OverlayState struct {
+	Backend struct {
+		VXLAN struct {
+			VTEPIP  netip.Prefix `json:"vtep_ip"`
+			VTEPIP6 netip.Prefix `json:"vtep_ip6"`
+		}
+	}
+	Info            struct{ Name string }
+	State           struct{ Status, Error string }
+	Subnet, Subnet6 netip.Prefix
+}
+
+// State reads GET /overlay-master/state.
+func (c *Coordinator) State(ctx context.Context) (s MasterState, err error) {
+	b, err := c.Get(ctx, "/overlay-master/state")
+	if err != nil {
+		return s, err
+	}
+	return s, json.Unmarshal(b, &s)
+}
+
+// StartAgent starts the host's agent. Arguments are added to those that place
+// it in the lab; of a flag given twice the last counts.
+func (h *Host) StartAgent(coordinator string, args ...string) (err error) {
+	argv := append([]string{
+		filepath.Join(h.Lab.Bin, "overlayd"), "agent", "--insecure", "--coordinator", coordinator,
+		"--agent-ip", h.IP.String(), "--listen", "",
+		"--run-dir", h.RunDir, "--state-dir", h.StateDir, "--cni-conf-dir", h.CNIConfDir, "--ucr-conf-dir", h.UCRConfDir,
+		"--cni-bin-dir", h.Lab.Bin,
+	}, args...)
+	h.Proc, err = h.Lab.Start(h.Netns, "agent-"+filepath.Base(h.Dir), argv...)
+	return err
+}
+
+// WaitRegistered waits until the coordinator shows the host with every overlay
+// STATUS_OK.
+func (h *Host) WaitRegistered(ctx context.Context, c *Coordinator) error {
+	return Wait(ctx, fmt.Sprintf("agent %s to be STATUS_OK", h.IP), 20*time.Second, func() error {
+		s, err := c.State(ctx)
+		if err != nil {
+			return err
+		}
+		for _, a := range s.Agents {
+			if a.IP != h.IP {
+				continue
+			}
+			for _, o := range a.Overlays {
+				if o.State.Status != "STATUS_OK" {
+					return fmt.Errorf("overlay %s: %q %s", o.Info.Name, o.State.Status, o.State.Error)
+				}
+			}
+			if len(a.Overlays) > 0 {
+				return nil
+			}
+		}
+		return h.alive(errors.New("not registered"))
+	})
+}
+
+// alive adds to err that the agent has ended, if it has.
+func (h *Host) alive(err error) error {
+	if h.Proc != nil && h.Proc.Fate() != "running" {
+		return fmt.Errorf("%w; the agent has ended: %s", err, h.Proc.Fate())
+	}
+	return err
+}
+
+// Published reads the document the agent publishes.
+func (h *Host) Published() (s struct {
+	IP       netip.Addr
+	MTU      int
+	Overlays []OverlayState
+}, err error) {
+	b, err := os.ReadFile(filepath.Join(h.RunDir, "state.json"))
+	if err != nil {
+		return s, err
+	}
+	return s, json.Unmarshal(b, &s)
+}
+
+// VTEP returns the VTEP addresses the agent published; the zero Addr for a
+// family it does not have.
+func (h *Host) VTEP() (v4, v6 netip.Addr, err error) {
+	s, err := h.Published()
+	if err != nil || len(s.Overlays) == 0 {
+		return v4, v6, errors.Join(err, h.alive(errors.New("no overlay published")))
+	}
+	v := s.Overlays[0].Backend.VXLAN
+	return v.VTEPIP.Addr(), v.VTEPIP6.Addr(), nil
+}
+
+// BridgePorts are the names of the links on the host's bridges: one for each
+// attached container.
+func (h *Host) BridgePorts(ctx context.Context) ([]string, error) {
+	out, err := h.Run(ctx, "ip", "-json", "link", "show", "type", "veth")
+	if err != nil {
+		return nil, err
+	}
+	var links []struct{ IfName, Master string }
+	if err := json.Unmarshal([]byte(out), &links); err != nil {
+		return nil, fmt.Errorf("%s: ip -json link: %w", h.Name, err)
+	}
+	var ports []string
+	for _, l := range links {
+		if l.IfName != "eth0" { // the underlay
+			ports = append(ports, l.IfName)
+		}
+	}
+	return ports, nil
+}
+
+// WaitMesh waits until every host has what it needs to reach every agent subnet
+// of every other: the kernel picks the VTEP for its first address, and knows the
+// next hop's MAC and where that MAC lives.
+func WaitMesh(ctx context.Context, hosts ...*Host) error {
+	for _, h := range hosts {
+		for _, to := range hosts {
+			if h == to {
+				continue
+			}
+			err := Wait(ctx, fmt.Sprintf("%s to reach the subnets of %s", h.Name, to.Name), 20*time.Second, func() error {
+				s, err := to.Published()
+				if err != nil {
+					return to.alive(err)
+				}
+				for _, o := range s.Overlays {
+					for _, p := range []netip.Prefix{o.Subnet, o.Subnet6} {
+						if !p.IsValid() {
+							continue
+						}
+						if err := h.viaVTEP(ctx, p.Addr().Next()); err != nil {
+							return h.alive(err)
+						}
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (h *Host) viaVTEP(ctx context.Context, to netip.Addr) error {
+	route, err := h.Run(ctx, "ip", "route", "get", to.String())
+	if err != nil {
+		return err
+	}
+	f := strings.Fields(route)
+	hop := field(f, "via")
+	if field(f, "dev") != "vtep1024" || hop == "" {
+		return fmt.Errorf("the route is %q", strings.TrimSpace(route))
+	}
+	neigh, err := h.Run(ctx, "ip", "neigh", "show", "to", hop, "dev", "vtep1024")
+	if err != nil {
+		return err
+	}
+	mac := field(strings.Fields(neigh), "lladdr")
+	if mac == "" {
+		return fmt.Errorf("no neighbour %s on vtep1024", hop)
+	}
+	fdb, err := h.Run(ctx, "bridge", "fdb", "show", "dev", "vtep1024")
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(fdb, mac) {
+		return fmt.Errorf("no forwarding entry for %s on vtep1024", mac)
+	}
+	return nil
+}
+
+// field returns the word after key.
+func field(words []string, key string) string {
+	for i, w := range words[:max(0, len(words)-1)] {
+		if w == key {
+			return words[i+1]
+		}
+	}
+	return ""
+}
