@@ -106,6 +106,8 @@ type State struct {
 // LeaseState tells the CNI programs whether new containers may be attached.
 type LeaseState struct {
 	Epoch uint64 `json:"epoch"`
+	// Error says why the lease could not be renewed. It holds until it expires.
+	Error string `json:"error,omitempty"`
 	// ExpiresBoottime is the CLOCK_BOOTTIME, in nanoseconds, after which no
 	// address may be given out because the term (less a margin) has ended.
 	ExpiresBoottime int64 `json:"expires_boottime_ns"`
