@@ -1,0 +1,222 @@
+package ipam
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	filemutex "github.com/alexflint/go-filemutex"
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	maxFileSize = 256 << 20
+	// minFileSize is allocated at once and kept, so that addresses can be
+	// released when the file system is full: bbolt never writes in place.
+	minFileSize     = 128 << 10
+	keptQuarantines = 3
+	boltLockTimeout = time.Second
+)
+
+// lockFile waits for the lock at path. go-filemutex can only wait for ever, so
+// a goroutine does that; if the time is over first, the goroutine gives the
+// lock back as soon as it gets it.
+func lockFile(ctx context.Context, path string, timeout time.Duration) (*filemutex.FileMutex, error) {
+	m, err := filemutex.New(path)
+	if err != nil {
+		return nil, fmt.Errorf("open lock %s: %w", path, err)
+	}
+	switch err := m.TryLock(); {
+	case err == nil:
+		return m, nil
+	case err != filemutex.AlreadyLocked:
+		m.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	locked := make(chan error, 1)
+	go func() { locked <- m.Lock() }()
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	var why error
+	select {
+	case err := <-locked:
+		if err != nil {
+			m.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		return m, nil
+	case <-timer.C:
+		why = fmt.Errorf("lock %s: %w: another process has held it for %s", path, ErrBusy, timeout)
+	case <-ctx.Done():
+		why = fmt.Errorf("lock %s: %w: %w", path, ErrBusy, context.Cause(ctx))
+	}
+	go func() {
+		<-locked
+		m.Close()
+	}()
+	return nil, why
+}
+
+// A database is an open bbolt file. bbolt panics on some kinds of damage, in
+// its own transactions too, and cannot be closed after that: its locks stay
+// taken. Then only the file is closed, which also ends bbolt's flock.
+type database struct {
+	db   *bolt.DB
+	file *os.File
+	dead bool // after a panic or a fault
+}
+
+func openDatabase(path string) (*database, error) {
+	d := &database{}
+	err := d.guard(func() (err error) {
+		d.db, err = bolt.Open(path, 0o600, &bolt.Options{
+			Timeout:      boltLockTimeout,
+			FreelistType: bolt.FreelistMapType,
+			PageSize:     pageSize,
+			MaxSize:      maxFileSize,
+			NoStatistics: true,
+			OpenFile: func(name string, flag int, perm os.FileMode) (f *os.File, err error) {
+				d.file, err = os.OpenFile(name, flag|unix.O_NOFOLLOW, perm)
+				return d.file, err
+			},
+		})
+		return err
+	})
+	switch {
+	case err == nil:
+		return d, nil
+	case d.dead:
+		d.close()
+		return nil, err
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return nil, fmt.Errorf("open %s: %w: another program has it open", path, ErrBusy)
+	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
+		return nil, damagef("open %s: %w", path, err)
+	}
+	return nil, fmt.Errorf("open %s: %w", path, err)
+}
+
+// guard turns a panic or a fault in f into ErrDamaged.
+func (d *database) guard(f func() error) (err error) {
+	if d.dead {
+		return damagef("the file was given up")
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			d.dead = true
+			err = damagef("%v", r)
+		}
+	}()
+	return f()
+}
+
+func (d *database) update(f func(*bolt.Tx) error) error {
+	return d.guard(func() error { return d.db.Update(f) })
+}
+
+func (d *database) view(f func(*bolt.Tx) error) error {
+	return d.guard(func() error { return d.db.View(f) })
+}
+
+func (d *database) close() error {
+	if !d.dead {
+		if err := d.guard(d.db.Close); !d.dead {
+			return err
+		}
+	}
+	if d.file != nil {
+		return d.file.Close()
+	}
+	return nil
+}
+
+// quarantine moves a file that cannot be trusted out of the way and returns
+// its new name. The last few are kept.
+func quarantine(path string) (string, error) {
+	var kept []int
+	names, err := filepath.Glob(path + ".corrupt-*")
+	if err != nil {
+		return "", fmt.Errorf("set %s aside: %w", path, err)
+	}
+	for _, name := range names {
+		if n, err := strconv.Atoi(strings.TrimPrefix(name, path+".corrupt-")); err == nil {
+			kept = append(kept, n)
+		}
+	}
+	slices.Sort(kept)
+	next := 1
+	if len(kept) > 0 {
+		next = kept[len(kept)-1] + 1
+	}
+	to := fmt.Sprintf("%s.corrupt-%d", path, next)
+	if err := os.Rename(path, to); err != nil {
+		return "", fmt.Errorf("set %s aside: %w", path, err)
+	}
+	for _, n := range kept[:max(0, len(kept)-keptQuarantines+1)] {
+		// A directory somebody put in our place is not ours to empty.
+		_ = os.Remove(fmt.Sprintf("%s.corrupt-%d", path, n))
+	}
+	return to, nil
+}
+
+// create makes a complete store under a temporary name and moves it to its
+// place, so that a file of that name is never half made. Those who use the
+// file hold the lock.
+func create(path string, fill func(*bolt.Tx) error) error {
+	tmp := path + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("create %s: %w", path, err)
+	}
+	fail := func(err error) error {
+		os.Remove(tmp)
+		return fmt.Errorf("create %s: %w", path, err)
+	}
+	d, err := openDatabase(tmp)
+	if err != nil {
+		return fail(err)
+	}
+	err = d.update(fill)
+	if err == nil {
+		err = d.file.Chmod(0o600) // whatever the umask is
+	}
+	if err == nil {
+		// Not every file system can; then there is no reserve.
+		_ = unix.Fallocate(int(d.file.Fd()), 0, 0, minFileSize)
+	}
+	if cerr := d.close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fail(err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+// makeDir makes the directory of the stores, for us alone.
+func makeDir(dir string) error {
+	st, err := os.Stat(dir)
+	if err == nil && st.IsDir() {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil { // whatever the umask is
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
+	return nil
+}

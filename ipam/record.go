@@ -1,0 +1,270 @@
+package ipam
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"net/netip"
+	"time"
+
+	"overlayd.internal/overlay/conf"
+)
+
+// Every value in the file is sealed: one byte of format version, the payload,
+// and a CRC-32C over the bucket's name, the key and both. bbolt checks nothing
+// but its two meta pages, and a record that is well formed but stands at the
+// wrong key is as wrong as a flipped bit.
+
+const formatVersion = 1
+
+// The first byte of a key says what the entry is.
+const (
+	kindAttachment = 'a' // key of the attachment -> names, addresses, time
+	kindInUse      = 'u' // address -> key of the attachment
+	kindQueue      = 'q' // family, sequence number -> address, time of release
+	kindReleased   = 'c' // address -> sequence number in the queue
+	kindRange      = 'r' // prefix -> frontier and counters
+	kindSum        = 's' // (alone) -> digest of all the others
+	kindBoot       = 'b' // (alone, in bucketStore) -> boot id, time of a rebuild
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func checksum(bucket string, key, sealed []byte) uint32 {
+	sum := crc32.Update(0, castagnoli, []byte(bucket))
+	sum = crc32.Update(sum, castagnoli, []byte{0, byte(len(key))})
+	sum = crc32.Update(sum, castagnoli, key)
+	return crc32.Update(sum, castagnoli, sealed)
+}
+
+func seal(bucket string, key, payload []byte) []byte {
+	b := make([]byte, 0, len(payload)+5)
+	b = append(b, formatVersion)
+	b = append(b, payload...)
+	return binary.BigEndian.AppendUint32(b, checksum(bucket, key, b))
+}
+
+// unseal returns the payload; it shares memory with v.
+func unseal(bucket string, key, v []byte) ([]byte, error) {
+	if len(v) < 5 {
+		return nil, damagef("record %s/%x has %d bytes", bucket, key, len(v))
+	}
+	body, sum := v[:len(v)-4], binary.BigEndian.Uint32(v[len(v)-4:])
+	if checksum(bucket, key, body) != sum {
+		return nil, damagef("record %s/%x: wrong checksum", bucket, key)
+	}
+	if body[0] != formatVersion {
+		return nil, fmt.Errorf("record %s/%x has format %d and this program knows %d; use the newer program", bucket, key, body[0], formatVersion)
+	}
+	return body[1:], nil
+}
+
+// fingerprint stands for one entry in the bucket's digest, which is the sum of
+// all fingerprints. The value's own checksum stands for the value.
+func fingerprint(key, v []byte) uint64 {
+	const offset, prime = 14695981039346656037, 1099511628211 // FNV-1a
+	h := uint64(offset)
+	for _, c := range key {
+		h = (h ^ uint64(c)) * prime
+	}
+	for _, c := range v[max(0, len(v)-4):] {
+		h = (h ^ uint64(c)) * prime
+	}
+	return h
+}
+
+func damagef(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{ErrDamaged}, args...)...)
+}
+
+// Keys.
+
+func attachmentKey(k Key) []byte { return append([]byte{kindAttachment}, k[:]...) }
+
+func addrKey(kind byte, a netip.Addr) []byte {
+	b := a.As16()
+	return append([]byte{kind}, b[:]...)
+}
+
+func family(a netip.Addr) byte {
+	if a.Is4() {
+		return 4
+	}
+	return 6
+}
+
+func queueKey(fam byte, seq uint64) []byte {
+	return binary.BigEndian.AppendUint64([]byte{kindQueue, fam}, seq)
+}
+
+func rangeKey(p netip.Prefix) []byte {
+	return append(addrKey(kindRange, p.Addr()), byte(p.Bits()), family(p.Addr()))
+}
+
+// keyAddr is the address in a key made by addrKey.
+func keyAddr(k []byte) (netip.Addr, error) {
+	if len(k) != 17 {
+		return netip.Addr{}, damagef("key %x has %d bytes", k, len(k))
+	}
+	return netip.AddrFrom16([16]byte(k[1:])).Unmap(), nil
+}
+
+// Payloads. A reader remembers the first thing that does not fit.
+
+type reader struct {
+	b   []byte
+	bad bool
+}
+
+func (r *reader) take(n int) []byte {
+	if n > len(r.b) {
+		r.bad, r.b = true, nil
+		return make([]byte, n)
+	}
+	b := r.b[:n]
+	r.b = r.b[n:]
+	return b
+}
+
+func (r *reader) u64() uint64             { return binary.BigEndian.Uint64(r.take(8)) }
+func (r *reader) duration() time.Duration { return time.Duration(r.u64()) }
+func (r *reader) addr() netip.Addr        { return netip.AddrFrom16([16]byte(r.take(16))).Unmap() }
+func (r *reader) byte() byte              { return r.take(1)[0] }
+func (r *reader) text() string            { return string(r.take(int(binary.BigEndian.Uint16(r.take(2))))) }
+
+func (r *reader) end(what string) error {
+	if r.bad || len(r.b) > 0 {
+		return damagef("%s does not have the length it should", what)
+	}
+	return nil
+}
+
+func appendAddr(b []byte, a netip.Addr) []byte {
+	a16 := a.As16()
+	return append(b, a16[:]...)
+}
+
+func appendText(b []byte, s string) []byte {
+	return append(binary.BigEndian.AppendUint16(b, uint16(len(s))), s...)
+}
+
+func encodeRecord(r Record) []byte {
+	b := make([]byte, 0, 160)
+	b = appendText(b, r.Network)
+	b = appendText(b, r.ContainerID)
+	b = appendText(b, r.IfName)
+	b = appendText(b, r.BootID)
+	b = binary.BigEndian.AppendUint64(b, uint64(r.Since))
+	b = append(b, byte(len(r.Addrs)))
+	for _, a := range r.Addrs {
+		b = appendAddr(b, a)
+	}
+	return b
+}
+
+func decodeRecord(half conf.Half, key Key, payload []byte) (Record, error) {
+	r := reader{b: payload}
+	rec := Record{Half: half}
+	rec.Network, rec.ContainerID, rec.IfName, rec.BootID = r.text(), r.text(), r.text(), r.text()
+	rec.Since = r.duration()
+	for range r.byte() {
+		rec.Addrs = append(rec.Addrs, r.addr())
+	}
+	if err := r.end("attachment " + key.String()); err != nil {
+		return Record{}, err
+	}
+	if rec.Key() != key {
+		return Record{}, damagef("attachment %s is filed under %s", rec.Attachment, key)
+	}
+	return rec, nil
+}
+
+// A ticket is one entry of the queue of released addresses.
+type ticket struct {
+	key      []byte
+	addr     netip.Addr
+	released time.Duration
+}
+
+func encodeTicket(t ticket) []byte {
+	return binary.BigEndian.AppendUint64(appendAddr(nil, t.addr), uint64(t.released))
+}
+
+func decodeTicket(key, payload []byte) (ticket, error) {
+	r := reader{b: payload}
+	t := ticket{key: append([]byte(nil), key...), addr: r.addr(), released: r.duration()}
+	return t, r.end("released address")
+}
+
+// cooled reports whether the address has rested long enough.
+func (t ticket) cooled(now, cooling time.Duration) bool { return now-t.released >= cooling }
+
+// A span is what the store keeps about one prefix of the half.
+type span struct {
+	prefix      netip.Prefix
+	first, last netip.Addr // what containers can get, inclusive
+	frontier    netip.Addr // everything below was used before, or is in use
+	full        bool       // the frontier has passed last
+	used        uint64
+	early       uint64
+	changed     bool
+}
+
+func newSpan(p netip.Prefix) *span {
+	s := &span{prefix: p, first: conf.FirstContainer(p), last: conf.LastContainer(p)}
+	s.frontier = s.first
+	return s
+}
+
+func (s *span) contains(a netip.Addr) bool {
+	return a.BitLen() == s.first.BitLen() && s.first.Compare(a) <= 0 && a.Compare(s.last) <= 0
+}
+
+// pass moves the frontier behind a.
+func (s *span) pass(a netip.Addr) {
+	s.changed = true
+	if a == s.last {
+		s.full = true
+		return
+	}
+	s.frontier = a.Next()
+}
+
+func (s *span) stats(cooling uint64) Stats {
+	return Stats{Range: s.prefix, Total: conf.Containers(s.prefix), Used: s.used, Cooling: cooling, Early: s.early}
+}
+
+func encodeSpan(s *span) []byte {
+	full := byte(0)
+	if s.full {
+		full = 1
+	}
+	b := append(appendAddr(nil, s.frontier), full)
+	b = binary.BigEndian.AppendUint64(b, s.used)
+	return binary.BigEndian.AppendUint64(b, s.early)
+}
+
+func decodeSpan(key, payload []byte) (*span, error) {
+	if len(key) != 19 {
+		return nil, damagef("range key %x has %d bytes", key, len(key))
+	}
+	addr := netip.AddrFrom16([16]byte(key[1:17]))
+	if key[18] == 4 {
+		addr = addr.Unmap()
+	}
+	p, err := addr.Prefix(int(key[17]))
+	if err != nil || p.Addr() != addr || conf.Containers(p) == 0 {
+		return nil, damagef("range key %x is not a range", key)
+	}
+	r := reader{b: payload}
+	s := newSpan(p)
+	s.frontier, s.full = r.addr(), r.byte() != 0
+	s.used, s.early = r.u64(), r.u64()
+	if err := r.end("range " + p.String()); err != nil {
+		return nil, err
+	}
+	if !s.contains(s.frontier) || s.used > conf.Containers(p) {
+		return nil, damagef("range %s: frontier %s, %d in use", p, s.frontier, s.used)
+	}
+	return s, nil
+}
