@@ -1,0 +1,303 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"overlayd.internal/overlay/conf"
+)
+
+const (
+	// RequestTimeout bounds one request to one coordinator.
+	RequestTimeout = 10 * time.Second
+	// HeartbeatInterval is how often a coordinator says something on a watch
+	// on which nothing happens.
+	HeartbeatInterval = 10 * time.Second
+	// WatchTimeout ends a watch on which nothing was heard, not even a heartbeat.
+	WatchTimeout = 3 * HeartbeatInterval
+)
+
+// maxErrorBody is how much of an answer that is no JSON of ours is read.
+const maxErrorBody = 64 << 10
+
+// errSilent is the cause of a watch that WatchTimeout ended.
+var errSilent = fmt.Errorf("nothing was heard from the coordinator for %s", WatchTimeout)
+
+// Client talks to a coordinator. It knows one or more URLs and stays with the
+// one that worked last; when that does not answer it tries the others in turn.
+// It is safe for concurrent use.
+//
+// An answer that says no is an *Error. It comes from a coordinator that is
+// alive, so the others are not asked, unless it is 502, 503 or 504.
+type Client struct {
+	urls []string
+	hc   *http.Client
+	good atomic.Uint32 // index of the URL that worked last
+}
+
+// NewClient checks the URLs (http or https, a host, nothing behind it) and
+// connects to nothing yet. hc may be nil; its Timeout must be zero, because a
+// watch has no end.
+func NewClient(urls []string, hc *http.Client) (*Client, error) {
+	if len(urls) == 0 {
+		return nil, errors.New("no coordinator URL given; want one such as http://10.0.0.1:6440")
+	}
+	if hc == nil {
+		hc = &http.Client{}
+	}
+	c := &Client{hc: hc}
+	for _, u := range urls {
+		base, err := checkURL(u)
+		if err != nil {
+			return nil, err
+		}
+		c.urls = append(c.urls, base)
+	}
+	return c, nil
+}
+
+// checkURL returns scheme://host of a coordinator URL.
+func checkURL(s string) (string, error) {
+	s = strings.TrimSpace(s)
+	fail := func(what string) (string, error) {
+		return "", fmt.Errorf("coordinator URL %q: %s; want one such as http://10.0.0.1:6440", s, what)
+	}
+	u, err := url.Parse(s)
+	switch {
+	case s == "":
+		return fail("empty")
+	case !strings.Contains(s, "://"):
+		return fail("the scheme is missing")
+	case err != nil:
+		var reason *url.Error
+		if errors.As(err, &reason) {
+			err = reason.Err
+		}
+		return fail(err.Error())
+	case u.Scheme != "http" && u.Scheme != "https":
+		return fail(fmt.Sprintf("scheme %q is neither http nor https", u.Scheme))
+	case u.Hostname() == "":
+		return fail("the host is missing")
+	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.Trim(u.Path, "/") != "":
+		return fail("nothing may stand beside scheme, host and port")
+	}
+	return u.Scheme + "://" + u.Host, nil
+}
+
+// URLs returns the coordinators the client knows.
+func (c *Client) URLs() []string { return append([]string(nil), c.urls...) }
+
+// Register asks for a lease or renews it.
+func (c *Client) Register(ctx context.Context, req RegisterRequest) (lease conf.Lease, err error) {
+	err = c.do(ctx, http.MethodPost, PathRegister, req, &lease)
+	return lease, err
+}
+
+// Report tells what the agent has made of its lease.
+func (c *Client) Report(ctx context.Context, report StatusReport) error {
+	return c.do(ctx, http.MethodPost, PathStatus, report, nil)
+}
+
+// State returns GET /overlay-master/state.
+func (c *Client) State(ctx context.Context) (state conf.MasterState, err error) {
+	err = c.do(ctx, http.MethodGet, PathMasterState, nil, &state)
+	return state, err
+}
+
+// Agents lists every agent that has a lease.
+func (c *Client) Agents(ctx context.Context) (agents []Agent, err error) {
+	err = c.do(ctx, http.MethodGet, PathAgents, nil, &agents)
+	return agents, err
+}
+
+// Overlays lists every overlay that is configured or leased.
+func (c *Client) Overlays(ctx context.Context) (overlays []Overlay, err error) {
+	err = c.do(ctx, http.MethodGet, PathOverlays, nil, &overlays)
+	return overlays, err
+}
+
+// Delete gives back the leases of agents, named by IP or id, and returns the
+// state afterwards.
+func (c *Client) Delete(ctx context.Context, agents []string) (state conf.MasterState, err error) {
+	if agents == nil {
+		agents = []string{}
+	}
+	err = c.do(ctx, http.MethodPost, PathAgentsDelete, DeleteRequest{Agents: agents}, &state)
+	return state, err
+}
+
+// Ready asks whether a coordinator can serve.
+func (c *Client) Ready(ctx context.Context) error {
+	return c.do(ctx, http.MethodGet, PathReady, nil, nil)
+}
+
+// Watch calls fn for every event of the stream that follows the revision (0:
+// from a snapshot), until ctx ends, fn fails, or the stream breaks. It fails
+// when nothing was heard for WatchTimeout. It never returns nil: call it again
+// with the revision of the last event.
+func (c *Client) Watch(ctx context.Context, agentID string, revision uint64, fn func(PeerEvent) error) error {
+	query := url.Values{"agent": {agentID}, "revision": {strconv.FormatUint(revision, 10)}}
+	err := c.try(ctx, func(base string) (heard bool, err error) {
+		return c.watch(ctx, base+PathWatch+"?"+query.Encode(), fn)
+	})
+	return fmt.Errorf("watch peers: %w", err)
+}
+
+func (c *Client) watch(ctx context.Context, target string, fn func(PeerEvent) error) (heard bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silence := time.AfterFunc(WatchTimeout, func() { cancel(errSilent) })
+	defer silence.Stop()
+
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+	if err != nil {
+		return false, err
+	}
+	resp, err := c.hc.Do(req)
+	if err != nil {
+		return false, because(ctx, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return false, readError(resp)
+	}
+	events := json.NewDecoder(&heardReader{resp.Body, silence})
+	for {
+		var e PeerEvent
+		if err := events.Decode(&e); errors.Is(err, io.EOF) {
+			return heard, errors.New("the coordinator ended the stream")
+		} else if err != nil {
+			return heard, because(ctx, err)
+		}
+		heard = true
+		if err := fn(e); err != nil {
+			return true, err
+		}
+		silence.Reset(WatchTimeout) // fn may have taken its time
+	}
+}
+
+// because replaces the error of a cancelled request by the reason.
+func because(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// heardReader puts off a timer whenever something arrives, so that a long
+// snapshot over a slow line is not taken for silence.
+type heardReader struct {
+	r     io.Reader
+	timer *time.Timer
+}
+
+func (h *heardReader) Read(p []byte) (int, error) {
+	n, err := h.r.Read(p)
+	if n > 0 {
+		h.timer.Reset(WatchTimeout)
+	}
+	return n, err
+}
+
+// do makes one request with a JSON body (nil: none) and decodes the answer into
+// out (nil: dropped).
+func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	var body []byte
+	if in != nil {
+		var err error
+		if body, err = json.Marshal(in); err != nil {
+			return fmt.Errorf("%s %s: %w", method, path, err)
+		}
+	}
+	err := c.try(ctx, func(base string) (bool, error) {
+		ctx, cancel := context.WithTimeout(ctx, RequestTimeout)
+		defer cancel()
+		return false, c.once(ctx, method, base+path, body, out)
+	})
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	return nil
+}
+
+func (c *Client) once(ctx context.Context, method, target string, body []byte, out any) error {
+	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	if len(body) > 0 {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.hc.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		return readError(resp)
+	}
+	if out == nil {
+		_, err = io.Copy(io.Discard, resp.Body)
+		return err
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fmt.Errorf("the answer of %s cannot be read: %w", target, err)
+	}
+	return nil
+}
+
+// readError turns an answer that is not 2xx into an *Error.
+func readError(resp *http.Response) error {
+	e := &Error{Code: resp.StatusCode}
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody)) // an unreadable body is an empty one
+	if json.Unmarshal(b, e) != nil || e.Message == "" {
+		e.Message = fmt.Sprintf("%s answered %s; is it a coordinator?", resp.Request.URL.Redacted(), resp.Status)
+	}
+	return e
+}
+
+// try calls f for one URL after the other, the last good one first, until one
+// gives an answer. f reports whether it got through; then its error is final.
+func (c *Client) try(ctx context.Context, f func(base string) (heard bool, err error)) error {
+	first := int(c.good.Load())
+	var failed []error
+	for i := range c.urls {
+		n := (first + i) % len(c.urls)
+		heard, err := f(c.urls[n])
+		if heard || err == nil || answered(err) {
+			c.good.Store(uint32(n))
+			return err
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		failed = append(failed, err)
+	}
+	// The next call starts with another one, in case this one only hangs.
+	c.good.Store(uint32((first + 1) % len(c.urls)))
+	return errors.Join(failed...)
+}
+
+// answered reports whether err is a coordinator's own decision.
+func answered(err error) bool {
+	var e *Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	switch e.Code {
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return false
+	}
+	return true
+}
