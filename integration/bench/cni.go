@@ -1,0 +1,214 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+)
+
+// The rows of attach and burst, named as the goals name them.
+const (
+	ours       = "ours, IPv4"
+	oursDual   = "ours, dual stack"
+	floorName  = "floor program (raw netlink, no addresses)"
+	reference  = "bridge + host-local"
+	referMasq  = "bridge + host-local, ipMasq"
+	referDeb   = "bridge + host-local (Debian)"
+	oursIPAM   = "overlay-ipam"
+	hostLocal  = "host-local"
+	containers = 50
+)
+
+// attachBox is a host with a real agent, and every way to attach to it.
+func (c *config) attachBox(ctx context.Context) (*box, map[string]variant, error) {
+	node, err := c.lab.Node(ctx, "host", 2)
+	if err != nil {
+		return nil, nil, err
+	}
+	_, url, err := c.startCoordinator(ctx, node, clusterYAML)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := c.startAgent(node, url); err != nil {
+		return nil, nil, err
+	}
+	if err := c.waitOverlays(ctx, node, 2); err != nil {
+		return nil, nil, err
+	}
+	b, err := makeBox(ctx, c.lab, node.Netns, "c", containers)
+	if err != nil {
+		return nil, nil, err
+	}
+	// The reference's bridge stands before the first ADD, as ours does.
+	if err := node.Netns.IP(ctx, "link add cni0 up type bridge", "address add 9.128.0.1/16 dev cni0",
+		"link add floor0 up type bridge", "address add 9.129.0.1/16 dev floor0"); err != nil {
+		return nil, nil, err
+	}
+	own := func(name, overlay string) variant {
+		return b.cniVariant(name, filepath.Join(c.bin, "m-overlay"), c.bin, map[string]any{
+			"cniVersion": "1.0.0", "name": overlay, "type": "m-overlay", "runDir": c.runDir(node),
+			"ipam": map[string]any{"type": "overlay-ipam"},
+		})
+	}
+	refer := func(name, dir string, masq bool) variant {
+		return b.cniVariant(name, filepath.Join(dir, "bridge"), dir, map[string]any{
+			"cniVersion": "1.0.0", "name": "ref", "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": masq, "hairpinMode": true,
+			"ipam": map[string]any{
+				"type": "host-local", "dataDir": filepath.Join(c.lab.Dir, "host-local"),
+				"ranges": []any{[]any{map[string]any{"subnet": "9.128.0.0/16"}}},
+				"routes": []any{map[string]any{"dst": "0.0.0.0/0"}},
+			},
+		})
+	}
+	floor := filepath.Join(c.bin, "tools", "floor")
+	vs := []variant{
+		own(ours, "v4"), own(oursDual, "dual"),
+		refer(reference, c.peers, false), refer(referMasq, c.peers, true),
+		{floorName,
+			func(i int) *exec.Cmd {
+				return exec.Command(floor, "add", b.spaces[i].Path, fmt.Sprintf("fl%d", i), "eth0", "floor0", fmt.Sprintf("9.129.1.%d/16", i+2), "9.129.0.1")
+			},
+			func(i int) *exec.Cmd { return exec.Command(floor, "del", fmt.Sprintf("fl%d", i)) }},
+	}
+	if _, err := os.Stat(filepath.Join(c.debian, "bridge")); err == nil {
+		vs = append(vs, refer(referDeb, c.debian, false))
+	}
+	byName := map[string]variant{}
+	for _, v := range vs {
+		byName[v.name] = v
+	}
+	return b, byName, nil
+}
+
+func pick(all map[string]variant, names ...string) []variant {
+	var out []variant
+	for _, n := range names {
+		if v, ok := all[n]; ok {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// attach measures one ADD and one DEL at a time.
+func attach(ctx context.Context, c *config) error {
+	b, all, err := c.attachBox(ctx)
+	if err != nil {
+		return err
+	}
+	if err := b.interleaved(ctx, c.report, c.rounds, pick(all, ours, oursDual, reference, referMasq, referDeb, floorName)); err != nil {
+		return err
+	}
+	r := c.report
+	r.ratio("ADD", ours, reference, "<=", 0.40)
+	r.ratio("ADD", ours, referMasq, "<=", 0.15)
+	r.ratio("ADD", ours, floorName, "<=", 1.5)
+	r.ratio("ADD", oursDual, ours, "<=", 1.2)
+	r.ratio("DEL", ours, reference, "<=", 0.95)
+	r.ratio("DEL", ours, referMasq, "<=", 0.30)
+	return nil
+}
+
+// burst measures 50 at once.
+func burst(ctx context.Context, c *config) error {
+	b, all, err := c.attachBox(ctx)
+	if err != nil {
+		return err
+	}
+	rounds := max(3, c.rounds/6)
+	if err := b.burst(ctx, c.report, "attach", containers, rounds, pick(all, ours, reference, referMasq)); err != nil {
+		return err
+	}
+	r := c.report
+	r.ratio("50 attach ADD at once", ours, reference, "<=", 0.35)
+	r.ratio("50 attach ADD at once", ours, referMasq, "<=", 0.13)
+	r.ratio("50 attach DEL at once", ours, reference, "<=", 0.60)
+	r.ratio("50 attach DEL at once", ours, referMasq, "<=", 0.10)
+	return nil
+}
+
+// ipam measures the address stores alone, empty and with 60,000 in use.
+func ipam(ctx context.Context, c *config) error {
+	node, err := c.lab.Node(ctx, "host", 2)
+	if err != nil {
+		return err
+	}
+	// Agent subnets of /15, so that a half holds 65,533.
+	_, url, err := c.startCoordinator(ctx, node, `
+vtep_subnet: 44.0.0.0/20
+vtep_mac_oui: 70:B3:D5:00:00:00
+overlays:
+  - {name: empty, subnet: 9.0.0.0/8, prefix: 15}
+  - {name: full, subnet: 10.0.0.0/8, prefix: 15}
+`)
+	if err != nil {
+		return err
+	}
+	if _, err := c.startAgent(node, url); err != nil {
+		return err
+	}
+	if err := c.waitOverlays(ctx, node, 2); err != nil {
+		return err
+	}
+	b, err := makeBox(ctx, c.lab, node.Netns, "c", containers)
+	if err != nil {
+		return err
+	}
+	own := func(overlay string) map[string]any {
+		return map[string]any{
+			"cniVersion": "1.0.0", "name": overlay, "type": "bridge", "runDir": c.runDir(node),
+			"ipam": map[string]any{"type": "overlay-ipam", "half": "docker"},
+		}
+	}
+	refer := func(name, dir string) map[string]any {
+		return map[string]any{
+			"cniVersion": "1.0.0", "name": name, "type": "bridge",
+			"ipam": map[string]any{"type": "host-local", "dataDir": dir,
+				"ranges": []any{[]any{map[string]any{"subnet": "9.64.0.0/16"}}}},
+		}
+	}
+	tmpfs := filepath.Join(c.lab.Dir, "tmpfs") // where the reference does not pay for a disk
+	if err := os.MkdirAll(tmpfs, 0o755); err != nil {
+		return err
+	}
+	if err := mountTmpfs(tmpfs); err != nil {
+		return err
+	}
+	defer unmount(tmpfs)
+	ipamBin, hlBin := filepath.Join(c.bin, "overlay-ipam"), filepath.Join(c.peers, "host-local")
+	const at60k = ", 60,000 in use"
+	vs := []variant{
+		b.cniVariant(oursIPAM, ipamBin, c.bin, own("empty")),
+		b.cniVariant(oursIPAM+at60k, ipamBin, c.bin, own("full")),
+		b.cniVariant(hostLocal, hlBin, c.peers, refer("ref", filepath.Join(tmpfs, "empty"))),
+	}
+	if err := b.fill(ctx, ipamBin, own("full"), 60000); err != nil {
+		return fmt.Errorf("fill overlay-ipam: %w", err)
+	}
+	if err := fillHostLocal(filepath.Join(tmpfs, "full", "full"), 60000); err != nil {
+		return err
+	}
+	slow := b.cniVariant(hostLocal+at60k, hlBin, c.peers, refer("full", filepath.Join(tmpfs, "full")))
+
+	rep := &Report{}
+	if err := b.interleaved(ctx, rep, c.rounds, vs); err != nil {
+		return err
+	}
+	if err := b.interleaved(ctx, rep, max(3, c.rounds/10), []variant{slow}); err != nil {
+		return err
+	}
+	for _, row := range rep.Rows {
+		row.Part = "addresses " + row.Part
+		c.report.Rows = append(c.report.Rows, row)
+	}
+	if err := b.burst(ctx, c.report, "addresses", containers, max(3, c.rounds/6), pick(map[string]variant{oursIPAM: vs[0], hostLocal: vs[2]}, oursIPAM, hostLocal)); err != nil {
+		return err
+	}
+	r := c.report
+	r.ratio("addresses ADD", oursIPAM+at60k, oursIPAM, "<=", 1.3)
+	r.ratio("addresses ADD", oursIPAM+at60k, hostLocal+at60k, "<=", 0.01)
+	r.ratio("50 addresses ADD at once", oursIPAM, hostLocal, "<=", 0.6)
+	return nil
+}

@@ -1,0 +1,275 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+
+	"overlayd.internal/overlay/integration/lab"
+)
+
+// pair is two containers on two hosts.
+type pair struct {
+	name           string
+	client, server *lab.Netns
+	to             netip.Addr
+}
+
+// dataplane compares what crosses hosts over our overlay with the same VXLAN
+// made by hand.
+func dataplane(ctx context.Context, c *config) error {
+	own, err := c.overlayPair(ctx)
+	if err != nil {
+		return err
+	}
+	hand, err := c.handPair(ctx)
+	if err != nil {
+		return err
+	}
+	pairs := []pair{own, hand}
+	const part = "across hosts"
+	kinds := []struct {
+		name, unit string
+		limit      float64
+		op         string
+		run        func(context.Context, pair) (float64, error)
+	}{
+		{"TCP, 1 stream", "Gbit/s", 0.97, ">=", func(ctx context.Context, p pair) (float64, error) { return iperf(ctx, p, "-P", "1") }},
+		{"TCP, 8 streams", "Gbit/s", 0.97, ">=", func(ctx context.Context, p pair) (float64, error) { return iperf(ctx, p, "-P", "8") }},
+		{"UDP, 64 bytes", "kpps", 0.97, ">=", func(ctx context.Context, p pair) (float64, error) {
+			return iperf(ctx, p, "-u", "-l", "64", "-b", "0")
+		}},
+		{"ping-pong, one CPU, one way", "us", 1.03, "<=", pingPong},
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	for _, p := range pairs {
+		srv, err := c.lab.Start(p.server, p.name+".iperf3", "iperf3", "-s")
+		if err != nil {
+			return err
+		}
+		defer srv.Kill()
+		echo, err := c.lab.Start(p.server, p.name+".pong", "taskset", "-c", "0", self, "-pong", fmt.Sprintf("0.0.0.0:%d", pongPort))
+		if err != nil {
+			return err
+		}
+		defer echo.Kill()
+	}
+	for _, k := range kinds {
+		samples := make([][]float64, len(pairs))
+		for round := range max(5, c.rounds/3) + 1 {
+			for j := range pairs {
+				i := (j + round) % len(pairs)
+				v, err := k.run(ctx, pairs[i])
+				if err != nil {
+					return fmt.Errorf("%s over %s: %w", k.name, pairs[i].name, err)
+				}
+				if round > 0 {
+					samples[i] = append(samples[i], v)
+				}
+			}
+		}
+		for i, p := range pairs {
+			c.report.add(part, k.name+", "+p.name, k.unit, samples[i])
+		}
+		c.report.ratio(part, k.name+", "+own.name, k.name+", "+hand.name, k.op, k.limit)
+	}
+	return nil
+}
+
+// overlayPair attaches a container on each of two hosts with m-overlay.
+func (c *config) overlayPair(ctx context.Context) (pair, error) {
+	p := pair{name: "ours"}
+	var url string
+	for i := range 2 {
+		node, err := c.lab.Node(ctx, fmt.Sprintf("own%d", i), byte(2+i))
+		if err != nil {
+			return p, err
+		}
+		if i == 0 {
+			if _, url, err = c.startCoordinator(ctx, node, clusterYAML); err != nil {
+				return p, err
+			}
+		}
+		if _, err := c.startAgent(node, url); err != nil {
+			return p, err
+		}
+		if err := c.waitOverlays(ctx, node, 2); err != nil {
+			return p, err
+		}
+		space, err := c.lab.Netns(ctx, fmt.Sprintf("own%d-c", i))
+		if err != nil {
+			return p, err
+		}
+		conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"v4","type":"m-overlay","runDir":%q,"ipam":{"type":"overlay-ipam"}}`, c.runDir(node))
+		cmd := cni(filepath.Join(c.bin, "m-overlay"), "ADD", conf, "dp", space.Path, c.bin)
+		var out []byte
+		if err := ns.WithNetNSPath(node.Path, func(ns.NetNS) (err error) { out, err = cmd.Output(); return err }); err != nil {
+			return p, fmt.Errorf("attach: %w: %s", err, out)
+		}
+		var result struct {
+			IPs []struct{ Address netip.Prefix }
+		}
+		if err := json.Unmarshal(out, &result); err != nil || len(result.IPs) == 0 {
+			return p, fmt.Errorf("attach: unexpected result %s", out)
+		}
+		if i == 0 {
+			p.client = space
+		} else {
+			p.server, p.to = space, result.IPs[0].Address.Addr()
+		}
+	}
+	return p, c.reachable(ctx, p)
+}
+
+// handPair makes the same with ip(8): VXLAN, bridge, veth, static entries.
+func (c *config) handPair(ctx context.Context) (pair, error) {
+	p := pair{name: "by hand"}
+	var nodes [2]*lab.Node
+	for i := range nodes {
+		var err error
+		if nodes[i], err = c.lab.Node(ctx, fmt.Sprintf("hand%d", i), byte(12+i)); err != nil {
+			return p, err
+		}
+	}
+	for i, node := range nodes {
+		other := nodes[1-i]
+		space, err := c.lab.Netns(ctx, fmt.Sprintf("hand%d-c", i))
+		if err != nil {
+			return p, err
+		}
+		if err := node.Sysctl(ctx, "net.ipv4.ip_forward", "1"); err != nil {
+			return p, err
+		}
+		err = node.Netns.IP(ctx,
+			fmt.Sprintf("link add vx address 02:00:00:00:00:0%d mtu 1450 type vxlan id 1024 dstport 64000 nolearning local %s", i, node.IP),
+			"link set vx up", fmt.Sprintf("address add 45.0.0.%d/24 dev vx", i+1),
+			fmt.Sprintf("neigh add 45.0.0.%d lladdr 02:00:00:00:00:0%d nud permanent dev vx", 2-i, 1-i),
+			"link add br up mtu 1450 type bridge", fmt.Sprintf("address add 9.200.%d.1/24 dev br", i),
+			fmt.Sprintf("route add 9.200.%d.0/24 via 45.0.0.%d", 1-i, 2-i),
+			fmt.Sprintf("link add h0 up mtu 1450 master br type veth peer name eth0 mtu 1450 netns %s", space.Name),
+		)
+		if err != nil {
+			return p, err
+		}
+		if _, err := node.Run(ctx, "bridge", "fdb", "append", fmt.Sprintf("02:00:00:00:00:0%d", 1-i), "dev", "vx", "dst", other.IP.String(), "self", "permanent"); err != nil {
+			return p, err
+		}
+		if err := space.IP(ctx, "link set eth0 up", fmt.Sprintf("address add 9.200.%d.2/24 dev eth0", i), fmt.Sprintf("route add default via 9.200.%d.1", i)); err != nil {
+			return p, err
+		}
+		if i == 0 {
+			p.client = space
+		} else {
+			p.server, p.to = space, netip.MustParseAddr("9.200.1.2")
+		}
+	}
+	return p, c.reachable(ctx, p)
+}
+
+func (c *config) reachable(ctx context.Context, p pair) error {
+	return lab.Wait(ctx, "traffic over "+p.name, 10*time.Second, func() error {
+		_, err := p.client.Run(ctx, "ping", "-c", "1", "-W", "1", p.to.String())
+		return err
+	})
+}
+
+// iperf returns Gbit/s for TCP and thousand packets a second received for UDP.
+func iperf(ctx context.Context, p pair, args ...string) (float64, error) {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	out, err := p.client.Run(ctx, append([]string{"iperf3", "-J", "-t", "1", "-c", p.to.String()}, args...)...)
+	if err != nil {
+		return 0, err
+	}
+	var r struct {
+		End struct {
+			SumReceived struct {
+				BitsPerSecond float64 `json:"bits_per_second"`
+			} `json:"sum_received"`
+			Sum struct {
+				Seconds float64 `json:"seconds"`
+				Packets float64 `json:"packets"`
+				Lost    float64 `json:"lost_packets"`
+			} `json:"sum"`
+		} `json:"end"`
+	}
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		return 0, fmt.Errorf("iperf3: %w: %s", err, out)
+	}
+	if r.End.Sum.Packets > 0 {
+		return (r.End.Sum.Packets - r.End.Sum.Lost) / r.End.Sum.Seconds / 1000, nil
+	}
+	return r.End.SumReceived.BitsPerSecond / 1e9, nil
+}
+
+const (
+	pongPort  = 7000
+	pingPongs = 5000
+)
+
+// pingPong returns the one-way time of a datagram in microseconds, both ends on
+// one CPU: anything else measures the scheduler.
+func pingPong(ctx context.Context, p pair) (float64, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	out, err := p.client.Run(ctx, "taskset", "-c", "0", self, "-ping", fmt.Sprintf("%s:%d", p.to, pongPort))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseFloat(strings.TrimSpace(out), 64)
+}
+
+// pong answers datagrams until it is killed.
+func pong(addr string) error {
+	conn, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 2048)
+	for {
+		n, from, err := conn.ReadFrom(buf)
+		if err != nil {
+			return err
+		}
+		if _, err := conn.WriteTo(buf[:n], from); err != nil {
+			return err
+		}
+	}
+}
+
+// ping prints the mean one-way time.
+func ping(addr string) error {
+	conn, err := net.Dial("udp", addr)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 64)
+	begin := time.Now()
+	for range pingPongs {
+		if _, err := conn.Write(buf); err != nil {
+			return err
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+			return err
+		}
+		if _, err := conn.Read(buf); err != nil {
+			return err
+		}
+	}
+	fmt.Println(float64(time.Since(begin).Microseconds()) / pingPongs / 2)
+	return nil
+}

@@ -1,0 +1,474 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"overlayd.internal/overlay/integration/lab"
+)
+
+// register asks the coordinator for the lease of a simulated agent.
+func register(ctx context.Context, client *http.Client, url string, n int) error {
+	ip := netip.AddrFrom4([4]byte{172, 20, byte(n >> 8), byte(n)})
+	if n > 0xffff {
+		ip = netip.AddrFrom4([4]byte{172, 21, byte(n >> 8), byte(n)})
+	}
+	body, err := json.Marshal(map[string]any{
+		"agent_id": fmt.Sprintf("sim-%06d", n), "agent_ip": ip, "bridges": []string{"mesos", "docker"}, "version": "bench",
+	})
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/v1/register", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("register agent %d: %s: %s", n, resp.Status, answer)
+	}
+	return nil
+}
+
+// clientIn makes connections from inside a namespace and keeps them open.
+func clientIn(node *lab.Node, conns int) *http.Client {
+	return &http.Client{
+		Timeout: 60 * time.Second,
+		Transport: &http.Transport{
+			MaxIdleConnsPerHost: conns, MaxConnsPerHost: conns,
+			DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+				to, err := netip.ParseAddrPort(addr)
+				if err != nil {
+					return nil, err
+				}
+				return node.Dial(ctx, to)
+			},
+		},
+	}
+}
+
+// registerMany registers agents from..to and returns how long each waited.
+func registerMany(ctx context.Context, client *http.Client, url string, from, to, workers int) ([]float64, error) {
+	waits := make([]float64, to-from)
+	var next atomic.Int64
+	next.Store(int64(from))
+	g, ctx := errgroup.WithContext(ctx)
+	for range workers {
+		g.Go(func() error {
+			for {
+				n := int(next.Add(1)) - 1
+				if n >= to || ctx.Err() != nil {
+					return ctx.Err()
+				}
+				start := time.Now()
+				if err := register(ctx, client, url, n); err != nil {
+					return err
+				}
+				waits[n-from] = ms(time.Since(start))
+			}
+		})
+	}
+	return waits, g.Wait()
+}
+
+// routeProtocol is the protocol number of the agent's routes.
+const routeProtocol = 44
+
+// routeWatch reports when routes of the agent appear in a namespace.
+type routeWatch struct {
+	updates chan netlink.RouteUpdate
+	done    chan struct{}
+}
+
+func watchRoutes(n *lab.Netns) (*routeWatch, error) {
+	w := &routeWatch{make(chan netlink.RouteUpdate, 1<<16), make(chan struct{})}
+	err := ns.WithNetNSPath(n.Path, func(ns.NetNS) error {
+		return netlink.RouteSubscribeWithOptions(w.updates, w.done, netlink.RouteSubscribeOptions{ReceiveBufferSize: 64 << 20, ReceiveBufferForceSize: true})
+	})
+	return w, err
+}
+
+func (w *routeWatch) close() { close(w.done) }
+
+// until counts new unicast routes of the agent until there are n, and returns
+// the times of the first and the last.
+func (w *routeWatch) until(ctx context.Context, n int) (first, last time.Time, err error) {
+	for seen := 0; seen < n; {
+		select {
+		case u, ok := <-w.updates:
+			if !ok {
+				return first, last, fmt.Errorf("route events ended after %d of %d routes", seen, n)
+			}
+			if u.Type != unix.RTM_NEWROUTE || u.Protocol != routeProtocol || u.Route.Type != unix.RTN_UNICAST {
+				continue
+			}
+			last = time.Now()
+			if seen == 0 {
+				first = last
+			}
+			seen++
+		case <-ctx.Done():
+			return first, last, fmt.Errorf("%d of %d routes have appeared: %w", seen, n, context.Cause(ctx))
+		}
+	}
+	return first, last, nil
+}
+
+// oneByOne programs peers the customary way: the netlink library, a socket for
+// every call, no metric. It returns the time for n neighbours, FDB entries and
+// routes.
+func oneByOne(space *lab.Netns, n int) (time.Duration, error) {
+	var took time.Duration
+	err := ns.WithNetNSPath(space.Path, func(ns.NetNS) error {
+		link := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "flannel.1", MTU: 1450}, VxlanId: 1, Port: 8472}
+		if err := netlink.LinkAdd(link); err != nil {
+			return err
+		}
+		if err := netlink.LinkSetUp(link); err != nil {
+			return err
+		}
+		own := &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(44, 255, 255, 254), Mask: net.CIDRMask(8, 32)}}
+		if err := netlink.AddrAdd(link, own); err != nil {
+			return err
+		}
+		start := time.Now()
+		for i := range n {
+			hi, lo := byte(i>>8), byte(i)
+			vtep, mac := net.IPv4(44, 0, hi, lo), net.HardwareAddr{2, 0, 0, 0, hi, lo}
+			if i == 0 {
+				vtep = net.IPv4(44, 1, 0, 0)
+			}
+			neigh := &netlink.Neigh{LinkIndex: link.Index, State: netlink.NUD_PERMANENT, Type: unix.RTN_UNICAST, IP: vtep, HardwareAddr: mac}
+			if err := netlink.NeighSet(neigh); err != nil {
+				return fmt.Errorf("neighbour %d: %w", i, err)
+			}
+			fdb := &netlink.Neigh{LinkIndex: link.Index, State: netlink.NUD_PERMANENT, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF,
+				IP: net.IPv4(172, 20, hi, lo), HardwareAddr: mac}
+			if err := netlink.NeighSet(fdb); err != nil {
+				return fmt.Errorf("fdb entry %d: %w", i, err)
+			}
+			route := &netlink.Route{LinkIndex: link.Index, Scope: netlink.SCOPE_UNIVERSE, Gw: vtep, Flags: int(netlink.FLAG_ONLINK),
+				Dst: &net.IPNet{IP: net.IPv4(9, hi, lo, 0), Mask: net.CIDRMask(24, 32)}}
+			if err := netlink.RouteReplace(route); err != nil {
+				return fmt.Errorf("route %d: %w", i, err)
+			}
+		}
+		took = time.Since(start)
+		return netlink.LinkDel(link)
+	})
+	return took, err
+}
+
+// converge measures how fast a host knows its peers.
+func converge(ctx context.Context, c *config) error {
+	coord, err := c.lab.Node(ctx, "coordinator", 2)
+	if err != nil {
+		return err
+	}
+	// One overlay and one family, as the peer has it.
+	_, url, err := c.startCoordinator(ctx, coord, `
+vtep_subnet: 44.0.0.0/8
+vtep_mac_oui: 70:B3:D5:00:00:00
+overlays:
+  - {name: v4, subnet: 9.0.0.0/8, prefix: 24}
+`)
+	if err != nil {
+		return err
+	}
+	client := clientIn(coord, 32)
+	const part = "convergence"
+	perEntry := map[int]float64{}
+	have := 0
+	for _, step := range []struct {
+		peers, starts int
+	}{{100, 5}, {4000, 5}, {16000, 3}} {
+		if _, err := registerMany(ctx, client, url, have, step.peers, 32); err != nil {
+			return err
+		}
+		have = step.peers
+		start, program, err := c.coldStarts(ctx, url, step.peers, step.starts)
+		if err != nil {
+			return fmt.Errorf("%d peers: %w", step.peers, err)
+		}
+		c.report.add(part, fmt.Sprintf("agent start to last route, %d peers", step.peers), "ms", start)
+		row := c.report.add(part, fmt.Sprintf("all entries from cold, %d peers", step.peers), "ms", program)
+		perEntry[step.peers] = row.P50 / float64(step.peers)
+		if step.peers == 100 {
+			continue
+		}
+		var slow []float64
+		for k := range max(1, step.starts-2) {
+			space, err := c.lab.Netns(ctx, fmt.Sprintf("fl%d-%d", step.peers, k))
+			if err != nil {
+				return err
+			}
+			t, err := oneByOne(space, step.peers)
+			if err != nil {
+				return err
+			}
+			slow = append(slow, ms(t))
+		}
+		c.report.add(part, fmt.Sprintf("one by one, a socket each, %d peers", step.peers), "ms", slow)
+		if step.peers == 4000 {
+			if err := c.oneMore(ctx, url, client, have); err != nil {
+				return err
+			}
+			have += oneMoreSamples
+		}
+	}
+	r := c.report
+	r.ratio(part, "all entries from cold, 4000 peers", "one by one, a socket each, 4000 peers", "<=", 0.12)
+	r.ratio(part, "all entries from cold, 16000 peers", "one by one, a socket each, 16000 peers", "<=", 0.05)
+	r.goal(part, "per entry, 16,000 peers", "per entry, 4,000 peers", perEntry[16000]/perEntry[4000], "<=", 1.3)
+	r.absolute(part, "agent start to last route, 4000 peers", "<=", 500)
+	r.absolute(part, "agent start to last route, 100 peers", "<=", 100)
+	return nil
+}
+
+// absolute adds a goal on a row's median itself.
+func (r *Report) absolute(part, what, op string, limit float64) {
+	if row, ok := r.find(part, what); ok {
+		r.goal(part, what+" ("+row.Unit+")", "", row.P50, op, limit)
+	}
+}
+
+// coldStarts starts an agent on a new host several times. It returns the time
+// from the start of the process to the last route, and from the first
+// forwarding entry to the last route.
+func (c *config) coldStarts(ctx context.Context, url string, peers, n int) (start, program []float64, err error) {
+	for k := range n {
+		s, p, err := c.coldStart(ctx, url, peers, k)
+		if err != nil {
+			return nil, nil, err
+		}
+		start, program = append(start, s), append(program, p)
+	}
+	return start, program, nil
+}
+
+func (c *config) coldStart(ctx context.Context, url string, peers, k int) (start, program float64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
+	defer cancel()
+	// Every start is a host of its own, and so a peer of the later ones: the
+	// routes are counted, so a few more do no harm.
+	node, err := c.lab.Node(ctx, fmt.Sprintf("p%dk%d", peers, k), byte(10+k))
+	if err != nil {
+		return 0, 0, err
+	}
+	defer node.Delete(context.WithoutCancel(ctx))
+	routes, err := watchRoutes(node.Netns)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer routes.close()
+	entries, err := watchNeighbours(node.Netns)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer entries.close()
+	began := time.Now()
+	agent, err := c.startAgent(node, url)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer agent.Kill()
+	_, last, err := routes.until(ctx, peers)
+	if err != nil {
+		return 0, 0, err
+	}
+	first := entries.first()
+	return ms(last.Sub(began)), ms(last.Sub(first)), nil
+}
+
+// neighbourWatch notes when the first entry for a peer appears.
+type neighbourWatch struct {
+	updates chan netlink.NeighUpdate
+	done    chan struct{}
+	seen    chan time.Time
+}
+
+func watchNeighbours(n *lab.Netns) (*neighbourWatch, error) {
+	w := &neighbourWatch{make(chan netlink.NeighUpdate, 1<<16), make(chan struct{}), make(chan time.Time, 1)}
+	err := ns.WithNetNSPath(n.Path, func(ns.NetNS) error {
+		return netlink.NeighSubscribeWithOptions(w.updates, w.done, netlink.NeighSubscribeOptions{ReceiveBufferSize: 64 << 20, ReceiveBufferForceSize: true})
+	})
+	go func() {
+		for u := range w.updates {
+			if u.State&netlink.NUD_PERMANENT != 0 && !u.IP.IsMulticast() && u.Type == unix.RTM_NEWNEIGH {
+				select {
+				case w.seen <- time.Now():
+				default:
+				}
+			}
+		}
+	}()
+	return w, err
+}
+
+func (w *neighbourWatch) first() time.Time { return <-w.seen }
+func (w *neighbourWatch) close()           { close(w.done) }
+
+const oneMoreSamples = 40
+
+// oneMore measures from the answer to a new agent's registration to its route
+// on an agent that has all the others.
+func (c *config) oneMore(ctx context.Context, url string, client *http.Client, have int) error {
+	node, err := c.lab.Node(ctx, "more", 30)
+	if err != nil {
+		return err
+	}
+	routes, err := watchRoutes(node.Netns)
+	if err != nil {
+		return err
+	}
+	defer routes.close()
+	agent, err := c.startAgent(node, url)
+	if err != nil {
+		return err
+	}
+	defer agent.Kill()
+	limited, cancel := context.WithTimeout(ctx, 60*time.Second)
+	defer cancel()
+	if _, _, err := routes.until(limited, have); err != nil {
+		return err
+	}
+	if err := c.waitOverlays(ctx, node, 1); err != nil {
+		return err
+	}
+	for len(routes.updates) > 0 {
+		<-routes.updates
+	}
+	var waits []float64
+	for k := range oneMoreSamples {
+		if err := register(ctx, client, url, have+k); err != nil {
+			return err
+		}
+		answered := time.Now()
+		_, last, err := routes.until(limited, 1)
+		if err != nil {
+			return err
+		}
+		waits = append(waits, max(0, ms(last.Sub(answered))))
+	}
+	const part, name = "convergence", "one more peer, 4,000 known: registered to programmed"
+	row := c.report.add(part, name, "ms", waits)
+	c.report.goal(part, name+", p50 (ms)", "", row.P50, "<=", 5)
+	c.report.goal(part, name+", p95 (ms)", "", row.P95, "<=", 25)
+	return nil
+}
+
+// storm has 65,536 agents ask one coordinator for a lease.
+func storm(ctx context.Context, c *config) error {
+	node, err := c.lab.Node(ctx, "coordinator", 2)
+	if err != nil {
+		return err
+	}
+	coordinator, url, err := c.startCoordinator(ctx, node, `
+vtep_subnet: 44.0.0.0/8
+vtep_mac_oui: 70:B3:D5:00:00:00
+overlays:
+  - {name: v4, subnet: 9.0.0.0/8, prefix: 24}
+`)
+	if err != nil {
+		return err
+	}
+	const agents, part = 65536, "storm of 65,536 agents"
+	begin := time.Now()
+	waits, err := registerMany(ctx, clientIn(node, 256), url, 0, agents, 256)
+	if err != nil {
+		return err
+	}
+	total := time.Since(begin).Seconds()
+	rss, err := memory(coordinator.Pid(), "VmHWM")
+	if err != nil {
+		return err
+	}
+	r := c.report
+	r.add(part, "wait of one agent", "ms", waits)
+	r.goal(part, "all have a lease (s)", "", total, "<=", 120)
+	r.goal(part, "longest wait of an agent (s)", "", slices.Max(waits)/1000, "<=", 10)
+	r.goal(part, "peak memory of the coordinator (MiB)", "", rss, "<=", 2048)
+	return nil
+}
+
+// steady measures an agent that has 4,096 peers and nothing to do.
+func steady(ctx context.Context, c *config) error {
+	coord, err := c.lab.Node(ctx, "coordinator", 2)
+	if err != nil {
+		return err
+	}
+	_, url, err := c.startCoordinator(ctx, coord, clusterYAML)
+	if err != nil {
+		return err
+	}
+	if _, err := registerMany(ctx, clientIn(coord, 32), url, 0, 4096, 32); err != nil {
+		return err
+	}
+	node, err := c.lab.Node(ctx, "host", 3)
+	if err != nil {
+		return err
+	}
+	agent, err := c.startAgent(node, url)
+	if err != nil {
+		return err
+	}
+	if err := c.waitOverlays(ctx, node, 2); err != nil {
+		return err
+	}
+	// Let the start settle, then measure over two rounds of every timer.
+	const settle, window = 15 * time.Second, 130 * time.Second
+	if err := pause(ctx, settle); err != nil {
+		return err
+	}
+	before, err := cpuSeconds(agent.Pid())
+	if err != nil {
+		return err
+	}
+	if err := pause(ctx, window); err != nil {
+		return err
+	}
+	after, err := cpuSeconds(agent.Pid())
+	if err != nil {
+		return err
+	}
+	rss, err := memory(agent.Pid(), "VmRSS")
+	if err != nil {
+		return err
+	}
+	const part = "steady state, 4,096 peers"
+	c.report.add(part, "resident memory of the agent", "MiB", []float64{rss})
+	c.report.goal(part, "resident memory of the agent (MiB)", "", rss, "<=", 40)
+	c.report.goal(part, "idle CPU of the agent (% of a core)", "", 100*(after-before)/window.Seconds(), "<=", 0.2)
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
