@@ -121,7 +121,7 @@ func (l *Lab) makeLAN(ctx context.Context) (err error) {
 		return err
 	}
 	// Without snooping, neighbour discovery needs no multicast querier.
-	return l.LAN.IP(ctx, "link add lan up type bridge mcast_snooping 0")
+	return l.LAN.IP(ctx, "link add name lan up type bridge mcast_snooping 0")
 }
 
 // Close stops every process of the lab and removes all of it. With Options.Keep
@@ -204,7 +204,7 @@ func (l *Lab) Node(ctx context.Context, name string, n byte) (*Node, error) {
 		IP:    netip.AddrFrom4([4]byte{172, 17, 0, n}),
 		IP6:   netip.MustParseAddr(fmt.Sprintf("fd00:172:17::%x", n)),
 	}
-	if err := l.LAN.IP(ctx, "link add "+name+" up master lan type veth peer name eth0 netns "+ns.Name); err != nil {
+	if err := l.LAN.IP(ctx, "link add name "+name+" up master lan type veth peer name eth0 netns "+ns.Name); err != nil {
 		return nil, err
 	}
 	// nodad: the addresses are ours alone, and nobody has to wait for them.
