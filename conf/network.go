@@ -60,8 +60,13 @@ func (n Network) HasIPv6() bool {
 
 // Problem is one thing wrong with a configuration.
 type Problem struct {
-	Path string // overlays[1].prefix
+	Path string // overlays[1].prefix; empty: the whole document
 	Text string // what is wrong and what to do
 }
 
-func (p Problem) String() string { return p.Path + ": " + p.Text }
+func (p Problem) String() string {
+	if p.Path == "" {
+		return p.Text
+	}
+	return p.Path + ": " + p.Text
+}
