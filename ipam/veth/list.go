@@ -23,7 +23,7 @@ func List() ([]Link, error) {
 			continue
 		}
 		alias, ok := ParseAlias(a.Alias)
-		if !ok || a.Name != Name(alias.Half, alias.Key) {
+		if !ok || a.Name != Name(alias.Half, alias.Key()) {
 			continue
 		}
 		out = append(out, Link{Index: a.Index, Name: a.Name, Master: a.MasterIndex, Alias: alias})
@@ -43,10 +43,18 @@ func listAll() (links []netlink.Link, err error) {
 	return links, err
 }
 
-// Record is the address record behind the link. Its container id is empty when
-// that did not fit into the alias.
-func (l Link) Record(bootID string) ipam.Record {
-	return ipam.Record{
-		Attachment: l.Attachment, Half: l.Half, Addrs: l.Addrs, BootID: bootID, Since: l.Since,
+// Records returns the address records behind all host ends of an overlay: what
+// an address store is rebuilt from.
+func Records(overlay string) ([]ipam.Record, error) {
+	links, err := List()
+	if err != nil {
+		return nil, err
 	}
+	var out []ipam.Record
+	for _, l := range links {
+		if l.Overlay == overlay {
+			out = append(out, ipam.Record{Attachment: l.Attachment, Half: l.Half, Addrs: l.Addrs, Since: l.Since})
+		}
+	}
+	return out, nil
 }

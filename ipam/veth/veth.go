@@ -10,6 +10,7 @@ package veth
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -25,12 +26,12 @@ const Mark = "overlay1"
 // maxAlias is the kernel's IFALIASZ less the terminating zero.
 const maxAlias = 255
 
-// Fields of an alias that stand for something that did not fit.
-const (
-	absent      = "-" // of a container id
-	sameNetwork = "=" // the network is called like the overlay
-	hashMark    = "~" // a network name too long, as a hash
-)
+// sameNetwork stands in an alias for a network called like its overlay.
+const sameNetwork = "="
+
+// hashMark starts a name that stands for one too long for an alias. No network
+// and no container can have a name that starts so.
+const hashMark = "~"
 
 // Name is the host end's device name: v, m or d for the half, and twelve hex
 // digits of the attachment's key. It is the same for the same attachment.
@@ -38,59 +39,74 @@ func Name(half conf.Half, key ipam.Key) string {
 	return "v" + string(half[0]) + hex.EncodeToString(key[:6])
 }
 
+// KeyOf is the key of an attachment that was read from an alias: the
+// attachment's own, also where the alias could not hold its names.
+func KeyOf(a ipam.Attachment) ipam.Key {
+	if text, ok := strings.CutPrefix(a.ContainerID, hashMark); ok {
+		if key, err := parseKey(text); err == nil {
+			return key
+		}
+	}
+	return a.Key()
+}
+
+func parseKey(text string) (ipam.Key, error) {
+	b, err := hex.DecodeString(text)
+	if err != nil || len(b) != len(ipam.Key{}) {
+		return ipam.Key{}, fmt.Errorf("key %q: want %d hex digits", text, 2*len(ipam.Key{}))
+	}
+	return ipam.Key(b), nil
+}
+
 // Alias is what the alias of a host end says.
 type Alias struct {
 	Overlay string
 	Half    conf.Half
-	Key     ipam.Key // of the attachment
 	Addrs   []netip.Addr
 	Since   time.Duration // CLOCK_BOOTTIME of the ADD, whole seconds
-	// Attachment is complete unless network and container id together are very
-	// long: then ContainerID is empty, and Network may be (see InNetwork).
+	// Attachment has its real names where they fit, which all but very long ones
+	// do. Else ContainerID stands for the attachment (see KeyOf), and Network
+	// may stand for the network's name (see InNetwork).
 	Attachment ipam.Attachment
-
-	networkHash string
 }
+
+// Key is the key of the attachment.
+func (a Alias) Key() ipam.Key { return KeyOf(a.Attachment) }
 
 // InNetwork reports whether the attachment belongs to the network.
 func (a Alias) InNetwork(network string) bool {
-	if a.networkHash != "" {
-		return a.networkHash == hashOf(network)
-	}
-	return a.Attachment.Network == network
+	return a.Attachment.Network == network || a.Attachment.Network == hashOf(network)
 }
 
 // NewAlias describes an attachment.
 func NewAlias(overlay string, half conf.Half, a ipam.Attachment, addrs []netip.Addr, since time.Duration) Alias {
-	return Alias{Overlay: overlay, Half: half, Key: a.Key(), Addrs: addrs, Since: since.Truncate(time.Second), Attachment: a}
+	return Alias{Overlay: overlay, Half: half, Addrs: addrs, Since: since.Truncate(time.Second), Attachment: a}
 }
 
 // String is the text the kernel stores:
 //
-//	overlay1 <overlay> <half> <key> <addr>[,<addr>] <seconds> <ifname> <network> <container id>
+//	overlay1 <overlay> <half> <addr>[,<addr>] <seconds> <ifname> <network> <container id>
 //
 // A network called like its overlay is written "=". A container id that does
-// not fit is written "-"; a network that does not fit even then is hashed.
+// not fit is written as the attachment's key, a network that does not fit even
+// then as a hash.
 func (a Alias) String() string {
 	var addrs []string
 	for _, ip := range a.Addrs {
 		addrs = append(addrs, ip.String())
 	}
-	network := a.Attachment.Network
+	head := strings.Join([]string{Mark, a.Overlay, string(a.Half), strings.Join(addrs, ","),
+		strconv.FormatInt(int64(a.Since/time.Second), 10), a.Attachment.IfName}, " ")
+	network, key := a.Attachment.Network, hashMark+a.Key().String()
 	if network == a.Overlay {
 		network = sameNetwork
 	}
-	head := strings.Join([]string{Mark, a.Overlay, string(a.Half), a.Key.String(), strings.Join(addrs, ","),
-		strconv.FormatInt(int64(a.Since/time.Second), 10), a.Attachment.IfName}, " ")
-	for _, tail := range []string{
-		" " + network + " " + a.Attachment.ContainerID,
-		" " + network + " " + absent,
-	} {
-		if len(head)+len(tail) <= maxAlias {
-			return head + tail
+	for _, tail := range []string{network + " " + a.Attachment.ContainerID, network + " " + key} {
+		if len(head)+1+len(tail) <= maxAlias {
+			return head + " " + tail
 		}
 	}
-	return head + " " + hashOf(a.Attachment.Network) + " " + absent
+	return head + " " + hashOf(a.Attachment.Network) + " " + key
 }
 
 func hashOf(network string) string {
@@ -102,41 +118,28 @@ func hashOf(network string) string {
 // is not ours.
 func ParseAlias(s string) (a Alias, ok bool) {
 	f := strings.Split(s, " ")
-	if len(f) != 9 || f[0] != Mark || conf.CheckName(f[1]) != nil {
-		return Alias{}, false
-	}
-	key, err := hex.DecodeString(f[3])
-	if err != nil || len(key) != len(ipam.Key{}) {
+	if len(f) != 8 || f[0] != Mark || conf.CheckName(f[1]) != nil {
 		return Alias{}, false
 	}
 	half, err := conf.ParseHalf(f[2])
 	if err != nil {
 		return Alias{}, false
 	}
-	a = Alias{Overlay: f[1], Half: half, Key: ipam.Key(key)}
-	for _, text := range strings.Split(f[4], ",") {
+	a = Alias{Overlay: f[1], Half: half, Attachment: ipam.Attachment{Network: f[6], ContainerID: f[7], IfName: f[5]}}
+	for _, text := range strings.Split(f[3], ",") {
 		ip, err := netip.ParseAddr(text)
 		if err != nil {
 			return Alias{}, false
 		}
 		a.Addrs = append(a.Addrs, ip)
 	}
-	seconds, err := strconv.ParseInt(f[5], 10, 64)
+	seconds, err := strconv.ParseInt(f[4], 10, 64)
 	if err != nil {
 		return Alias{}, false
 	}
 	a.Since = time.Duration(seconds) * time.Second
-	a.Attachment.IfName = f[6]
-	switch network := f[7]; {
-	case network == sameNetwork:
+	if a.Attachment.Network == sameNetwork {
 		a.Attachment.Network = a.Overlay
-	case strings.HasPrefix(network, hashMark):
-		a.networkHash = network
-	default:
-		a.Attachment.Network = network
-	}
-	if f[8] != absent {
-		a.Attachment.ContainerID = f[8]
 	}
 	return a, true
 }

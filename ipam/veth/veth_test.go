@@ -12,10 +12,7 @@ import (
 	"overlayd.internal/overlay/ipam"
 )
 
-var equal = cmp.Options{
-	cmp.AllowUnexported(Alias{}),
-	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
-}
+var equal = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 
 func TestAliasRoundTrip(t *testing.T) {
 	v4, v6 := netip.MustParseAddr("255.255.255.254"), netip.MustParseAddr("fd01:bbbb:cccc:dddd:eeee:ffff:1111:2222")
@@ -36,9 +33,9 @@ func TestAliasRoundTrip(t *testing.T) {
 		{"id of three nested containers", "dcos", ipam.Attachment{Network: "dcos", ContainerID: strings.Repeat("b", 36*3+2), IfName: "eth0"}, []netip.Addr{v4},
 			ipam.Attachment{Network: "dcos", ContainerID: strings.Repeat("b", 36*3+2), IfName: "eth0"}},
 		{"id does not fit", "dcos", ipam.Attachment{Network: "other", ContainerID: long, IfName: "eth0"}, []netip.Addr{v4},
-			ipam.Attachment{Network: "other", IfName: "eth0"}},
+			ipam.Attachment{Network: "other", ContainerID: "~" + ipam.Attachment{Network: "other", ContainerID: long, IfName: "eth0"}.Key().String(), IfName: "eth0"}},
 		{"network does not fit", "dcos", ipam.Attachment{Network: long, ContainerID: "c1", IfName: "eth0"}, []netip.Addr{v4},
-			ipam.Attachment{IfName: "eth0"}},
+			ipam.Attachment{Network: hashOf(long), ContainerID: "~" + ipam.Attachment{Network: long, ContainerID: "c1", IfName: "eth0"}.Key().String(), IfName: "eth0"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -54,8 +51,11 @@ func TestAliasRoundTrip(t *testing.T) {
 			if !got.InNetwork(tt.attachment.Network) || got.InNetwork("stranger") {
 				t.Errorf("%q: belongs to the wrong network", text)
 			}
-			want := Alias{Overlay: tt.overlay, Half: conf.Docker, Key: tt.attachment.Key(), Addrs: tt.addrs,
-				Since: 90 * time.Second, Attachment: tt.keeps, networkHash: got.networkHash}
+			want := Alias{Overlay: tt.overlay, Half: conf.Docker, Addrs: tt.addrs,
+				Since: 90 * time.Second, Attachment: tt.keeps}
+			if got.Key() != tt.attachment.Key() {
+				t.Errorf("%q: key is %s, want %s", text, got.Key(), tt.attachment.Key())
+			}
 			if diff := cmp.Diff(want, got, equal); diff != "" {
 				t.Errorf("read back (-want +got):\n%s", diff)
 			}
