@@ -1,0 +1,206 @@
+package integration
+
+import (
+	"encoding/json"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The rules of the tree. `make lint` runs the tests of this file alone.
+
+const module = "overlayd.internal/overlay"
+
+// top is the top of the tree, seen from this package.
+const top = ".."
+
+type pkg struct {
+	ImportPath   string
+	Name         string
+	Dir          string
+	Doc          string
+	GoFiles      []string
+	TestGoFiles  []string
+	XTestGoFiles []string
+	Imports      []string
+	TestImports  []string
+	XTestImports []string
+	Deps         []string
+}
+
+// rel is the import path within the module.
+func (p pkg) rel() string { return strings.TrimPrefix(p.ImportPath, module+"/") }
+
+// within reports whether path is one of the directories or below one.
+func within(path string, dirs ...string) bool {
+	return slices.ContainsFunc(dirs, func(d string) bool { return path == d || strings.HasPrefix(path, d+"/") })
+}
+
+func packages(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json", "./...")
+	cmd.Dir = top
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, stderr.String())
+	}
+	var pkgs []pkg
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := dec.Decode(&p); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+	if len(pkgs) < 5 {
+		t.Fatalf("go list found %d packages; is this the module?", len(pkgs))
+	}
+	return pkgs
+}
+
+// layers says for each room of the tree which rooms its packages may import.
+// The first room that a package is in counts.
+var layers = []struct {
+	room string
+	may  []string
+	why  string
+}{
+	{"conf/clusterfile", []string{"conf"}, "reads files, knows only the vocabulary"},
+	{"conf", nil, "is the vocabulary and imports nothing of ours"},
+	{"ipam", []string{"conf", "ipam"}, "knows only the vocabulary"},
+	{"plugins", []string{"conf", "ipam", "plugins"}, "runs without the daemon"},
+	{"overlayd", []string{"conf", "ipam", "overlayd"}, "never links a plugin"},
+	{"integration", []string{"integration"}, "knows the programs from outside only"},
+}
+
+func TestTreeLayers(t *testing.T) {
+	for _, p := range packages(t) {
+		known := false
+		for _, l := range layers {
+			if !within(p.rel(), l.room) {
+				continue
+			}
+			known = true
+			for _, imp := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
+				rel, ours := strings.CutPrefix(imp, module+"/")
+				if ours && rel != p.rel() && !within(rel, l.may...) {
+					t.Errorf("%s imports %s, but %s %s", p.rel(), rel, l.room, l.why)
+				}
+			}
+			break
+		}
+		if !known {
+			t.Errorf("%s is in no room of the tree; the rooms are in layers", p.ImportPath)
+		}
+	}
+}
+
+// TestTreeSlimCNIPrograms: go links what a package imports, and that costs a CNI
+// program start-up time.
+func TestTreeSlimCNIPrograms(t *testing.T) {
+	banned := []string{"net/http", "go.yaml.in", "gopkg.in/yaml.v2", "gopkg.in/yaml.v3", "sigs.k8s.io/yaml", "go.etcd.io/etcd", "github.com/spf13", "google.golang.org/grpc"}
+	seen := 0
+	for _, p := range packages(t) {
+		if p.Name != "main" || !within(p.rel(), "plugins", "ipam") {
+			continue
+		}
+		seen++
+		for _, d := range p.Deps {
+			if within(d, banned...) {
+				t.Errorf("%s links %s; run `go list -deps ./%s` and `go mod why` to see through which package", p.rel(), d, p.rel())
+			}
+		}
+	}
+	if seen < 3 {
+		t.Errorf("found %d CNI programs, want at least 3", seen)
+	}
+}
+
+func TestTreeEtcdOnlyInItsStore(t *testing.T) {
+	for _, p := range packages(t) {
+		if within(p.rel(), "overlayd/internal/store/etcd", "integration") {
+			continue
+		}
+		for _, imp := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
+			if within(imp, "go.etcd.io/etcd") {
+				t.Errorf("%s imports %s; only overlayd/internal/store/etcd may", p.rel(), imp)
+			}
+		}
+	}
+}
+
+func TestTreeGoMod(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join(top, "go.mod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, line := range strings.Split(string(b), "\n") {
+		if strings.HasPrefix(strings.TrimSpace(line), "replace") {
+			t.Errorf("go.mod:%d: %s: no replace, so that the module can be used and installed by others", i+1, line)
+		}
+	}
+}
+
+// TestTreeSource parses every file: one package comment a package, no init
+// functions, os.Exit and log.Fatal only where a program ends.
+func TestTreeSource(t *testing.T) {
+	for _, p := range packages(t) {
+		comments := 0
+		for _, name := range slices.Concat(p.GoFiles, p.TestGoFiles, p.XTestGoFiles) {
+			fset := token.NewFileSet()
+			file, err := parser.ParseFile(fset, filepath.Join(p.Dir, name), nil, parser.ParseComments)
+			if err != nil {
+				t.Fatal(err)
+			}
+			test := strings.HasSuffix(name, "_test.go")
+			if file.Doc != nil && !test {
+				comments++
+			}
+			for _, decl := range file.Decls {
+				f, ok := decl.(*ast.FuncDecl)
+				if !ok {
+					continue
+				}
+				at := fset.Position(f.Pos())
+				if f.Recv == nil && f.Name.Name == "init" {
+					t.Errorf("%s:%d: func init: say in the code that needs it what runs when", at.Filename, at.Line)
+				}
+				// TestMain, main and Main end a program; so does what a test
+				// binary runs in their place.
+				if !test && f.Name.Name != "main" && f.Name.Name != "Main" && exits(f) {
+					t.Errorf("%s:%d: func %s ends the program; return an error or a status to main", at.Filename, at.Line, f.Name.Name)
+				}
+			}
+		}
+		if len(p.GoFiles) > 0 && comments != 1 {
+			t.Errorf("%s has %d package comments, want exactly one", p.rel(), comments)
+		}
+	}
+}
+
+// exits reports whether a function calls os.Exit or one of log.Fatal's family.
+func exits(f *ast.FuncDecl) bool {
+	found := false
+	ast.Inspect(f, func(n ast.Node) bool {
+		sel, ok := n.(*ast.SelectorExpr)
+		if !ok {
+			return true
+		}
+		if x, ok := sel.X.(*ast.Ident); ok {
+			found = found || x.Name == "os" && sel.Sel.Name == "Exit" || x.Name == "log" && strings.HasPrefix(sel.Sel.Name, "Fatal")
+		}
+		return true
+	})
+	return found
+}
