@@ -11,6 +11,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
 )
 
 // Plugin is one CNI program: a function per verb. All six must be there.
@@ -41,6 +42,10 @@ type Call struct {
 	Stdin       []byte
 	Conf        conf.NetConf
 	Stderr      io.Writer
+
+	// Rebuild, if the program sets it, says what the kernel knows about the
+	// addresses of the overlay in use: ipam.Options.Rebuild of OpenStore.
+	Rebuild func(context.Context) ([]ipam.Record, error)
 }
 
 // Args is CNI_ARGS as far as we know it; everything else in it is ignored.
@@ -49,9 +54,11 @@ type Args struct {
 	MAC string   // MAC=
 }
 
-// Codes of our own; those of the specification are in types.Err*.
+// Codes of our own; those of the specification are in types.Err*. What passes
+// by itself (store busy or full disk, agent not there yet, lease run out, no
+// address left) has the specification's code 11, "try again later".
 const (
-	ErrCodeNotReady   uint = 100 // the agent has not published, or not for this boot
+	ErrCodeNotReady   uint = 100 // the published state cannot be read or makes no sense
 	ErrCodeNoOverlay  uint = 101 // the overlay is not leased here, or has no bridge of this half
 	ErrCodeAddress    uint = 102 // an address asked for by name was refused
 	ErrCodeExists     uint = 103 // the interface is there already
@@ -59,5 +66,6 @@ const (
 	ErrCodeMissing    uint = 105 // CHECK: something that ADD made is gone or differs
 	ErrCodeDelegate   uint = 106 // a delegated plugin failed or is absent
 	ErrCodeKernel     uint = 107 // the kernel refused; the message names the step
-	ErrCodeStaleState uint = 108 // the lease has ended or is lost; new addresses are refused
+	ErrCodeStaleState uint = 108 // the lease is lost to another host; new addresses are refused
+	ErrCodeInternal   uint = 109 // a defect of the program itself
 )
