@@ -228,7 +228,7 @@ func (d *demo) attach(ctx context.Context, s *lab.Seed) error {
 			return err
 		}
 	}
-	return s.Serve(ctx, s.Master.Netns)
+	return nil
 }
 
 func (d *demo) traffic(ctx context.Context, s *lab.Seed) error {

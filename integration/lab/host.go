@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -51,6 +52,7 @@ type Coordinator struct {
 	*Proc
 	node *Node
 	URL  string
+	file string // the cluster configuration
 	argv []string
 	lab  *Lab
 }
@@ -62,17 +64,22 @@ func (l *Lab) StartCoordinator(ctx context.Context, n *Node, config string) (*Co
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	file := filepath.Join(dir, "overlay.yaml")
-	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
-		return nil, err
-	}
-	c := &Coordinator{node: n, lab: l, URL: fmt.Sprintf("http://%s:%d", n.IP, CoordinatorPort)}
+	c := &Coordinator{node: n, lab: l, file: filepath.Join(dir, "overlay.yaml"), URL: "http://" + netip.AddrPortFrom(n.Underlay(), CoordinatorPort).String()}
 	c.argv = []string{
-		filepath.Join(l.Bin, "overlayd"), "coordinator", "--insecure", "--config", file,
+		filepath.Join(l.Bin, "overlayd"), "coordinator", "--insecure", "--config", c.file,
 		"--listen", fmt.Sprintf("[::]:%d", CoordinatorPort),
 		"--store", "bbolt:" + filepath.Join(dir, "coordinator.db"), "--state-dir", dir,
 	}
-	return c, c.Restart(ctx)
+	return c, c.Reconfigure(ctx, config)
+}
+
+// Reconfigure starts the coordinator, which must not run, with another cluster
+// configuration.
+func (c *Coordinator) Reconfigure(ctx context.Context, config string) error {
+	if err := os.WriteFile(c.file, []byte(config), 0o644); err != nil {
+		return err
+	}
+	return c.Restart(ctx)
 }
 
 // Restart starts the coordinator again after Kill or Stop and waits until it is
@@ -94,11 +101,15 @@ func (c *Coordinator) Get(ctx context.Context, path string) ([]byte, error) {
 
 // Get fetches a page from inside the namespace.
 func (n *Netns) Get(ctx context.Context, url string) ([]byte, error) {
+	return get(ctx, n.HTTP(), url)
+}
+
+func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
-	res, err := n.HTTP().Do(req)
+	res, err := client.Do(req)
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +157,7 @@ func (c *Coordinator) State(ctx context.Context) (s MasterState, err error) {
 func (h *Host) StartAgent(coordinator string, args ...string) (err error) {
 	argv := append([]string{
 		filepath.Join(h.Lab.Bin, "overlayd"), "agent", "--insecure", "--coordinator", coordinator,
-		"--agent-ip", h.IP.String(), "--listen", "",
+		"--agent-ip", h.Underlay().String(), "--listen", "",
 		"--run-dir", h.RunDir, "--state-dir", h.StateDir, "--cni-conf-dir", h.CNIConfDir, "--ucr-conf-dir", h.UCRConfDir,
 		"--cni-bin-dir", h.Lab.Bin,
 	}, args...)
@@ -157,13 +168,13 @@ func (h *Host) StartAgent(coordinator string, args ...string) (err error) {
 // WaitRegistered waits until the coordinator shows the host with every overlay
 // STATUS_OK.
 func (h *Host) WaitRegistered(ctx context.Context, c *Coordinator) error {
-	return Wait(ctx, fmt.Sprintf("agent %s to be STATUS_OK", h.IP), 20*time.Second, func() error {
+	return Wait(ctx, fmt.Sprintf("agent %s to be STATUS_OK", h.Underlay()), 20*time.Second, func() error {
 		s, err := c.State(ctx)
 		if err != nil {
 			return err
 		}
 		for _, a := range s.Agents {
-			if a.IP != h.IP {
+			if a.IP != h.Underlay() {
 				continue
 			}
 			for _, o := range a.Overlays {
@@ -176,6 +187,28 @@ func (h *Host) WaitRegistered(ctx context.Context, c *Coordinator) error {
 			}
 		}
 		return h.alive(errors.New("not registered"))
+	})
+}
+
+// Get fetches a page of the agent, over its socket.
+func (h *Host) Get(ctx context.Context, path string) ([]byte, error) {
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(h.RunDir, "overlayd.sock"))
+		},
+	}}
+	return get(ctx, client, "http://agent"+path)
+}
+
+// WaitReady waits until the agent says that its host is set up.
+func (h *Host) WaitReady(ctx context.Context) error {
+	return Wait(ctx, "the agent of "+h.Name+" to be ready", 20*time.Second, func() error {
+		_, err := h.Get(ctx, "/readyz")
+		if err != nil {
+			return h.alive(err)
+		}
+		return nil
 	})
 }
 

@@ -121,7 +121,7 @@ func (l *Lab) makeLAN(ctx context.Context) (err error) {
 		return err
 	}
 	// Without snooping, neighbour discovery needs no multicast querier.
-	return l.LAN.IP(ctx, "link add name lan up type bridge mcast_snooping 0")
+	return l.LAN.Configure(ctx, "link add name lan up type bridge mcast_snooping 0")
 }
 
 // Close stops every process of the lab and removes all of it. With Options.Keep
@@ -188,8 +188,22 @@ func (l *Lab) Races() string {
 // Node is one namespace on the underlay.
 type Node struct {
 	*Netns
-	IP  netip.Addr // 172.17.0.n
+	IP  netip.Addr // 172.17.0.n; the zero Addr after DropIPv4
 	IP6 netip.Addr // fd00:172:17::n
+}
+
+// Underlay is the address other hosts know the node by.
+func (n *Node) Underlay() netip.Addr {
+	if n.IP.IsValid() {
+		return n.IP
+	}
+	return n.IP6
+}
+
+// DropIPv4 takes the node's IPv4 address of the underlay away.
+func (n *Node) DropIPv4(ctx context.Context) error {
+	n.IP = netip.Addr{}
+	return n.Configure(ctx, "-4 address flush dev eth0")
 }
 
 // Node makes a namespace called <lab>-<name> with 172.17.0.n/16 and
@@ -204,11 +218,11 @@ func (l *Lab) Node(ctx context.Context, name string, n byte) (*Node, error) {
 		IP:    netip.AddrFrom4([4]byte{172, 17, 0, n}),
 		IP6:   netip.MustParseAddr(fmt.Sprintf("fd00:172:17::%x", n)),
 	}
-	if err := l.LAN.IP(ctx, "link add name "+name+" up master lan type veth peer name eth0 netns "+ns.Name); err != nil {
+	if err := l.LAN.Configure(ctx, "link add name "+name+" up master lan type veth peer name eth0 netns "+ns.Name); err != nil {
 		return nil, err
 	}
 	// nodad: the addresses are ours alone, and nobody has to wait for them.
-	return node, ns.IP(ctx,
+	return node, ns.Configure(ctx,
 		"link set eth0 up",
 		fmt.Sprintf("address add %s/16 dev eth0", node.IP),
 		fmt.Sprintf("address add %s/64 dev eth0 nodad", node.IP6))

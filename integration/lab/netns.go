@@ -29,7 +29,7 @@ func (l *Lab) Netns(ctx context.Context, name string) (*Netns, error) {
 	if err := run(exec.CommandContext(ctx, "ip", "netns", "add", n.Name)); err != nil {
 		return nil, err
 	}
-	return n, n.IP(ctx, "link set lo up")
+	return n, n.Configure(ctx, "link set lo up")
 }
 
 // Delete removes the namespace with everything in it.
@@ -54,8 +54,8 @@ func (n *Netns) Run(ctx context.Context, argv ...string) (string, error) {
 	return string(out), nil
 }
 
-// IP runs commands of ip(8), one a line, as one batch.
-func (n *Netns) IP(ctx context.Context, lines ...string) error {
+// Configure runs commands of ip(8), one a line, as one batch.
+func (n *Netns) Configure(ctx context.Context, lines ...string) error {
 	cmd := exec.CommandContext(ctx, "ip", "-n", n.Name, "-batch", "-")
 	cmd.Stdin = strings.NewReader(strings.Join(lines, "\n") + "\n")
 	return run(cmd)

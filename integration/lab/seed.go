@@ -53,7 +53,10 @@ func (s *Seed) makeHosts(ctx context.Context) (err error) {
 	if s.Outside, err = s.Node(ctx, "outside", 200); err != nil {
 		return err
 	}
-	return s.Serve(ctx, s.Outside.Netns)
+	if err := s.Serve(ctx, s.Outside.Netns); err != nil {
+		return err
+	}
+	return s.Serve(ctx, s.Master.Netns)
 }
 
 // Hosts are all on which an agent runs.
@@ -133,7 +136,7 @@ func (s *Seed) PlaceAll(ctx context.Context) error {
 			return err
 		}
 	}
-	return s.Serve(ctx, s.Master.Netns)
+	return nil
 }
 
 func (c *Container) endpoint() Endpoint { return Endpoint{c.Short, c.Netns, c.Addr()} }
@@ -154,12 +157,17 @@ func (s *Seed) Pairs() ([]Pair, error) {
 		return v6
 	}
 	var pairs []Pair
+	add := func(p Pair) {
+		if p.To.Addr.IsValid() { // the other side has this family
+			pairs = append(pairs, p)
+		}
+	}
 	for _, c := range s.Containers {
 		self := c.endpoint()
 		for _, d := range s.Containers {
 			if c != d && c.Overlay == d.Overlay {
 				// The other side must see the container itself.
-				pairs = append(pairs, Pair{Kind: kind(c, d), From: self, To: d.endpoint(), Seen: self.Addr})
+				add(Pair{Kind: kind(c, d), From: self, To: d.endpoint(), Seen: self.Addr})
 			}
 		}
 	}
@@ -170,14 +178,12 @@ func (s *Seed) Pairs() ([]Pair, error) {
 		master := Endpoint{"master", s.Master.Netns, pick(c, s.Master.IP, s.Master.IP6)}
 		outside := Endpoint{"outside", s.Outside.Netns, pick(c, s.Outside.IP, s.Outside.IP6)}
 		own := Endpoint{strings.SplitN(c.Short, "-", 2)[0], c.Host.Netns, host}
-		pairs = append(pairs,
-			Pair{Kind: "master to container", From: master, To: self},
-			Pair{Kind: "host to its container", From: own, To: self},
-			Pair{Kind: "container to master's VTEP", From: self, To: vtep},
-			// What leaves the overlays carries the host's address.
-			Pair{Kind: "container to master", From: self, To: master, Seen: host},
-			Pair{Kind: "container to outside", From: self, To: outside, Seen: host},
-		)
+		add(Pair{Kind: "master to container", From: master, To: self})
+		add(Pair{Kind: "host to its container", From: own, To: self})
+		add(Pair{Kind: "container to master's VTEP", From: self, To: vtep})
+		// What leaves the overlays carries the host's address.
+		add(Pair{Kind: "container to master", From: self, To: master, Seen: host})
+		add(Pair{Kind: "container to outside", From: self, To: outside, Seen: host})
 	}
 	return pairs, nil
 }
