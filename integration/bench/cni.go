@@ -42,7 +42,7 @@ func (c *config) attachBox(ctx context.Context) (*box, map[string]variant, error
 		return nil, nil, err
 	}
 	// The reference's bridge stands before the first ADD, as ours does.
-	if err := node.Netns.IP(ctx, "link add cni0 up type bridge", "address add 9.128.0.1/16 dev cni0",
+	if err := node.Configure(ctx, "link add cni0 up type bridge", "address add 9.128.0.1/16 dev cni0",
 		"link add floor0 up type bridge", "address add 9.129.0.1/16 dev floor0"); err != nil {
 		return nil, nil, err
 	}

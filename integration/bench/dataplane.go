@@ -152,7 +152,7 @@ func (c *config) handPair(ctx context.Context) (pair, error) {
 		if err := node.Sysctl(ctx, "net.ipv4.ip_forward", "1"); err != nil {
 			return p, err
 		}
-		err = node.Netns.IP(ctx,
+		err = node.Configure(ctx,
 			fmt.Sprintf("link add vx address 02:00:00:00:00:0%d mtu 1450 type vxlan id 1024 dstport 64000 nolearning local %s", i, node.IP),
 			"link set vx up", fmt.Sprintf("address add 45.0.0.%d/24 dev vx", i+1),
 			fmt.Sprintf("neigh add 45.0.0.%d lladdr 02:00:00:00:00:0%d nud permanent dev vx", 2-i, 1-i),
@@ -166,7 +166,7 @@ func (c *config) handPair(ctx context.Context) (pair, error) {
 		if _, err := node.Run(ctx, "bridge", "fdb", "append", fmt.Sprintf("02:00:00:00:00:0%d", 1-i), "dev", "vx", "dst", other.IP.String(), "self", "permanent"); err != nil {
 			return p, err
 		}
-		if err := space.IP(ctx, "link set eth0 up", fmt.Sprintf("address add 9.200.%d.2/24 dev eth0", i), fmt.Sprintf("route add default via 9.200.%d.1", i)); err != nil {
+		if err := space.Configure(ctx, "link set eth0 up", fmt.Sprintf("address add 9.200.%d.2/24 dev eth0", i), fmt.Sprintf("route add default via 9.200.%d.1", i)); err != nil {
 			return p, err
 		}
 		if i == 0 {
