@@ -25,7 +25,7 @@ dcos_overlay_network:
 		want   []string
 	}{
 		{"good", []string{"overlayd", "check-config", filepath.Join(top, "conf/examples/overlay.yaml")}, 0,
-			[]string{"dcos", "9.0.0.0/8", "65536", "125", "dcos6"}},
+			[]string{"dcos", "9.0.0.0/8", "65,536", "125", "dcos6"}},
 		{"bad", []string{"overlayd", "check-config", bad}, 2,
 			[]string{"overlays[0].prefix", "overlays[1].name", "overlap"}},
 		{"absent", []string{"overlayd", "check-config", bad + ".absent"}, 2, []string{"bad.yaml.absent"}},
