@@ -1,0 +1,146 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/api"
+)
+
+// outcome is what came of one registration.
+type outcome struct {
+	ip    netip.Addr // agent IP asked with; zero if it could not be told
+	lease conf.Lease
+	sent  renewal // just before the request: the term counts from here
+	err   error
+}
+
+// registrar asks for the lease, and renews it for ever, by the same request.
+type registrar struct {
+	ask    func(context.Context, api.RegisterRequest) (conf.Lease, error)
+	find   func(context.Context) (netip.Addr, error) // agent IP
+	req    api.RegisterRequest                       // without the agent IP
+	boot   boot
+	timing timing
+	kick   chan struct{} // capacity 1: register now
+	out    chan outcome
+}
+
+// run registers at once, after every kick, and when it is time to renew or to
+// try again. It returns nil when ctx is done.
+func (r *registrar) run(ctx context.Context) error {
+	retry := backoff{min: r.timing.backoffMin, max: r.timing.backoffMax}
+	for {
+		o := r.try(ctx)
+		select {
+		case r.out <- o:
+		case <-ctx.Done():
+			return nil
+		}
+		var pause time.Duration
+		switch {
+		case o.err == nil:
+			retry.reset()
+			pause = jitter(renewEvery(r.timing.renew, o.lease.Term()))
+		case refused(o.err):
+			// Asking more often does not make a full pool emptier.
+			pause = jitter(r.timing.backoffMax)
+		default:
+			pause = retry.next()
+		}
+		if !r.wait(ctx, pause) {
+			return nil
+		}
+	}
+}
+
+// wait returns after pause or a kick, and false when ctx is done. Even a kick
+// waits for the shortest backoff, so that a coordinator that kicks with every
+// answer is not asked at full speed.
+func (r *registrar) wait(ctx context.Context, pause time.Duration) bool {
+	least := time.NewTimer(r.timing.backoffMin)
+	defer least.Stop()
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	case <-r.kick:
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-least.C:
+		return true
+	}
+}
+
+func (r *registrar) try(ctx context.Context) outcome {
+	ip, err := r.find(ctx)
+	if err != nil {
+		return outcome{err: err}
+	}
+	o := outcome{ip: ip, sent: renewal{BootID: r.boot.id, Boottime: r.boot.now(), Wall: time.Now()}}
+	req := r.req
+	req.AgentIP = ip
+	if o.lease, o.err = r.ask(ctx, req); o.err == nil {
+		o.err = checkLease(o.lease, req.AgentID)
+	}
+	return o
+}
+
+// refused reports whether the coordinator understood the request and said no:
+// a pool is exhausted, the request is in conflict, the agent may not.
+func refused(err error) bool {
+	var e *api.Error
+	return errors.As(err, &e) && (e.Code < 500 || e.Code == http.StatusInsufficientStorage)
+}
+
+// reporter tells the coordinator what became of the lease, the newest report
+// only, until it is taken.
+type reporter struct {
+	send     func(context.Context, api.StatusReport) error
+	timing   timing
+	log      *slog.Logger
+	in       chan api.StatusReport // capacity 1, filled by replace
+	register chan<- struct{}       // kicked when the coordinator does not want the report
+}
+
+// run returns nil when ctx is done.
+func (r *reporter) run(ctx context.Context) error {
+	retry := backoff{min: r.timing.backoffMin, max: r.timing.backoffMax}
+	var report *api.StatusReport
+	var again <-chan time.Time
+	failing := false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case s := <-r.in:
+			report = &s
+			retry.reset()
+		case <-again:
+		}
+		again = nil
+		err := r.send(ctx, *report)
+		if err == nil {
+			failing = false
+			continue
+		}
+		again = time.After(retry.next())
+		if refused(err) {
+			kick(r.register) // it does not know us any more
+		}
+		if !failing && ctx.Err() == nil {
+			r.log.Warn("status not reported; trying again", "err", err)
+		}
+		failing = true
+	}
+}

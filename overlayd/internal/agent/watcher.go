@@ -1,0 +1,106 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/api"
+)
+
+// peerChange is what the loop hears of the watch.
+type peerChange struct {
+	generation int  // of the watcher
+	connected  bool // first of a stream
+	event      api.PeerEvent
+}
+
+// watcher follows the peers from a revision on.
+type watcher struct {
+	watch      func(ctx context.Context, agentID string, revision uint64, fn func(api.PeerEvent) error) error
+	id         string
+	generation int
+	revision   uint64
+	timing     timing
+	log        *slog.Logger
+	register   chan<- struct{} // kicked when the lease may have changed
+	out        chan<- peerChange
+}
+
+// run connects again and again until ctx is done, then returns nil.
+func (w *watcher) run(ctx context.Context) error {
+	retry := backoff{min: w.timing.backoffMin, max: w.timing.backoffMax}
+	broken := false
+	for {
+		heard, err := w.stream(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if heard {
+			retry.reset()
+			broken = false
+		}
+		if !broken {
+			w.log.Warn("peers are no longer followed; connecting again", "err", err)
+			broken = true
+		}
+		if refused(err) {
+			kick(w.register) // the coordinator does not know us
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(retry.next()):
+		}
+	}
+}
+
+// stream follows one connection to its end and reports whether anything was
+// heard over it.
+func (w *watcher) stream(ctx context.Context) (heard bool, err error) {
+	err = w.watch(ctx, w.id, w.revision, func(e api.PeerEvent) error {
+		first := !heard
+		heard = true
+		if w.withoutSelf(&e) {
+			kick(w.register)
+		}
+		if first || e.Snapshot || len(e.Put) > 0 || len(e.Delete) > 0 || e.Revision > w.revision {
+			select {
+			case w.out <- peerChange{generation: w.generation, connected: first, event: e}:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		if e.Revision > 0 {
+			w.revision = e.Revision
+		}
+		return nil
+	})
+	return heard, err
+}
+
+// withoutSelf takes this agent, and what nobody could forward to, out of an
+// event. It reports whether the lease should be asked for again: the
+// coordinator says so, or it does not have it any more.
+func (w *watcher) withoutSelf(e *api.PeerEvent) (register bool) {
+	self := func(p conf.Peer) bool { return p.AgentID == w.id }
+	register = e.Register || slices.Contains(e.Delete, w.id) ||
+		e.Snapshot && !slices.ContainsFunc(e.Put, self)
+	e.Put = slices.DeleteFunc(e.Put, func(p conf.Peer) bool {
+		if self(p) {
+			return true
+		}
+		err := checkPeer(p)
+		if err != nil {
+			w.log.Warn("peer left out", "peer", p.AgentID, "err", err)
+			if !e.Snapshot { // what was known of it is no longer true
+				e.Delete = append(e.Delete, p.AgentID)
+			}
+		}
+		return err != nil
+	})
+	e.Delete = slices.DeleteFunc(e.Delete, func(id string) bool { return id == w.id })
+	return register
+}
