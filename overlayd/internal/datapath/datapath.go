@@ -9,7 +9,17 @@
 package datapath
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
 	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/coreos/go-iptables/iptables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
 )
@@ -54,4 +64,307 @@ type Report struct {
 	Overlays map[string]error // by name; absent: fine
 	Err      error            // what concerns the whole host
 	Changed  int              // kernel objects added, changed or removed
+}
+
+// Datapath programs one network namespace: that of the thread which called New.
+// Set and Changes have to be called in the same one; in a daemon that stays in
+// the namespace it was started in, this is so. It is safe for concurrent use.
+type Datapath struct {
+	log   *slog.Logger
+	index index
+
+	mu     sync.Mutex // guards what follows
+	handle *netlink.Handle
+	conn   *conn
+	ip4    firewall
+	ip6    firewall
+	last   *applied // nil: nothing is known, the next Set reads the kernel
+}
+
+// applied is what the last Set left behind. It is only kept when everything
+// went well, so that whatever failed is tried again from what the kernel says.
+type applied struct {
+	cfg       Config               // as it was asked for, without the peers
+	supported Config               // what this host can have of it
+	peers     map[string]conf.Peer // by agent id
+	devices   map[string]int       // index of our devices by name
+	foreign   map[netip.Prefix]foreignRoute
+	problems  []problem // that remain until cfg or the kernel changes
+	mtu       int
+}
+
+// New opens what is needed to talk to the kernel. It changes nothing.
+func New(log *slog.Logger) (*Datapath, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open a netlink socket: %w", err)
+	}
+	c, err := dial()
+	if err != nil {
+		h.Close()
+		return nil, err
+	}
+	return &Datapath{
+		log: log, handle: h, conn: c,
+		ip4: firewall{family: iptables.ProtocolIPv4},
+		ip6: firewall{family: iptables.ProtocolIPv6},
+	}, nil
+}
+
+// Close closes the sockets. What was programmed stays and goes on forwarding.
+func (d *Datapath) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.handle.Close()
+	return d.conn.close()
+}
+
+// Set makes the kernel what cfg says. With resync it reads the kernel first;
+// without, it trusts what was last applied and sends only the difference, at a
+// cost of the peers that changed. Where more than peers changed, or the last
+// Set failed in any part, it reads the kernel in either case. cfg must not be
+// changed afterwards.
+func (d *Datapath) Set(ctx context.Context, cfg Config, resync bool) Report {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !resync {
+		if r, ok := d.setPeers(ctx, cfg); ok {
+			return r
+		}
+	}
+	r, err := d.setAll(ctx, cfg)
+	if errors.Is(err, errOverrun) {
+		// The kernel knows what it did; ask it.
+		again, _ := d.setAll(ctx, cfg)
+		again.Changed += r.Changed
+		return again
+	}
+	return r
+}
+
+// setAll reads the kernel, plans and applies. The error, which is in the report
+// as well, says that it had to stop on the way.
+func (d *Datapath) setAll(ctx context.Context, cfg Config) (Report, error) {
+	before := d.last
+	d.last = nil
+	have, err := d.read(cfg)
+	if err != nil {
+		return d.report(nil, 0, 0, err), err
+	}
+	p := plan(cfg, have)
+	d.warn(&p, cfg, before)
+
+	// The firewall comes first, so that isolation is there before traffic is.
+	changed, failed := d.syncFirewall(ctx, p.cfg, have.ipv6)
+	a := d.applier()
+	for name, l := range have.links {
+		a.index[name] = l.index
+	}
+	d.index.expect(&p, have)
+	err = a.apply(ctx, p.ops)
+	d.index.expectLinks(&p, have, a.index)
+
+	changed += a.changed
+	failed = append(failed, a.failed...)
+	if changed > 0 {
+		d.log.Info("datapath changed", "objects", changed, "peers", len(cfg.Peers), "mtu", p.mtu)
+	}
+	if err == nil && len(failed) == 0 && !p.disputed {
+		d.remember(cfg, &p, have, a.index)
+	}
+	return d.report(append(p.problems, failed...), p.mtu, changed, err), err
+}
+
+// warn logs what works, but not as it was meant; once, until it changes.
+func (d *Datapath) warn(p *planned, cfg Config, before *applied) {
+	if p.lowered && (before == nil || before.mtu != p.mtu || before.cfg.VTEP.MTU != cfg.VTEP.MTU) {
+		d.log.Warn("the configured MTU does not fit into the underlay", "configured", cfg.VTEP.MTU, "used", p.mtu)
+	}
+	if p.disputed {
+		d.log.Warn("two peers claim the same subnet or VTEP; the newer lease is obeyed")
+	}
+}
+
+func (d *Datapath) remember(cfg Config, p *planned, have *state, indexes map[string]int) {
+	l := &applied{
+		cfg: cfg, supported: p.cfg, mtu: p.mtu, problems: p.problems, foreign: have.foreign,
+		peers: make(map[string]conf.Peer, len(cfg.Peers)), devices: indexes,
+	}
+	for _, peer := range cfg.Peers {
+		l.peers[peer.AgentID] = peer
+	}
+	if len(l.peers) == len(cfg.Peers) { // else two have one id, and there is no telling them apart
+		l.cfg.Peers, l.supported.Peers = nil, nil
+		d.last = l
+	}
+}
+
+// setPeers is Set for the case that at most peers changed since the last one.
+// ok is false when it is not so simple; then nothing was done.
+func (d *Datapath) setPeers(ctx context.Context, cfg Config) (r Report, ok bool) {
+	l := d.last
+	if l == nil || !sameHost(l.cfg, cfg) {
+		return Report{}, false
+	}
+	old, now := l.difference(cfg.Peers)
+	c := l.supported
+	c.Peers = old
+	had := expandPeers(c)
+	c.Peers = now
+	want := expandPeers(c)
+	if had.disputed || want.disputed || len(want.problems) > 0 || d.taken(had.entries, want.entries) {
+		return Report{}, false
+	}
+
+	p := planned{cfg: l.supported, wanted: want}
+	p.planEntries(had.entries, nil, nil)
+	d.index.update(had.entries, want.entries)
+	a := d.applier()
+	a.index = l.devices
+	err := a.apply(ctx, p.ops)
+	if a.changed > 0 {
+		d.log.Debug("peers changed", "objects", a.changed, "peers", len(cfg.Peers))
+	}
+	if errors.Is(err, errOverrun) {
+		return Report{}, false // ask the kernel what it did
+	}
+	if err != nil || len(a.failed) > 0 {
+		d.last = nil
+	}
+	for _, p := range old {
+		delete(l.peers, p.AgentID)
+	}
+	for _, p := range now {
+		l.peers[p.AgentID] = p
+	}
+	return d.report(append(slices.Clip(l.problems), a.failed...), l.mtu, a.changed, err), true
+}
+
+// sameHost says whether two configurations differ in peers at most.
+func sameHost(a, b Config) bool {
+	return a.VTEP == b.VTEP &&
+		slices.EqualFunc(a.Bridges, b.Bridges, func(a, b Bridge) bool {
+			return a.Name == b.Name && a.Overlay == b.Overlay && slices.Equal(a.Addrs, b.Addrs)
+		}) &&
+		slices.EqualFunc(a.Overlays, b.Overlays, func(a, b Overlay) bool {
+			return a.Name == b.Name && a.Isolation == b.Isolation && slices.Equal(a.Subnets, b.Subnets) && slices.Equal(a.Agent, b.Agent)
+		})
+}
+
+// difference lists the peers that changed as they were and as they are wanted.
+func (l *applied) difference(peers []conf.Peer) (old, now []conf.Peer) {
+	known := 0
+	for i := range peers {
+		was, ok := l.peers[peers[i].AgentID]
+		if ok {
+			known++
+		}
+		if ok && samePeer(&was, &peers[i]) {
+			continue
+		}
+		if ok {
+			old = append(old, was)
+		}
+		now = append(now, peers[i])
+	}
+	if known == len(l.peers) {
+		return old, now
+	}
+	wanted := make(map[string]struct{}, len(peers))
+	for i := range peers {
+		wanted[peers[i].AgentID] = struct{}{}
+	}
+	for id, was := range l.peers {
+		if _, ok := wanted[id]; !ok {
+			old = append(old, was)
+		}
+	}
+	return old, now
+}
+
+// samePeer compares what the kernel is told. The epoch is not: it grows with
+// every renewal of interest to others, and matters only in a dispute.
+func samePeer(a, b *conf.Peer) bool {
+	return a.AgentIP == b.AgentIP && a.VTEPIP == b.VTEPIP && a.VTEPIP6 == b.VTEPIP6 && a.VTEPMAC == b.VTEPMAC &&
+		slices.Equal(a.Subnets, b.Subnets)
+}
+
+// taken says whether something wanted belongs already to a peer that did not
+// change, to this host, or to somebody else.
+func (d *Datapath) taken(had, want entries) bool {
+	for dst := range want.routes {
+		if _, foreign := d.last.foreign[dst]; foreign {
+			return true
+		}
+	}
+	return takenIn(d.index.neigh, had.neigh, want.neigh) || takenIn(d.index.fdb, had.fdb, want.fdb) ||
+		takenIn(d.index.routes, had.routes, want.routes)
+}
+
+func takenIn[K, V comparable](all, had, want map[K]V) bool {
+	for k := range want {
+		_, there := all[k]
+		_, changes := had[k]
+		if there && !changes {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *Datapath) applier() *applier {
+	return &applier{
+		conn: d.conn, index: map[string]int{}, dead: map[string]bool{},
+		lookup: func(name string) (int, error) {
+			l, err := d.handle.LinkByName(name)
+			if err != nil {
+				return 0, err
+			}
+			return l.Attrs().Index, nil
+		},
+	}
+}
+
+// syncFirewall makes the rules of both families what they should be.
+func (d *Datapath) syncFirewall(ctx context.Context, cfg Config, ipv6 bool) (changed int, failed []problem) {
+	run := func(f *firewall, want []chain) {
+		n, err := f.sync(ctx, want)
+		changed += n
+		if err != nil {
+			failed = append(failed, problem{"", err})
+		}
+	}
+	run(&d.ip4, chains(cfg, false))
+	if ipv6 {
+		run(&d.ip6, chains(cfg, true))
+	}
+	return changed, failed
+}
+
+// maxTold is how many failures of one overlay are told in full. Thousands of
+// peers tend to fail for one reason.
+const maxTold = 8
+
+func (d *Datapath) report(problems []problem, mtu, changed int, err error) Report {
+	r := Report{MTU: mtu, Changed: changed}
+	by := map[string][]error{}
+	for _, p := range problems {
+		by[p.overlay] = append(by[p.overlay], p.err)
+	}
+	for overlay, errs := range by {
+		if n := len(errs) - maxTold; n > 0 {
+			errs = append(errs[:maxTold:maxTold], fmt.Errorf("and %d more", n))
+		}
+		joined := errors.Join(errs...)
+		if overlay == "" {
+			err = errors.Join(joined, err)
+			continue
+		}
+		if r.Overlays == nil {
+			r.Overlays = map[string]error{}
+		}
+		r.Overlays[overlay] = joined
+	}
+	r.Err = err
+	return r
 }
