@@ -43,6 +43,11 @@ func listAll() (links []netlink.Link, err error) {
 	return links, err
 }
 
+// Record is the address record behind the link.
+func (l Link) Record() ipam.Record {
+	return ipam.Record{Attachment: l.Attachment, Half: l.Half, Addrs: l.Addrs, Since: l.Since}
+}
+
 // Records returns the address records behind all host ends of an overlay: what
 // an address store is rebuilt from.
 func Records(overlay string) ([]ipam.Record, error) {
@@ -53,7 +58,7 @@ func Records(overlay string) ([]ipam.Record, error) {
 	var out []ipam.Record
 	for _, l := range links {
 		if l.Overlay == overlay {
-			out = append(out, ipam.Record{Attachment: l.Attachment, Half: l.Half, Addrs: l.Addrs, Since: l.Since})
+			out = append(out, l.Record())
 		}
 	}
 	return out, nil

@@ -50,6 +50,9 @@ func KeyOf(a ipam.Attachment) ipam.Key {
 	return a.Key()
 }
 
+// ShortID stands in an alias for a container id that does not fit.
+func ShortID(key ipam.Key) string { return hashMark + key.String() }
+
 func parseKey(text string) (ipam.Key, error) {
 	b, err := hex.DecodeString(text)
 	if err != nil || len(b) != len(ipam.Key{}) {
@@ -97,7 +100,7 @@ func (a Alias) String() string {
 	}
 	head := strings.Join([]string{Mark, a.Overlay, string(a.Half), strings.Join(addrs, ","),
 		strconv.FormatInt(int64(a.Since/time.Second), 10), a.Attachment.IfName}, " ")
-	network, key := a.Attachment.Network, hashMark+a.Key().String()
+	network, key := a.Attachment.Network, ShortID(a.Key())
 	if network == a.Overlay {
 		network = sameNetwork
 	}

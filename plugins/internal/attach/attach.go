@@ -1,0 +1,122 @@
+// Package attach is the whole of m-overlay and d-overlay: it attaches a
+// container to one half of an overlay on this host, detaches it, and checks
+// both.
+//
+//	container's namespace          our namespace
+//	 eth0 ----------------------- vm0123456789ab --- m-dcos (bridge, gateway)
+//	 9.0.1.2/25                     alias: whose         |
+//	 default via 9.0.1.1                              routing, vtep1024
+//
+// A plugin owns one veth pair and what is inside the container; bridges,
+// gateways, forwarding and masquerade belong to the agent. It needs nothing but
+// what the agent last published and the kernel: no daemon, no network.
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/ipam/cnimain"
+	"overlayd.internal/overlay/ipam/veth"
+	"overlayd.internal/overlay/plugins/internal/rtnl"
+)
+
+// Main runs the CNI program of one half and exits.
+func Main(half conf.Half) { cnimain.Main(New(half)) }
+
+// New returns the CNI program of one half: m-overlay or d-overlay.
+func New(half conf.Half) cnimain.Plugin {
+	p := program{half: half, name: string(half[0]) + "-overlay"}
+	return cnimain.Plugin{
+		Name: p.name, Interface: true,
+		Add: p.add, Del: p.del, Check: p.check, GC: p.gc, Status: p.status,
+	}
+}
+
+type program struct {
+	name string
+	half conf.Half
+}
+
+// ownIPAM is the IPAM plugin whose work is done in process.
+const ownIPAM = "overlay-ipam"
+
+// delegates reports whether the configuration names an IPAM plugin of others.
+func delegates(n conf.NetConf) bool { return n.IPAM.Type != "" && n.IPAM.Type != ownIPAM }
+
+// place is where containers of a configuration are attached on this host.
+type place struct {
+	state   conf.State
+	overlay conf.AgentOverlay
+	bridge  string
+	ranges  []netip.Prefix // of the half, one per family
+}
+
+// place reads the published state. Its error says what the agent has not done
+// yet, or no longer does.
+func (p program) place(n conf.NetConf) (place, error) {
+	state, err := cnimain.LoadState(n)
+	if err != nil {
+		return place{}, err
+	}
+	overlay, bridge, err := cnimain.Overlay(state, n.OverlayName(), p.half)
+	if err != nil {
+		return place{}, err
+	}
+	if s := overlay.State; s != nil && s.Status != conf.StatusOK {
+		return place{}, cnimain.Errorf(types.ErrTryAgainLater, "overlay %s is not ready on this host: %s", overlay.Info.Name, why(*s))
+	}
+	return place{state: state, overlay: overlay, bridge: bridge.Name, ranges: cnimain.Ranges(bridge)}, nil
+}
+
+func why(s conf.OverlayStatus) string {
+	if s.Error != "" {
+		return s.Error
+	}
+	return "the agent is still setting it up"
+}
+
+// findBridge looks the half's bridge up in the kernel.
+func (p place) findBridge(c *rtnl.Conn) (rtnl.Interface, error) {
+	bridge, ok, err := c.Find(p.bridge)
+	switch {
+	case err != nil:
+		return bridge, kernelError(err)
+	case !ok:
+		return bridge, cnimain.Errorf(types.ErrTryAgainLater, "bridge %s is missing on this host; the agent makes it again if it runs", p.bridge)
+	case !bridge.Up:
+		return bridge, cnimain.Errorf(types.ErrTryAgainLater, "bridge %s is down on this host; the agent brings it up if it runs", p.bridge)
+	}
+	return bridge, nil
+}
+
+// rebuild tells the address store what the kernel knows.
+func rebuild(c *cnimain.Call) {
+	c.Rebuild = func(context.Context) ([]ipam.Record, error) { return veth.Records(c.Conf.OverlayName()) }
+}
+
+// kernelError is the CNI error of a refusal by the kernel; the text names the
+// step.
+func kernelError(err error) error {
+	if err == nil || errors.As(err, new(*types.Error)) {
+		return err
+	}
+	switch {
+	case errors.Is(err, errExists):
+		return cnimain.Errorf(cnimain.ErrCodeExists, "%v", err)
+	case errors.Is(err, errLocked), errors.Is(err, context.DeadlineExceeded):
+		return cnimain.Errorf(types.ErrTryAgainLater, "%v", err)
+	}
+	return cnimain.Errorf(cnimain.ErrCodeKernel, "%v", err)
+}
+
+// warn tells the runtime's log about something that is not an error.
+func (p program) warn(c *cnimain.Call, format string, args ...any) {
+	fmt.Fprintf(c.Stderr, p.name+": "+format+"\n", args...)
+}

@@ -1,0 +1,80 @@
+package attach
+
+import (
+	"context"
+	"errors"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/ipam/cnimain"
+	"overlayd.internal/overlay/ipam/veth"
+	"overlayd.internal/overlay/plugins/internal/rtnl"
+)
+
+// del detaches a container. It needs to know the attachment and nothing else:
+// not the namespace, the published state or the result of ADD, any of which may
+// be gone. What is gone already is success.
+//
+// The interface goes first and its address only then, so that no address is
+// free while an interface still has it, wherever the program is killed.
+func (p program) del(ctx context.Context, c *cnimain.Call) error {
+	rebuild(c)
+	unlock, err := lock(ctx, c.Conf.IPAMPath(), c.Attachment().Key())
+	if err != nil {
+		return kernelError(err)
+	}
+	defer unlock()
+	aliases, err := removeHostEnds(c.Attachment())
+	if err != nil {
+		return kernelError(err)
+	}
+	crash("unlinked")
+	_, err = cnimain.Release(ctx, c)
+	for _, a := range aliases {
+		err = errors.Join(err, releaseAlias(ctx, c, a))
+	}
+	crash("released")
+	if delegates(c.Conf) {
+		err = errors.Join(err, delegateDel(ctx, c))
+	}
+	return err
+}
+
+// removeHostEnds removes the host end of the attachment and returns what it
+// said. Both halves are looked at: the configuration may have changed its type
+// since ADD.
+func removeHostEnds(att ipam.Attachment) (aliases []veth.Alias, _ error) {
+	conn, err := rtnl.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	for _, half := range conf.Halves {
+		alias, err := removeHost(conn, veth.Name(half, att.Key()))
+		if err != nil {
+			return nil, err
+		}
+		if alias.Overlay != "" {
+			aliases = append(aliases, alias)
+		}
+	}
+	return aliases, nil
+}
+
+// releaseAlias releases what the link said it had, where that is kept under
+// another name than the configuration now gives: the overlay has changed since
+// ADD, or the store was rebuilt from an alias that could not hold all names.
+func releaseAlias(ctx context.Context, c *cnimain.Call, a veth.Alias) error {
+	var errs []error
+	for _, att := range [...]ipam.Attachment{c.Attachment(), a.Attachment} {
+		if a.Overlay == c.Conf.OverlayName() && att == c.Attachment() {
+			continue // done
+		}
+		then := *c
+		then.Conf.Overlay, then.Conf.Name = a.Overlay, att.Network
+		then.ContainerID, then.IfName = att.ContainerID, att.IfName
+		_, err := cnimain.Release(ctx, &then)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,250 @@
+package attach
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/types/create"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam/cnimain"
+)
+
+// The plugins of others that we run. containernetworking's own package for this
+// is not used because it links net/http, through tracing, which costs every
+// start of the program.
+
+const (
+	// maxOutput is the most that is read of what a plugin prints.
+	maxOutput = 1 << 20
+	// pipeDelay is how long a child that a plugin left behind may keep its
+	// output open.
+	pipeDelay = time.Second
+)
+
+// execPlugin runs another CNI plugin as the specification says: found through
+// CNI_PATH, with our environment and stdin, its stderr passed on. It returns
+// what the plugin printed.
+func execPlugin(ctx context.Context, c *cnimain.Call, plugin, command string, stdin []byte) ([]byte, error) {
+	path, err := findPlugin(plugin, c.Path)
+	if err != nil {
+		return nil, cnimain.Errorf(cnimain.ErrCodeDelegate, "%v", err)
+	}
+	cmd := exec.CommandContext(ctx, path)
+	cmd.Env = append(os.Environ(), "CNI_COMMAND="+command) // the last one counts
+	cmd.Stdin = bytes.NewReader(stdin)
+	stdout := &limited{left: maxOutput}
+	cmd.Stdout = stdout
+	cmd.Stderr = &limited{left: maxOutput, to: c.Stderr}
+	cmd.WaitDelay = pipeDelay
+	err = cmd.Run()
+	switch {
+	case ctx.Err() != nil:
+		return nil, cnimain.Errorf(types.ErrTryAgainLater, "plugin %s did not finish %s in time and was stopped", plugin, command)
+	case err != nil:
+		return nil, pluginError(plugin, command, stdout.Bytes(), err)
+	case stdout.left < 0:
+		return nil, cnimain.Errorf(cnimain.ErrCodeDelegate, "plugin %s printed more than %d bytes on %s", plugin, maxOutput, command)
+	}
+	return stdout.Bytes(), nil
+}
+
+// findPlugin looks through CNI_PATH for a file of that name.
+func findPlugin(plugin string, path []string) (string, error) {
+	if plugin == "" || plugin == "." || plugin == ".." || strings.ContainsRune(plugin, '/') {
+		return "", fmt.Errorf("plugin %q: must be the name of a program in CNI_PATH", plugin)
+	}
+	for _, dir := range path {
+		file := filepath.Join(dir, plugin)
+		if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() {
+			return file, nil
+		}
+	}
+	return "", fmt.Errorf("plugin %s is in none of the directories of CNI_PATH (%s); install it, for example from containernetworking-plugins", plugin, strings.Join(path, ":"))
+}
+
+// pluginError keeps the code of the specification that a plugin gave, and its
+// words.
+func pluginError(plugin, command string, stdout []byte, err error) error {
+	var said types.Error
+	if json.Unmarshal(stdout, &said) != nil || said.Msg == "" {
+		text := strings.TrimSpace(string(stdout[:min(len(stdout), 1000)]))
+		if text == "" {
+			text = "it said nothing on stdout"
+		}
+		return cnimain.Errorf(cnimain.ErrCodeDelegate, "plugin %s: %s: %v: %s", plugin, command, err, text)
+	}
+	code := said.Code
+	if code == 0 || code >= 100 { // its own codes mean nothing here
+		code = cnimain.ErrCodeDelegate
+	}
+	e := cnimain.Errorf(code, "plugin %s: %s: %s", plugin, command, said.Msg)
+	e.Details = said.Details
+	return e
+}
+
+// limited keeps, or passes on, so many bytes and drops the rest, so that the
+// writer never blocks.
+type limited struct {
+	bytes.Buffer
+	to   io.Writer
+	left int
+}
+
+func (l *limited) Write(b []byte) (int, error) {
+	n := len(b)
+	if l.left > 0 {
+		keep := b[:min(n, l.left)]
+		if l.to == nil {
+			l.Buffer.Write(keep)
+		} else if _, err := l.to.Write(keep); err != nil {
+			l.to = io.Discard
+		}
+	}
+	l.left -= n
+	return n, nil
+}
+
+// addressByPlugin reserves addresses through an IPAM plugin of others.
+func (a *attaching) addressByPlugin(ctx context.Context) (addressing, error) {
+	c := a.call
+	// From here on: its ADD may have reserved something even if it fails.
+	a.undo.push(func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		return delegateDel(ctx, c)
+	})
+	out, err := execPlugin(ctx, c, c.Conf.IPAM.Type, "ADD", c.Stdin)
+	if err != nil {
+		return addressing{}, err
+	}
+	r, err := parseResult(out, c.Conf.CNIVersion)
+	if err != nil {
+		return addressing{}, cnimain.Errorf(cnimain.ErrCodeDelegate, "plugin %s: result of ADD: %v", c.Conf.IPAM.Type, err)
+	}
+	got, err := a.accept(r)
+	if err != nil {
+		return addressing{}, cnimain.Errorf(cnimain.ErrCodeDelegate, "plugin %s: %v", c.Conf.IPAM.Type, err)
+	}
+	return got, nil
+}
+
+// parseResult reads a result of any version; before 1.0.0 plugins left the
+// version out.
+func parseResult(b []byte, confVersion string) (*types100.Result, error) {
+	var said struct {
+		CNIVersion string `json:"cniVersion"`
+	}
+	if err := json.Unmarshal(b, &said); err != nil {
+		return nil, err
+	}
+	version := said.CNIVersion
+	if version == "" {
+		version = confVersion
+	}
+	if version == "" {
+		version = "0.1.0"
+	}
+	r, err := create.Create(version, b)
+	if err != nil {
+		return nil, err
+	}
+	return types100.NewResultFromResult(r)
+}
+
+// accept takes over what an IPAM plugin gave. Other hosts send only the half's
+// addresses here, so that it must be one of them.
+func (a *attaching) accept(r *types100.Result) (addressing, error) {
+	out := addressing{dns: r.DNS}
+	for _, ip := range r.IPs {
+		p, ok := prefixOf(ip.Address)
+		if !ok {
+			return out, fmt.Errorf("gave %s, which is no address", ip.Address.String())
+		}
+		half, err := a.usable(p.Addr())
+		if err != nil {
+			return out, err
+		}
+		for _, other := range out.addrs {
+			if other.Addr().BitLen() == p.Addr().BitLen() {
+				return out, fmt.Errorf("gave %s and %s; one address of each family, please", other, p)
+			}
+		}
+		gateway := addrOf(ip.Gateway)
+		if !gateway.IsValid() && p.Contains(conf.Gateway(half)) {
+			gateway = conf.Gateway(half)
+		}
+		out.addrs = append(out.addrs, p)
+		out.gateways = append(out.gateways, gateway)
+	}
+	if len(out.addrs) == 0 {
+		return out, errors.New("gave no address")
+	}
+	return out, out.takeRoutes(r)
+}
+
+// usable returns the half's range that the address is in, if a container may
+// have it.
+func (a *attaching) usable(ip netip.Addr) (netip.Prefix, error) {
+	for _, half := range a.ranges {
+		if !half.Contains(ip) {
+			continue
+		}
+		if ip.Less(conf.FirstContainer(half)) || conf.LastContainer(half).Less(ip) {
+			return half, fmt.Errorf("gave %s, which is the network, gateway or broadcast address of %s", ip, half)
+		}
+		return half, nil
+	}
+	return netip.Prefix{}, fmt.Errorf("gave %s, which is outside the %s half of overlay %s on this host %v", ip, a.half, a.overlay.Info.Name, a.ranges)
+}
+
+// takeRoutes takes over the plugin's routes; a family without any gets a
+// default route, as with our own addresses.
+func (in *addressing) takeRoutes(r *types100.Result) error {
+	for _, given := range r.Routes {
+		dst, ok := prefixOf(given.Dst)
+		if !ok {
+			return fmt.Errorf("gave a route to %s, which is no network", given.Dst.String())
+		}
+		in.routes = append(in.routes, route{dst: dst.Masked(), gw: addrOf(given.GW)})
+	}
+	for i, p := range in.addrs {
+		gateway, routed := in.gateways[i], false
+		for j, r := range in.routes {
+			if r.dst.Addr().BitLen() == p.Addr().BitLen() {
+				routed = true
+				if !r.gw.IsValid() {
+					in.routes[j].gw = gateway
+				}
+			}
+		}
+		if !routed && gateway.IsValid() {
+			in.routes = append(in.routes, defaultVia(gateway))
+		}
+	}
+	return nil
+}
+
+// delegateDel runs DEL of the configured IPAM plugin.
+func delegateDel(ctx context.Context, c *cnimain.Call) error {
+	_, err := execPlugin(ctx, c, c.Conf.IPAM.Type, "DEL", c.Stdin)
+	return err
+}
+
+// delegateVerb runs CHECK, GC or STATUS of the configured IPAM plugin.
+func delegateVerb(ctx context.Context, c *cnimain.Call) error {
+	_, err := execPlugin(ctx, c, c.Conf.IPAM.Type, c.Command, c.Stdin)
+	return err
+}

@@ -1,0 +1,81 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/ipam/cnimain"
+	"overlayd.internal/overlay/ipam/veth"
+	"overlayd.internal/overlay/plugins/internal/rtnl"
+)
+
+// gcGroup is the link group in which links are put to be removed together.
+const gcGroup = 0x6f766c31
+
+// gc releases what the runtime no longer knows: the host ends of this network
+// and half first, then the addresses.
+func (p program) gc(ctx context.Context, c *cnimain.Call) error {
+	rebuild(c)
+	withShortIDs(c)
+	keep, err := cnimain.GCKeep(c)
+	if err != nil {
+		return err
+	}
+	links, err := veth.List()
+	if err != nil {
+		return kernelError(err)
+	}
+	links = slices.DeleteFunc(links, func(l veth.Link) bool {
+		return l.Half != p.half || !l.InNetwork(c.Conf.Name) || keep(l.Record())
+	})
+	if err := removeLinks(links); err != nil {
+		return kernelError(err) // their addresses stay taken
+	}
+	err = cnimain.GC(ctx, c, p.half)
+	if delegates(c.Conf) {
+		err = errors.Join(err, delegateVerb(ctx, c))
+	}
+	return err
+}
+
+// withShortIDs adds to the list of valid attachments what stands for them where
+// their names did not fit into an alias.
+func withShortIDs(c *cnimain.Call) {
+	for _, list := range [...]*[]conf.ValidAttachment{c.Conf.ValidAttachments, c.Conf.LegacyValidAttachments} {
+		if list == nil {
+			continue
+		}
+		for _, v := range slices.Clone(*list) {
+			key := ipam.Attachment{Network: c.Conf.Name, ContainerID: v.ContainerID, IfName: v.IfName}.Key()
+			*list = append(*list, conf.ValidAttachment{ContainerID: veth.ShortID(key), IfName: v.IfName})
+		}
+	}
+}
+
+// removeLinks removes links together: the kernel waits 20 ms for each one that
+// is removed alone, and no longer for a group of them.
+func removeLinks(links []veth.Link) error {
+	if len(links) == 0 {
+		return nil
+	}
+	conn, err := rtnl.Open()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	for batch := range slices.Chunk(links, 100) {
+		var msgs []rtnl.Message
+		for _, l := range batch {
+			msgs = append(msgs, setGroup(l.Name, l.Index, gcGroup))
+		}
+		for _, err := range conn.Send(msgs...) {
+			if removed(err) != nil {
+				return err
+			}
+		}
+	}
+	return removed(conn.Send(deleteGroup(gcGroup))[0])
+}

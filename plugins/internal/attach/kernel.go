@@ -1,0 +1,283 @@
+package attach
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/ipam/veth"
+	"overlayd.internal/overlay/plugins/internal/rtnl"
+)
+
+// settleTimeout bounds the wait for the bridge to forward for a new port. It
+// takes a fraction of a millisecond unless the kernel is very busy.
+const settleTimeout = 2 * time.Second
+
+// errExists: the interface is there already.
+var errExists = errors.New("exists already")
+
+// sandbox holds what is open on the container's network namespace and on ours.
+type sandbox struct {
+	host   *rtnl.Conn // in our namespace
+	inside *rtnl.Conn // in the container's
+	netns  *os.File
+}
+
+func openSandbox(netns string) (_ *sandbox, err error) {
+	s := &sandbox{}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if s.host, err = rtnl.Open(); err != nil {
+		return nil, err
+	}
+	if s.netns, err = os.Open(netns); err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	if s.inside, err = rtnl.OpenIn(s.netns); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *sandbox) close() {
+	if s.host != nil {
+		s.host.Close()
+	}
+	if s.inside != nil {
+		s.inside.Close()
+	}
+	if s.netns != nil {
+		s.netns.Close()
+	}
+}
+
+// vacant makes sure that neither end of the pair is there. The host end that a
+// killed ADD left behind is removed; one that serves a container is not.
+func (s *sandbox) vacant(host, ifName string) error {
+	if _, ok, err := s.inside.Find(ifName); err != nil {
+		return err
+	} else if ok {
+		return fmt.Errorf("interface %s %w in the container", ifName, errExists)
+	}
+	if _, ok, err := s.host.Find(host); err != nil || !ok {
+		return err
+	}
+	l, ok, err := getLink(s.host, host)
+	if err != nil || !ok {
+		return err
+	}
+	if !l.ours(host) {
+		return fmt.Errorf("interface %s %w on the host and is not ours; remove or rename it", host, errExists)
+	}
+	// The last thing an ADD does is to bring the container's end up, and a
+	// namespace that is being torn down has lost its name.
+	if l.carrier && l.peerNamed {
+		return fmt.Errorf("interface %s %w: the container has it in another network namespace", ifName, errExists)
+	}
+	return removed(s.host.Send(deleteLink(host, l.index))[0])
+}
+
+// removed turns "was not there" into success.
+func removed(err error) error {
+	if isErrno(err, unix.ENODEV) {
+		return nil
+	}
+	return err
+}
+
+func isErrno(err error, errno unix.Errno) bool { return errors.Is(err, errno) }
+
+// connect makes the pair and sets up the container's end. It returns the routes
+// that the container has got from it. What it made is on the undo stack, also
+// when it fails.
+func (s *sandbox) connect(ctx context.Context, p pair, addrs []netip.Prefix, want []wantedRoute, undo *undoStack) ([]route, error) {
+	errs := s.host.Send(p.create(), p.mark())
+	if errs[0] == nil {
+		undo.push(func() error {
+			_, err := removeHost(s.host, p.host)
+			return err
+		})
+	}
+	crash("linked")
+	if isErrno(errs[0], unix.EEXIST) {
+		return nil, fmt.Errorf("interface %s: %w: %w", p.name, errExists, errs[0])
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	peer, ok, err := s.inside.Find(p.name)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, fmt.Errorf("interface %s has gone from the container while it was set up", p.name)
+	}
+	if slices.ContainsFunc(addrs, isIPv6) {
+		if err := s.enableIPv6(p.name); err != nil {
+			return nil, err
+		}
+	}
+	routes, err := s.configure(p, peer.Index, addrs, want)
+	if err != nil {
+		return nil, err
+	}
+	crash("configured")
+	if err := s.settle(ctx, p); err != nil {
+		return nil, err
+	}
+	return routes, nil
+}
+
+func isIPv6(p netip.Prefix) bool { return p.Addr().Is6() }
+
+// enableIPv6 switches IPv6 on for one interface of the container, where the
+// runtime has switched it off for the whole namespace.
+func (s *sandbox) enableIPv6(ifName string) error {
+	const dir = "/proc/sys/net/ipv6/conf/"
+	err := rtnl.Inside(s.netns, func() error {
+		// Without the file the kernel has no IPv6, which adding the address says.
+		if b, _ := os.ReadFile(dir + "default/disable_ipv6"); !bytes.HasPrefix(b, []byte("1")) {
+			return nil
+		}
+		return os.WriteFile(dir+ifName+"/disable_ipv6", []byte("0"), 0)
+	})
+	if err != nil {
+		return fmt.Errorf("enable IPv6 on interface %s: %w", ifName, err)
+	}
+	return nil
+}
+
+// wantedRoute is a route and what to do where the container has one to the
+// same destination, from another interface.
+type wantedRoute struct {
+	route
+	// instead is used then; without it the failure is final.
+	instead *wantedRoute
+	// optional: nothing is lost without it.
+	optional bool
+}
+
+// configure gives the container's end its addresses, brings it up and adds the
+// routes, all in one send.
+func (s *sandbox) configure(p pair, index int, addrs []netip.Prefix, want []wantedRoute) ([]route, error) {
+	var msgs []rtnl.Message
+	for _, a := range addrs {
+		msgs = append(msgs, addAddress(index, a))
+	}
+	if slices.ContainsFunc(addrs, isIPv6) {
+		// The kernel would make this one itself and then spend a second on
+		// making sure that nobody else has it.
+		msgs = append(msgs, addAddress(index, linkLocal(p.mac)))
+	}
+	msgs = append(msgs, linkUp(p.name, index))
+	fixed := len(msgs)
+	for _, r := range want {
+		msgs = append(msgs, addRoute(index, r.route))
+	}
+	errs := s.inside.Send(msgs...)
+	if err := errors.Join(errs[:fixed]...); err != nil {
+		return nil, err
+	}
+	var got []route
+	for i, r := range want {
+		ok, err := s.settleRoute(index, &r, errs[fixed+i])
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			got = append(got, r.route)
+		}
+	}
+	return got, nil
+}
+
+// settleRoute deals with the kernel's answer to one route: r is the one that is
+// in the kernel in the end, if ok.
+func (s *sandbox) settleRoute(index int, r *wantedRoute, err error) (ok bool, _ error) {
+	for isErrno(err, unix.EEXIST) {
+		if r.instead == nil {
+			if r.optional {
+				return false, nil
+			}
+			return false, err
+		}
+		*r = *r.instead
+		err = s.inside.Send(addRoute(index, r.route))[0]
+	}
+	return err == nil, err
+}
+
+// settle waits until the bridge forwards for the new port, so that the very
+// first packet of the container arrives. The kernel enables a port when it has
+// noticed that the other end is up, which asking for the link makes it do at
+// once (before Linux 6.8 it does so in its own time).
+func (s *sandbox) settle(ctx context.Context, p pair) error {
+	deadline := time.Now().Add(settleTimeout)
+	for {
+		l, ok, err := getLink(s.host, p.host)
+		switch {
+		case err != nil:
+			return err
+		case !ok:
+			return fmt.Errorf("interface %s has gone while it was set up", p.host)
+		case l.port == portForwarding:
+			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("bridge %s does not forward for interface %s; is the bridge up?", p.bridge, p.host)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for bridge %s: %w", p.bridge, context.Cause(ctx))
+		case <-time.After(200 * time.Microsecond):
+		}
+	}
+}
+
+// removeHost removes the host end of an attachment if it is there; the
+// container's end goes with it. It returns what its alias said. A link of that
+// name that is not ours is left alone.
+func removeHost(c *rtnl.Conn, name string) (veth.Alias, error) {
+	l, ok, err := getLink(c, name)
+	if err != nil || !ok || !l.ours(name) {
+		return veth.Alias{}, err
+	}
+	alias, _ := veth.ParseAlias(l.alias)
+	return alias, removed(c.Send(deleteLink(name, l.index))[0])
+}
+
+// hostMAC is the MAC of a host end: locally administered, and the same for the
+// same attachment.
+func hostMAC(key ipam.Key) conf.MAC {
+	return conf.MAC{0x0e, key[1], key[2], key[3], key[4], key[5]}
+}
+
+// containerMAC derives the container's MAC from its address, so that neighbours
+// which remember the last owner of the address remember the right MAC.
+func containerMAC(addrs []netip.Prefix) conf.MAC {
+	for _, p := range addrs {
+		if p.Addr().Is4() {
+			ip := p.Addr().As4()
+			return conf.MAC{0x0a, 0x58, ip[0], ip[1], ip[2], ip[3]}
+		}
+	}
+	return macOfIPv6(addrs[0].Addr())
+}
+
+// macOfIPv6 hashes an IPv6 address into a locally administered unicast MAC.
+func macOfIPv6(a netip.Addr) conf.MAC {
+	sum := sha256.Sum256(a.AsSlice())
+	return conf.MAC{sum[0]&^1 | 2, sum[1], sum[2], sum[3], sum[4], sum[5]}
+}
