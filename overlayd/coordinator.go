@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/conf/clusterfile"
+	"overlayd.internal/overlay/overlayd/internal/coordinator"
+	"overlayd.internal/overlay/overlayd/internal/store"
+	"overlayd.internal/overlay/overlayd/internal/store/bbolt"
+)
+
+// coordinatorFlags are the flags of overlayd coordinator.
+type coordinatorFlags struct {
+	config, listen, store, stateDir string
+	insecure                        bool
+}
+
+func (f *coordinatorFlags) options() []option {
+	return []option{
+		{name: "config", arg: "FILE", set: setString(&f.config),
+			help: "cluster configuration, YAML or JSON; required"},
+		{name: "listen", arg: "ADDR", def: "0.0.0.0:6440", set: setString(&f.listen),
+			help: "address and port to serve on"},
+		{name: "store", arg: "STORE", set: setString(&f.store),
+			help: "where leases are kept, bbolt:PATH (default bbolt:<state-dir>/coordinator.db)"},
+		{name: "state-dir", arg: "DIR", def: conf.DefaultStateDir, set: setString(&f.stateDir),
+			help: "what survives a reboot"},
+		{name: "insecure", def: "false", set: setBool(&f.insecure),
+			help: "plain HTTP, anybody may join; at present the only mode"},
+	}
+}
+
+func runCoordinator(ctx context.Context, args []string, env func(string) (string, bool), stdout, stderr io.Writer) error {
+	var f coordinatorFlags
+	rest, err := parse("coordinator", f.options(), "", args, env, stdout)
+	if err != nil {
+		return err
+	}
+	if len(rest) > 0 {
+		return usagef("%q: takes flags only", rest[0])
+	}
+	if f.config == "" {
+		return usagef("--config is missing; give the file with the cluster configuration")
+	}
+	network, err := loadNetwork(f.config)
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(stderr, nil))
+	if err := insecure(f.insecure, log); err != nil {
+		return err
+	}
+
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", f.listen)
+	if err != nil {
+		return fmt.Errorf("--listen: %w", err)
+	}
+	defer listener.Close()
+	st, err := openStore(f.store, f.stateDir, log)
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	c, err := coordinator.New(ctx, coordinator.Options{Network: network, Store: st, Log: log, Version: version})
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.Run(ctx) })
+	group.Go(func() error { return serve(ctx, listener, c.Handler(), log) })
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	log.Info("stopped")
+	return nil
+}
+
+// loadNetwork reads the cluster configuration; its error holds every problem.
+func loadNetwork(path string) (conf.Network, error) {
+	network, problems, err := clusterfile.LoadFile(path)
+	if err != nil {
+		return conf.Network{}, usageError{err}
+	}
+	return network, asError(path, problems)
+}
+
+// insecure refuses to start without --insecure and says what it means with it.
+func insecure(flag bool, log *slog.Logger) error {
+	if !flag {
+		return usagef("TLS is not available yet; start with --insecure to use plain HTTP without any identity, on a network where you trust every host")
+	}
+	log.Warn("INSECURE: plain HTTP and no identity; every host that reaches the coordinator can join the cluster and read its traffic")
+	return nil
+}
+
+// openStore opens what --store names.
+func openStore(name, stateDir string, log *slog.Logger) (store.Store, error) {
+	if name == "" {
+		name = "bbolt:" + filepath.Join(stateDir, "coordinator.db")
+	}
+	path, isBbolt := strings.CutPrefix(name, "bbolt:")
+	switch {
+	case strings.HasPrefix(name, "etcd://"):
+		return nil, usagef("--store %s: etcd is not available in this build; use bbolt:PATH", name)
+	case !isBbolt || path == "":
+		return nil, usagef("--store %q: want bbolt:PATH", name)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("--store: %w", err)
+	}
+	return bbolt.Open(path, log)
+}
+
+// serve answers requests until ctx is done. A watch is a response without an
+// end, so there is no limit on how long writing one may take; the requests'
+// context ends them.
+func serve(ctx context.Context, listener net.Listener, handler http.Handler, log *slog.Logger) error {
+	server := &http.Server{
+		Handler:           handler,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(listener) }()
+	log.Info("listening", "addr", listener.Addr().String())
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+	}
+	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := server.Shutdown(patience); err != nil {
+		server.Close()
+	}
+	<-failed
+	return nil
+}

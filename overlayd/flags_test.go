@@ -1,0 +1,196 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/agent"
+)
+
+// environment is a lookup in a map.
+func environment(m map[string]string) func(string) (string, bool) {
+	return func(name string) (string, bool) {
+		v, ok := m[name]
+		return v, ok
+	}
+}
+
+func writeFile(t *testing.T, name, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func parseAgent(args []string, env map[string]string) (agentFlags, error) {
+	var f agentFlags
+	_, err := parse("agent", f.options(), "config", args, environment(env), io.Discard)
+	return f, err
+}
+
+var agentDefaults = agentFlags{Options: agent.Options{
+	Bridges: []conf.Half{conf.Mesos, conf.Docker},
+	RunDir:  "/run/overlay", StateDir: "/var/lib/overlay", CNIConfDir: "/etc/cni/net.d",
+	CNIBinDirs: []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"},
+	Listen:     "127.0.0.1:6441", Cooling: 150 * time.Second,
+}}
+
+var compareFlags = cmp.Options{
+	cmp.AllowUnexported(agentFlags{}, coordinatorFlags{}), cmpopts.EquateComparable(netip.Addr{}),
+	cmpopts.IgnoreFields(agent.Options{}, "Coordinator", "Log"),
+}
+
+func TestAgentDefaults(t *testing.T) {
+	got, err := parseAgent(nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(agentDefaults, got, compareFlags); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestCoordinatorDefaults(t *testing.T) {
+	var got coordinatorFlags
+	if _, err := parse("coordinator", got.options(), "", nil, environment(nil), io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	want := coordinatorFlags{listen: "0.0.0.0:6440", stateDir: "/var/lib/overlay"}
+	if diff := cmp.Diff(want, got, compareFlags); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestAgentExample(t *testing.T) {
+	path := filepath.Join("..", "conf", "examples", "agent.yaml")
+	got, err := parseAgent([]string{"--config", path}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := agentDefaults
+	want.config = path
+	want.insecure = true
+	want.CoordinatorURLs = []string{"http://10.10.0.120:6440", "http://10.10.0.119:6440"}
+	want.IP = netip.MustParseAddr("10.10.0.117")
+	want.UCRConfDir = "/etc/mesos/cni"
+	if diff := cmp.Diff(want, got, compareFlags); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestWhatOverrides sets the same flag in all four places and takes them away
+// one after the other.
+func TestWhatOverrides(t *testing.T) {
+	file := writeFile(t, "agent.yaml", "cooling: 3s\nlisten: file:1\n")
+	tests := []struct {
+		name    string
+		args    []string
+		env     map[string]string
+		cooling time.Duration
+	}{
+		{"flag", []string{"--config", file, "--cooling", "1s"}, map[string]string{"OVERLAYD_COOLING": "2s"}, time.Second},
+		{"environment", []string{"--config", file}, map[string]string{"OVERLAYD_COOLING": "2s"}, 2 * time.Second},
+		{"file", []string{"--config", file}, nil, 3 * time.Second},
+		{"file named by the environment", nil, map[string]string{"OVERLAYD_CONFIG": file}, 3 * time.Second},
+		{"default", nil, nil, 150 * time.Second},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := parseAgent(tt.args, tt.env)
+			if err != nil || got.Cooling != tt.cooling {
+				t.Errorf("cooling %v, %v; want %v", got.Cooling, err, tt.cooling)
+			}
+		})
+	}
+	t.Run("an empty value is a value", func(t *testing.T) {
+		got, err := parseAgent([]string{"--config", file}, map[string]string{"OVERLAYD_LISTEN": ""})
+		if err != nil || got.Listen != "" {
+			t.Errorf("listen %q, %v; want it empty", got.Listen, err)
+		}
+	})
+}
+
+func TestAgentValues(t *testing.T) {
+	got, err := parseAgent([]string{
+		"--coordinator", "http://a:1,http://b:2", "-agent-ip=fd00::1", "--agent-id=x", "--bridges", "none", "--cni-bin-dir", "/a:/b",
+		"--cooling=0", "--listen", "", "--insecure", "--run-dir=/r", "--state-dir=/s", "--cni-conf-dir=/c", "--ucr-conf-dir=/u",
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := agentFlags{insecure: true, Options: agent.Options{
+		CoordinatorURLs: []string{"http://a:1", "http://b:2"}, IP: netip.MustParseAddr("fd00::1"), ID: "x",
+		CNIBinDirs: []string{"/a", "/b"}, RunDir: "/r", StateDir: "/s", CNIConfDir: "/c", UCRConfDir: "/u",
+	}}
+	if diff := cmp.Diff(want, got, compareFlags); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	bad := writeFile(t, "agent.yaml", "colour: red\nconfig: x\nlisten: [a, b]\ninsecure: []\n")
+	badValue := writeFile(t, "agent.yaml", "agent-ip: here\n")
+	tests := []struct {
+		name string
+		args []string
+		env  map[string]string
+		want string // part of the message
+	}{
+		{"unknown flag", []string{"--colour"}, nil, "flag provided but not defined: -colour; overlayd agent --help lists the flags"},
+		{"flag without a value", []string{"--agent-ip"}, nil, "flag needs an argument: -agent-ip"},
+		{"bad flag value", []string{"--agent-ip", "here"}, nil, `--agent-ip: "here": want an IPv4 or IPv6 address`},
+		{"address with a zone", []string{"--agent-ip", "fe80::1%eth0"}, nil, "want an IPv4 or IPv6 address"},
+		{"bad environment value", nil, map[string]string{"OVERLAYD_AGENT_IP": "here"}, `OVERLAYD_AGENT_IP: "here": want an IPv4`},
+		{"bad value in the file", []string{"--config", badValue}, nil, `agent-ip in the configuration file: "here": want an IPv4`},
+		{"bad switch", nil, map[string]string{"OVERLAYD_INSECURE": "yes please"}, `OVERLAYD_INSECURE: "yes please": want true or false`},
+		{"unknown half", []string{"--bridges", "podman"}, nil, `--bridges: "podman": want mesos,docker or one of them, or none`},
+		{"no half", []string{"--bridges", ""}, nil, `--bridges: "": want mesos,docker`},
+		{"half twice", []string{"--bridges", "mesos,mesos"}, nil, `want mesos,docker`},
+		{"none and a half", []string{"--bridges", "none,mesos"}, nil, `want mesos,docker`},
+		{"negative cooling", []string{"--cooling", "-1s"}, nil, `--cooling: "-1s": want a time in whole seconds`},
+		{"cooling without a unit", []string{"--cooling", "150"}, nil, "want a time in whole seconds, as in 150s or 5m, or 0"},
+		{"cooling of less than a second", []string{"--cooling", "1500ms"}, nil, "want a time in whole seconds"},
+		{"empty item", []string{"--coordinator", "http://a:1,"}, nil, `an item between two "," is empty`},
+		{"file that is not there", []string{"--config", "/nonexistent/agent.yaml"}, nil, "/nonexistent/agent.yaml: no such file"},
+		{"all problems of a file", []string{"--config", bad}, nil,
+			bad + ": 4 problems\n" +
+				"  colour: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, listen, cooling, insecure (line 1)\n" +
+				"  config: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, listen, cooling, insecure (line 2)\n" +
+				"  listen: want one value, not a list\n" +
+				"  insecure: want one value, not a list"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := parseAgent(tt.args, tt.env)
+			if !errors.As(err, new(usageError)) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("parse = %v\nwant a usage error with %s", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestHelp(t *testing.T) {
+	var out strings.Builder
+	var f agentFlags
+	_, err := parse("agent", f.options(), "config", []string{"--help"}, environment(nil), &out)
+	if !errors.Is(err, errHelp) {
+		t.Errorf("parse = %v, want errHelp", err)
+	}
+	for _, o := range f.options() {
+		if !strings.Contains(out.String(), "--"+o.name+" ") || !strings.Contains(out.String(), o.help) {
+			t.Errorf("the help lacks --%s", o.name)
+		}
+	}
+}
