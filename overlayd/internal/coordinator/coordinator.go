@@ -1,0 +1,285 @@
+// Package coordinator leases VTEP addresses and agent subnets to agents, tells
+// every agent about its peers, and serves the state of the cluster.
+//
+// Everything that must survive is in a store.Store. A grant is one transaction
+// whose conditions say that nobody has what it gives out, so any number of
+// coordinators may share one store without a leader. Beside the store a
+// coordinator keeps a view of it in memory, which follows the store's changes;
+// whatever is answered was durable and in the view before.
+package coordinator
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"sync"
+	"time"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/store"
+)
+
+// DefaultTerm is how long a lease holds without being renewed.
+const DefaultTerm = 24 * time.Hour
+
+// Options are the parts a Coordinator is made of.
+type Options struct {
+	Network conf.Network // valid, as clusterfile.Load returns it
+	Store   store.Store  // stays the caller's to close, after Run has ended
+	Term    time.Duration
+	Log     *slog.Logger
+	Version string
+}
+
+// Coordinator is safe for concurrent use.
+type Coordinator struct {
+	network conf.Network
+	oui     conf.MAC
+	store   store.Store
+	term    time.Duration
+	log     *slog.Logger
+	version string
+	started time.Time
+
+	clusterID string
+	hub       *hub
+	stopped   chan struct{} // closed when Run has ended
+
+	mu       sync.Mutex // guards what follows
+	view     *view
+	waiters  waiters
+	presence map[string]*presence // by agent id
+	changed  map[string]struct{}  // agents whose peers have not been told yet
+	flushing bool                 // a flush is between reading changed and publishing
+	running  bool
+	dirty    chan struct{} // has a token when changed may not be empty
+}
+
+// New reads the store and checks that what is leased fits the configuration.
+// When it does not, the error names the overlay and says what to do. New writes
+// the cluster's id, once, and the configuration, when it has changed.
+func New(ctx context.Context, o Options) (*Coordinator, error) {
+	if o.Term == 0 {
+		o.Term = DefaultTerm
+	}
+	if o.Term < time.Second {
+		return nil, fmt.Errorf("lease term %s is too short, want at least 1s", o.Term)
+	}
+	c := &Coordinator{
+		network: o.Network, oui: o.Network.OUI(), store: o.Store, term: o.Term, log: o.Log, version: o.Version,
+		started:  time.Now(),
+		stopped:  make(chan struct{}),
+		presence: map[string]*presence{},
+		changed:  map[string]struct{}{},
+		dirty:    make(chan struct{}, 1),
+	}
+	for {
+		v, err := c.load(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("read the store: %w", err)
+		}
+		written, err := c.introduce(ctx, v)
+		if err != nil {
+			return nil, fmt.Errorf("write the configuration to the store: %w", err)
+		}
+		if !written {
+			c.view = v
+			break
+		}
+	}
+	c.clusterID = c.view.clusterID
+	c.hub = newHub(c.view.rev)
+	c.logUnconfigured()
+	return c, nil
+}
+
+// load lists the store into a new view and refuses what does not fit.
+func (c *Coordinator) load(ctx context.Context) (*view, error) {
+	kvs, rev, err := c.store.List(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	v := newView(c.network)
+	v.rev = rev
+	var misfits []*misfit
+	for _, kv := range kvs {
+		_, err := v.apply(store.Event{KV: kv})
+		var m *misfit
+		if errors.As(err, &m) {
+			misfits = append(misfits, m)
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	return v, c.explain(v.network, misfits)
+}
+
+// introduce writes the cluster's id and the configured network where the view
+// has not got them, and reports whether it did.
+func (c *Coordinator) introduce(ctx context.Context, v *view) (written bool, err error) {
+	var txn store.Txn
+	if v.clusterID == "" {
+		id := make([]byte, 16)
+		rand.Read(id) // never fails
+		txn.If = append(txn.If, store.Cond{Key: keyCluster})
+		txn.Then = append(txn.Then, store.Op{Key: keyCluster, Value: encode(cluster{ID: hex.EncodeToString(id)})})
+	}
+	if v.networkMod == 0 || !sameNetwork(v.network, c.network) {
+		txn.If = append(txn.If, store.Cond{Key: keyNetwork, Mod: v.networkMod})
+		txn.Then = append(txn.Then, store.Op{Key: keyNetwork, Value: encode(c.network)})
+	}
+	if len(txn.Then) == 0 {
+		return false, nil
+	}
+	_, err = c.store.Commit(ctx, txn)
+	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrUnknown) {
+		return true, nil // load shows what is there now
+	}
+	return true, err
+}
+
+func sameNetwork(a, b conf.Network) bool {
+	return reflect.DeepEqual(encode(a), encode(b))
+}
+
+// Run follows the store and publishes peers until ctx ends, and then returns
+// nil. Another error means that the coordinator can no longer serve. Run is
+// called once; registrations and watches need it.
+func (c *Coordinator) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var publisher sync.WaitGroup
+	publisher.Go(func() { c.publish(ctx) })
+	defer func() {
+		cancel()
+		publisher.Wait()
+		c.setRunning(false)
+		close(c.stopped)
+	}()
+	c.setRunning(true)
+	for {
+		c.mu.Lock()
+		after := c.view.rev
+		c.mu.Unlock()
+		err := c.store.Watch(ctx, "", after, c.applyAll)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if !errors.Is(err, store.ErrCompacted) {
+			return fmt.Errorf("follow the store: %w", err)
+		}
+		c.log.Warn("fell behind the store, reading it anew", "revision", after)
+		if err := c.reload(ctx); err != nil {
+			return fmt.Errorf("read the store: %w", err)
+		}
+	}
+}
+
+func (c *Coordinator) setRunning(running bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.running = running
+}
+
+// applyAll takes one transaction of the store into the view.
+func (c *Coordinator) applyAll(rev uint64, events []store.Event) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range events {
+		id, err := c.view.apply(e)
+		if err != nil {
+			c.log.Error("stored key cannot be used", "err", err)
+		}
+		if id != "" {
+			c.agentChangedLocked(id)
+		}
+		if e.Key == keyNetwork && !sameNetwork(c.view.network, c.network) {
+			c.log.Error("another coordinator on this store has another configuration; give all of them the same file")
+		}
+	}
+	c.advanceLocked(rev)
+	return nil
+}
+
+// agentChangedLocked has an agent's peers told, and the agent itself.
+func (c *Coordinator) agentChangedLocked(id string) {
+	c.changed[id] = struct{}{}
+	select {
+	case c.dirty <- struct{}{}:
+	default:
+	}
+	a, p := c.view.agents[id], c.presence[id]
+	if p == nil {
+		return
+	}
+	if p.registering == 0 && (a == nil || a.mod != p.told) {
+		p.askToRegister()
+	}
+	if a == nil && p.registering == 0 && len(p.watches) == 0 {
+		delete(c.presence, id)
+	}
+}
+
+func (c *Coordinator) advanceLocked(rev uint64) {
+	c.view.rev = rev
+	c.waiters.release(rev)
+}
+
+// reload replaces the view by what the store has now.
+func (c *Coordinator) reload(ctx context.Context) error {
+	kvs, rev, err := c.store.List(ctx, "")
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old, v := c.view, newView(c.network)
+	for key, claim := range old.claims {
+		r, _, _ := v.pools.resource(key) // it is a key that take made
+		claim.pool, claim.stored = r.pool, false
+		if err := r.pool.Reserve(claim.block); err != nil {
+			return err
+		}
+		v.claims[key] = claim
+	}
+	for _, kv := range kvs {
+		if _, err := v.apply(store.Event{KV: kv}); err != nil {
+			c.log.Error("stored key cannot be used", "err", err)
+		}
+	}
+	c.view = v
+	for id, a := range v.agents {
+		if was := old.agents[id]; was == nil || was.mod != a.mod {
+			c.agentChangedLocked(id)
+		}
+	}
+	for id := range old.agents {
+		if v.agents[id] == nil {
+			c.agentChangedLocked(id)
+		}
+	}
+	c.advanceLocked(rev)
+	return nil
+}
+
+// await waits until the view has the given revision.
+func (c *Coordinator) await(ctx context.Context, rev uint64) error {
+	c.mu.Lock()
+	if c.view.rev >= rev {
+		c.mu.Unlock()
+		return nil
+	}
+	done := c.waiters.add(rev)
+	c.mu.Unlock()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-c.stopped:
+		return errStopping
+	}
+}

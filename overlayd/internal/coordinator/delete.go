@@ -1,0 +1,76 @@
+package coordinator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/store"
+)
+
+// Delete gives back the leases of agents, named by agent id or agent IP, and
+// returns the state afterwards. Those that are not known are ignored. Every
+// agent is a transaction of its own; on an error some may be deleted and the
+// call can be repeated. A deleted agent that is alive registers again and gets
+// a new lease.
+func (c *Coordinator) Delete(ctx context.Context, agents []string) (conf.MasterState, error) {
+	for i, name := range agents {
+		if _, err := netip.ParseAddr(name); err != nil && !agentIDPattern.MatchString(name) {
+			return conf.MasterState{}, refuse(http.StatusBadRequest,
+				"agents[%d]: %.80q is neither an IP address nor an agent id; nothing was deleted", i, name)
+		}
+	}
+	for _, name := range agents {
+		if err := c.deleteAgent(ctx, name); err != nil {
+			return conf.MasterState{}, fmt.Errorf("delete agent %s: %w", name, err)
+		}
+	}
+	return c.State(), nil
+}
+
+func (c *Coordinator) deleteAgent(ctx context.Context, name string) error {
+	for attempt := range maxAttempts {
+		txn, viewRev, ok := c.planDelete(name)
+		if !ok {
+			return nil
+		}
+		err := c.commit(ctx, txn)
+		if err == nil {
+			c.log.Info("agent deleted, its lease is free", "agent", name)
+			return nil
+		} else if !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+		if err := c.catchUp(ctx, txn, viewRev, attempt); err != nil {
+			return err
+		}
+	}
+	return refuse(http.StatusServiceUnavailable, "the store changed %d times in between; try again", maxAttempts)
+}
+
+// planDelete makes the transaction; ok is false when there is no such agent.
+func (c *Coordinator) planDelete(name string) (txn store.Txn, viewRev uint64, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a := c.view.agents[name]
+	if ip, err := netip.ParseAddr(name); a == nil && err == nil {
+		a = c.view.agents[c.view.byIP[ip]]
+	}
+	if a == nil {
+		return txn, 0, false
+	}
+	txn.If = []store.Cond{{Key: keyAgent(a.id), Mod: a.mod}}
+	remove := func(key string) { txn.Then = append(txn.Then, store.Op{Key: key, Delete: true}) }
+	remove(keyAgent(a.id))
+	remove(keyStatus(a.id))
+	for _, key := range a.resources() {
+		remove(key)
+	}
+	if a.Superseded == "" {
+		remove(keyIP(a.IP))
+	}
+	return txn, c.view.rev, true
+}

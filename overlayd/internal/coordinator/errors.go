@@ -1,0 +1,22 @@
+package coordinator
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+
+	"overlayd.internal/overlay/overlayd/internal/api"
+)
+
+// errStopping: Run has ended, or was never called.
+var errStopping = errors.New("the coordinator is stopping")
+
+// refuse is an answer that says no. The message is for the person who reads the
+// agent's log.
+func refuse(code int, format string, args ...any) error {
+	return &api.Error{Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+func unknownAgent(id string) error {
+	return refuse(http.StatusNotFound, "agent %s has no lease here; register first (POST %s)", id, api.PathRegister)
+}

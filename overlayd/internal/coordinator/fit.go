@@ -1,0 +1,111 @@
+package coordinator
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"overlayd.internal/overlay/conf"
+)
+
+// explain turns what is leased and does not fit the configuration into one
+// error, or nil. A block is never granted anew behind an agent's back: its
+// containers would go on using the old one.
+func (c *Coordinator) explain(stored conf.Network, misfits []*misfit) error {
+	type group struct {
+		overlay string
+		ipv6    bool
+	}
+	groups := map[group][]*misfit{}
+	for _, m := range misfits {
+		g := group{m.overlay, m.block.Addr().Is6()}
+		groups[g] = append(groups[g], m)
+	}
+	var errs []error
+	for g, ms := range groups {
+		errs = append(errs, c.explainGroup(stored, g.overlay, g.ipv6, ms))
+	}
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return errors.Join(errs...)
+}
+
+func (c *Coordinator) explainGroup(stored conf.Network, overlay string, ipv6 bool, ms []*misfit) error {
+	var was, is string
+	if overlay == "" {
+		was, is = describeVTEP(stored, ipv6), describeVTEP(c.network, ipv6)
+		return fmt.Errorf("%s is configured, but leased is %s; put back %s, or delete these agents under the old configuration first",
+			is, examples(ms), was)
+	}
+	old, _ := stored.Overlay(overlay)
+	now, _ := c.network.Overlay(overlay)
+	was, is = describeOverlay(old, ipv6), describeOverlay(now, ipv6)
+	return fmt.Errorf("overlay %s: %s is configured, but leased is %s; put back %s, or delete these agents under the old configuration first, or give the new overlay another name",
+		overlay, is, examples(ms), was)
+}
+
+func describeVTEP(n conf.Network, ipv6 bool) string {
+	key, subnet := "vtep_subnet", n.VTEPSubnet
+	if ipv6 {
+		key, subnet = "vtep_subnet6", n.VTEPSubnet6
+	}
+	return describe(key, subnet, "", 0)
+}
+
+func describeOverlay(o conf.Overlay, ipv6 bool) string {
+	if ipv6 {
+		return describe("subnet6", o.Subnet6, "prefix6", o.Prefix6)
+	}
+	return describe("subnet", o.Subnet, "prefix", o.Prefix)
+}
+
+func describe(key string, subnet netip.Prefix, key2 string, prefix int) string {
+	switch {
+	case !subnet.IsValid():
+		return "the former " + key
+	case key2 == "":
+		return fmt.Sprintf("%s %s", key, subnet)
+	}
+	return fmt.Sprintf("%s %s with %s %d", key, subnet, key2, prefix)
+}
+
+// examples names a few of the misfits.
+func examples(ms []*misfit) string {
+	const few = 3
+	var names []string
+	for _, m := range ms[:min(few, len(ms))] {
+		block := m.block.String()
+		if m.overlay == "" {
+			block = m.block.Addr().String()
+		}
+		names = append(names, fmt.Sprintf("%s by agent %s", block, m.owner))
+	}
+	s := strings.Join(names, ", ")
+	if more := len(ms) - few; more > 0 {
+		s += fmt.Sprintf(" and %d more", more)
+	}
+	return s
+}
+
+// logUnconfigured says once which leases are kept and not served because their
+// overlay, or its family, is no longer configured.
+func (c *Coordinator) logUnconfigured() {
+	kept := map[string]int{}
+	for _, a := range c.view.agents {
+		for _, h := range a.Subnets {
+			o, ok := c.network.Overlay(h.Overlay)
+			switch {
+			case !ok:
+				kept[h.Overlay]++
+			case h.Subnet.IsValid() && !o.Subnet.IsValid(), h.Subnet6.IsValid() && !o.Subnet6.IsValid():
+				kept[h.Overlay+" (one address family)"]++
+			}
+		}
+	}
+	for _, overlay := range slices.Sorted(maps.Keys(kept)) {
+		c.log.Warn("overlay is no longer configured; its leases are kept and not served",
+			"overlay", overlay, "leases", kept[overlay])
+	}
+}

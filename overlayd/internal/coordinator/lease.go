@@ -1,0 +1,83 @@
+package coordinator
+
+import (
+	"fmt"
+	"net/netip"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/allocate"
+)
+
+// lease is what an agent gets to see: what it holds of the configured overlays.
+// missing says, by overlay name, why something that is configured is not held;
+// an overlay that is neither held nor missing does not appear.
+func (c *Coordinator) lease(a *agent, missing map[string]string) conf.Lease {
+	l := conf.Lease{
+		ClusterID:   c.clusterID,
+		AgentID:     a.id,
+		AgentIP:     a.IP,
+		Epoch:       a.mod,
+		TermSeconds: int(c.term.Seconds()),
+		Bridges:     append([]conf.Half{}, a.Bridges...),
+		VTEP: conf.VTEP{
+			IP:  netip.PrefixFrom(a.VTEP, c.network.VTEPSubnet.Bits()),
+			MAC: conf.VTEPMAC(c.oui, a.VTEP),
+			MTU: c.network.VTEPMTU,
+		},
+	}
+	if c.network.VTEPSubnet6.IsValid() && a.VTEP6.IsValid() {
+		l.VTEP.IP6 = netip.PrefixFrom(a.VTEP6, c.network.VTEPSubnet6.Bits())
+	}
+	for _, o := range c.network.Overlays {
+		g := conf.Grant{Overlay: o, Error: missing[o.Name]}
+		h := a.held(o.Name)
+		if o.Subnet.IsValid() {
+			g.Subnet = h.Subnet
+		}
+		if o.Subnet6.IsValid() {
+			g.Subnet6 = h.Subnet6
+		}
+		if g.Subnet.IsValid() || g.Subnet6.IsValid() || g.Error != "" {
+			l.Grants = append(l.Grants, g)
+		}
+	}
+	return l
+}
+
+// lacks reports the families of an overlay that the agent should get and has not.
+func lacks(o conf.Overlay, h held) (v4, v6 bool) {
+	if !o.IsEnabled() {
+		return false, false
+	}
+	return o.Subnet.IsValid() && !h.Subnet.IsValid(), o.Subnet6.IsValid() && !h.Subnet6.IsValid()
+}
+
+// missingLocked says for every overlay that the agent lacks why it does.
+func (c *Coordinator) missingLocked(a *agent) map[string]string {
+	var missing map[string]string
+	for _, o := range c.network.Overlays {
+		v4, v6 := lacks(o, a.held(o.Name))
+		if !v4 && !v6 {
+			continue
+		}
+		if missing == nil {
+			missing = map[string]string{}
+		}
+		p := c.view.pools.overlays[o.Name]
+		switch {
+		case v4 && p.v4.Used() >= p.v4.Total():
+			missing[o.Name] = exhausted(o.Name, p.v4, o.Prefix, o.Subnet)
+		case v6 && p.v6.Used() >= p.v6.Total():
+			missing[o.Name] = exhausted(o.Name, p.v6, o.Prefix6, o.Subnet6)
+		default:
+			missing[o.Name] = fmt.Sprintf("overlay %s: not leased yet; the agent gets it when it registers next", o.Name)
+		}
+	}
+	return missing
+}
+
+// exhausted is the message of an overlay without a free agent subnet.
+func exhausted(overlay string, p *allocate.Pool, bits int, subnet netip.Prefix) string {
+	return fmt.Sprintf("overlay %s: no free agent subnet: all %d /%d of %s are leased; delete agents that are gone, or configure a larger subnet",
+		overlay, p.Total(), bits, subnet)
+}

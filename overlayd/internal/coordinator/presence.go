@@ -1,0 +1,101 @@
+package coordinator
+
+import (
+	"net/http"
+	"net/netip"
+	"time"
+
+	"overlayd.internal/overlay/overlayd/internal/api"
+)
+
+// alive is how long after its last registration an agent counts as alive even
+// if it does not watch.
+const alive = 90 * time.Second
+
+// presence is what this coordinator knows of an agent beyond the store. It is
+// forgotten when the coordinator ends.
+type presence struct {
+	seen        time.Time // last registration or renewal here
+	told        uint64    // epoch of the lease last answered here
+	registering int       // registrations in progress
+	watches     map[*watch]struct{}
+}
+
+// watch is one connected stream of peers.
+type watch struct {
+	ip       netip.Addr    // the agent's address when the stream began
+	ahead    bool          // the stream must begin with a snapshot
+	wake     chan struct{} // has a token when register was set
+	register bool          // the agent is to register again; Coordinator.mu
+}
+
+// askToRegister has every stream of the agent say so.
+func (p *presence) askToRegister() {
+	for w := range p.watches {
+		w.ask()
+	}
+}
+
+func (w *watch) ask() {
+	w.register = true
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// presenceLocked returns the presence of an agent, made if there is none.
+func (c *Coordinator) presenceLocked(id string) *presence {
+	p := c.presence[id]
+	if p == nil {
+		p = &presence{watches: map[*watch]struct{}{}}
+		c.presence[id] = p
+	}
+	return p
+}
+
+// checkLiveLocked refuses a registration that would take something from a host
+// that is alive: its agent id, or its agent IP.
+func (c *Coordinator) checkLiveLocked(req api.RegisterRequest) error {
+	if p := c.presence[req.AgentID]; p != nil {
+		for w := range p.watches {
+			if w.ip != req.AgentIP {
+				return refuse(http.StatusConflict,
+					"agent id %s is in use by the host at %s, which is connected, so the host at %s cannot register with it; "+
+						"give each host its own agent id (remove the copied agent-id file or pass --agent-id). "+
+						"A host that only changed its address is accepted as soon as its old connection has ended, within %s",
+					req.AgentID, w.ip, req.AgentIP, deadConnection+api.HeartbeatInterval)
+			}
+		}
+	}
+	holder, ok := c.view.byIP[req.AgentIP]
+	if !ok || holder == req.AgentID {
+		return nil
+	}
+	heard, connected := c.lastHeardLocked(holder)
+	if ago := time.Since(heard); connected || ago < alive {
+		what := "is connected"
+		if !connected {
+			what = "may be alive (it counts as such for " + alive.String() + ")"
+		}
+		return refuse(http.StatusConflict,
+			"agent IP %s belongs to agent %s, which %s, so agent %s cannot have it; "+
+				"if it is the same host with a new agent id, stop the old agent and try again after %s, or delete agent %s; otherwise give this host its own --agent-ip",
+			req.AgentIP, holder, what, req.AgentID, alive, holder)
+	}
+	return nil
+}
+
+// lastHeardLocked is when an agent was last heard of, at the earliest when this
+// coordinator began: before that it may have talked to another one.
+func (c *Coordinator) lastHeardLocked(id string) (heard time.Time, connected bool) {
+	heard = c.started
+	p := c.presence[id]
+	if p == nil {
+		return heard, false
+	}
+	if p.seen.After(heard) {
+		heard = p.seen
+	}
+	return heard, len(p.watches) > 0
+}

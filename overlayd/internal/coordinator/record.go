@@ -1,0 +1,151 @@
+package coordinator
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"unique"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/store"
+)
+
+// Keys of the store. An agent's resources have a key each, so that a grant can
+// be conditional on "nobody has it"; the agent's record says the same once more
+// from its side.
+const (
+	keyCluster   = "cluster" // cluster
+	keyNetwork   = "network" // conf.Network, as last configured
+	prefixAgent  = "agents/" // <agent id> -> record
+	prefixStatus = "status/" // <agent id> -> status
+	prefixIP     = "ip/"     // <agent IP> -> agent id
+	prefixVTEP   = "vtep/"   // <address> -> agent id
+	prefixVTEP6  = "vtep6/"  // <address> -> agent id
+	prefixSubnet = "subnet/" // <overlay>/<prefix> -> agent id
+)
+
+func keyAgent(id string) string    { return prefixAgent + id }
+func keyStatus(id string) string   { return prefixStatus + id }
+func keyIP(ip netip.Addr) string   { return prefixIP + ip.String() }
+func keyVTEP(a netip.Addr) string  { return prefixVTEP + a.String() }
+func keyVTEP6(a netip.Addr) string { return prefixVTEP6 + a.String() }
+func keySubnet(overlay string, p netip.Prefix) string {
+	return prefixSubnet + overlay + "/" + p.String()
+}
+
+// cluster identifies one cluster for ever.
+type cluster struct {
+	ID string `json:"id"`
+}
+
+// record is what is stored about an agent: exactly its lease. Whatever changes
+// more often is kept elsewhere, because the record's revision is the epoch.
+type record struct {
+	IP      netip.Addr  `json:"ip"`
+	Bridges []conf.Half `json:"bridges,omitempty"`
+	VTEP    netip.Addr  `json:"vtep"`
+	VTEP6   netip.Addr  `json:"vtep6,omitzero"`
+	Subnets []held      `json:"subnets,omitempty"`
+	// Superseded is the id of the agent that has the IP now.
+	Superseded string `json:"superseded,omitempty"`
+}
+
+// held are the agent subnets of one overlay.
+type held struct {
+	Overlay string       `json:"overlay"`
+	Subnet  netip.Prefix `json:"subnet,omitzero"`
+	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
+}
+
+// held returns what the agent has of an overlay.
+func (r record) held(overlay string) held {
+	for _, h := range r.Subnets {
+		if h.Overlay == overlay {
+			return h
+		}
+	}
+	return held{Overlay: overlay}
+}
+
+// with returns a copy of the record that holds h instead of what it held of
+// that overlay.
+func (r record) with(h held) record {
+	r.Subnets = slices.Clone(r.Subnets)
+	for i := range r.Subnets {
+		if r.Subnets[i].Overlay == h.Overlay {
+			r.Subnets[i] = h
+			return r
+		}
+	}
+	r.Subnets = append(r.Subnets, h)
+	return r
+}
+
+// resources are the keys an agent's record owns, its IP left out.
+func (r record) resources() []string {
+	keys := []string{keyVTEP(r.VTEP)}
+	if r.VTEP6.IsValid() {
+		keys = append(keys, keyVTEP6(r.VTEP6))
+	}
+	for _, h := range r.Subnets {
+		if h.Subnet.IsValid() {
+			keys = append(keys, keySubnet(h.Overlay, h.Subnet))
+		}
+		if h.Subnet6.IsValid() {
+			keys = append(keys, keySubnet(h.Overlay, h.Subnet6))
+		}
+	}
+	return keys
+}
+
+// agent is a stored record. It never changes; a new revision is a new agent.
+type agent struct {
+	id          string
+	create, mod uint64
+	record
+}
+
+func decodeAgent(kv store.KV) (*agent, error) {
+	a := &agent{id: strings.TrimPrefix(kv.Key, prefixAgent), create: kv.Create, mod: kv.Mod}
+	if err := json.Unmarshal(kv.Value, &a.record); err != nil {
+		return nil, fmt.Errorf("key %s: %w", kv.Key, err)
+	}
+	if !a.IP.IsValid() || !a.VTEP.IsValid() {
+		return nil, fmt.Errorf("key %s: agent IP or VTEP address is missing", kv.Key)
+	}
+	for i := range a.Subnets { // a few names, many agents
+		a.Subnets[i].Overlay = unique.Make(a.Subnets[i].Overlay).Value()
+	}
+	return a, nil
+}
+
+// status is what is stored about an agent beside its lease.
+type status struct {
+	Version  string                        `json:"version,omitempty"`
+	Overlays map[string]conf.OverlayStatus `json:"overlays,omitempty"`
+}
+
+// storedStatus is a status as the view keeps it: encoded, and shared among the
+// many agents that say the same.
+type storedStatus struct {
+	mod uint64
+	raw unique.Handle[string]
+}
+
+func (s storedStatus) decode() (st status) {
+	if s.mod == 0 {
+		return st
+	}
+	_ = json.Unmarshal([]byte(s.raw.Value()), &st) // it was valid when the view took it
+	return st
+}
+
+func encode(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("encode %T: %v", v, err)) // plain data of ours; cannot fail
+	}
+	return b
+}

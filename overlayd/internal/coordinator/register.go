@@ -1,0 +1,294 @@
+package coordinator
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/allocate"
+	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/store"
+)
+
+// maxAttempts bounds how often a transaction is tried again because somebody
+// else changed the store in between.
+const maxAttempts = 32
+
+// Register gives an agent its lease, or renews it. The same agent id gets the
+// same VTEP and agent subnets for ever; a renewal that changes nothing writes
+// nothing. It answers when the lease is durable. A refusal is an *api.Error and
+// has taken nothing.
+func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (conf.Lease, error) {
+	if err := c.validateRegister(&req); err != nil {
+		return conf.Lease{}, err
+	}
+	for attempt := range maxAttempts {
+		p, err := c.plan(req)
+		if err != nil {
+			return conf.Lease{}, err
+		}
+		err = c.carryOut(ctx, p)
+		a, ok := c.finish(p, req, err == nil)
+		switch {
+		case err == nil && ok:
+			return c.lease(a, p.missing), nil
+		case err != nil && !errors.Is(err, store.ErrConflict):
+			return conf.Lease{}, fmt.Errorf("register agent %s: %w", req.AgentID, err)
+		}
+		if err := c.catchUp(ctx, p.txn, p.viewRev, attempt); err != nil {
+			return conf.Lease{}, fmt.Errorf("register agent %s: %w", req.AgentID, err)
+		}
+	}
+	return conf.Lease{}, refuse(http.StatusServiceUnavailable,
+		"register agent %s: the store changed %d times in between; try again", req.AgentID, maxAttempts)
+}
+
+// plan is one attempt at a registration.
+type plan struct {
+	viewRev uint64 // of the view it was made from
+	old     *agent // nil: the agent is new
+	next    record
+	claimed []string // keys of the blocks that were taken for it
+	missing map[string]string
+	txn     store.Txn
+}
+
+// plan decides what the agent gets and takes it out of the pools.
+func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.checkLiveLocked(req); err != nil {
+		return nil, err
+	}
+	p := &plan{viewRev: c.view.rev, old: c.view.agents[req.AgentID], missing: map[string]string{}}
+	if p.old != nil {
+		p.next = p.old.record
+	}
+	p.next.IP, p.next.Bridges, p.next.Superseded = req.AgentIP, req.Bridges, ""
+	if err := c.takeVTEPLocked(p); err != nil {
+		c.view.settle(p.claimed)
+		return nil, err
+	}
+	for _, o := range c.network.Overlays {
+		c.takeSubnetsLocked(p, o)
+	}
+	c.composeLocked(p, req)
+	pres := c.presenceLocked(req.AgentID)
+	pres.registering++
+	pres.seen = time.Now()
+	return p, nil
+}
+
+// take claims a block for the plan.
+func (c *Coordinator) take(p *plan, pool *allocate.Pool, key func(netip.Prefix) string) (netip.Prefix, bool) {
+	block, k, ok := c.view.take(pool, key)
+	if ok {
+		p.claimed = append(p.claimed, k)
+	}
+	return block, ok
+}
+
+// takeVTEPLocked gives the agent the VTEP addresses that it has not got.
+// Without them a new agent gets nothing; one that was there before vtep_subnet6
+// was configured keeps its lease as it is.
+func (c *Coordinator) takeVTEPLocked(p *plan) error {
+	if !p.next.VTEP.IsValid() {
+		block, ok := c.take(p, c.view.pools.vtep, func(b netip.Prefix) string { return keyVTEP(b.Addr()) })
+		if !ok {
+			return vtepExhausted("vtep_subnet", c.network.VTEPSubnet, c.view.pools.vtep)
+		}
+		p.next.VTEP = block.Addr()
+	}
+	if pool := c.view.pools.vtep6; pool != nil && !p.next.VTEP6.IsValid() {
+		block, ok := c.take(p, pool, func(b netip.Prefix) string { return keyVTEP6(b.Addr()) })
+		if !ok && p.old == nil {
+			return vtepExhausted("vtep_subnet6", c.network.VTEPSubnet6, pool)
+		} else if !ok {
+			c.log.Warn("no free IPv6 VTEP address; the agent keeps its lease without one", "pool", c.network.VTEPSubnet6)
+		}
+		p.next.VTEP6 = block.Addr()
+	}
+	return nil
+}
+
+func vtepExhausted(key string, subnet netip.Prefix, pool *allocate.Pool) error {
+	return refuse(http.StatusInsufficientStorage,
+		"no free VTEP address: all %d of %s %s are leased; delete agents that are gone, or configure a larger %s",
+		pool.Total(), key, subnet, key)
+}
+
+// takeSubnetsLocked gives the agent what it lacks of an overlay: both families
+// or nothing.
+func (c *Coordinator) takeSubnetsLocked(p *plan, o conf.Overlay) {
+	h := p.next.held(o.Name)
+	v4, v6 := lacks(o, h)
+	if !v4 && !v6 {
+		return
+	}
+	pools, before := c.view.pools.overlays[o.Name], len(p.claimed)
+	key := func(b netip.Prefix) string { return keySubnet(o.Name, b) }
+	fail := func(pool *allocate.Pool, bits int, subnet netip.Prefix) {
+		c.view.settle(p.claimed[before:])
+		p.claimed = p.claimed[:before]
+		p.missing[o.Name] = exhausted(o.Name, pool, bits, subnet)
+	}
+	ok := true
+	if v4 {
+		if h.Subnet, ok = c.take(p, pools.v4, key); !ok {
+			fail(pools.v4, o.Prefix, o.Subnet)
+			return
+		}
+	}
+	if v6 {
+		if h.Subnet6, ok = c.take(p, pools.v6, key); !ok {
+			fail(pools.v6, o.Prefix6, o.Subnet6)
+			return
+		}
+	}
+	p.next = p.next.with(h)
+}
+
+// composeLocked makes the transaction. It is left empty when nothing changes.
+func (c *Coordinator) composeLocked(p *plan, req api.RegisterRequest) {
+	id := req.AgentID
+	var mod uint64
+	if p.old != nil {
+		mod = p.old.mod
+	}
+	p.txn.If = append(p.txn.If, store.Cond{Key: keyAgent(id), Mod: mod})
+	put := func(key string, value []byte) { p.txn.Then = append(p.txn.Then, store.Op{Key: key, Value: value}) }
+
+	if p.old == nil || !reflect.DeepEqual(p.old.record, p.next) {
+		put(keyAgent(id), encode(p.next))
+	}
+	for _, key := range p.claimed {
+		p.txn.If = append(p.txn.If, store.Cond{Key: key})
+		put(key, []byte(id))
+	}
+	holder, taken := c.view.byIP[req.AgentIP]
+	if holder != id {
+		put(keyIP(req.AgentIP), []byte(id))
+		if !taken {
+			p.txn.If = append(p.txn.If, store.Cond{Key: keyIP(req.AgentIP)})
+		} else if other := c.view.agents[holder]; other != nil {
+			// Its record changes whenever its IP does, so this condition covers both.
+			lost := other.record
+			lost.Superseded = id
+			p.txn.If = append(p.txn.If, store.Cond{Key: keyAgent(holder), Mod: other.mod})
+			put(keyAgent(holder), encode(lost))
+		}
+	}
+	if p.old != nil && p.old.IP != req.AgentIP && p.old.Superseded == "" {
+		p.txn.Then = append(p.txn.Then, store.Op{Key: keyIP(p.old.IP), Delete: true})
+	}
+	was := c.view.statuses[id]
+	if st := was.decode(); st.Version != req.Version {
+		st.Version = req.Version
+		p.txn.If = append(p.txn.If, store.Cond{Key: keyStatus(id), Mod: was.mod})
+		put(keyStatus(id), encode(st))
+	}
+}
+
+// carryOut makes the plan durable and waits until the view has it.
+func (c *Coordinator) carryOut(ctx context.Context, p *plan) error {
+	if len(p.txn.Then) == 0 {
+		return nil
+	}
+	return c.commit(ctx, p.txn)
+}
+
+// commit runs a transaction whose first write proves, when it is read back,
+// that the transaction was written, and waits until the view has it.
+func (c *Coordinator) commit(ctx context.Context, txn store.Txn) error {
+	rev, err := c.store.Commit(ctx, txn)
+	if errors.Is(err, store.ErrUnknown) {
+		c.log.Warn("outcome of a transaction is unknown, reading it back", "key", txn.Then[0].Key, "err", err)
+		rev, err = c.readBack(ctx, txn)
+	}
+	if err != nil {
+		return err
+	}
+	return c.await(ctx, rev)
+}
+
+// readBack finds out whether a transaction was written, by its first write.
+// Where that does not prove it the answer is ErrConflict: a new attempt, made
+// from a view that knows more, finds out.
+func (c *Coordinator) readBack(ctx context.Context, txn store.Txn) (uint64, error) {
+	first := txn.Then[0]
+	kv, err := c.read(ctx, first.Key)
+	if err != nil {
+		return 0, err
+	}
+	if !first.Delete && kv.Mod != 0 && bytes.Equal(kv.Value, first.Value) {
+		return kv.Mod, nil
+	}
+	return 0, store.ErrConflict
+}
+
+// read returns one key; a zero Mod means that it does not exist.
+func (c *Coordinator) read(ctx context.Context, key string) (store.KV, error) {
+	kvs, _, err := c.store.List(ctx, key)
+	if err != nil {
+		return store.KV{}, err
+	}
+	if len(kvs) > 0 && kvs[0].Key == key { // the first in byte order
+		return kvs[0], nil
+	}
+	return store.KV{}, nil
+}
+
+// finish ends the plan's claims and returns the agent as it is now; ok is false
+// when that is not what was asked for, because somebody changed it meanwhile.
+func (c *Coordinator) finish(p *plan, req api.RegisterRequest, done bool) (a *agent, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.view.settle(p.claimed)
+	pres := c.presence[req.AgentID]
+	pres.registering--
+	a = c.view.agents[req.AgentID]
+	if a == nil && pres.registering == 0 && len(pres.watches) == 0 {
+		delete(c.presence, req.AgentID)
+	}
+	if !done || a == nil || a.IP != req.AgentIP || a.Superseded != "" || !slices.Equal(a.Bridges, req.Bridges) {
+		return nil, false
+	}
+	pres.told = a.mod
+	return a, true
+}
+
+// catchUp waits after a conflict until the view knows what it did not when the
+// transaction was made.
+func (c *Coordinator) catchUp(ctx context.Context, txn store.Txn, viewRev uint64, attempt int) error {
+	target := viewRev + 1
+	for _, cond := range txn.If {
+		kv, err := c.read(ctx, cond.Key)
+		if err != nil {
+			return err
+		}
+		target = max(target, kv.Mod)
+	}
+	// After a commit of unknown outcome there may be nothing to catch up with,
+	// and two coordinators that always pick the same block had better not
+	// run in step.
+	wait, cancel := context.WithTimeout(ctx, time.Duration(1+attempt)*10*time.Millisecond)
+	defer cancel()
+	if err := c.await(wait, target); err != nil && wait.Err() == nil {
+		return err
+	}
+	if attempt > 2 {
+		select {
+		case <-time.After(rand.N(time.Duration(attempt) * 5 * time.Millisecond)):
+		case <-ctx.Done():
+		}
+	}
+	return ctx.Err()
+}

@@ -1,0 +1,102 @@
+package coordinator
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/allocate"
+	"overlayd.internal/overlay/overlayd/internal/api"
+)
+
+// known is an agent with what its row in a listing needs. What it points at
+// never changes, so that listings are encoded without the lock.
+type known struct {
+	*agent
+	status    storedStatus
+	connected bool
+	missing   map[string]string
+}
+
+// knownAgents returns every agent in the order of first registration.
+func (c *Coordinator) knownAgents(withMissing bool) []known {
+	c.mu.Lock()
+	list := make([]known, 0, len(c.view.agents))
+	for id, a := range c.view.agents {
+		k := known{agent: a, status: c.view.statuses[id]}
+		if p := c.presence[id]; p != nil {
+			k.connected = len(p.watches) > 0
+		}
+		if withMissing {
+			k.missing = c.missingLocked(a)
+		}
+		list = append(list, k)
+	}
+	c.mu.Unlock()
+	slices.SortFunc(list, func(a, b known) int { return cmp.Compare(a.create, b.create) })
+	return list
+}
+
+// State is what GET /overlay-master/state shows: every agent that is not
+// superseded, in the order of registration, with what it was leased of the
+// configured overlays.
+func (c *Coordinator) State() conf.MasterState {
+	s := conf.MasterState{Network: c.network}
+	for _, k := range c.knownAgents(false) {
+		if k.Superseded != "" {
+			continue
+		}
+		s.Agents = append(s.Agents, conf.MasterAgent{
+			IP:       k.IP,
+			Overlays: c.lease(k.agent, nil).AgentOverlays(k.status.decode().Overlays),
+		})
+	}
+	return s
+}
+
+// Agents lists every agent, superseded ones too, in the order of registration.
+func (c *Coordinator) Agents() []api.Agent {
+	out := []api.Agent{}
+	for _, k := range c.knownAgents(true) {
+		st := k.status.decode()
+		out = append(out, api.Agent{
+			Lease: c.lease(k.agent, k.missing), Version: st.Version, Status: st.Overlays,
+			Connected: k.connected, Superseded: k.Superseded,
+		})
+	}
+	return out
+}
+
+// Overlays lists every configured overlay in the order of the configuration,
+// then those of which only stored leases are left.
+func (c *Coordinator) Overlays() []api.Overlay {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	leases := map[string]int{}
+	for _, a := range c.view.agents {
+		for _, h := range a.Subnets {
+			leases[h.Overlay]++
+		}
+	}
+	out := []api.Overlay{}
+	for _, o := range c.network.Overlays {
+		p := c.view.pools.overlays[o.Name]
+		out = append(out, api.Overlay{
+			Overlay: o, Configured: true, Leases: leases[o.Name],
+			Pool: poolOf(p.v4), Pool6: poolOf(p.v6),
+		})
+		delete(leases, o.Name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(leases)) {
+		out = append(out, api.Overlay{Overlay: conf.Overlay{Name: name}, Leases: leases[name]})
+	}
+	return out
+}
+
+func poolOf(p *allocate.Pool) *api.Pool {
+	if p == nil {
+		return nil
+	}
+	return &api.Pool{Total: p.Total(), Used: p.Used()}
+}

@@ -1,0 +1,92 @@
+package coordinator
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/api"
+)
+
+// What is kept of the texts an agent sends, in bytes.
+const (
+	maxVersion     = 64
+	maxStatusError = 1024
+)
+
+var agentIDPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
+
+func checkAgentID(id string) error {
+	if !agentIDPattern.MatchString(id) {
+		return refuse(http.StatusBadRequest,
+			"agent_id %.80q: want 1 to 64 letters, digits, '_', '.' and '-', starting with a letter or digit", id)
+	}
+	return nil
+}
+
+// validateRegister refuses what is wrong and puts the rest into one form.
+func (c *Coordinator) validateRegister(req *api.RegisterRequest) error {
+	if err := checkAgentID(req.AgentID); err != nil {
+		return err
+	}
+	if err := c.checkAgentIP(req.AgentIP); err != nil {
+		return refuse(http.StatusBadRequest, "agent_ip of agent %s: %v", req.AgentID, err)
+	}
+	var bridges []conf.Half
+	for _, h := range req.Bridges {
+		if _, err := conf.ParseHalf(string(h)); err != nil {
+			return refuse(http.StatusBadRequest, "bridges of agent %s: %.80q is neither %q nor %q", req.AgentID, h, conf.Mesos, conf.Docker)
+		}
+		if slices.Contains(bridges, h) {
+			return refuse(http.StatusBadRequest, "bridges of agent %s: %q stands there twice", req.AgentID, h)
+		}
+		bridges = append(bridges, h)
+	}
+	req.Bridges = nil
+	for _, h := range conf.Halves {
+		if slices.Contains(bridges, h) {
+			req.Bridges = append(req.Bridges, h)
+		}
+	}
+	req.Version = clip(req.Version, maxVersion)
+	return nil
+}
+
+// checkAgentIP says why an address cannot be that of a host on the underlay.
+func (c *Coordinator) checkAgentIP(ip netip.Addr) error {
+	switch {
+	case !ip.IsValid():
+		return fmt.Errorf("missing; want the address of the host on the network that connects the hosts")
+	case ip.Is4In6() || ip.Zone() != "":
+		return fmt.Errorf("%s: want a plain address without a zone and not IPv4-mapped", ip)
+	case ip.IsLoopback() || ip.IsUnspecified() || ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return fmt.Errorf("%s is not the address of a host that others can reach; pass --agent-ip", ip)
+	case ip.Is6() && ip.IsLinkLocalUnicast():
+		return fmt.Errorf("%s is a link-local address; pass a routed one as --agent-ip", ip)
+	case c.network.VTEPSubnet.Contains(ip), c.network.VTEPSubnet6.Contains(ip):
+		return fmt.Errorf("%s lies in a VTEP subnet; pass the address outside the overlay as --agent-ip", ip)
+	}
+	for _, o := range c.network.Overlays {
+		if o.Subnet.Contains(ip) || o.Subnet6.Contains(ip) {
+			return fmt.Errorf("%s lies in overlay %s; pass the address outside the overlay as --agent-ip", ip, o.Name)
+		}
+	}
+	return nil
+}
+
+// clip cuts a text to at most n bytes of valid UTF-8.
+func clip(s string, n int) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n]
+}

@@ -1,0 +1,225 @@
+package coordinator
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+	"unique"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/allocate"
+	"overlayd.internal/overlay/overlayd/internal/store"
+)
+
+// view is the store's content at one revision, in memory, and beside it what
+// registrations in progress have picked and not yet written. It is pure
+// bookkeeping; Coordinator.mu guards it.
+type view struct {
+	rev        uint64
+	agents     map[string]*agent
+	statuses   map[string]storedStatus
+	byIP       map[netip.Addr]string
+	clusterID  string
+	network    conf.Network // as stored
+	networkMod uint64
+
+	pools  pools
+	claims map[string]*claim // by key
+}
+
+// pools are the pools of the configured network.
+type pools struct {
+	vtep, vtep6 *allocate.Pool // vtep6 is nil without vtep_subnet6
+	overlays    map[string]overlayPools
+}
+
+// overlayPools has nil for a family that the overlay lacks.
+type overlayPools struct{ v4, v6 *allocate.Pool }
+
+// claim is a block that a registration in progress has taken out of its pool.
+// stored says that the view has meanwhile seen the block's key, whoever put it;
+// then the block stays in use when the claim ends.
+type claim struct {
+	pool   *allocate.Pool
+	block  netip.Prefix
+	stored bool
+}
+
+func newView(network conf.Network) *view {
+	v := &view{
+		agents:   map[string]*agent{},
+		statuses: map[string]storedStatus{},
+		byIP:     map[netip.Addr]string{},
+		claims:   map[string]*claim{},
+		pools:    pools{vtep: allocate.NewAddrs(network.VTEPSubnet), overlays: map[string]overlayPools{}},
+	}
+	if network.VTEPSubnet6.IsValid() {
+		v.pools.vtep6 = allocate.NewAddrs(network.VTEPSubnet6)
+	}
+	for _, o := range network.Overlays {
+		var p overlayPools
+		if o.Subnet.IsValid() {
+			p.v4 = allocate.NewSubnets(o.Subnet, o.Prefix)
+		}
+		if o.Subnet6.IsValid() {
+			p.v6 = allocate.NewSubnets(o.Subnet6, o.Prefix6)
+		}
+		v.pools.overlays[o.Name] = p
+	}
+	return v
+}
+
+// resource is the pool and the block that a key stands for. The pool is nil
+// when the block's overlay or family is not configured.
+type resource struct {
+	overlay string // empty for a VTEP address
+	pool    *allocate.Pool
+	block   netip.Prefix
+}
+
+// resource parses a key; ok is false when the key is not that of a resource.
+func (p pools) resource(key string) (r resource, ok bool, err error) {
+	addr := func(s string) (netip.Prefix, error) {
+		a, err := netip.ParseAddr(s)
+		if err != nil {
+			return netip.Prefix{}, err
+		}
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	if s, found := strings.CutPrefix(key, prefixVTEP); found {
+		r.pool = p.vtep
+		r.block, err = addr(s)
+	} else if s, found := strings.CutPrefix(key, prefixVTEP6); found {
+		r.pool = p.vtep6
+		r.block, err = addr(s)
+	} else if s, found := strings.CutPrefix(key, prefixSubnet); found {
+		name, block, _ := strings.Cut(s, "/")
+		r.overlay = name
+		r.block, err = netip.ParsePrefix(block)
+		if of := p.overlays[name]; r.block.Addr().Is4() {
+			r.pool = of.v4
+		} else {
+			r.pool = of.v6
+		}
+	} else {
+		return r, false, nil
+	}
+	if err != nil {
+		return r, true, fmt.Errorf("key %s: %w", key, err)
+	}
+	return r, true, nil
+}
+
+// take claims the lowest free block of a pool under the key it will have.
+func (v *view) take(pool *allocate.Pool, key func(netip.Prefix) string) (netip.Prefix, string, bool) {
+	block, ok := pool.Next()
+	if !ok {
+		return netip.Prefix{}, "", false
+	}
+	k := key(block)
+	v.claims[k] = &claim{pool: pool, block: block}
+	return block, k, true
+}
+
+// settle ends claims: a block goes back unless it was stored.
+func (v *view) settle(keys []string) {
+	for _, k := range keys {
+		c := v.claims[k]
+		delete(v.claims, k)
+		if c != nil && !c.stored {
+			c.pool.Release(c.block)
+		}
+	}
+}
+
+// apply takes over one change of the store. It returns the id of the agent
+// whose record changed, if it is one.
+func (v *view) apply(e store.Event) (agentID string, err error) {
+	switch key := e.Key; {
+	case strings.HasPrefix(key, prefixAgent):
+		return v.applyAgent(e)
+	case strings.HasPrefix(key, prefixStatus):
+		id := strings.TrimPrefix(key, prefixStatus)
+		if e.Delete {
+			delete(v.statuses, id)
+			return "", nil
+		}
+		if err := json.Unmarshal(e.Value, &status{}); err != nil {
+			return "", fmt.Errorf("key %s: %w", key, err)
+		}
+		v.statuses[id] = storedStatus{mod: e.Mod, raw: unique.Make(string(e.Value))}
+		return "", nil
+	case strings.HasPrefix(key, prefixIP):
+		ip, err := netip.ParseAddr(strings.TrimPrefix(key, prefixIP))
+		if err != nil {
+			return "", fmt.Errorf("key %s: %w", key, err)
+		}
+		if e.Delete {
+			delete(v.byIP, ip)
+		} else {
+			v.byIP[ip] = string(e.Value)
+		}
+		return "", nil
+	case key == keyCluster:
+		var c cluster
+		err := json.Unmarshal(e.Value, &c)
+		v.clusterID = c.ID
+		return "", err
+	case key == keyNetwork:
+		v.networkMod = e.Mod
+		v.network = conf.Network{}
+		return "", json.Unmarshal(e.Value, &v.network)
+	}
+	r, ok, err := v.pools.resource(e.Key)
+	if !ok || err != nil {
+		return "", err // a key of a later version is none of ours
+	}
+	return "", v.applyResource(e, r)
+}
+
+func (v *view) applyAgent(e store.Event) (string, error) {
+	id := strings.TrimPrefix(e.Key, prefixAgent)
+	if e.Delete {
+		delete(v.agents, id)
+		return id, nil
+	}
+	a, err := decodeAgent(e.KV)
+	if err != nil {
+		return "", err
+	}
+	v.agents[id] = a
+	return id, nil
+}
+
+func (v *view) applyResource(e store.Event, r resource) error {
+	c := v.claims[e.Key]
+	switch {
+	case r.pool == nil:
+		return nil
+	case c != nil:
+		c.stored = !e.Delete
+	case e.Delete:
+		r.pool.Release(r.block)
+	case e.Create == e.Mod: // a later put changes the owner, not the use
+		if err := r.pool.Reserve(r.block); err != nil {
+			return &misfit{resource: r, owner: string(e.Value), err: err}
+		}
+	}
+	return nil
+}
+
+// misfit is a stored block that the configured pool cannot hold.
+type misfit struct {
+	resource
+	owner string
+	err   error
+}
+
+func (m *misfit) Error() string {
+	what := "VTEP address"
+	if m.overlay != "" {
+		what = "agent subnet of overlay " + m.overlay
+	}
+	return fmt.Sprintf("%s of agent %s: %v", what, m.owner, m.err)
+}

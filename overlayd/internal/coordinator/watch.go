@@ -1,0 +1,184 @@
+package coordinator
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+	"time"
+
+	"overlayd.internal/overlay/overlayd/internal/api"
+)
+
+const (
+	// writeTimeout ends a stream whose reader has taken nothing for so long.
+	writeTimeout = 30 * time.Second
+	// writeChunk is what has to get through within writeTimeout.
+	writeChunk = 256 << 10
+)
+
+// serveWatch streams peers: GET /v1/watch?agent=ID&revision=N. A stream holds
+// no queue; a slow one catches up with deltas or, if those are forgotten, with
+// a snapshot. It ends when ended is closed.
+func (c *Coordinator) serveWatch(w http.ResponseWriter, r *http.Request, ended <-chan struct{}) error {
+	id := r.URL.Query().Get("agent")
+	if err := checkAgentID(id); err != nil {
+		return err
+	}
+	var revision uint64
+	if s := r.URL.Query().Get("revision"); s != "" {
+		var err error
+		if revision, err = strconv.ParseUint(s, 10, 64); err != nil {
+			return refuse(http.StatusBadRequest, "revision %.80q: want a number, 0 for a snapshot", s)
+		}
+	}
+	watch, err := c.beginWatch(id, revision)
+	if err != nil {
+		return err
+	}
+	defer c.endWatch(id, watch)
+
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.Header().Set("Cache-Control", "no-store")
+	s := &stream{c: c, w: w, flush: http.NewResponseController(w), revision: revision}
+	if watch.ahead {
+		s.revision = 0
+	}
+	s.follow(r, watch, ended)
+	return nil // the status line is out; whatever happens now ends the stream
+}
+
+// beginWatch connects a stream to its agent.
+func (c *Coordinator) beginWatch(id string, revision uint64) (*watch, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a := c.view.agents[id]
+	if a == nil {
+		return nil, unknownAgent(id)
+	}
+	if !c.running {
+		return nil, refuse(http.StatusServiceUnavailable, "%v", errStopping)
+	}
+	p := c.presenceLocked(id)
+	// A revision that the view has not reached comes from a store that is no
+	// longer, or from a coordinator that is ahead of this one.
+	w := &watch{ip: a.IP, wake: make(chan struct{}, 1), ahead: revision > c.view.rev}
+	p.watches[w] = struct{}{}
+	// Its lease, or the configuration, may have changed while it was away.
+	stale := revision > 0 && (a.mod > revision || c.view.networkMod > revision)
+	if p.told != a.mod && (stale || a.Superseded != "") {
+		w.ask()
+	}
+	return w, nil
+}
+
+func (c *Coordinator) endWatch(id string, w *watch) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.presence[id]
+	delete(p.watches, w)
+	if len(p.watches) > 0 {
+		return
+	}
+	p.seen = time.Now() // it was here until now
+	if c.view.agents[id] == nil && p.registering == 0 {
+		delete(c.presence, id)
+	}
+}
+
+// takeAsk reports whether the agent is to be asked to register, once.
+func (c *Coordinator) takeAsk(w *watch) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	asked := w.register
+	w.register = false
+	return asked
+}
+
+// stream is one watch being written.
+type stream struct {
+	c        *Coordinator
+	w        http.ResponseWriter
+	flush    *http.ResponseController
+	revision uint64 // of the last event written
+}
+
+// follow writes until the agent goes, the coordinator stops, or a write fails.
+func (s *stream) follow(r *http.Request, w *watch, ended <-chan struct{}) {
+	heartbeat := time.NewTimer(api.HeartbeatInterval)
+	defer heartbeat.Stop()
+	silent := false // the heartbeat is due
+	for {
+		settled := s.c.settled() // before since, so that nothing up to it is missed
+		deltas, _, more, ok := s.c.hub.since(s.revision)
+		if !ok || s.revision == 0 {
+			snapshot := s.c.snapshot()
+			if s.write(snapshot.data) != nil {
+				return
+			}
+			s.revision, silent = snapshot.to, false
+			heartbeat.Reset(api.HeartbeatInterval)
+			continue
+		}
+		for _, d := range deltas {
+			if s.write(d.data) != nil {
+				return
+			}
+			s.revision, silent = d.to, false
+		}
+		s.revision = max(s.revision, settled)
+		if asked := s.c.takeAsk(w); asked || silent {
+			if s.write(encodeLine(api.PeerEvent{Revision: s.revision, Register: asked})) != nil {
+				return
+			}
+			silent = false
+		}
+		if s.sync() != nil {
+			return
+		}
+		if !silent {
+			heartbeat.Reset(api.HeartbeatInterval)
+		}
+		select {
+		case <-more:
+		case <-w.wake:
+		case <-heartbeat.C:
+			silent = true
+		case <-r.Context().Done():
+			return
+		case <-s.c.stopped:
+			return
+		case <-ended:
+			return
+		}
+	}
+}
+
+// write sends in pieces, each of which has writeTimeout to be taken.
+func (s *stream) write(b []byte) error {
+	for len(b) > 0 {
+		n := min(len(b), writeChunk)
+		if err := s.deadline(); err != nil {
+			return err
+		}
+		if _, err := s.w.Write(b[:n]); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+func (s *stream) sync() error {
+	if err := s.deadline(); err != nil {
+		return err
+	}
+	return s.flush.Flush()
+}
+
+func (s *stream) deadline() error {
+	err := s.flush.SetWriteDeadline(time.Now().Add(writeTimeout))
+	if errors.Is(err, http.ErrNotSupported) {
+		return nil // a recorder in place of a connection
+	}
+	return err
+}
