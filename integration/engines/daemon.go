@@ -126,6 +126,9 @@ func tail(file string, n int) string {
 	if len(lines) > n {
 		lines = lines[len(lines)-n:]
 	}
+	for i, l := range lines {
+		lines[i] = l[:min(len(l), 400)]
+	}
 	return strings.Join(lines, "\n")
 }
 

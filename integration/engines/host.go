@@ -28,6 +28,7 @@ type Host struct {
 	// Path is put before the standard PATH of what is executed.
 	Path []string
 
+	lab  *Lab
 	lan  *Host  // nil for the lan itself
 	port string // the lan's end of eth0
 
@@ -43,7 +44,9 @@ type Host struct {
 // because they show the namespaces of whoever mounted them; the cgroups are
 // carried over, since the new /sys covers them. What the engines store is bound
 // from the disk, as their layers cannot be put upon another overlay file system.
-// Everything of a boot is fresh: /run, and the boot id.
+// Debian's packages bring a network of their own, which is taken off the disk
+// of a new host: engines would choose it before one whose name comes later.
+// Everything of a boot is fresh: /run, /dev/shm (Podman's locks), and the boot id.
 const initScript = `set -e
 hostname "$NAME"
 mount --make-rprivate /
@@ -56,14 +59,20 @@ for dir in etc opt var/lib; do
 	mkdir -p "$D/upper/$dir" "$D/work/$dir"
 	mount -t overlay overlay -o "lowerdir=/$dir,upperdir=$D/upper/$dir,workdir=$D/work/$dir" "/$dir"
 done
-for dir in docker containerd containers; do
+for dir in docker containerd containerd2 containers; do
 	mkdir -p "$D/store/$dir" "/var/lib/$dir"
 	mount --bind "$D/store/$dir" "/var/lib/$dir"
 done
 mount -t tmpfs -o mode=755 tmpfs /run
+mount -t tmpfs tmpfs /dev/shm
 mkdir -p /run/lock /run/netns
 cp "$D/boot_id" /run/boot_id
 mount --bind /run/boot_id /proc/sys/kernel/random/boot_id
+if [ ! -e "$D/installed" ]; then
+	rm -rf /etc/cni/net.d
+	mkdir -p /etc/cni/net.d
+	touch "$D/installed"
+fi
 ip link set lo up
 echo ready
 exec tini -- cat`

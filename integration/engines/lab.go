@@ -39,14 +39,17 @@ type Lab struct {
 	// Dir has the disks and the logs of all hosts.
 	Dir string
 
-	id    string // prefix of all names
-	lock  *os.File
-	hosts []*Host
+	tools  string // directory scripts/engines fills
+	images string // archive of both images
+	id     string // prefix of all names
+	lock   *os.File
+	hosts  []*Host
 }
 
 // New makes an underlay without hosts, having removed what runs that were
-// killed left on the machine. Close removes it.
-func New(ctx context.Context) (*Lab, error) {
+// killed left on the machine. Close removes it. tools is the directory that
+// scripts/engines fills.
+func New(ctx context.Context, tools string) (*Lab, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("hosts are made of namespaces and mounts: must be root")
 	}
@@ -54,12 +57,22 @@ func New(ctx context.Context) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	lan, err := l.add(ctx, "lan", 1)
-	if err != nil {
+	if err := l.setUp(ctx, tools); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	l.LAN = lan
 	return l, nil
+}
+
+func (l *Lab) setUp(ctx context.Context, tools string) (err error) {
+	if l.tools, err = filepath.Abs(tools); err != nil {
+		return err
+	}
+	l.images = filepath.Join(l.Dir, "images.tar")
+	if err := writeImages(ctx, l.images); err != nil {
+		return err
+	}
+	l.LAN, err = l.add(ctx, "lan", 1)
+	return err
 }
 
 // claim makes the directory of a lab and locks it for as long as this process
@@ -101,6 +114,7 @@ func (l *Lab) add(ctx context.Context, name string, number int) (*Host, error) {
 		IP:   nth(underlay4, number),
 		IP6:  nth(underlay6, number),
 		Dir:  filepath.Join(l.Dir, name),
+		lab:  l,
 		lan:  l.LAN,
 		port: fmt.Sprintf("port%d", number),
 	}
@@ -215,7 +229,7 @@ func eventually(limit time.Duration, try func() error) error {
 // Wait repeats try until it succeeds, and returns its last error when ctx ends
 // first.
 func Wait(ctx context.Context, try func() error) error {
-	tick := time.NewTicker(25 * time.Millisecond)
+	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		err := try()

@@ -16,14 +16,14 @@ func newLab(t *testing.T) (context.Context, *Lab) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	t.Cleanup(cancel)
-	l, err := New(ctx)
+	l, err := New(ctx, "../../bin/tools/engines")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, h := range l.hosts {
-				t.Log(h.Logs(40))
+				t.Log(h.Logs(20))
 			}
 		}
 		if err := l.Close(); err != nil {

@@ -1,0 +1,119 @@
+package engines
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Engine launches containers on one host.
+type Engine interface {
+	// Name is the program and how it is used, as in the table of results.
+	Name() string
+	// Version is what the program itself says.
+	Version(ctx context.Context) (string, error)
+	// Start starts what has to run and loads the images. It returns when the
+	// engine is ready.
+	Start(ctx context.Context) error
+	// Run launches a container that serves its own name as a page on port 80,
+	// and returns when it runs.
+	Run(ctx context.Context, s Spec) (*Container, error)
+}
+
+// Spec is a wish for a container.
+type Spec struct {
+	Name    string
+	Network string   // an engine without a choice of networks ignores it
+	Ports   []string // HOST:CONTAINER
+	Args    []string // further arguments of the engine's own, before the image
+}
+
+// Container is a running container.
+type Container struct {
+	Name string
+	// IDs are what the engine calls it and its parts.
+	ID, Sandbox string
+	// IPs are its addresses on the network, as the engine reports them.
+	IPs []netip.Addr
+	// Netns is its network namespace, a path on the host; empty where the
+	// engine does not say.
+	Netns string
+
+	exec   func(ctx context.Context, args ...string) (string, error)
+	remove func(ctx context.Context) error
+}
+
+// Exec runs a program inside the container and returns what it printed.
+func (c *Container) Exec(ctx context.Context, args ...string) (string, error) {
+	return c.exec(ctx, args...)
+}
+
+// Remove stops and removes the container the way the engine's users do.
+func (c *Container) Remove(ctx context.Context) error { return c.remove(ctx) }
+
+// Ping sends packets from the container until one is answered, for at most
+// ten seconds: the first may meet an IPv6 address that is still being checked
+// for duplicates.
+func (c *Container) Ping(ctx context.Context, to netip.Addr) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	return Wait(ctx, func() error {
+		_, err := c.Exec(ctx, "timeout", "5", "ping", "-c", "1", "-W", "1", to.String())
+		return err
+	})
+}
+
+// Get fetches the page at an address from inside the container.
+func (c *Container) Get(ctx context.Context, from netip.AddrPort) (string, error) {
+	// The limit is timeout's: wget -T crashes in Debian's static busybox.
+	return c.Exec(ctx, "timeout", "10", "wget", "-q", "-O", "-", "http://"+from.String()+"/")
+}
+
+// Addrs are the global addresses the container's interface really has.
+func (c *Container) Addrs(ctx context.Context, ifname string) ([]netip.Addr, error) {
+	out, err := c.Exec(ctx, "ip", "-o", "addr", "show", "dev", ifname)
+	if err != nil {
+		return nil, err
+	}
+	return parseAddrs(out)
+}
+
+// parseAddrs reads the global addresses in the output of "ip -o addr".
+func parseAddrs(out string) ([]netip.Addr, error) {
+	var addrs []netip.Addr
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		for i := 0; i+1 < len(f); i++ {
+			if (f[i] != "inet" && f[i] != "inet6") || !strings.Contains(line, "scope global") {
+				continue
+			}
+			p, err := netip.ParsePrefix(f[i+1])
+			if err != nil {
+				return nil, fmt.Errorf("address in %q: %w", line, err)
+			}
+			addrs = append(addrs, p.Addr())
+		}
+	}
+	return addrs, nil
+}
+
+// parseIPs reads addresses of which some may be empty.
+func parseIPs(texts ...string) ([]netip.Addr, error) {
+	var ips []netip.Addr
+	var errs []error
+	for _, s := range texts {
+		if s == "" {
+			continue
+		}
+		ip, err := netip.ParseAddr(s)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		ips = append(ips, ip)
+	}
+	return ips, errors.Join(errs...)
+}

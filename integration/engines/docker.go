@@ -1,0 +1,99 @@
+package engines
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Docker is dockerd with its client.
+type Docker struct {
+	Host *Host
+	// Args of dockerd beside those it needs to share the machine.
+	Args   []string
+	Daemon *Daemon
+}
+
+// Name implements Engine.
+func (d *Docker) Name() string { return "Docker" }
+
+// Version implements Engine.
+func (d *Docker) Version(ctx context.Context) (string, error) {
+	return d.Host.Exec(ctx, "docker", "version", "-f", "{{.Server.Version}}")
+}
+
+// Start implements Engine.
+func (d *Docker) Start(ctx context.Context) error {
+	if err := d.StartDaemon(ctx); err != nil {
+		return err
+	}
+	_, err := d.Host.Exec(ctx, "docker", "load", "-q", "-i", d.Host.lab.images)
+	return err
+}
+
+// StartDaemon starts dockerd and waits until it answers.
+func (d *Docker) StartDaemon(ctx context.Context) (err error) {
+	args := append([]string{"dockerd", "--cgroup-parent=/" + d.Host.ID}, d.Args...)
+	if d.Daemon, err = d.Host.Start("dockerd", args...); err != nil {
+		return err
+	}
+	return d.Host.ready(ctx, d.Daemon, "docker", "version")
+}
+
+// ready waits until a command succeeds, and gives up early when the daemon it
+// asks has ended.
+func (h *Host) ready(ctx context.Context, d *Daemon, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	err := Wait(ctx, func() error {
+		if d.Ended() {
+			giveUp(errors.New("it has ended"))
+		}
+		_, err := h.Exec(ctx, args...)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("%s on %s is not ready: %w\n%s", d.Name, h.Name, err, d.Tail(20))
+	}
+	return nil
+}
+
+// Run implements Engine.
+func (d *Docker) Run(ctx context.Context, s Spec) (*Container, error) {
+	args := []string{"docker", "run", "-d", "--name", s.Name, "--network", s.Network}
+	for _, p := range s.Ports {
+		args = append(args, "-p", p)
+	}
+	args = append(append(args, s.Args...), Image, "serve", s.Name)
+	id, err := d.Host.Exec(ctx, args...)
+	if err != nil {
+		return nil, err
+	}
+	c := &Container{Name: s.Name, ID: id}
+	c.exec = func(ctx context.Context, args ...string) (string, error) {
+		return d.Host.Exec(ctx, append([]string{"docker", "exec", s.Name}, args...)...)
+	}
+	c.remove = func(ctx context.Context) error {
+		_, err := d.Host.Exec(ctx, "docker", "rm", "-f", s.Name)
+		return err
+	}
+	out, err := d.Host.Exec(ctx, "docker", "inspect", "-f", "{{json .NetworkSettings}}", id)
+	if err != nil {
+		return c, err
+	}
+	var settings struct {
+		SandboxKey string
+		Networks   map[string]struct{ IPAddress, GlobalIPv6Address string }
+	}
+	if err := json.Unmarshal([]byte(out), &settings); err != nil {
+		return c, fmt.Errorf("docker inspect: %w", err)
+	}
+	c.Netns = settings.SandboxKey
+	n := settings.Networks[s.Network]
+	c.IPs, err = parseIPs(n.IPAddress, n.GlobalIPv6Address)
+	return c, err
+}
