@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/netip"
@@ -28,6 +29,7 @@ type index struct {
 // its MTU changes, ours has to follow.
 type expected struct {
 	name  string
+	mac   conf.MAC // zero: whatever it is; bridges keep what they have
 	mtu   int
 	ours  bool
 	addrs []netip.Prefix
@@ -138,6 +140,8 @@ func (x *index) link(h nlmsg) bool {
 		switch {
 		case typ == unix.IFLA_MTU && len(v) == 4:
 			differs = differs || int(native.Uint32(v)) != want.mtu
+		case typ == unix.IFLA_ADDRESS && want.mac != conf.MAC{}:
+			differs = differs || !bytes.Equal(v, want.mac[:])
 		case typ == unix.IFLA_IFNAME && want.ours && len(v) > 0:
 			differs = differs || string(v[:len(v)-1]) != want.name
 		}
@@ -247,12 +251,16 @@ func (x *index) expectLinks(p *planned, have *state, indexes map[string]int) {
 	x.links = map[int]expected{}
 	for _, dev := range p.devices {
 		if i := indexes[dev.name]; i != 0 {
-			x.links[i] = expected{dev.name, p.mtu, true, dev.addrs}
+			e := expected{name: dev.name, mtu: p.mtu, ours: true, addrs: dev.addrs}
+			if i == x.vtep {
+				e.mac = p.cfg.VTEP.MAC
+			}
+			x.links[i] = e
 		}
 	}
 	if l, ok := have.links[have.underlay]; ok {
 		x.underlay = l.index
-		x.links[l.index] = expected{have.underlay, l.mtu, false, nil}
+		x.links[l.index] = expected{name: have.underlay, mtu: l.mtu}
 	}
 }
 
