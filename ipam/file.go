@@ -21,9 +21,10 @@ import (
 
 const (
 	maxFileSize = 256 << 20
-	// minFileSize is allocated at once and kept, so that addresses can be
+	minFileSize = 128 << 10
+	// reserve is kept allocated behind what is in use, so that addresses can be
 	// released when the file system is full: bbolt never writes in place.
-	minFileSize     = 128 << 10
+	reserve         = 64 << 10
 	keptQuarantines = 3
 	boltLockTimeout = time.Second
 )
@@ -129,6 +130,23 @@ func (d *database) view(f func(*bolt.Tx) error) error {
 	return d.guard(func() error { return d.db.View(f) })
 }
 
+// keepReserve makes sure that the transactions to come have room.
+func (d *database) keepReserve(tx *bolt.Tx) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(d.file.Fd()), &st); err != nil {
+		return fmt.Errorf("write address store: %w", err)
+	}
+	need := tx.Size() + reserve
+	if st.Blocks*512 >= need {
+		return nil
+	}
+	err := unix.Fallocate(int(d.file.Fd()), 0, 0, (need+reserve)/pageSize*pageSize)
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("write address store: %w", err)
+	}
+	return nil
+}
+
 func (d *database) close() error {
 	if !d.dead {
 		if err := d.guard(d.db.Close); !d.dead {
@@ -191,8 +209,10 @@ func create(path string, fill func(*bolt.Tx) error) error {
 		err = d.file.Chmod(0o600) // whatever the umask is
 	}
 	if err == nil {
-		// Not every file system can; then there is no reserve.
-		_ = unix.Fallocate(int(d.file.Fd()), 0, 0, minFileSize)
+		err = unix.Fallocate(int(d.file.Fd()), 0, 0, minFileSize)
+		if errors.Is(err, unix.EOPNOTSUPP) { // then there is no reserve
+			err = nil
+		}
 	}
 	if cerr := d.close(); err == nil {
 		err = cerr

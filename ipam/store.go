@@ -363,6 +363,9 @@ func (s *Store) Allocate(ctx context.Context, r Request) (Allocation, error) {
 			if out.Existing {
 				return errUnchanged
 			}
+			if err := s.db.keepReserve(tx); err != nil {
+				return err
+			}
 			return h.flush()
 		})
 		var unknown *unknownError

@@ -1,0 +1,427 @@
+package ipam
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+
+	"overlayd.internal/overlay/conf"
+)
+
+func findTicket(s *Store, a netip.Addr) (t ticket, ok bool, err error) {
+	err = s.db.view(func(tx *bolt.Tx) error {
+		h, err := s.half(tx, conf.Mesos)
+		if err != nil {
+			return err
+		}
+		t, ok, err = h.ticketOf(a)
+		return err
+	})
+	return t, ok, err
+}
+
+// occupied makes a store of a /26 half with 40 addresses in use and a few
+// cooling, and returns its file and what is in use.
+func occupied(t *testing.T, n int, ranges []netip.Prefix) ([]byte, []Record) {
+	b := newBench(t)
+	s, err := Open(t.Context(), b.o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for i := range n {
+		if _, err := s.Allocate(t.Context(), req(fmt.Sprint("c", i), ranges)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := 0; i < n; i += 8 {
+		if _, err := s.Release(t.Context(), att(fmt.Sprint("c", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	recs, err := s.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	verify(t, s)
+	file, err := os.ReadFile(b.file())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return file, recs
+}
+
+// Whatever is in the file's place: it is set aside, the truth is asked for, and
+// no address is given out twice. Without the truth it is refused.
+func TestForeignFiles(t *testing.T) {
+	truth := func(context.Context) ([]Record, error) {
+		return []Record{{Attachment: att("old"), Half: conf.Mesos, Addrs: addrs("9.0.1.2")}}, nil
+	}
+	for name, place := range map[string]func(path string) error{
+		"empty":         func(p string) error { return os.WriteFile(p, nil, 0o600) },
+		"text":          func(p string) error { return os.WriteFile(p, []byte("hello"), 0o600) },
+		"page of zeros": func(p string) error { return os.WriteFile(p, make([]byte, 16*pageSize), 0o600) },
+		"directory":     func(p string) error { return os.Mkdir(p, 0o700) },
+		"full directory": func(p string) error {
+			return errors.Join(os.Mkdir(p, 0o700), os.WriteFile(filepath.Join(p, "x"), nil, 0o600))
+		},
+		"symlink":    func(p string) error { return os.Symlink("/etc/passwd", p) },
+		"fifo":       func(p string) error { return unix.Mkfifo(p, 0o600) },
+		"other bolt": otherBolt,
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			if err := place(b.file()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Open(t.Context(), b.o); !errors.Is(err, ErrDamaged) {
+				t.Fatalf("got %v, want ErrDamaged", err)
+			}
+			b.o.Rebuild = truth
+			b.with(func(s *Store) {
+				if !strings.Contains(s.Repaired(), "dcos.db.corrupt-1") {
+					t.Errorf("repaired: %q", s.Repaired())
+				}
+				a, err := s.Allocate(t.Context(), req("new", small))
+				if err != nil {
+					t.Fatal(err)
+				}
+				diff(t, "next", a.Addrs, addrs("9.0.1.3"))
+			})
+			if _, err := os.Lstat(b.file() + ".corrupt-1"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func otherBolt(path string) error {
+	db, err := bolt.Open(path, 0o600, &bolt.Options{PageSize: pageSize})
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bolt.Tx) error {
+		_, err := tx.CreateBucket([]byte("v1"))
+		return err
+	})
+	return errors.Join(err, db.Close())
+}
+
+func TestThreeDamagedFilesAreKept(t *testing.T) {
+	b := newBench(t)
+	b.o.Rebuild = func(context.Context) ([]Record, error) { return nil, nil }
+	for range 5 {
+		if err := os.WriteFile(b.file(), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b.with(func(*Store) {})
+	}
+	names, err := filepath.Glob(b.file() + ".corrupt-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range names {
+		names[i] = strings.TrimPrefix(names[i], b.file())
+	}
+	diff(t, "kept", names, []string{".corrupt-3", ".corrupt-4", ".corrupt-5"})
+}
+
+func TestNewerFormatIsRefusedAndKept(t *testing.T) {
+	b := newBench(t)
+	b.get(req("c", small))
+	db, err := bolt.Open(b.file(), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := []byte{kindBoot}
+	err = db.Update(func(tx *bolt.Tx) error {
+		v := []byte{formatVersion + 1, 'x'}
+		sum := checksum(bucketStore, key, v)
+		v = append(v, byte(sum>>24), byte(sum>>16), byte(sum>>8), byte(sum))
+		return tx.Bucket([]byte(bucketStore)).Put(key, v)
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	b.o.Rebuild = func(context.Context) ([]Record, error) { t.Error("rebuilt"); return nil, nil }
+	if _, err := Open(t.Context(), b.o); err == nil || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "use the newer program") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// The last commit is in the newer meta page. Should that be lost, bbolt would go
+// back to the one before, and hand the last address out again.
+func TestLostCommitIsNoticed(t *testing.T) {
+	b := newBench(t)
+	b.get(req("a", small))
+	b.get(req("b", small))
+	for page := range 2 {
+		file, err := os.ReadFile(b.file())
+		if err != nil {
+			t.Fatal(err)
+		}
+		file[page*pageSize+pageHeader+50] ^= 1
+		c := newBench(t)
+		if err := os.WriteFile(c.file(), file, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(t.Context(), c.o); !errors.Is(err, ErrDamaged) {
+			t.Errorf("meta page %d: %v", page, err)
+		}
+	}
+}
+
+// Mutations: flipped bits, cut-off ends, zeroed and swapped pages. The store must
+// refuse the file or use it, and in no case may it crash or give out an address
+// that is in use. A crash would take the process, so children do it.
+func TestMutations(t *testing.T) {
+	n := 1500
+	if testing.Short() {
+		n = 150
+	}
+	t.Run("small", func(t *testing.T) { mutations(t, n, 40, prefixes("9.0.1.0/26")) })
+	// Too many pages to be walked at every opening.
+	t.Run("large", func(t *testing.T) { mutations(t, n/10, 6000, prefixes("9.0.0.0/16")) })
+}
+
+func mutations(t *testing.T, n, used int, ranges []netip.Prefix) {
+	file, recs := occupied(t, used, ranges)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "original"), file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var owners strings.Builder
+	for _, r := range recs {
+		fmt.Fprintln(&owners, r.ContainerID, r.Addrs[0])
+	}
+	if err := os.WriteFile(filepath.Join(dir, "truth"), []byte(owners.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out := child(t, "mutate", dir, fmt.Sprint(n), ranges[0].String())
+	t.Logf("%s", out)
+	if !strings.Contains(out, "damage noticed") {
+		t.Error("the child did not finish")
+	}
+}
+
+func childMutate() int {
+	dir := os.Args[1]
+	n, _ := strconv.Atoi(os.Args[2])
+	ranges := prefixes(os.Args[3])
+	original, err := os.ReadFile(filepath.Join(dir, "original"))
+	if err != nil {
+		return complain("%v", err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "truth"))
+	if err != nil {
+		return complain("%v", err)
+	}
+	var truth []Record
+	inUse := map[netip.Addr]bool{}
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line)
+		a := netip.MustParseAddr(f[1])
+		truth = append(truth, Record{Attachment: att(f[0]), Half: conf.Mesos, Addrs: []netip.Addr{a}})
+		inUse[a] = true
+	}
+	noticed := 0
+	for i := range n {
+		rng := rand.New(rand.NewPCG(uint64(i), 7))
+		file, what := mutate(rng, slices.Clone(original))
+		for _, rebuild := range []bool{false, true} {
+			o := Options{Dir: filepath.Join(dir, "ipam"), Overlay: "dcos", BootID: "boot-1", Cooling: cooling, Now: func() time.Duration { return 2 * time.Hour }}
+			if rebuild {
+				o.Rebuild = func(context.Context) ([]Record, error) { return truth, nil }
+			}
+			if err := os.RemoveAll(o.Dir); err != nil {
+				return complain("%v", err)
+			}
+			if err := os.Mkdir(o.Dir, 0o700); err != nil {
+				return complain("%v", err)
+			}
+			if err := os.WriteFile(filepath.Join(o.Dir, "dcos.db"), file, 0o600); err != nil {
+				return complain("%v", err)
+			}
+			damaged, err := useMutated(o, ranges, inUse)
+			if err != nil {
+				return complain("mutation %d (%s), rebuild %v: %v", i, what, rebuild, err)
+			}
+			if damaged {
+				noticed++
+			}
+		}
+	}
+	fmt.Printf("%d mutations, %d times damage noticed\n", n, noticed)
+	return 0
+}
+
+// useMutated does what the programs do, an opening for each operation. Those who
+// are running ask for their address again, new ones come, and all is released.
+func useMutated(o Options, ranges []netip.Prefix, inUse map[netip.Addr]bool) (damaged bool, err error) {
+	ctx := context.Background()
+	for i := range 30 {
+		s, err := Open(ctx, o)
+		if errors.Is(err, ErrDamaged) && o.Rebuild == nil {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		damaged = damaged || s.Repaired() != ""
+		r := req(fmt.Sprint("new", i), ranges)
+		if i%5 == 4 { // one that is in use, by name
+			for a := range inUse {
+				r.Want = []netip.Addr{a}
+				break
+			}
+		}
+		got, err := s.Allocate(ctx, r)
+		damaged = damaged || s.Repaired() != ""
+		if cerr := s.Close(); cerr != nil {
+			return false, cerr
+		}
+		var un *UnavailableError
+		var ex *ExhaustedError
+		switch {
+		case errors.Is(err, ErrDamaged) && o.Rebuild == nil:
+			return true, nil
+		case err == nil && inUse[got.Addrs[0]]:
+			return false, fmt.Errorf("%s was given to %s and is in use", got.Addrs[0], r.ContainerID)
+		case err == nil, errors.As(err, &un), errors.As(err, &ex):
+		default:
+			return false, err
+		}
+	}
+	return damaged, nil
+}
+
+func mutate(rng *rand.Rand, b []byte) ([]byte, string) {
+	pages := len(b) / pageSize
+	used := 0 // pages with something in them
+	for p := range pages {
+		if slices.ContainsFunc(b[p*pageSize:(p+1)*pageSize], func(c byte) bool { return c != 0 }) {
+			used = p + 1
+		}
+	}
+	page := func() []byte { p := rng.IntN(used); return b[p*pageSize : (p+1)*pageSize] }
+	switch kind := rng.IntN(10); kind {
+	case 0:
+		n := rng.IntN(len(b))
+		return b[:n], fmt.Sprintf("cut off at %d", n)
+	case 1:
+		n := rng.IntN(pages)
+		return b[:n*pageSize], fmt.Sprintf("cut off at page %d", n)
+	case 2:
+		clear(page())
+		return b, "page of zeros"
+	case 3:
+		copy(page(), page())
+		return b, "page copied over another"
+	case 4:
+		p := page()
+		for i := range p {
+			p[i] = byte(rng.Uint32())
+		}
+		return b, "page of noise"
+	case 5, 6: // where it hurts: header and elements
+		p := page()
+		at := rng.IntN(64)
+		p[at] ^= 1 << rng.IntN(8)
+		return b, fmt.Sprintf("bit in a page header, byte %d", at)
+	default:
+		n := 1 + rng.IntN(3)
+		for range n {
+			p := page()
+			p[rng.IntN(len(p))] ^= 1 << rng.IntN(8)
+		}
+		return b, fmt.Sprintf("%d bits", n)
+	}
+}
+
+// A full file system: ADD fails cleanly, nothing is lost, DEL works.
+func TestFullDisk(t *testing.T) {
+	b := newBench(t)
+	if os.Getuid() != 0 {
+		t.Skip("needs root to mount a tmpfs")
+	}
+	if err := unix.Mount("tmpfs", b.o.Dir, "tmpfs", 0, "size=400k"); err != nil {
+		t.Skipf("mount a tmpfs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(b.o.Dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	ranges := prefixes("fd01:b::/64")
+	b.get(req("c0", ranges))
+	var ballast int
+	for i := range 200 { // fill up
+		if err := os.WriteFile(filepath.Join(b.o.Dir, fmt.Sprint("ballast", i)), make([]byte, 4096), 0o600); err != nil {
+			ballast = i
+			break
+		}
+	}
+	n := 1
+	for ; ; n++ {
+		if _, err := b.allocate(req(fmt.Sprint("c", n), ranges)); err != nil {
+			if !errors.Is(err, unix.ENOSPC) && !strings.Contains(err.Error(), unix.ENOSPC.Error()) {
+				t.Fatalf("attachment %d: %v", n, err)
+			}
+			break
+		}
+	}
+	if n < 20 {
+		t.Errorf("full after %d attachments, what was allocated at first should be enough for more", n)
+	}
+	for i := range n {
+		diff(t, "released", len(b.release(fmt.Sprint("c", i))), 1)
+	}
+	for i := range ballast + 1 {
+		if err := os.Remove(filepath.Join(b.o.Dir, fmt.Sprint("ballast", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.get(req("after", ranges))
+	t.Logf("full after %d attachments", n)
+}
+
+// A store that cannot be written is an error, and nothing changes.
+func TestReadOnlyFileSystem(t *testing.T) {
+	b := newBench(t)
+	if os.Getuid() != 0 {
+		t.Skip("needs root to mount a tmpfs")
+	}
+	if err := unix.Mount("tmpfs", b.o.Dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skipf("mount a tmpfs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(b.o.Dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	b.get(req("a", small))
+	remount := func(flags uintptr) {
+		t.Helper()
+		if err := unix.Mount("tmpfs", b.o.Dir, "tmpfs", unix.MS_REMOUNT|flags, "size=1m"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remount(unix.MS_RDONLY)
+	if _, err := Open(t.Context(), b.o); !errors.Is(err, unix.EROFS) {
+		t.Errorf("got %v, want EROFS", err)
+	}
+	remount(0)
+	diff(t, "as before", b.get(req("a", small)), Allocation{Addrs: addrs("9.0.1.2"), Existing: true})
+}
