@@ -23,32 +23,22 @@ const (
 
 // attachBox is a host with a real agent, and every way to attach to it.
 func (c *config) attachBox(ctx context.Context) (*box, map[string]variant, error) {
-	node, err := c.lab.Node(ctx, "host", 2)
+	host, err := c.startHost(ctx, clusterYAML)
 	if err != nil {
 		return nil, nil, err
 	}
-	_, url, err := c.startCoordinator(ctx, node, clusterYAML)
-	if err != nil {
-		return nil, nil, err
-	}
-	if _, err := c.startAgent(node, url); err != nil {
-		return nil, nil, err
-	}
-	if err := c.waitOverlays(ctx, node, 2); err != nil {
-		return nil, nil, err
-	}
-	b, err := makeBox(ctx, c.lab, node.Netns, "c", containers)
+	b, err := makeBox(ctx, c.lab, host.Netns, "c", containers)
 	if err != nil {
 		return nil, nil, err
 	}
 	// The reference's bridge stands before the first ADD, as ours does.
-	if err := node.Configure(ctx, "link add cni0 up type bridge", "address add 9.128.0.1/16 dev cni0",
+	if err := host.Configure(ctx, "link add cni0 up type bridge", "address add 9.128.0.1/16 dev cni0",
 		"link add floor0 up type bridge", "address add 9.129.0.1/16 dev floor0"); err != nil {
 		return nil, nil, err
 	}
 	own := func(name, overlay string) variant {
 		return b.cniVariant(name, filepath.Join(c.bin, "m-overlay"), c.bin, map[string]any{
-			"cniVersion": "1.0.0", "name": overlay, "type": "m-overlay", "runDir": c.runDir(node),
+			"cniVersion": "1.0.0", "name": overlay, "type": "m-overlay", "runDir": host.RunDir,
 			"ipam": map[string]any{"type": "overlay-ipam"},
 		})
 	}
@@ -131,12 +121,8 @@ func burst(ctx context.Context, c *config) error {
 
 // ipam measures the address stores alone, empty and with 60,000 in use.
 func ipam(ctx context.Context, c *config) error {
-	node, err := c.lab.Node(ctx, "host", 2)
-	if err != nil {
-		return err
-	}
 	// Agent subnets of /15, so that a half holds 65,533.
-	_, url, err := c.startCoordinator(ctx, node, `
+	host, err := c.startHost(ctx, `
 vtep_subnet: 44.0.0.0/20
 vtep_mac_oui: 70:B3:D5:00:00:00
 overlays:
@@ -146,19 +132,13 @@ overlays:
 	if err != nil {
 		return err
 	}
-	if _, err := c.startAgent(node, url); err != nil {
-		return err
-	}
-	if err := c.waitOverlays(ctx, node, 2); err != nil {
-		return err
-	}
-	b, err := makeBox(ctx, c.lab, node.Netns, "c", containers)
+	b, err := makeBox(ctx, c.lab, host.Netns, "c", containers)
 	if err != nil {
 		return err
 	}
 	own := func(overlay string) map[string]any {
 		return map[string]any{
-			"cniVersion": "1.0.0", "name": overlay, "type": "bridge", "runDir": c.runDir(node),
+			"cniVersion": "1.0.0", "name": overlay, "type": "bridge", "runDir": host.RunDir,
 			"ipam": map[string]any{"type": "overlay-ipam", "half": "docker"},
 		}
 	}

@@ -93,29 +93,28 @@ func (c *config) overlayPair(ctx context.Context) (pair, error) {
 	p := pair{name: "ours"}
 	var url string
 	for i := range 2 {
-		node, err := c.lab.Node(ctx, fmt.Sprintf("own%d", i), byte(2+i))
+		host, err := c.lab.Host(ctx, fmt.Sprintf("own%d", i), byte(2+i))
 		if err != nil {
 			return p, err
 		}
 		if i == 0 {
-			if _, url, err = c.startCoordinator(ctx, node, clusterYAML); err != nil {
+			coordinator, err := c.lab.StartCoordinator(ctx, host.Node, clusterYAML)
+			if err != nil {
 				return p, err
 			}
+			url = coordinator.URL
 		}
-		if _, err := c.startAgent(node, url); err != nil {
-			return p, err
-		}
-		if err := c.waitOverlays(ctx, node, 2); err != nil {
+		if err := c.startAgent(ctx, host, url); err != nil {
 			return p, err
 		}
 		space, err := c.lab.Netns(ctx, fmt.Sprintf("own%d-c", i))
 		if err != nil {
 			return p, err
 		}
-		conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"v4","type":"m-overlay","runDir":%q,"ipam":{"type":"overlay-ipam"}}`, c.runDir(node))
+		conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"v4","type":"m-overlay","runDir":%q,"ipam":{"type":"overlay-ipam"}}`, host.RunDir)
 		cmd := cni(filepath.Join(c.bin, "m-overlay"), "ADD", conf, "dp", space.Path, c.bin)
 		var out []byte
-		if err := ns.WithNetNSPath(node.Path, func(ns.NetNS) (err error) { out, err = cmd.Output(); return err }); err != nil {
+		if err := ns.WithNetNSPath(host.Path, func(ns.NetNS) (err error) { out, err = cmd.Output(); return err }); err != nil {
 			return p, fmt.Errorf("attach: %w: %s", err, out)
 		}
 		var result struct {

@@ -183,20 +183,15 @@ func oneByOne(space *lab.Netns, n int) (time.Duration, error) {
 
 // converge measures how fast a host knows its peers.
 func converge(ctx context.Context, c *config) error {
-	coord, err := c.lab.Node(ctx, "coordinator", 2)
+	coord, err := c.lab.Node(ctx, "coord", 2)
 	if err != nil {
 		return err
 	}
-	// One overlay and one family, as the peer has it.
-	_, url, err := c.startCoordinator(ctx, coord, `
-vtep_subnet: 44.0.0.0/8
-vtep_mac_oui: 70:B3:D5:00:00:00
-overlays:
-  - {name: v4, subnet: 9.0.0.0/8, prefix: 24}
-`)
+	coordinator, err := c.lab.StartCoordinator(ctx, coord, singleYAML)
 	if err != nil {
 		return err
 	}
+	url := coordinator.URL
 	client := clientIn(coord, 32)
 	const part = "convergence"
 	perEntry := map[int]float64{}
@@ -273,27 +268,26 @@ func (c *config) coldStart(ctx context.Context, url string, peers, k int) (start
 	defer cancel()
 	// Every start is a host of its own, and so a peer of the later ones: the
 	// routes are counted, so a few more do no harm.
-	node, err := c.lab.Node(ctx, fmt.Sprintf("p%dk%d", peers, k), byte(10+k))
+	host, err := c.lab.Host(ctx, fmt.Sprintf("p%dk%d", peers, k), byte(10+k))
 	if err != nil {
 		return 0, 0, err
 	}
-	defer node.Delete(context.WithoutCancel(ctx))
-	routes, err := watchRoutes(node.Netns)
+	defer host.Delete(context.WithoutCancel(ctx))
+	routes, err := watchRoutes(host.Netns)
 	if err != nil {
 		return 0, 0, err
 	}
 	defer routes.close()
-	entries, err := watchNeighbours(node.Netns)
+	entries, err := watchNeighbours(host.Netns)
 	if err != nil {
 		return 0, 0, err
 	}
 	defer entries.close()
 	began := time.Now()
-	agent, err := c.startAgent(node, url)
-	if err != nil {
+	if err := host.StartAgent(url); err != nil {
 		return 0, 0, err
 	}
-	defer agent.Kill()
+	defer host.Proc.Kill()
 	_, last, err := routes.until(ctx, peers)
 	if err != nil {
 		return 0, 0, err
@@ -335,26 +329,25 @@ const oneMoreSamples = 40
 // oneMore measures from the answer to a new agent's registration to its route
 // on an agent that has all the others.
 func (c *config) oneMore(ctx context.Context, url string, client *http.Client, have int) error {
-	node, err := c.lab.Node(ctx, "more", 30)
+	host, err := c.lab.Host(ctx, "more", 30)
 	if err != nil {
 		return err
 	}
-	routes, err := watchRoutes(node.Netns)
+	routes, err := watchRoutes(host.Netns)
 	if err != nil {
 		return err
 	}
 	defer routes.close()
-	agent, err := c.startAgent(node, url)
-	if err != nil {
+	if err := host.StartAgent(url); err != nil {
 		return err
 	}
-	defer agent.Kill()
+	defer host.Proc.Kill()
 	limited, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
 	if _, _, err := routes.until(limited, have); err != nil {
 		return err
 	}
-	if err := c.waitOverlays(ctx, node, 1); err != nil {
+	if err := host.WaitReady(ctx); err != nil {
 		return err
 	}
 	for len(routes.updates) > 0 {
@@ -381,22 +374,17 @@ func (c *config) oneMore(ctx context.Context, url string, client *http.Client, h
 
 // storm has 65,536 agents ask one coordinator for a lease.
 func storm(ctx context.Context, c *config) error {
-	node, err := c.lab.Node(ctx, "coordinator", 2)
+	node, err := c.lab.Node(ctx, "coord", 2)
 	if err != nil {
 		return err
 	}
-	coordinator, url, err := c.startCoordinator(ctx, node, `
-vtep_subnet: 44.0.0.0/8
-vtep_mac_oui: 70:B3:D5:00:00:00
-overlays:
-  - {name: v4, subnet: 9.0.0.0/8, prefix: 24}
-`)
+	coordinator, err := c.lab.StartCoordinator(ctx, node, singleYAML)
 	if err != nil {
 		return err
 	}
 	const agents, part = 65536, "storm of 65,536 agents"
 	begin := time.Now()
-	waits, err := registerMany(ctx, clientIn(node, 256), url, 0, agents, 256)
+	waits, err := registerMany(ctx, clientIn(node, 256), coordinator.URL, 0, agents, 256)
 	if err != nil {
 		return err
 	}
@@ -415,28 +403,25 @@ overlays:
 
 // steady measures an agent that has 4,096 peers and nothing to do.
 func steady(ctx context.Context, c *config) error {
-	coord, err := c.lab.Node(ctx, "coordinator", 2)
+	coord, err := c.lab.Node(ctx, "coord", 2)
 	if err != nil {
 		return err
 	}
-	_, url, err := c.startCoordinator(ctx, coord, clusterYAML)
+	coordinator, err := c.lab.StartCoordinator(ctx, coord, clusterYAML)
 	if err != nil {
 		return err
 	}
-	if _, err := registerMany(ctx, clientIn(coord, 32), url, 0, 4096, 32); err != nil {
+	if _, err := registerMany(ctx, clientIn(coord, 32), coordinator.URL, 0, 4096, 32); err != nil {
 		return err
 	}
-	node, err := c.lab.Node(ctx, "host", 3)
+	host, err := c.lab.Host(ctx, "host", 3)
 	if err != nil {
 		return err
 	}
-	agent, err := c.startAgent(node, url)
-	if err != nil {
+	if err := c.startAgent(ctx, host, coordinator.URL); err != nil {
 		return err
 	}
-	if err := c.waitOverlays(ctx, node, 2); err != nil {
-		return err
-	}
+	agent := host.Proc
 	// Let the start settle, then measure over two rounds of every timer.
 	const settle, window = 15 * time.Second, 130 * time.Second
 	if err := pause(ctx, settle); err != nil {
