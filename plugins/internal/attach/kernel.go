@@ -43,9 +43,12 @@ func openSandbox(netns string) (_ *sandbox, err error) {
 	if s.host, err = rtnl.Open(); err != nil {
 		return nil, err
 	}
-	if s.netns, err = os.Open(netns); err != nil {
-		return nil, fmt.Errorf("open network namespace: %w", err)
+	// Non-blocking, because CHECK may be given a FIFO.
+	fd, err := unix.Open(netns, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace %s: %w", netns, err)
 	}
+	s.netns = os.NewFile(uintptr(fd), netns)
 	if s.inside, err = rtnl.OpenIn(s.netns); err != nil {
 		return nil, err
 	}
@@ -177,17 +180,15 @@ func (s *sandbox) configure(p pair, index int, addrs []netip.Prefix, want []want
 	for _, a := range addrs {
 		msgs = append(msgs, addAddress(index, a))
 	}
-	if slices.ContainsFunc(addrs, isIPv6) {
-		// The kernel would make this one itself and then spend a second on
-		// making sure that nobody else has it.
-		msgs = append(msgs, addAddress(index, linkLocal(p.mac)))
-	}
 	msgs = append(msgs, linkUp(p.name, index))
 	fixed := len(msgs)
 	for _, r := range want {
 		msgs = append(msgs, addRoute(index, r.route))
 	}
-	errs := s.inside.Send(msgs...)
+	// The kernel would make a link-local address itself, and then spend a second
+	// or two on making sure that nobody else has it. Where the container has no
+	// IPv6 this one is refused, which does not matter.
+	errs := s.inside.Send(append([]rtnl.Message{addAddress(index, linkLocal(p.mac))}, msgs...)...)[1:]
 	if err := errors.Join(errs[:fixed]...); err != nil {
 		return nil, err
 	}
