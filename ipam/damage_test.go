@@ -198,7 +198,7 @@ func TestMutations(t *testing.T) {
 
 func mutations(t *testing.T, n, used int, ranges []netip.Prefix) {
 	file, recs := occupied(t, used, ranges)
-	dir := t.TempDir()
+	dir := tempDir(t)
 	if err := os.WriteFile(filepath.Join(dir, "original"), file, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -37,8 +37,25 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	b := &bench{t: t, now: time.Hour}
-	b.o = Options{Dir: t.TempDir(), Overlay: "dcos", BootID: "boot-1", Cooling: cooling, Now: func() time.Duration { return b.now }}
+	b.o = Options{Dir: tempDir(t), Overlay: "dcos", BootID: "boot-1", Cooling: cooling, Now: func() time.Duration { return b.now }}
 	return b
+}
+
+// tempDir is on tmpfs where there is one, as the store is in earnest.
+func tempDir(t testing.TB) string {
+	if st, err := os.Stat("/dev/shm"); err != nil || !st.IsDir() {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "ovl-ipam-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 func (b *bench) file() string { return filepath.Join(b.o.Dir, b.o.Overlay+".db") }
