@@ -80,7 +80,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 	for {
 		v, err := c.load(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("read the store: %w", err)
+			return nil, err
 		}
 		written, err := c.introduce(ctx, v)
 		if err != nil {
@@ -101,7 +101,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 func (c *Coordinator) load(ctx context.Context) (*view, error) {
 	kvs, rev, err := c.store.List(ctx, "")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read the store: %w", err)
 	}
 	v := newView(c.network)
 	v.rev = rev
@@ -112,7 +112,7 @@ func (c *Coordinator) load(ctx context.Context) (*view, error) {
 		if errors.As(err, &m) {
 			misfits = append(misfits, m)
 		} else if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("read the store: %w", err)
 		}
 	}
 	return v, c.explain(v.network, misfits)

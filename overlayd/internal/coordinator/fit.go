@@ -29,7 +29,10 @@ func (c *Coordinator) explain(stored conf.Network, misfits []*misfit) error {
 		errs = append(errs, c.explainGroup(stored, g.overlay, g.ipv6, ms))
 	}
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-	return errors.Join(errs...)
+	if len(errs) == 0 {
+		return nil
+	}
+	return fmt.Errorf("the configuration does not fit what is leased: %w", errors.Join(errs...))
 }
 
 func (c *Coordinator) explainGroup(stored conf.Network, overlay string, ipv6 bool, ms []*misfit) error {

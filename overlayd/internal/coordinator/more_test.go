@@ -1,0 +1,3 @@
+package coordinator_test
+
+func runAsChild() bool { return false }
