@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/api"
+)
+
+func agentsCommand() command {
+	return command{name: "agents", summary: "every agent that has a lease, and whether it is connected", run: runAgents}
+}
+
+func runAgents(ctx context.Context, e *env, args []string) error {
+	if err := noArgs(args); err != nil {
+		return err
+	}
+	client, err := e.client()
+	if err != nil {
+		return err
+	}
+	agents, err := client.Agents(ctx)
+	if err != nil {
+		return err
+	}
+	if e.output == "json" {
+		return e.printJSON(agents)
+	}
+	var rows [][]string
+	for _, a := range agents {
+		rows = append(rows, []string{a.AgentID, a.AgentIP.String(), a.VTEP.IP.Addr().String(), halves(a.Bridges),
+			fmt.Sprint(a.Epoch), yesNo(a.Connected), a.Version, agentStatus(a)})
+	}
+	return e.printTable([]string{"AGENT", "AGENT IP", "VTEP", "BRIDGES", "EPOCH", "CONNECTED", "VERSION", "STATUS"}, rows)
+}
+
+// agentStatus sums up an agent: what is wrong, or ok.
+func agentStatus(a api.Agent) string {
+	if a.Superseded != "" {
+		return "superseded by " + a.Superseded
+	}
+	var bad []string
+	for _, g := range a.Grants {
+		if g.Error != "" {
+			bad = append(bad, g.Error)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(a.Status)) {
+		if s := a.Status[name]; s.Status != conf.StatusOK {
+			bad = append(bad, name+" "+statusText(&s))
+		}
+	}
+	switch {
+	case len(bad) > 0:
+		return strings.Join(bad, "; ")
+	case len(a.Status) == 0:
+		return "no report yet"
+	}
+	return "ok"
+}

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/api"
+)
+
+// agentTimeout bounds the question to the agent of this host.
+const agentTimeout = 5 * time.Second
+
+func statusCommand() command {
+	return command{name: "status", summary: "the agent of this host, its overlays, and whether the coordinator answers", run: runStatus}
+}
+
+// hostStatus is what status prints as JSON.
+type hostStatus struct {
+	Running bool        `json:"running"` // the agent answers on its socket
+	Error   string      `json:"error,omitempty"`
+	Agent   *conf.State `json:"agent,omitempty"` // what it says, or published last
+
+	Coordinator struct {
+		URL       string `json:"url"`
+		Reachable bool   `json:"reachable"`
+		Error     string `json:"error,omitempty"`
+	} `json:"coordinator"`
+}
+
+func runStatus(ctx context.Context, e *env, args []string) error {
+	if err := noArgs(args); err != nil {
+		return err
+	}
+	client, err := e.client()
+	if err != nil {
+		return err
+	}
+	var s hostStatus
+	state, err := askAgent(ctx, e.runDir)
+	s.Running = err == nil
+	if err != nil {
+		s.Error = err.Error()
+		state, err = lastPublished(e.runDir)
+	}
+	if err == nil {
+		s.Agent = &state
+	}
+	s.Coordinator.URL = e.coordinator
+	if err := client.Ready(ctx); err != nil {
+		s.Coordinator.Error = err.Error()
+	} else {
+		s.Coordinator.Reachable = true
+	}
+
+	if e.output == "json" {
+		err = e.printJSON(s)
+	} else {
+		err = e.printStatus(s)
+	}
+	if err == nil && !s.healthy() {
+		err = errUnhealthy
+	}
+	return err
+}
+
+// healthy reports whether containers can be attached on this host. That the
+// coordinator answers is not needed for it.
+func (s hostStatus) healthy() bool {
+	if !s.Running || s.Agent.Lease.Lost != "" {
+		return false
+	}
+	for _, o := range s.Agent.Overlays {
+		if o.State == nil || o.State.Status != conf.StatusOK {
+			return false
+		}
+	}
+	return true
+}
+
+// askAgent asks the agent of this host on its socket.
+func askAgent(ctx context.Context, runDir string) (state conf.State, err error) {
+	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
+	defer cancel()
+	path := filepath.Join(runDir, conf.SocketFile)
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		},
+	}
+	fail := func(err error) (conf.State, error) {
+		return state, fmt.Errorf("the agent of this host does not answer on %s: %w", path, err)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+api.PathAgentOverlay, nil)
+	if err != nil {
+		return fail(err)
+	}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		return fail(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10)) // for the message alone
+		return fail(fmt.Errorf("%s: %s", resp.Status, printable(string(b))))
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&state); err != nil {
+		return fail(err)
+	}
+	return state, nil
+}
+
+// lastPublished reads what the agent left for the CNI programs.
+func lastPublished(runDir string) (state conf.State, err error) {
+	err = conf.ReadJSON(filepath.Join(runDir, conf.StateFile), &state)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = errors.New("it has published nothing since the host was booted")
+	}
+	return state, err
+}
+
+func (e *env) printStatus(s hostStatus) error {
+	w := newTable(e.stdout)
+	line := func(key, value string) { fmt.Fprintf(w, "%s\t%s\n", key, printable(value)) }
+	switch {
+	case s.Running:
+		line("agent", "running, version "+s.Agent.Version)
+	case s.Agent != nil:
+		line("agent", "NOT RUNNING; what follows is what it published last")
+		line("reason", s.Error)
+	default:
+		line("agent", "NOT RUNNING, and nothing published")
+		line("reason", s.Error)
+	}
+	if a := s.Agent; a != nil {
+		line("agent id", a.AgentID)
+		line("agent IP", a.IP.String())
+		line("MTU", fmt.Sprint(a.MTU))
+		lease := fmt.Sprintf("epoch %d", a.Lease.Epoch)
+		if a.Lease.Lost != "" {
+			lease = "LOST: " + a.Lease.Lost
+		}
+		line("lease", lease)
+	}
+	reachable := "reachable"
+	if !s.Coordinator.Reachable {
+		reachable = "NOT REACHABLE: " + s.Coordinator.Error
+	}
+	line("coordinator", s.Coordinator.URL+" "+reachable)
+	if err := w.Flush(); err != nil || s.Agent == nil {
+		return err
+	}
+	fmt.Fprintln(e.stdout)
+	var rows [][]string
+	for _, o := range s.Agent.Overlays {
+		rows = append(rows, []string{o.Info.Name, prefixes(o.Subnet, o.Subnet6), bridge(o.MesosBridge), bridge(o.DockerBridge), statusText(o.State)})
+	}
+	return e.printTable([]string{"OVERLAY", "AGENT SUBNET", "MESOS BRIDGE", "DOCKER BRIDGE", "STATUS"}, rows)
+}
+
+func bridge(b *conf.Bridge) string {
+	if b == nil {
+		return ""
+	}
+	return b.Name + " " + prefixes(b.IP, b.IP6)
+}
