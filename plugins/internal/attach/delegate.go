@@ -45,20 +45,21 @@ func execPlugin(ctx context.Context, c *cnimain.Call, plugin, command string, st
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env = append(os.Environ(), "CNI_COMMAND="+command) // the last one counts
 	cmd.Stdin = bytes.NewReader(stdin)
-	stdout := &limited{left: maxOutput}
+	var printed bytes.Buffer
+	stdout := &limited{&printed, maxOutput}
 	cmd.Stdout = stdout
-	cmd.Stderr = &limited{left: maxOutput, to: c.Stderr}
+	cmd.Stderr = &limited{c.Stderr, maxOutput}
 	cmd.WaitDelay = pipeDelay
 	err = cmd.Run()
 	switch {
 	case ctx.Err() != nil:
 		return nil, cnimain.Errorf(types.ErrTryAgainLater, "plugin %s did not finish %s in time and was stopped", plugin, command)
 	case err != nil:
-		return nil, pluginError(plugin, command, stdout.Bytes(), err)
+		return nil, pluginError(plugin, command, printed.Bytes(), err)
 	case stdout.left < 0:
 		return nil, cnimain.Errorf(cnimain.ErrCodeDelegate, "plugin %s printed more than %d bytes on %s", plugin, maxOutput, command)
 	}
-	return stdout.Bytes(), nil
+	return printed.Bytes(), nil
 }
 
 // findPlugin looks through CNI_PATH for a file of that name.
@@ -98,23 +99,17 @@ func pluginError(plugin, command string, stdout []byte, err error) error {
 // limited keeps, or passes on, so many bytes and drops the rest, so that the
 // writer never blocks.
 type limited struct {
-	bytes.Buffer
 	to   io.Writer
-	left int
+	left int // negative: so many bytes were dropped
 }
 
 func (l *limited) Write(b []byte) (int, error) {
-	n := len(b)
 	if l.left > 0 {
-		keep := b[:min(n, l.left)]
-		if l.to == nil {
-			l.Buffer.Write(keep)
-		} else if _, err := l.to.Write(keep); err != nil {
-			l.to = io.Discard
-		}
+		// A log that cannot be written is no reason to stop the plugin.
+		_, _ = l.to.Write(b[:min(len(b), l.left)])
 	}
-	l.left -= n
-	return n, nil
+	l.left -= len(b)
+	return len(b), nil
 }
 
 // addressByPlugin reserves addresses through an IPAM plugin of others.
@@ -141,21 +136,24 @@ func (a *attaching) addressByPlugin(ctx context.Context) (addressing, error) {
 	return got, nil
 }
 
-// parseResult reads a result of any version; before 1.0.0 plugins left the
-// version out.
-func parseResult(b []byte, confVersion string) (*types100.Result, error) {
-	var said struct {
-		CNIVersion string `json:"cniVersion"`
-	}
+// parseResult reads a result of any version. Many plugins leave the version
+// out; then it is the configuration's.
+func parseResult(b []byte, version string) (*types100.Result, error) {
+	var said map[string]any
 	if err := json.Unmarshal(b, &said); err != nil {
 		return nil, err
 	}
-	version := said.CNIVersion
-	if version == "" {
-		version = confVersion
-	}
-	if version == "" {
-		version = "0.1.0"
+	if v, _ := said["cniVersion"].(string); v != "" {
+		version = v
+	} else {
+		if version == "" {
+			version = "0.1.0"
+		}
+		if said == nil { // "null"
+			said = map[string]any{}
+		}
+		said["cniVersion"] = version
+		b, _ = json.Marshal(said) // it was read from JSON
 	}
 	r, err := create.Create(version, b)
 	if err != nil {

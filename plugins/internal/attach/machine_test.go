@@ -22,6 +22,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/ipam/veth"
 )
 
 // binaries are the programs under test, built once per test run.
@@ -320,4 +321,100 @@ func addrsOf(r *types100.Result) (out []netip.Addr) {
 	}
 	slices.SortFunc(out, netip.Addr.Compare)
 	return out
+}
+
+// ip runs the ip command in the namespace.
+func (n namespace) ip(t testing.TB, args ...string) {
+	t.Helper()
+	n.inside(t, func() error {
+		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("ip %s: %w\n%s", strings.Join(args, " "), err, out)
+		}
+		return nil
+	})
+}
+
+// age makes an attachment look two minutes older, in the store and the alias.
+func (m *machine) age(overlay, id string) {
+	m.t.Helper()
+	var links []veth.Link
+	m.host.inside(m.t, func() (err error) { links, err = veth.List(); return err })
+	older := func(d time.Duration) time.Duration { return max(0, d-2*time.Minute) }
+	for _, l := range links {
+		if l.Overlay != overlay || l.Attachment.ContainerID != id {
+			continue
+		}
+		l.Since = older(l.Since)
+		link, err := m.host.LinkByIndex(l.Index)
+		if err == nil {
+			err = m.host.LinkSetAlias(link, l.Alias.String())
+		}
+		if err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	m.rewrite(overlay, func(r *ipam.Record) bool {
+		if r.ContainerID == id {
+			r.Since = older(r.Since)
+		}
+		return true
+	})
+}
+
+// forget takes an attachment out of the store alone.
+func (m *machine) forget(overlay, id string) {
+	m.t.Helper()
+	m.rewrite(overlay, func(r *ipam.Record) bool { return r.ContainerID != id })
+}
+
+// rewrite makes the store anew with the records that edit keeps.
+func (m *machine) rewrite(overlay string, edit func(*ipam.Record) bool) {
+	m.t.Helper()
+	records := m.records(overlay)
+	if len(records) == 0 {
+		return
+	}
+	var kept []ipam.Record
+	for _, r := range records {
+		if edit(&r) {
+			kept = append(kept, r)
+		}
+	}
+	dir := filepath.Join(m.run, conf.IPAMDir)
+	if err := os.Remove(filepath.Join(dir, overlay+".db")); err != nil {
+		m.t.Fatal(err)
+	}
+	s, err := ipam.Open(m.t.Context(), ipam.Options{Dir: dir, Overlay: overlay, Cooling: 150 * time.Second,
+		Rebuild: func(context.Context) ([]ipam.Record, error) { return kept, nil }})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	s.Close()
+}
+
+// track puts a connection between two addresses into the host's tracking.
+func (m *machine) track(from, to netip.Addr) {
+	m.t.Helper()
+	tuple := func(a, b netip.Addr, sport, dport uint16) netlink.IPTuple {
+		return netlink.IPTuple{SrcIP: a.AsSlice(), DstIP: b.AsSlice(), SrcPort: sport, DstPort: dport, Protocol: 17}
+	}
+	flow := &netlink.ConntrackFlow{FamilyType: 2, TimeOut: 60, Forward: tuple(from, to, 1000, 53), Reverse: tuple(to, from, 53, 1000)}
+	if err := m.host.ConntrackCreate(netlink.ConntrackTable, 2, flow); err != nil {
+		m.t.Fatalf("create connection: %v", err)
+	}
+}
+
+// tracked counts the connections an address takes part in.
+func (m *machine) tracked(a netip.Addr) (n int) {
+	m.t.Helper()
+	flows, err := m.host.ConntrackTableList(netlink.ConntrackTable, 2)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for _, f := range flows {
+		if addrOf(f.Forward.SrcIP) == a || addrOf(f.Forward.DstIP) == a {
+			n++
+		}
+	}
+	return n
 }
