@@ -186,9 +186,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return l.reporter.run(ctx) })
 	group.Go(func() error { return l.run(ctx, dp.Changes(ctx)) })
 	log.Info("agent started", "version", a.opts.Version, "run_dir", a.opts.RunDir, "state_dir", a.opts.StateDir)
-	err = group.Wait()
-	log.Info("agent stopped; containers go on talking", "err", err)
-	return err
+	return group.Wait()
 }
 
 // timing is how long things take. Tests in this package shorten it.

@@ -16,7 +16,7 @@ func checkAgentIP(ip netip.Addr) error {
 		return errors.New("missing")
 	case ip.Is4In6() || ip.Zone() != "":
 		return fmt.Errorf("%s: no zone and no IPv4-mapped form, please", ip)
-	case ip.IsLoopback(), ip.IsUnspecified(), ip.IsMulticast(), ip.IsLinkLocalUnicast():
+	case ip.IsLoopback(), ip.IsUnspecified(), ip.IsMulticast(), ip.Is6() && ip.IsLinkLocalUnicast():
 		return fmt.Errorf("%s: other hosts cannot send to it; give an address of this host that they can reach (--agent-ip)", ip)
 	}
 	return nil

@@ -39,8 +39,8 @@ type loop struct {
 	reporter  *reporter
 	group     *errgroup.Group // of the goroutines of Run
 	peersIn   chan peerChange
-	watching  int                // generation of the watcher; 0: none yet
-	stopWatch context.CancelFunc // of the watcher
+	watches   int                // generation of the last watcher
+	stopWatch context.CancelFunc // of the watcher; nil: there is none
 
 	// What is known.
 	ip        netip.Addr
@@ -71,6 +71,7 @@ type loop struct {
 	save   *deadline // write the peers
 	retry  backoff
 	last   time.Time // of the last resync
+	stir   bool      // the kernel announced a change since
 }
 
 // loopParts are what Run opened for the loop.
@@ -206,6 +207,10 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 // maintain is the slow round: whatever has to be looked at now and then even
 // though nothing was heard of it has its place here.
 func (l *loop) maintain(ctx context.Context) {
+	if l.stir && !l.opts.IP.IsValid() {
+		kick(l.registrar.kick) // the agent IP may be another one now
+	}
+	l.stir = false
 	l.reconcile(ctx, true)
 	l.checkTerm()
 }
@@ -222,6 +227,11 @@ func (l *loop) registered(ctx context.Context, o outcome) {
 	if o.err != nil {
 		l.registrationFailed(o.err)
 		if moved {
+			if l.unfollow() {
+				// As long as the old address is connected the coordinator takes
+				// the new one for another host with a copied agent id.
+				kick(l.registrar.kick)
+			}
 			l.reconcile(ctx, false)
 		}
 		return
@@ -243,7 +253,7 @@ func (l *loop) registered(ctx context.Context, o outcome) {
 	if changed || l.expires()-l.stored >= noticeable(l.held.Term()) {
 		l.saveLease()
 	}
-	if l.watching == 0 || l.clusterID != o.lease.ClusterID {
+	if l.stopWatch == nil || l.clusterID != o.lease.ClusterID {
 		l.follow(ctx)
 	}
 	switch {
@@ -323,25 +333,33 @@ func sameLease(a, b conf.Lease) bool {
 // follow watches the peers, from the revision we know them at if they are of
 // the same cluster.
 func (l *loop) follow(ctx context.Context) {
-	if l.stopWatch != nil {
-		l.stopWatch()
-	}
+	l.unfollow()
 	if l.clusterID != l.held.ClusterID {
 		l.clusterID, l.revision = l.held.ClusterID, 0
 	}
-	l.watching++
+	l.watches++
 	w := &watcher{
-		watch: l.opts.Coordinator.Watch, id: l.id, generation: l.watching, revision: l.revision,
+		watch: l.opts.Coordinator.Watch, id: l.id, generation: l.watches, revision: l.revision,
 		timing: l.timing, log: l.log, register: l.registrar.kick, out: l.peersIn,
 	}
 	ctx, l.stopWatch = context.WithCancel(ctx)
 	l.group.Go(func() error { return w.run(ctx) })
 }
 
+// unfollow ends the watch and reports whether there was one.
+func (l *loop) unfollow() bool {
+	if l.stopWatch == nil {
+		return false
+	}
+	l.stopWatch()
+	l.stopWatch = nil
+	return true
+}
+
 // peersChanged takes in an event of the watch.
 func (l *loop) peersChanged(c peerChange) {
-	if c.generation != l.watching {
-		return
+	if l.stopWatch == nil || c.generation != l.watches {
+		return // of a watch that was ended
 	}
 	if c.connected {
 		l.log.Info("following the peers", "revision", c.event.Revision)
@@ -395,6 +413,7 @@ func (l *loop) patch(e api.PeerEvent) (changed bool) {
 // kernelChanged plans a repair: soon, but not at full speed against somebody
 // who undoes it each time.
 func (l *loop) kernelChanged() {
+	l.stir = true
 	if time.Since(l.last) < l.timing.kernelPause {
 		l.resync.in(l.timing.kernelPause)
 		return

@@ -1,0 +1,696 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/overlayd/internal/api"
+)
+
+// A host joins: lease, kernel, document, files, status.
+func TestJoin(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	c.join("master", "172.17.0.2")
+	h := newHost(c)
+	h.opts.Listen = "127.0.0.1:0"
+	before := ipam.Boottime()
+	h.start()
+	h.ready()
+
+	boot, err := conf.BootID()
+	must(t, err)
+	doc := h.document()
+	left := time.Duration(doc.Lease.ExpiresBoottime) - before
+	if left < 23*time.Hour || left > 23*time.Hour+time.Minute {
+		t.Errorf("the lease ends in %s, want a day less the margin of an hour", left)
+	}
+	want := fmt.Sprintf(`{
+  "agent_id": %q,
+  "boot_id": %q,
+  "configuration_attempts": 1,
+  "cooling_seconds": 150,
+  "ip": "172.17.0.4",
+  "lease": {
+    "epoch": %d,
+    "expires_boottime_ns": %d
+  },
+  "mtu": 1450,
+  "overlays": [
+    {
+      "backend": {
+        "vxlan": {
+          "vni": 1024,
+          "vtep_ip": "44.128.0.2/20",
+          "vtep_ip6": "fd01:a::2/64",
+          "vtep_mac": "70:b3:d5:80:00:02",
+          "vtep_name": "vtep1024"
+        }
+      },
+      "docker_bridge": {
+        "ip": "9.0.1.128/25",
+        "name": "d-dcos"
+      },
+      "info": {
+        "name": "dcos",
+        "prefix": 24,
+        "subnet": "9.0.0.0/8"
+      },
+      "mesos_bridge": {
+        "ip": "9.0.1.0/25",
+        "name": "m-dcos"
+      },
+      "state": {
+        "status": "STATUS_OK"
+      },
+      "subnet": "9.0.1.0/24"
+    },
+    {
+      "backend": {
+        "vxlan": {
+          "vni": 1024,
+          "vtep_ip": "44.128.0.2/20",
+          "vtep_ip6": "fd01:a::2/64",
+          "vtep_mac": "70:b3:d5:80:00:02",
+          "vtep_name": "vtep1024"
+        }
+      },
+      "docker_bridge": {
+        "ip6": "fd01:b::1:8000:0:0/81",
+        "name": "d-dcos6"
+      },
+      "info": {
+        "name": "dcos6",
+        "prefix6": 80,
+        "subnet6": "fd01:b::/64"
+      },
+      "mesos_bridge": {
+        "ip6": "fd01:b:0:0:1::/81",
+        "name": "m-dcos6"
+      },
+      "state": {
+        "status": "STATUS_OK"
+      },
+      "subnet6": "fd01:b:0:0:1::/80"
+    }
+  ],
+  "version": "1.2.3"
+}`, h.id(), boot, doc.Lease.Epoch, doc.Lease.ExpiresBoottime)
+	raw, err := os.ReadFile(h.path(conf.StateFile))
+	must(t, err)
+	if diff := cmp.Diff(want, indented(t, raw)); diff != "" {
+		t.Errorf("published document (-want +got):\n%s", diff)
+	}
+	for _, path := range []string{api.PathAgentOverlay, api.PathAgentOverlays} {
+		code, body, err := h.get(path)
+		if err != nil || code != http.StatusOK || body != string(raw) {
+			t.Errorf("GET %s: %d %v %s; want the published document", path, code, err, body)
+		}
+	}
+
+	for link, address := range map[string]string{
+		conf.VTEPName: "44.128.0.2/20", "m-dcos": "9.0.1.1/25", "d-dcos": "9.0.1.129/25",
+		"m-dcos6": "fd01:b::1:0:0:1/81", "d-dcos6": "fd01:b::1:8000:0:1/81",
+	} {
+		if err := hasAddr(link, address); err != nil {
+			t.Error(err)
+		}
+	}
+	eventually(t, "the other host is a peer", func() error {
+		return errors.Join(hasRoute(prefix("9.0.0.0/24")), hasRoute(prefix("fd01:b::/80")))
+	})
+	for _, path := range []string{
+		filepath.Join(h.opts.CNIConfDir, "87-dcos.conflist"), filepath.Join(h.opts.CNIConfDir, "87-dcos6.conflist"),
+		filepath.Join(h.opts.UCRConfDir, "dcos.conf"), filepath.Join(h.opts.UCRConfDir, "dcos6.conf"),
+	} {
+		b, err := os.ReadFile(path)
+		if err != nil || !strings.Contains(string(b), h.opts.RunDir) {
+			t.Errorf("%s: %v %s; want it to name the run directory", path, err, b)
+		}
+	}
+	h.statusAt("status at the coordinator", allOK)
+
+	h.stop()
+	for _, path := range []string{h.stored(leaseFile), h.stored(peersFile), h.stored(idFile)} {
+		if err := exists(path, true); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := hasAddr("m-dcos", "9.0.1.1/25"); err != nil {
+		t.Errorf("after the agent ended: %v", err)
+	}
+	if err := exists(h.path(conf.SocketFile), false); err != nil {
+		t.Error(err)
+	}
+}
+
+func indented(t *testing.T, b []byte) string {
+	t.Helper()
+	var v any
+	must(t, json.Unmarshal(b, &v))
+	out, err := json.MarshalIndent(json.RawMessage(strings.TrimSpace(string(b))), "", "  ")
+	must(t, err)
+	return string(out)
+}
+
+// With the coordinator down a restarted agent, even after its kernel objects
+// are gone, has everything back, the end of its lease included.
+func TestRestartWithoutCoordinator(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	h := newHost(c)
+	h.start()
+	h.ready()
+	c.join("peer", "172.17.0.3")
+	eventually(t, "peer", func() error { return hasRoute(prefix("9.0.1.0/24")) })
+	before := h.document()
+
+	c.stop()
+	h.stop()
+	for _, name := range []string{"m-dcos", "d-dcos", "m-dcos6", "d-dcos6", conf.VTEPName} {
+		l, err := netlink.LinkByName(name)
+		must(t, err)
+		must(t, netlink.LinkDel(l))
+	}
+	must(t, os.RemoveAll(h.opts.RunDir))
+	h.start()
+	h.ready()
+	if err := errors.Join(hasAddr("d-dcos", "9.0.0.129/25"), hasRoute(prefix("9.0.1.0/24")), hasRoute(prefix("fd01:b:0:0:1::/80"))); err != nil {
+		t.Error(err)
+	}
+	after := h.published("the outage is told", func(s conf.State) bool { return s.Lease.Error != "" })
+	after.Lease.Error = ""
+	if diff := cmp.Diff(before, after, compareNetip); diff != "" {
+		t.Errorf("published document (-before +after):\n%s", diff)
+	}
+
+	c.start()
+	c.join("late", "172.17.0.5")
+	eventually(t, "late peer", func() error { return hasRoute(prefix("9.0.2.0/24")) })
+	h.published("the outage is over", func(s conf.State) bool { return s.Lease.Error == "" })
+	if n := strings.Count(h.log.String(), "lease not renewed"); n != 1 {
+		t.Errorf("the outage was logged %d times, want once", n)
+	}
+}
+
+// Damaged files are fetched again; a damaged identity is not made up for.
+func TestDamagedFiles(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	c.join("peer", "172.17.0.3")
+	h := newHost(c)
+	h.start()
+	h.ready()
+	before := h.document()
+	for name, content := range map[string]string{"empty": "", "truncated": `{"lease":{"agent_`, "garbage": "\x00\x01\xff"} {
+		h.stop()
+		must(t, os.WriteFile(h.stored(leaseFile), []byte(content), 0o600))
+		must(t, os.WriteFile(h.stored(peersFile), []byte(content), 0o600))
+		must(t, os.WriteFile(h.path(conf.StateFile), []byte(content), 0o600))
+		h.start()
+		h.ready()
+		if got := h.document(); got.AgentID != before.AgentID || got.Lease.Epoch != before.Lease.Epoch || len(got.Overlays) != 2 {
+			t.Errorf("%s: published %+v, want the lease of before", name, got)
+		}
+		eventually(t, "peer", func() error { return hasRoute(prefix("9.0.0.0/24")) })
+		eventually(t, "files are whole again", func() error {
+			var l savedLease
+			var p savedPeers
+			if err := errors.Join(conf.ReadJSON(h.stored(leaseFile), &l), conf.ReadJSON(h.stored(peersFile), &p)); err != nil {
+				return err
+			}
+			if len(p.Peers) != 1 {
+				return fmt.Errorf("peers %v", p.Peers)
+			}
+			return nil
+		})
+	}
+	h.stop()
+	must(t, os.WriteFile(h.stored(idFile), []byte("\x00"), 0o600))
+	a, err := New(h.opts)
+	must(t, err)
+	if err := a.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "does not hold an agent id") {
+		t.Errorf("damaged agent id: error %v", err)
+	}
+}
+
+// A coordinator that comes back, with the same store, is told and asked again.
+func TestCoordinatorRestarts(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	h := newHost(c)
+	h.start()
+	h.ready()
+	h.statusAt("status", allOK)
+	before := h.document()
+	for n := range 3 {
+		c.stop()
+		c.start()
+		c.join(fmt.Sprint("peer", n), fmt.Sprintf("172.17.0.%d", 5+n))
+		eventually(t, "new peer", func() error { return hasRoute(prefix(fmt.Sprintf("9.0.%d.0/24", n+1))) })
+		h.statusAt("status after the restart", allOK)
+	}
+	after := h.published("no error is left", func(s conf.State) bool { return s.Lease.Error == "" })
+	if diff := cmp.Diff(before, after, compareNetip); diff != "" {
+		t.Errorf("published document (-before +after):\n%s", diff)
+	}
+}
+
+// The agent IP is found, and followed when it changes; the lease stays.
+func TestAgentIPChanges(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	h := newHost(c)
+	h.opts.IP = netip.Addr{}
+	routeFrom(t, "172.17.0.6")
+	h.start()
+	h.ready()
+	before := h.document()
+	if before.IP != addr("172.17.0.6") {
+		t.Fatalf("agent IP %s, want the source address towards the coordinator", before.IP)
+	}
+	id := h.id()
+
+	// While the agent is away, the coordinator down too.
+	h.stop()
+	c.stop()
+	routeFrom(t, "172.17.0.7")
+	h.start()
+	h.ready()
+	h.published("the new IP is used at once", func(s conf.State) bool { return s.IP == addr("172.17.0.7") })
+	if local := vtepLocal(t); local != "172.17.0.7" {
+		t.Errorf("the VTEP sends from %s, want 172.17.0.7", local)
+	}
+	c.start()
+	eventually(t, "the coordinator knows the new IP", func() error { return agentAt(c, id, "172.17.0.7") })
+
+	// While both run. Something stirs in the kernel when an address changes.
+	routeFrom(t, "172.17.0.8")
+	d, err := netlink.LinkByName("d-dcos")
+	must(t, err)
+	must(t, netlink.LinkDel(d))
+	eventually(t, "the coordinator knows the newest IP", func() error { return agentAt(c, id, "172.17.0.8") })
+	after := h.published("the newest IP", func(s conf.State) bool {
+		return s.IP == addr("172.17.0.8") && s.Lease.Error == "" && s.Lease.Epoch > before.Lease.Epoch
+	})
+	if h.id() != id || after.Overlays[0].Subnet != before.Overlays[0].Subnet {
+		t.Errorf("id %s and subnet %s, want %s and %s as before", h.id(), after.Overlays[0].Subnet, id, before.Overlays[0].Subnet)
+	}
+	eventually(t, "VTEP follows", func() error {
+		if local := vtepLocal(t); local != "172.17.0.8" {
+			return fmt.Errorf("the VTEP sends from %s", local)
+		}
+		return nil
+	})
+}
+
+// routeFrom sets the source address towards the coordinator.
+func routeFrom(t *testing.T, src string) {
+	t.Helper()
+	u0, err := netlink.LinkByName("u0")
+	must(t, err)
+	_, dst, err := net.ParseCIDR("172.17.0.0/24")
+	must(t, err)
+	must(t, netlink.RouteReplace(&netlink.Route{
+		LinkIndex: u0.Attrs().Index, Dst: dst, Src: net.ParseIP(src), Scope: unix.RT_SCOPE_LINK, Protocol: unix.RTPROT_KERNEL,
+	}))
+}
+
+func vtepLocal(t *testing.T) string {
+	t.Helper()
+	l, err := netlink.LinkByName(conf.VTEPName)
+	must(t, err)
+	return l.(*netlink.Vxlan).SrcAddr.String()
+}
+
+func agentAt(c *cluster, id, ip string) error {
+	agents, err := c.client().Agents(c.t.Context())
+	if err != nil {
+		return err
+	}
+	for _, a := range agents {
+		if a.AgentID == id && a.AgentIP == addr(ip) {
+			return nil
+		}
+	}
+	return fmt.Errorf("agents are %v", agents)
+}
+
+// A deleted agent registers anew and lives with what it gets.
+func TestDeletedAgent(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	c.join("first", "172.17.0.3")
+	h := newHost(c)
+	h.start()
+	h.ready()
+	if got := h.document().Overlays[0].Subnet; got != prefix("9.0.1.0/24") {
+		t.Fatalf("subnet %s, want the second", got)
+	}
+	_, err := c.client().Delete(t.Context(), []string{"first", h.id()})
+	must(t, err)
+	h.published("the new lease", func(s conf.State) bool {
+		return len(s.Overlays) == 2 && s.Overlays[0].Subnet == prefix("9.0.0.0/24") && s.Overlays[0].State.Status == conf.StatusOK
+	})
+	eventually(t, "bridge has the new address", func() error { return hasAddr("m-dcos", "9.0.0.1/25") })
+	if err := hasAddr("m-dcos", "9.0.1.1/25"); err == nil {
+		t.Error("the bridge has the old address still")
+	}
+	h.statusAt("status after the deletion", allOK)
+}
+
+// Overlays come and go with the coordinator's configuration, and so do bridges
+// and files.
+func TestOverlaysComeAndGo(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	h := newHost(c)
+	h.start()
+	h.ready()
+
+	c.stop()
+	c.Network.Overlays = append(c.Network.Overlays, conf.Overlay{Name: "extra", Subnet: prefix("10.5.0.0/16"), Prefix: 26})
+	c.start()
+	h.published("the new overlay", func(s conf.State) bool {
+		o, ok := s.Overlay("extra")
+		return ok && o.State.Status == conf.StatusOK
+	})
+	files := []string{filepath.Join(h.opts.CNIConfDir, "87-extra.conflist"), filepath.Join(h.opts.UCRConfDir, "extra.conf")}
+	eventually(t, "bridge and files of the new overlay", func() error {
+		return errors.Join(hasAddr("d-extra", "10.5.0.33/27"), exists(files[0], true), exists(files[1], true))
+	})
+	h.statusAt("status of the new overlay", func(s map[string]conf.OverlayStatus) bool { return s["extra"].Status == conf.StatusOK })
+
+	c.stop()
+	c.Network.Overlays = c.Network.Overlays[:2]
+	c.start()
+	h.published("the overlay is gone", func(s conf.State) bool { _, ok := s.Overlay("extra"); return !ok })
+	eventually(t, "bridges and files are gone", func() error {
+		return errors.Join(noLink("d-extra"), noLink("m-extra"), exists(files[0], false), exists(files[1], false))
+	})
+	if err := hasAddr("d-dcos", "9.0.0.129/25"); err != nil {
+		t.Errorf("the other overlay: %v", err)
+	}
+	if !strings.Contains(h.log.String(), "overlay is no longer served") {
+		t.Error("nothing was logged")
+	}
+}
+
+// An exhausted pool fails its overlay by name, and no other.
+func TestExhaustedOverlay(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	network := seedNetwork()
+	network.Overlays = append(network.Overlays, conf.Overlay{Name: "tiny", Subnet: prefix("10.6.0.0/24"), Prefix: 24})
+	c := newCluster(t, network)
+	c.join("first", "172.17.0.3")
+	h := newHost(c)
+	h.start()
+	h.ready()
+	s := h.document()
+	tiny, _ := s.Overlay("tiny")
+	if tiny.State == nil || tiny.State.Status != conf.StatusFailed || !strings.Contains(tiny.State.Error, "10.6.0.0/24") {
+		t.Errorf("state of the exhausted overlay: %+v, want %s and the pool's name", tiny.State, conf.StatusFailed)
+	}
+	if tiny.DockerBridge != nil || tiny.MesosBridge != nil || tiny.Subnet.IsValid() {
+		t.Errorf("the exhausted overlay has something: %+v", tiny)
+	}
+	if o, _ := s.Overlay("dcos"); o.State.Status != conf.StatusOK {
+		t.Errorf("the other overlay: %+v", o.State)
+	}
+	if err := errors.Join(noLink("d-tiny"), exists(filepath.Join(h.opts.CNIConfDir, "87-tiny.conflist"), false)); err != nil {
+		t.Error(err)
+	}
+	h.statusAt("status at the coordinator", func(s map[string]conf.OverlayStatus) bool {
+		return s["tiny"].Status == conf.StatusFailed && strings.Contains(s["tiny"].Error, "10.6.0.0/24") && s["dcos"].Status == conf.StatusOK
+	})
+	// It asks again, and gets it when there is one.
+	_, err := c.client().Delete(t.Context(), []string{"first"})
+	must(t, err)
+	h.restart()
+	h.published("the overlay works", func(s conf.State) bool {
+		o, _ := s.Overlay("tiny")
+		return o.State != nil && o.State.Status == conf.StatusOK
+	})
+}
+
+// No lease at all: the reason is to be seen, and nothing is promised.
+func TestNoLease(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	network := seedNetwork()
+	network.VTEPSubnet, network.VTEPSubnet6 = prefix("44.128.0.0/30"), netip.Prefix{}
+	network.Overlays = network.Overlays[:1]
+	c := newCluster(t, network)
+	c.join("a", "172.17.0.2")
+	c.join("b", "172.17.0.3")
+	h := newHost(c)
+	h.start()
+	eventually(t, "the reason is to be seen", func() error {
+		code, body, err := h.get(api.PathReady)
+		if err == nil && (code != http.StatusServiceUnavailable || !strings.Contains(body, "44.128.0.0/30")) {
+			err = fmt.Errorf("%d %s", code, body)
+		}
+		return err
+	})
+	_, body, err := h.get(api.PathAgentOverlay)
+	must(t, err)
+	var s conf.State
+	must(t, json.Unmarshal([]byte(body), &s))
+	if s.Lease.Lost == "" || !strings.Contains(s.Lease.Error, "44.128.0.0/30") || s.Overlays != nil {
+		t.Errorf("document without a lease: %s", body)
+	}
+	if err := errors.Join(exists(h.path(conf.StateFile), false), noLink(conf.VTEPName)); err != nil {
+		t.Error(err)
+	}
+	// Several tries later it was logged once.
+	wait(t, time.Second)
+	if n := strings.Count(h.log.String(), "registration failed"); n != 1 {
+		t.Errorf("logged %d times, want once:\n%s", n, h.log)
+	}
+	_, err = c.client().Delete(t.Context(), []string{"a"})
+	must(t, err)
+	h.ready()
+}
+
+// A host without bridges leases and forwards.
+func TestNoBridges(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	c.join("peer", "172.17.0.3")
+	h := newHost(c)
+	h.opts.Bridges = nil
+	h.start()
+	h.ready()
+	for _, o := range h.document().Overlays {
+		if o.DockerBridge != nil || o.MesosBridge != nil || !o.Subnet.IsValid() && !o.Subnet6.IsValid() {
+			t.Errorf("overlay %+v, want a subnet and no bridges", o)
+		}
+	}
+	eventually(t, "peer", func() error { return hasRoute(prefix("9.0.0.0/24")) })
+	if err := errors.Join(noLink("m-dcos"), noLink("d-dcos"), exists(filepath.Join(h.opts.CNIConfDir, "87-dcos.conflist"), false)); err != nil {
+		t.Error(err)
+	}
+
+	// Bridges are wanted later: the agent's own word counts even while the
+	// coordinator cannot be asked.
+	h.stop()
+	c.stop()
+	h.opts.Bridges = []conf.Half{conf.Docker}
+	h.start()
+	h.ready()
+	eventually(t, "bridge and file of one half", func() error {
+		return errors.Join(hasAddr("d-dcos", "9.0.1.129/25"), noLink("m-dcos"), exists(filepath.Join(h.opts.CNIConfDir, "87-dcos.conflist"), true))
+	})
+}
+
+// Renewals write only when the end of the lease has moved far enough, and a
+// lease that ends is not used any longer.
+func TestTerm(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	c.stop()
+	c.Term = 6 * time.Second // so it is renewed every 2 s and ends 5.4 s after that
+	c.start()
+	h := newHost(c)
+	h.start()
+	h.ready()
+	first := h.document()
+	h.published("a renewal moves the end", func(s conf.State) bool { return s.Lease.ExpiresBoottime > first.Lease.ExpiresBoottime })
+	c.stop()
+	eventually(t, "the end is told", func() error {
+		code, body, err := h.get(api.PathReady)
+		if err == nil && (code != http.StatusServiceUnavailable || !strings.Contains(body, "renewed in time")) {
+			err = fmt.Errorf("%d %s", code, body)
+		}
+		return err
+	})
+	s := h.document()
+	if now := int64(ipam.Boottime()); s.Lease.ExpiresBoottime > now {
+		t.Errorf("the document promises addresses until %d, it is %d", s.Lease.ExpiresBoottime, now)
+	}
+	if err := hasAddr("d-dcos", "9.0.0.129/25"); err != nil {
+		t.Errorf("the datapath must stay: %v", err)
+	}
+	// A restart must not bring it back to life.
+	h.restart()
+	if code, body, err := h.get(api.PathReady); err != nil || code != http.StatusServiceUnavailable {
+		t.Errorf("after a restart: %d %s %v", code, body, err)
+	}
+	c.start()
+	h.ready()
+}
+
+// Many renewals of a long lease write no file.
+func TestRenewalsWriteNothing(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	h := newHost(c)
+	h.renew = 50 * time.Millisecond
+	h.start()
+	h.ready()
+	h.statusAt("status", allOK)
+	inodes := func() (out []uint64) {
+		for _, path := range []string{h.path(conf.StateFile), h.stored(leaseFile), h.stored(idFile), filepath.Join(h.opts.CNIConfDir, "87-dcos.conflist")} {
+			var st unix.Stat_t
+			must(t, unix.Stat(path, &st))
+			out = append(out, st.Ino)
+		}
+		return out
+	}
+	before := inodes()
+	for range 2 { // a restart is one more
+		start := c.registrations.Load()
+		eventually(t, "renewals", func() error {
+			if n := c.registrations.Load() - start; n < 5 {
+				return fmt.Errorf("%d renewals", n)
+			}
+			return nil
+		})
+		h.restart()
+		h.ready()
+	}
+	if after := inodes(); !slices.Equal(before, after) {
+		t.Errorf("inodes %v became %v: files were written although nothing changed", before, after)
+	}
+}
+
+// What others break in the kernel is repaired at once.
+func TestRepair(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	c.join("peer", "172.17.0.3")
+	h := newHost(c)
+	h.start()
+	h.ready()
+	eventually(t, "peer", func() error { return hasRoute(prefix("9.0.0.0/24")) })
+	for _, name := range []string{"d-dcos", conf.VTEPName} {
+		l, err := netlink.LinkByName(name)
+		must(t, err)
+		must(t, netlink.LinkDel(l))
+		eventually(t, name+" is back", func() error {
+			return errors.Join(hasAddr("d-dcos", "9.0.1.129/25"), hasRoute(prefix("9.0.0.0/24")))
+		})
+	}
+	eventually(t, "it is logged", func() error {
+		if !strings.Contains(h.log.String(), "kernel state repaired") {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	h.ready()
+}
+
+// The sockets: a stale one is replaced, another file is not; an address in use
+// is a start-up error.
+func TestSockets(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	h := newHost(c)
+	must(t, os.Mkdir(h.opts.RunDir, 0o755))
+	stale, err := net.ListenUnix("unix", &net.UnixAddr{Name: h.path(conf.SocketFile), Net: "unix"})
+	must(t, err)
+	stale.SetUnlinkOnClose(false)
+	stale.Close()
+	h.opts.Listen = "127.0.0.1:6441"
+	h.start()
+	h.ready()
+	fi, err := os.Stat(h.path(conf.SocketFile))
+	if err != nil || fi.Mode().Perm() != 0o660 {
+		t.Errorf("socket: %v %v, want mode 0660", fi.Mode(), err)
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get("http://127.0.0.1:6441" + api.PathAgentOverlay)
+	if err != nil || resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "application/json" {
+		t.Errorf("over TCP: %v %v", resp, err)
+	}
+	resp.Body.Close()
+	resp, err = client.Post("http://127.0.0.1:6441"+api.PathAgentOverlay, "", nil)
+	if err != nil || resp.StatusCode != http.StatusMethodNotAllowed {
+		t.Errorf("POST: %v %v, want it refused", resp, err)
+	}
+	resp.Body.Close()
+
+	other := newHost(c)
+	other.opts.Listen = "127.0.0.1:6441"
+	mustNotStart(t, other.opts, "address already in use")
+	other.opts.Listen = ""
+	must(t, os.WriteFile(other.path(conf.SocketFile), []byte("precious"), 0o600))
+	mustNotStart(t, other.opts, "is not a socket; move it away")
+	if b, err := os.ReadFile(other.path(conf.SocketFile)); err != nil || string(b) != "precious" {
+		t.Errorf("the file is %q now, %v", b, err)
+	}
+	other.opts.RunDir = h.opts.RunDir
+	mustNotStart(t, other.opts, "another agent (process")
+}
+
+func mustNotStart(t *testing.T, o Options, want string) {
+	t.Helper()
+	a, err := New(o)
+	must(t, err)
+	if err := a.Run(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("Run: %v, want an error with %q", err, want)
+	}
+}
