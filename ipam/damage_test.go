@@ -148,7 +148,7 @@ func TestNewerFormatIsRefusedAndKept(t *testing.T) {
 	key := []byte{kindBoot}
 	err = db.Update(func(tx *bolt.Tx) error {
 		v := []byte{formatVersion + 1, 'x'}
-		sum := checksum(bucketStore, key, v)
+		sum := newSealer(bucketStore).checksum(key, v)
 		v = append(v, byte(sum>>24), byte(sum>>16), byte(sum>>8), byte(sum))
 		return tx.Bucket([]byte(bucketStore)).Put(key, v)
 	})

@@ -32,6 +32,7 @@ var errUnchanged = errors.New("nothing changed")
 type half struct {
 	name conf.Half
 	b    *bolt.Bucket
+	seal sealer
 	now  time.Duration
 	cool time.Duration
 
@@ -45,7 +46,7 @@ func openHalf(tx *bolt.Tx, name conf.Half, now, cool time.Duration) (*half, erro
 	if b == nil {
 		return nil, damagef("bucket %s is missing", name)
 	}
-	return &half{name: name, b: b, now: now, cool: cool}, nil
+	return &half{name: name, b: b, seal: newSealer(string(name)), now: now, cool: cool}, nil
 }
 
 // Entries.
@@ -55,14 +56,14 @@ func (h *half) get(key []byte) ([]byte, error) {
 	if v == nil {
 		return nil, nil
 	}
-	return unseal(string(h.name), key, v)
+	return h.seal.unseal(key, v)
 }
 
 func (h *half) put(key, payload []byte) error {
 	if err := h.forget(key); err != nil {
 		return err
 	}
-	v := seal(string(h.name), key, payload)
+	v := h.seal.seal(key, payload)
 	h.sum += fingerprint(key, v)
 	h.count++
 	if err := h.b.Put(key, v); err != nil {
@@ -84,7 +85,7 @@ func (h *half) remove(key []byte) error {
 // forget takes the entry at key, if there is one, out of the digest.
 func (h *half) forget(key []byte) error {
 	if !h.sumRead {
-		sum, count, err := readSum(h.b, h.name)
+		sum, count, err := h.readSum()
 		if err != nil {
 			return err
 		}
@@ -97,13 +98,13 @@ func (h *half) forget(key []byte) error {
 	return nil
 }
 
-func readSum(b *bolt.Bucket, name conf.Half) (sum, count uint64, err error) {
+func (h *half) readSum() (sum, count uint64, err error) {
 	key := []byte{kindSum}
-	v := b.Get(key)
+	v := h.b.Get(key)
 	if v == nil {
-		return 0, 0, damagef("half %s has no digest", name)
+		return 0, 0, damagef("half %s has no digest", h.name)
 	}
-	payload, err := unseal(string(name), key, v)
+	payload, err := h.seal.unseal(key, v)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -131,7 +132,7 @@ func (h *half) flush() error {
 func (h *half) writeSum() error {
 	key := []byte{kindSum}
 	payload := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, h.sum), h.count)
-	if err := h.b.Put(key, seal(string(h.name), key, payload)); err != nil {
+	if err := h.b.Put(key, h.seal.seal(key, payload)); err != nil {
 		return fmt.Errorf("write address store: %w", err)
 	}
 	return nil
@@ -142,7 +143,7 @@ func (h *half) writeSum() error {
 func (h *half) each(prefix []byte, fn func(key, payload []byte) (bool, error)) error {
 	c := h.b.Cursor()
 	for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
-		payload, err := unseal(string(h.name), k, v)
+		payload, err := h.seal.unseal(k, v)
 		if err != nil {
 			return err
 		}
@@ -326,14 +327,12 @@ func (h *half) oldest(s *span) (t ticket, ok bool, err error) {
 func (h *half) cooling(s *span) (n uint64, err error) {
 	prefix := []byte{kindQueue, family(s.first)}
 	c := h.b.Cursor()
-	k, v := c.Seek([]byte{kindQueue, family(s.first) + 1})
-	if k == nil {
-		k, v = c.Last()
-	} else {
-		k, v = c.Prev()
+	step := c.Prev
+	if k, _ := c.Seek([]byte{kindQueue, family(s.first) + 1}); k == nil {
+		step = c.Last
 	}
-	for ; k != nil && bytes.HasPrefix(k, prefix); k, v = c.Prev() {
-		payload, err := unseal(string(h.name), k, v)
+	for k, v := step(); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Prev() {
+		payload, err := h.seal.unseal(k, v)
 		if err != nil {
 			return 0, err
 		}

@@ -194,9 +194,12 @@ func (im *image) checkFreelist() error {
 	return nil
 }
 
-// entries calls fn for every key and value of every bucket. It fails if any
-// page, element or key is not where and what it should be.
-func (im *image) entries(fn func(bucket string, key, value []byte) error) error {
+// An entryFunc is called for every entry of one bucket.
+type entryFunc func(key, value []byte) error
+
+// entries goes through every bucket; visit says what to call for its entries.
+// It fails if any page, element or key is not where and what it should be.
+func (im *image) entries(visit func(bucket string) entryFunc) error {
 	if err := im.readAll(); err != nil {
 		return err
 	}
@@ -204,11 +207,12 @@ func (im *image) entries(fn func(bucket string, key, value []byte) error) error 
 		if flags != bucketElement || len(v) < 16 {
 			return damagef("%q among the buckets is not one", name)
 		}
+		fn := visit(string(name))
 		leaf := func(flags uint32, k, v []byte) error {
 			if flags != 0 {
 				return damagef("bucket %s has a bucket in it", name)
 			}
-			return fn(string(name), k, v)
+			return fn(k, v)
 		}
 		if root := native.Uint64(v); root != 0 {
 			return im.tree(root, nil, nil, 0, leaf)
@@ -298,7 +302,7 @@ func leaves(p, low, high []byte, fn func(flags uint32, k, v []byte) error) error
 // Files with more pages than this are not walked at every opening, because that
 // would make an ADD slower the more addresses are in use. Their records still
 // carry checksums, and Verify walks a file of any size.
-const maxPagesWalked = 256
+const maxPagesWalked = 96
 
 // checkFile says whether the file can be trusted with bbolt.
 func checkFile(path string) error {
@@ -313,47 +317,50 @@ func checkFile(path string) error {
 	return im.checkContent()
 }
 
+// A digest is the sum of the fingerprints of a bucket's entries.
+type digest struct {
+	sum, count uint64
+	stored     bool // as written, rather than as found
+}
+
 // checkContent proves that the file holds exactly the entries that were
 // written last, each as it was written.
 func (im *image) checkContent() error {
-	type digest struct{ sum, count uint64 }
-	got, want := map[string]*digest{}, map[string]digest{}
-	boot := false
-	err := im.entries(func(bucket string, k, v []byte) error {
-		payload, err := unseal(bucket, k, v)
-		if err != nil {
-			return err
-		}
-		switch {
-		case bucket == bucketStore:
-			boot = true
-		case k[0] == kindSum:
-			r := reader{b: payload}
-			want[bucket] = digest{r.u64(), r.u64()}
-			return r.end("digest")
-		default:
-			if got[bucket] == nil {
-				got[bucket] = &digest{}
-			}
-			got[bucket].sum += fingerprint(k, v)
-			got[bucket].count++
-		}
-		return nil
+	found, written := map[string]*digest{}, map[string]*digest{}
+	err := im.entries(func(bucket string) entryFunc {
+		f, w := &digest{}, &digest{}
+		found[bucket], written[bucket] = f, w
+		return newSealer(bucket).digestInto(f, w)
 	})
 	if err != nil {
 		return err
 	}
-	if !boot || len(want) != len(halfNames) {
+	if d := found[bucketStore]; d == nil || d.count != 1 || len(found) != 1+len(halfNames) {
 		return damagef("records that every store has are missing")
 	}
-	for name, w := range want {
-		g := got[name]
-		if g == nil {
-			g = &digest{}
-		}
-		if *g != w {
-			return damagef("half %s: %d entries where %d were written, or not the same ones", name, g.count, w.count)
+	for _, name := range halfNames {
+		f, w := found[name], written[name]
+		if f == nil || !w.stored || f.sum != w.sum || f.count != w.count {
+			return damagef("half %s does not have the entries that were written", name)
 		}
 	}
 	return im.checkFreelist()
+}
+
+// digestInto adds entries up, and picks out the digest that was written.
+func (s sealer) digestInto(found, written *digest) entryFunc {
+	return func(k, v []byte) error {
+		payload, err := s.unseal(k, v)
+		if err != nil {
+			return err
+		}
+		if k[0] == kindSum {
+			r := reader{b: payload}
+			written.sum, written.count, written.stored = r.u64(), r.u64(), true
+			return r.end("digest")
+		}
+		found.sum += fingerprint(k, v)
+		found.count++
+		return nil
+	}
 }

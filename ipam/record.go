@@ -30,31 +30,36 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-func checksum(bucket string, key, sealed []byte) uint32 {
-	sum := crc32.Update(0, castagnoli, []byte(bucket))
-	sum = crc32.Update(sum, castagnoli, []byte{0, byte(len(key))})
-	sum = crc32.Update(sum, castagnoli, key)
-	return crc32.Update(sum, castagnoli, sealed)
+// A sealer is the checksum of a bucket's name, from which those of its entries
+// go on.
+type sealer uint32
+
+func newSealer(bucket string) sealer {
+	return sealer(crc32.Checksum(append([]byte(bucket), 0), castagnoli))
 }
 
-func seal(bucket string, key, payload []byte) []byte {
+func (s sealer) checksum(key, body []byte) uint32 {
+	return crc32.Update(crc32.Update(uint32(s), castagnoli, key), castagnoli, body)
+}
+
+func (s sealer) seal(key, payload []byte) []byte {
 	b := make([]byte, 0, len(payload)+5)
 	b = append(b, formatVersion)
 	b = append(b, payload...)
-	return binary.BigEndian.AppendUint32(b, checksum(bucket, key, b))
+	return binary.BigEndian.AppendUint32(b, s.checksum(key, b))
 }
 
 // unseal returns the payload; it shares memory with v.
-func unseal(bucket string, key, v []byte) ([]byte, error) {
+func (s sealer) unseal(key, v []byte) ([]byte, error) {
 	if len(v) < 5 {
-		return nil, damagef("record %s/%x has %d bytes", bucket, key, len(v))
+		return nil, damagef("record %x has %d bytes", key, len(v))
 	}
 	body, sum := v[:len(v)-4], binary.BigEndian.Uint32(v[len(v)-4:])
-	if checksum(bucket, key, body) != sum {
-		return nil, damagef("record %s/%x: wrong checksum", bucket, key)
+	if s.checksum(key, body) != sum {
+		return nil, damagef("record %x: wrong checksum", key)
 	}
 	if body[0] != formatVersion {
-		return nil, fmt.Errorf("record %s/%x has format %d and this program knows %d; use the newer program", bucket, key, body[0], formatVersion)
+		return nil, fmt.Errorf("record %x has format %d and this program knows %d; use the newer program", key, body[0], formatVersion)
 	}
 	return body[1:], nil
 }

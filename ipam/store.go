@@ -198,7 +198,7 @@ func (s *Store) createHalf(tx *bolt.Tx, name conf.Half, recs []Record) error {
 	if err != nil {
 		return err
 	}
-	h := &half{name: name, b: b, now: s.o.Now(), cool: s.o.Cooling, sumRead: true}
+	h := &half{name: name, b: b, seal: newSealer(string(name)), now: s.o.Now(), cool: s.o.Cooling, sumRead: true}
 	for _, rec := range recs {
 		if rec.Half != name {
 			continue
@@ -228,7 +228,7 @@ func readBoot(tx *bolt.Tx) (id string, rebuilt time.Duration, err error) {
 		return "", 0, damagef("bucket %s is missing", bucketStore)
 	}
 	key := []byte{kindBoot}
-	payload, err := unseal(bucketStore, key, b.Get(key))
+	payload, err := newSealer(bucketStore).unseal(key, b.Get(key))
 	if err != nil {
 		return "", 0, err
 	}
@@ -240,7 +240,7 @@ func readBoot(tx *bolt.Tx) (id string, rebuilt time.Duration, err error) {
 func writeBoot(b *bolt.Bucket, id string, rebuilt time.Duration) error {
 	key := []byte{kindBoot}
 	payload := binary.BigEndian.AppendUint64(appendText(nil, id), uint64(rebuilt))
-	return b.Put(key, seal(bucketStore, key, payload))
+	return b.Put(key, newSealer(bucketStore).seal(key, payload))
 }
 
 // newBoot releases everything: containers do not survive a reboot. Their peers
