@@ -31,6 +31,13 @@ func (c *config) attachBox(ctx context.Context) (*box, map[string]variant, error
 	if err != nil {
 		return nil, nil, err
 	}
+	hostLocalDir := filepath.Join(c.lab.Dir, "host-local")
+	if err := os.MkdirAll(hostLocalDir, 0o755); err != nil {
+		return nil, nil, err
+	}
+	if err := c.tmpfs(hostLocalDir); err != nil {
+		return nil, nil, err
+	}
 	// The reference's bridge stands before the first ADD, as ours does.
 	if err := host.Configure(ctx, "link add cni0 up type bridge", "address add 9.128.0.1/16 dev cni0",
 		"link add floor0 up type bridge", "address add 9.129.0.1/16 dev floor0"); err != nil {
@@ -46,7 +53,7 @@ func (c *config) attachBox(ctx context.Context) (*box, map[string]variant, error
 		return b.cniVariant(name, filepath.Join(dir, "bridge"), dir, map[string]any{
 			"cniVersion": "1.0.0", "name": "ref", "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": masq, "hairpinMode": true,
 			"ipam": map[string]any{
-				"type": "host-local", "dataDir": filepath.Join(c.lab.Dir, "host-local"),
+				"type": "host-local", "dataDir": hostLocalDir,
 				"ranges": []any{[]any{map[string]any{"subnet": "9.128.0.0/16"}}},
 				"routes": []any{map[string]any{"dst": "0.0.0.0/0"}},
 			},
@@ -153,10 +160,9 @@ overlays:
 	if err := os.MkdirAll(tmpfs, 0o755); err != nil {
 		return err
 	}
-	if err := mountTmpfs(tmpfs); err != nil {
+	if err := c.tmpfs(tmpfs); err != nil {
 		return err
 	}
-	defer unmount(tmpfs)
 	ipamBin, hlBin := filepath.Join(c.bin, "overlay-ipam"), filepath.Join(c.peers, "host-local")
 	const at60k = ", 60,000 in use"
 	vs := []variant{

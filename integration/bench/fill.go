@@ -12,11 +12,7 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 )
-
-func mountTmpfs(dir string) error { return unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755") }
-func unmount(dir string)          { unix.Unmount(dir, unix.MNT_DETACH) }
 
 // fill makes n attachments through the program itself, the only way in from
 // outside.

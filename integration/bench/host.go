@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"golang.org/x/sys/unix"
+
 	"overlayd.internal/overlay/integration/lab"
 )
 
@@ -32,6 +34,10 @@ func (c *config) startHost(ctx context.Context, yaml string) (*lab.Host, error) 
 	if err != nil {
 		return nil, err
 	}
+	// /run is a tmpfs on every host; the lab's directory may be on a disk.
+	if err := c.tmpfs(h.RunDir); err != nil {
+		return nil, err
+	}
 	coordinator, err := c.lab.StartCoordinator(ctx, h.Node, yaml)
 	if err != nil {
 		return nil, err
@@ -45,4 +51,20 @@ func (c *config) startAgent(ctx context.Context, h *lab.Host, url string) error 
 		return fmt.Errorf("start the agent of %s: %w", h.Name, err)
 	}
 	return h.WaitReady(ctx)
+}
+
+// tmpfs mounts one over a directory until the part ends.
+func (c *config) tmpfs(dir string) error {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755"); err != nil {
+		return fmt.Errorf("mount a tmpfs on %s: %w", dir, err)
+	}
+	c.mounts = append(c.mounts, dir)
+	return nil
+}
+
+func (c *config) unmount() {
+	for _, dir := range c.mounts {
+		unix.Unmount(dir, unix.MNT_DETACH)
+	}
+	c.mounts = nil
 }

@@ -34,6 +34,7 @@ type config struct {
 	rounds int
 	lab    *lab.Lab
 	report *Report
+	mounts []string
 }
 
 var parts = []struct {
@@ -134,6 +135,7 @@ func part(ctx context.Context, c *config, name string, run func(context.Context,
 		return err
 	}
 	defer func() {
+		c.unmount()
 		if closeErr := c.lab.Close(); err == nil {
 			err = closeErr
 		}
