@@ -247,6 +247,23 @@ func TestDamagedFiles(t *testing.T) {
 			return nil
 		})
 	}
+
+	// Files that cannot be written are told of, and everything else works.
+	h.stop()
+	for _, path := range []string{h.stored(leaseFile), h.stored(peersFile)} {
+		must(t, os.Remove(path))
+		must(t, os.Mkdir(path, 0o700))
+	}
+	h.start()
+	h.ready()
+	eventually(t, "peer", func() error { return hasRoute(prefix("9.0.0.0/24")) })
+	eventually(t, "it is told", func() error {
+		if log := h.log.String(); !strings.Contains(log, "storing the lease") || !strings.Contains(log, "storing the peers") {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+
 	h.stop()
 	must(t, os.WriteFile(h.stored(idFile), []byte("\x00"), 0o600))
 	a, err := New(h.opts)
@@ -385,6 +402,43 @@ func TestDeletedAgent(t *testing.T) {
 		t.Error("the bridge has the old address still")
 	}
 	h.statusAt("status after the deletion", allOK)
+}
+
+// A subnet that somebody else has been granted since is not given out, and a
+// coordinator that knows better is believed.
+func TestLostLease(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	h := newHost(c)
+	h.start()
+	h.ready()
+	eventually(t, "peers are stored", func() error { return exists(h.stored(peersFile), true) })
+	c.stop()
+	h.stop()
+	var p savedPeers
+	must(t, conf.ReadJSON(h.stored(peersFile), &p))
+	p.Revision, p.Peers = 0, []conf.Peer{testPeer("thief", 9, 1000, "9.0.0.0/24", "9.0.7.0/24")}
+	must(t, conf.WriteJSON(h.stored(peersFile), p, 0o600))
+
+	h.start()
+	s := h.published("the loss", func(s conf.State) bool { return s.Lease.Lost != "" })
+	if !strings.Contains(s.Lease.Lost, "9.0.0.0/24 is leased to agent thief") {
+		t.Errorf("lost: %s", s.Lease.Lost)
+	}
+	if code, body, err := h.get(api.PathReady); err != nil || code != http.StatusServiceUnavailable || !strings.Contains(body, "thief") {
+		t.Errorf("readiness: %d %s %v", code, body, err)
+	}
+	if err := errors.Join(hasAddr("d-dcos", "9.0.0.129/25"), hasRoute(prefix("9.0.7.0/24"))); err != nil {
+		t.Errorf("the datapath must stay: %v", err)
+	}
+	if hasRoute(prefix("9.0.0.0/24")) == nil {
+		t.Error("our own containers are sent to the other host")
+	}
+	c.start()
+	h.ready()
+	h.published("nothing is lost", func(s conf.State) bool { return s.Lease.Lost == "" })
 }
 
 // Overlays come and go with the coordinator's configuration, and so do bridges

@@ -26,12 +26,13 @@ type served struct {
 	// until CLOCK_BOOTTIME expires.
 	notReady string
 	expires  time.Duration
+	late     string // why it may not have been renewed in time
 	now      func() time.Duration
 }
 
 func (s *served) reason() string {
 	if s.notReady == "" && s.now() >= s.expires {
-		return "the lease could not be renewed in time"
+		return "the lease could not be renewed in time: " + s.late
 	}
 	return s.notReady
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -298,6 +299,9 @@ func (l *loop) leaseChanged(before *heldLease) {
 	if before.ClusterID != l.held.ClusterID {
 		log.Warn("the coordinator is of another cluster than before", "from", before.ClusterID, "to", l.held.ClusterID)
 	}
+	if before.ClusterID == l.held.ClusterID && before.Epoch > l.held.Epoch {
+		log.Warn("the epoch went back; was the coordinator's store restored from an old copy?", "before", before.Epoch)
+	}
 	log.Info("lease changed", "before", before.Epoch)
 	has := func(g conf.Grant) bool {
 		return slices.ContainsFunc(l.held.Grants, func(h conf.Grant) bool { return h.Overlay.Name == g.Overlay.Name })
@@ -376,7 +380,8 @@ func (l *loop) peersChanged(c peerChange) {
 }
 
 // patch applies an event to the peers and reports whether it changed any.
-func (l *loop) patch(e api.PeerEvent) (changed bool) {
+func (l *loop) patch(e api.PeerEvent) bool {
+	set, removed := 0, 0
 	gone := e.Delete
 	if e.Snapshot {
 		now := map[string]bool{}
@@ -392,8 +397,8 @@ func (l *loop) patch(e api.PeerEvent) (changed bool) {
 	for _, id := range gone {
 		if _, ok := l.peers[id]; ok {
 			delete(l.peers, id)
-			l.log.Info("peer gone", "peer", id)
-			changed = true
+			removed++
+			l.log.Debug("peer gone", "peer", id)
 		}
 	}
 	for _, p := range e.Put {
@@ -402,12 +407,14 @@ func (l *loop) patch(e api.PeerEvent) (changed bool) {
 			continue
 		}
 		l.peers[p.AgentID] = p
-		if !known || old.AgentIP != p.AgentIP {
-			l.log.Info("peer", "peer", p.AgentID, "ip", p.AgentIP, "epoch", p.Epoch)
-		}
-		changed = true
+		set++
+		l.log.Debug("peer", "peer", p.AgentID, "ip", p.AgentIP, "epoch", p.Epoch)
 	}
-	return changed
+	if set+removed == 0 {
+		return false
+	}
+	l.log.Info("peers changed", "set", set, "gone", removed, "peers", len(l.peers))
+	return true
 }
 
 // kernelChanged plans a repair: soon, but not at full speed against somebody
@@ -452,9 +459,12 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 	failed := l.logFailures()
 	l.settled = l.settled || !failed
 
-	l.publish()
+	// Runtimes must not find an overlay before its plugins can, and who waits
+	// for readiness must find both.
+	state, notReady := l.write()
 	err := l.runtimes.Sync(ctx, l.held.AgentOverlays(nil))
 	l.logOnce("files of the container runtimes", err)
+	l.serve(state, notReady)
 	l.tellStatus(false)
 	l.plan(failed || err != nil)
 }
@@ -546,10 +556,14 @@ func (l *loop) tellStatus(again bool) {
 	replace(l.reporter.in, api.StatusReport{AgentID: l.id, Overlays: s})
 }
 
-// publish brings document and readiness up to date. The file is written only
-// when the content differs, and not before there is a lease.
-func (l *loop) publish() {
-	state := conf.State{
+// publish brings document and readiness up to date.
+func (l *loop) publish() { l.serve(l.write()) }
+
+// write composes the document and writes it if the content differs. Nothing is
+// written before a lease has been applied. notReady says why new containers
+// cannot be attached, as far as the clock has no say in it.
+func (l *loop) write() (state conf.State, notReady string) {
+	state = conf.State{
 		AgentID: l.id, BootID: l.boot.id, ConfigurationAttempts: l.attempts,
 		CoolingSeconds: int(l.opts.Cooling / time.Second),
 		IP:             l.ip, MTU: l.report.MTU, Version: l.opts.Version,
@@ -557,8 +571,7 @@ func (l *loop) publish() {
 	}
 	if l.held == nil {
 		state.Lease.Lost = "there is no lease yet"
-		l.serve(state, "no lease yet: "+or(l.refusal, "waiting for the coordinator"))
-		return
+		return state, "no lease yet: " + cmp.Or(l.refusal, "waiting for the coordinator")
 	}
 	expires := int64(l.expires())
 	if l.state.BootID == l.boot.id && l.state.Lease.Epoch == l.held.Epoch {
@@ -569,8 +582,7 @@ func (l *loop) publish() {
 	if !l.applied {
 		// Not before the kernel has it: a container attached now would hang on
 		// a bridge that is not there.
-		l.serve(state, "the lease is being applied")
-		return
+		return state, "the lease is being applied"
 	}
 
 	document := mustMarshal(state)
@@ -581,26 +593,21 @@ func (l *loop) publish() {
 		}
 	}
 	l.logOnce("publishing", err)
-	l.serve(state, l.notReady(err))
-}
-
-// notReady says why new containers cannot be attached, as far as the clock has
-// no say in it.
-func (l *loop) notReady(publishing error) string {
 	switch {
 	case l.lost != "":
-		return "the lease is lost: " + l.lost
+		notReady = "the lease is lost: " + l.lost
 	case l.report.Err != nil:
-		return "the host cannot be configured: " + l.report.Err.Error()
-	case publishing != nil:
-		return "the state cannot be published: " + publishing.Error()
+		notReady = "the host cannot be configured: " + l.report.Err.Error()
+	case err != nil:
+		notReady = "the state cannot be published: " + err.Error()
 	}
-	return ""
+	return state, notReady
 }
 
+// serve has HTTP show the document.
 func (l *loop) serve(state conf.State, notReady string) {
 	l.agent.served.Store(&served{
-		document: mustMarshal(state), notReady: notReady,
+		document: mustMarshal(state), notReady: notReady, late: cmp.Or(l.refusal, "the coordinator did not answer"),
 		expires: time.Duration(state.Lease.ExpiresBoottime), now: l.boot.now,
 	})
 }
@@ -632,11 +639,4 @@ func (l *loop) savePeers() {
 	if err != nil {
 		l.save.in(l.timing.resync)
 	}
-}
-
-func or(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
