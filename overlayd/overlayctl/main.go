@@ -32,6 +32,7 @@ func commands() []command {
 		stateCommand(),
 		agentsCommand(),
 		overlaysCommand(),
+		ipamCommand(),
 	}
 }
 

@@ -1,0 +1,250 @@
+// Package audit compares what the three books of a host say about addresses:
+// the address stores, the kernel's links, and the lease the agent published. It
+// repairs nothing and needs no agent to run.
+//
+//	address store      link (alias, bridge)     state.json
+//	attachment ------- same attachment,
+//	  addresses ------ same addresses ---------- in the half's range
+//	                   port of the bridge ------ bridge, gateway, MTU
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/ipam/veth"
+)
+
+// Difference is one thing about which two of the books disagree.
+type Difference struct {
+	Overlay string `json:"overlay,omitempty"` // empty: of the whole host
+	// Text says what differs and what to do, in one line.
+	Text string `json:"text"`
+}
+
+func (d Difference) String() string {
+	if d.Overlay == "" {
+		return d.Text
+	}
+	return "overlay " + d.Overlay + ": " + d.Text
+}
+
+// settleTime is how long a difference has to last: an ADD or DEL that is under
+// way has its address before its interface, or still.
+const settleTime = 300 * time.Millisecond
+
+// Check reads all three books of the host whose run directory this is, in the
+// current network namespace, and returns every difference that lasts.
+func Check(ctx context.Context, runDir string) ([]Difference, error) {
+	h, err := Read(ctx, runDir)
+	if err != nil {
+		return nil, err
+	}
+	first := Compare(h)
+	if len(first) == 0 {
+		return nil, nil
+	}
+	select {
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-time.After(settleTime):
+	}
+	if h, err = Read(ctx, runDir); err != nil {
+		return nil, err
+	}
+	before := map[Difference]bool{}
+	for _, d := range first {
+		before[d] = true
+	}
+	var lasting []Difference
+	for _, d := range Compare(h) {
+		if before[d] {
+			lasting = append(lasting, d)
+		}
+	}
+	return lasting, nil
+}
+
+// Host is what the books of one host say.
+type Host struct {
+	Boot     string
+	State    conf.State
+	StateErr error // why State could not be read; fs.ErrNotExist: nothing is published
+	Stores   map[string]Store
+	Links    []veth.Link
+	// Unmarked are links that have the name of a host end and no alias of ours.
+	Unmarked []string
+	Devices  map[string]Device
+}
+
+// Store is one overlay's address store.
+type Store struct {
+	Records  []ipam.Record
+	Problems []string // from ipam's own verification
+	Err      error    // it could not be read
+	Stats    map[conf.Half][]ipam.Stats
+}
+
+// Device is a link of the host that the agent makes.
+type Device struct {
+	Index int
+	Kind  string
+	Up    bool
+	MTU   int
+	Addrs []netip.Prefix
+}
+
+// Read reads the books.
+func Read(ctx context.Context, runDir string) (Host, error) {
+	h := Host{Stores: map[string]Store{}, Devices: map[string]Device{}}
+	var err error
+	if h.Boot, err = conf.BootID(); err != nil {
+		return h, err
+	}
+	h.StateErr = conf.ReadJSON(filepath.Join(runDir, conf.StateFile), &h.State)
+	if err := h.readKernel(); err != nil {
+		return h, err
+	}
+	dir := filepath.Join(runDir, conf.IPAMDir)
+	files, err := filepath.Glob(filepath.Join(dir, "*.db"))
+	if err != nil {
+		return h, fmt.Errorf("look for address stores in %s: %w", dir, err)
+	}
+	for _, file := range files {
+		overlay := strings.TrimSuffix(filepath.Base(file), ".db")
+		if conf.CheckName(overlay) == nil {
+			h.Stores[overlay] = h.readStore(ctx, dir, overlay)
+		}
+	}
+	return h, nil
+}
+
+// readStore opens a store as the CNI programs do, except that a damaged one is
+// not rebuilt.
+func (h Host) readStore(ctx context.Context, dir, overlay string) (out Store) {
+	s, err := ipam.Open(ctx, ipam.Options{
+		Dir: dir, Overlay: overlay, Cooling: time.Duration(h.State.CoolingSeconds) * time.Second,
+	})
+	if err != nil {
+		return Store{Err: err}
+	}
+	defer s.Close()
+	if out.Problems, out.Err = s.Verify(ctx); out.Err != nil || len(out.Problems) > 0 {
+		return out
+	}
+	if out.Records, out.Err = s.List(ctx); out.Err != nil {
+		return out
+	}
+	out.Stats = map[conf.Half][]ipam.Stats{}
+	o, _ := h.State.Overlay(overlay)
+	for _, half := range conf.Halves {
+		if b := o.Bridge(half); b != nil && out.Err == nil {
+			out.Stats[half], out.Err = s.Stats(ctx, half, ranges(b))
+		}
+	}
+	return out
+}
+
+func (h *Host) readKernel() error {
+	var err error
+	if h.Links, err = veth.List(); err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	for _, l := range h.Links {
+		known[l.Name] = true
+	}
+	links, err := dump(netlink.LinkList)
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	byIndex := map[int][]netip.Prefix{}
+	for _, a := range addrs {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok {
+			bits, _ := a.Mask.Size()
+			byIndex[a.LinkIndex] = append(byIndex[a.LinkIndex], netip.PrefixFrom(ip.Unmap(), bits))
+		}
+	}
+	for _, l := range links {
+		a := l.Attrs()
+		switch {
+		case l.Type() == "bridge" || a.Name == conf.VTEPName:
+			h.Devices[a.Name] = Device{Index: a.Index, Kind: l.Type(), Up: a.RawFlags&1 != 0, MTU: a.MTU, Addrs: byIndex[a.Index]}
+		case l.Type() == "veth" && looksOurs(a.Name) && !known[a.Name]:
+			h.Unmarked = append(h.Unmarked, a.Name)
+		}
+	}
+	return nil
+}
+
+// dump repeats a dump that changed under the reader: something may be missing
+// from it.
+func dump[T any](list func() ([]T, error)) (out []T, err error) {
+	for range 10 {
+		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return out, err
+}
+
+// looksOurs reports whether a link is named like a host end: see veth.Name.
+func looksOurs(name string) bool {
+	if len(name) != len("vm0123456789ab") || name[0] != 'v' || name[1] != 'm' && name[1] != 'd' {
+		return false
+	}
+	return strings.Trim(name[2:], "0123456789abcdef") == ""
+}
+
+// Compare finds the differences. It changes nothing and looks at nothing but h.
+func Compare(h Host) []Difference {
+	c := comparison{Host: h}
+	c.published()
+	for _, o := range h.State.Overlays {
+		c.devices(o)
+	}
+	for _, name := range c.overlays() {
+		c.store(name)
+	}
+	for _, name := range h.Unmarked {
+		c.add("", "interface %s has the name of a container's and no alias that says whose it is; remove it: ip link delete %s", name, name)
+	}
+	return c.out
+}
+
+type comparison struct {
+	Host
+	out []Difference
+}
+
+func (c *comparison) add(overlay, format string, args ...any) {
+	c.out = append(c.out, Difference{Overlay: overlay, Text: fmt.Sprintf(format, args...)})
+}
+
+// published compares the published state with this boot.
+func (c *comparison) published() {
+	switch {
+	case errors.Is(c.StateErr, fs.ErrNotExist):
+		if len(c.Stores) > 0 || len(c.Links) > 0 {
+			c.add("", "containers are or were attached, and the agent has published nothing; start \"overlayd agent\" with this run directory")
+		}
+	case c.StateErr != nil:
+		c.add("", "the published state cannot be read: %v; restart \"overlayd agent\"", c.StateErr)
+	case c.State.BootID != c.Boot:
+		c.add("", "the published state is of an earlier boot; see that \"overlayd agent\" runs")
+	}
+}

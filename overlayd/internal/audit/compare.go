@@ -1,0 +1,169 @@
+package audit
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/ipam/veth"
+)
+
+// overlays are the names of all that any book knows, in order.
+func (c *comparison) overlays() []string {
+	names := map[string]bool{}
+	for _, o := range c.State.Overlays {
+		names[o.Info.Name] = true
+	}
+	for name := range c.Stores {
+		names[name] = true
+	}
+	for _, l := range c.Links {
+		names[l.Overlay] = true
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+// devices compares what the agent published with what it should have made.
+func (c *comparison) devices(o conf.AgentOverlay) {
+	if o.State != nil && o.State.Status != conf.StatusOK {
+		return // it says itself that it is not ready
+	}
+	const repair = "the agent repairs it if it runs"
+	name := o.Info.Name
+	for _, half := range conf.Halves {
+		b := o.Bridge(half)
+		if b == nil {
+			continue
+		}
+		d, ok := c.Devices[b.Name]
+		switch {
+		case !ok:
+			c.add(name, "bridge %s is missing; %s", b.Name, repair)
+			continue
+		case d.Kind != "bridge":
+			c.add(name, "%s is a %s and no bridge; remove or rename it", b.Name, d.Kind)
+			continue
+		case !d.Up:
+			c.add(name, "bridge %s is down; %s", b.Name, repair)
+		}
+		if d.MTU != c.State.MTU {
+			c.add(name, "bridge %s has MTU %d, published is %d; %s", b.Name, d.MTU, c.State.MTU, repair)
+		}
+		for _, r := range ranges(b) {
+			if want := conf.GatewayPrefix(r); !slices.Contains(d.Addrs, want) {
+				c.add(name, "bridge %s does not have the gateway's address %s; %s", b.Name, want, repair)
+			}
+		}
+	}
+	if d, ok := c.Devices[conf.VTEPName]; !ok || !d.Up {
+		c.add(name, "%s is missing or down: other hosts cannot be reached; %s", conf.VTEPName, repair)
+	}
+}
+
+func ranges(b *conf.Bridge) (out []netip.Prefix) {
+	for _, p := range [...]netip.Prefix{b.IP, b.IP6} {
+		if p.IsValid() {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// entry is an attachment as the store and the kernel know it.
+type entry struct {
+	rec  *ipam.Record
+	link *veth.Link
+}
+
+// store compares one overlay's store with the kernel's links and the lease.
+func (c *comparison) store(name string) {
+	s := c.Stores[name]
+	if s.Err != nil {
+		c.add(name, "the address store cannot be read: %v", s.Err)
+		return
+	}
+	for _, p := range s.Problems {
+		c.add(name, "the address store is not in order: %s; stop this overlay's containers on this host, remove its .db file and start them again", p)
+	}
+	if len(s.Problems) > 0 {
+		return
+	}
+	entries := map[ipam.Key]*entry{}
+	at := func(k ipam.Key) *entry {
+		if entries[k] == nil {
+			entries[k] = &entry{}
+		}
+		return entries[k]
+	}
+	for i := range s.Records {
+		at(veth.KeyOf(s.Records[i].Attachment)).rec = &s.Records[i]
+	}
+	owners := map[netip.Addr]string{}
+	for i := range c.Links {
+		l := &c.Links[i]
+		if l.Overlay != name {
+			continue
+		}
+		at(l.Key()).link = l
+		for _, a := range l.Addrs {
+			if other := owners[a]; other != "" {
+				c.add(name, "interfaces %s and %s both have %s; stop one of the containers", other, l.Name, a)
+			}
+			owners[a] = l.Name
+		}
+	}
+	keys := slices.SortedFunc(maps.Keys(entries), func(a, b ipam.Key) int { return cmp.Compare(a.String(), b.String()) })
+	for _, k := range keys {
+		c.entry(name, k, *entries[k])
+	}
+}
+
+func (c *comparison) entry(overlay string, key ipam.Key, e entry) {
+	if e.rec != nil {
+		c.lease(overlay, *e.rec)
+	}
+	switch {
+	case e.link == nil:
+		c.noLink(overlay, key, *e.rec)
+		return
+	case e.rec == nil:
+		c.add(overlay, "interface %s of %s has %v, and the address store does not know it; delete the container", e.link.Name, e.link.Attachment, e.link.Addrs)
+	case e.rec.Half != e.link.Half || !slices.Equal(e.rec.Addrs, e.link.Addrs):
+		c.add(overlay, "%s has %v of the %s half in the address store, and its interface %s has %v of the %s half; delete the container",
+			e.rec.Attachment, e.rec.Addrs, e.rec.Half, e.link.Name, e.link.Addrs, e.link.Half)
+	}
+	bridge := e.link.Half.Bridge(overlay)
+	if d, ok := c.Devices[bridge]; !ok || d.Index != e.link.Master {
+		c.add(overlay, "interface %s of %s is not a port of bridge %s; delete the container", e.link.Name, e.link.Attachment, bridge)
+	}
+}
+
+// noLink looks at a record without an interface.
+func (c *comparison) noLink(overlay string, key ipam.Key, rec ipam.Record) {
+	c.add(overlay, "%s has %v in the address store and no interface %s; delete the container",
+		rec.Attachment, rec.Addrs, veth.Name(rec.Half, key))
+}
+
+// lease compares a record with what the host has been leased.
+func (c *comparison) lease(overlay string, rec ipam.Record) {
+	if c.StateErr != nil {
+		return // said already
+	}
+	var in []netip.Prefix
+	if o, ok := c.State.Overlay(overlay); ok {
+		if b := o.Bridge(rec.Half); b != nil {
+			in = ranges(b)
+		}
+	}
+	for _, a := range rec.Addrs {
+		ok := slices.ContainsFunc(in, func(p netip.Prefix) bool {
+			return p.Contains(a) && !a.Less(conf.FirstContainer(p)) && !conf.LastContainer(p).Less(a)
+		})
+		if !ok {
+			c.add(overlay, "%s has %s, which is not among the addresses leased to the %s half here %v; delete the container", rec.Attachment, a, rec.Half, in)
+		}
+	}
+}

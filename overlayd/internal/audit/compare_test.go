@@ -1,0 +1,127 @@
+package audit
+
+import (
+	"errors"
+	"io/fs"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/ipam/veth"
+)
+
+var (
+	att   = ipam.Attachment{Network: "dcos", ContainerID: "c1", IfName: "eth0"}
+	addr  = netip.MustParseAddr("9.0.1.2")
+	other = netip.MustParseAddr("9.0.1.3")
+)
+
+// sound is a host on which one container is attached and all is well.
+func sound() Host {
+	lease := conf.Lease{Bridges: conf.Halves[:], Grants: []conf.Grant{{
+		Overlay: conf.Overlay{Name: "dcos", Subnet: netip.MustParsePrefix("9.0.0.0/8"), Prefix: 24},
+		Subnet:  netip.MustParsePrefix("9.0.1.0/24"),
+	}}}
+	return Host{
+		Boot:  "b",
+		State: conf.State{BootID: "b", MTU: 1450, Overlays: lease.AgentOverlays(nil)},
+		Stores: map[string]Store{"dcos": {
+			Records: []ipam.Record{{Attachment: att, Half: conf.Mesos, Addrs: []netip.Addr{addr}, BootID: "b"}},
+		}},
+		Links: []veth.Link{link("m-dcos", 11, att, addr)},
+		Devices: map[string]Device{
+			"m-dcos":      {Index: 11, Kind: "bridge", Up: true, MTU: 1450, Addrs: []netip.Prefix{netip.MustParsePrefix("9.0.1.1/25")}},
+			"d-dcos":      {Index: 12, Kind: "bridge", Up: true, MTU: 1450, Addrs: []netip.Prefix{netip.MustParsePrefix("9.0.1.129/25")}},
+			conf.VTEPName: {Index: 13, Kind: "vxlan", Up: true, MTU: 1450},
+		},
+	}
+}
+
+func link(bridge string, master int, a ipam.Attachment, addrs ...netip.Addr) veth.Link {
+	half := conf.Mesos
+	if bridge[0] == 'd' {
+		half = conf.Docker
+	}
+	return veth.Link{Name: veth.Name(half, a.Key()), Master: master, Alias: veth.NewAlias(bridge[2:], half, a, addrs, 0)}
+}
+
+// TestCompare damages a sound host in one way at a time.
+func TestCompare(t *testing.T) {
+	vm := veth.Name(conf.Mesos, att.Key())
+	set := func(name string, f func(*Device)) func(*Host) {
+		return func(h *Host) {
+			d := h.Devices[name]
+			f(&d)
+			h.Devices[name] = d
+		}
+	}
+	record := func(f func(*ipam.Record)) func(*Host) {
+		return func(h *Host) { f(&h.Stores["dcos"].Records[0]) }
+	}
+	tests := []struct {
+		name   string
+		damage func(*Host)
+		want   []string // how each difference begins
+	}{
+		{"sound", func(*Host) {}, nil},
+		{"nothing at all", func(h *Host) { *h = Host{StateErr: fs.ErrNotExist} }, nil},
+		{"not published", func(h *Host) { h.State, h.StateErr = conf.State{}, fs.ErrNotExist }, []string{"containers are or were attached, and the agent has published nothing"}},
+		{"unreadable", func(h *Host) { h.State, h.StateErr = conf.State{}, errors.New("not JSON") }, []string{"the published state cannot be read: not JSON"}},
+		{"earlier boot", func(h *Host) { h.State.BootID = "a" }, []string{"the published state is of an earlier boot"}},
+		{"store unreadable", func(h *Host) { h.Stores["dcos"] = Store{Err: ipam.ErrDamaged} }, []string{"overlay dcos: the address store cannot be read: address store is damaged"}},
+		{"store not in order", func(h *Host) { h.Stores["dcos"] = Store{Problems: []string{"x", "y"}} },
+			[]string{"overlay dcos: the address store is not in order: x;", "overlay dcos: the address store is not in order: y;"}},
+		{"interface gone", func(h *Host) { h.Links = nil }, []string{"overlay dcos: dcos/c1/eth0 has [9.0.1.2] in the address store and no interface " + vm + ";"}},
+		{"record gone", func(h *Host) { h.Stores["dcos"] = Store{} }, []string{"overlay dcos: interface " + vm + " of dcos/c1/eth0 has [9.0.1.2], and the address store does not know it;"}},
+		{"store gone", func(h *Host) { h.Stores = nil }, []string{"overlay dcos: interface " + vm + " of dcos/c1/eth0 has [9.0.1.2], and the address store does not know it;"}},
+		{"other address", record(func(r *ipam.Record) { r.Addrs = []netip.Addr{other} }), []string{"overlay dcos: dcos/c1/eth0 has [9.0.1.3] of the mesos half in the address store, and its interface " + vm + " has [9.0.1.2] of the mesos half;"}},
+		{"gateway's address", func(h *Host) {
+			gw := []netip.Addr{netip.MustParseAddr("9.0.1.1")}
+			h.Stores["dcos"].Records[0].Addrs, h.Links[0].Addrs = gw, gw
+		}, []string{"overlay dcos: dcos/c1/eth0 has 9.0.1.1, which is not among the addresses leased to the mesos half here [9.0.1.0/25];"}},
+		{"other half's address", func(h *Host) {
+			a := []netip.Addr{netip.MustParseAddr("9.0.1.130")}
+			h.Stores["dcos"].Records[0].Addrs, h.Links[0].Addrs = a, a
+		}, []string{"overlay dcos: dcos/c1/eth0 has 9.0.1.130, which is not among"}},
+		{"overlay no longer leased", func(h *Host) { h.State.Overlays = nil }, []string{"overlay dcos: dcos/c1/eth0 has 9.0.1.2, which is not among the addresses leased to the mesos half here []"}},
+		{"off the bridge", func(h *Host) { h.Links[0].Master = 12 }, []string{"overlay dcos: interface " + vm + " of dcos/c1/eth0 is not a port of bridge m-dcos;"}},
+		{"two with one address", func(h *Host) {
+			b := att
+			b.ContainerID = "c2"
+			h.Stores["dcos"] = Store{Records: append(h.Stores["dcos"].Records, ipam.Record{Attachment: b, Half: conf.Mesos, Addrs: []netip.Addr{addr}})}
+			h.Links = append(h.Links, link("m-dcos", 11, b, addr))
+		}, []string{"overlay dcos: interfaces " + vm + " and vm"}},
+		{"unmarked link", func(h *Host) { h.Unmarked = []string{"vm0123456789ab"} }, []string{"interface vm0123456789ab has the name of a container's and no alias"}},
+		{"bridge gone", func(h *Host) { delete(h.Devices, "d-dcos") }, []string{"overlay dcos: bridge d-dcos is missing;"}},
+		{"bridge of another kind", set("d-dcos", func(d *Device) { d.Kind = "dummy" }), []string{"overlay dcos: d-dcos is a dummy and no bridge;"}},
+		{"bridge down", set("d-dcos", func(d *Device) { d.Up = false }), []string{"overlay dcos: bridge d-dcos is down;"}},
+		{"bridge MTU", set("d-dcos", func(d *Device) { d.MTU = 1500 }), []string{"overlay dcos: bridge d-dcos has MTU 1500, published is 1450;"}},
+		{"no gateway", set("m-dcos", func(d *Device) { d.Addrs = nil }), []string{"overlay dcos: bridge m-dcos does not have the gateway's address 9.0.1.1/25;"}},
+		{"VTEP down", set(conf.VTEPName, func(d *Device) { d.Up = false }), []string{"overlay dcos: vtep1024 is missing or down"}},
+		{"not ready, and says so", func(h *Host) {
+			h.State.Overlays[0].State = &conf.OverlayStatus{Status: conf.StatusFailed}
+			delete(h.Devices, conf.VTEPName)
+		}, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			h := sound()
+			tt.damage(&h)
+			var got []string
+			for i, d := range Compare(h) {
+				text := d.String()
+				if i < len(tt.want) && strings.HasPrefix(text, tt.want[i]) {
+					text = tt.want[i]
+				}
+				got = append(got, text)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("differences (-want +got):\n%s", diff)
+			}
+		})
+	}
+}

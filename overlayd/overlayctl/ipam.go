@@ -1,0 +1,147 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/ipam/veth"
+	"overlayd.internal/overlay/overlayd/internal/audit"
+)
+
+func ipamCommand() command {
+	asJSON := false
+	return command{
+		name: "ipam", args: "[list | check]",
+		summary: "this host's container addresses: who has which, or (check) whether address stores, kernel and lease agree",
+		flags:   func(fs *flag.FlagSet) { fs.BoolVar(&asJSON, "json", false, "the same as -o json") },
+		run: func(ctx context.Context, e *env, args []string) error {
+			if asJSON {
+				e.output = "json"
+			}
+			switch strings.Join(args, " ") {
+			case "", "list":
+				return listAddresses(ctx, e)
+			case "check":
+				return checkAddresses(ctx, e)
+			}
+			return usagef("ipam %s: want list or check", strings.Join(args, " "))
+		},
+	}
+}
+
+// checkAddresses prints a line for each difference. That there is one is an
+// error, for scripts.
+func checkAddresses(ctx context.Context, e *env) error {
+	differences, err := audit.Check(ctx, e.runDir)
+	if err != nil {
+		return err
+	}
+	if e.output == "json" {
+		err = e.printJSON(struct {
+			Clean       bool               `json:"clean"`
+			Differences []audit.Difference `json:"differences"`
+		}{len(differences) == 0, append([]audit.Difference{}, differences...)})
+	} else {
+		for _, d := range differences {
+			if err == nil {
+				_, err = fmt.Fprintln(e.stdout, printable(d.String()))
+			}
+		}
+		if len(differences) == 0 {
+			_, err = fmt.Fprintln(e.stdout, "address stores, kernel and lease agree")
+		}
+	}
+	if err == nil && len(differences) > 0 {
+		err = errUnhealthy
+	}
+	return err
+}
+
+// usage is how full one range of a half is.
+type usage struct {
+	Overlay string    `json:"overlay"`
+	Half    conf.Half `json:"half"`
+	ipam.Stats
+}
+
+// attached is one attachment.
+type attached struct {
+	Overlay string `json:"overlay"`
+	ipam.Record
+	Interface string `json:"interface,omitempty"` // on the host, if it is there
+}
+
+func listAddresses(ctx context.Context, e *env) error {
+	h, err := audit.Read(ctx, e.runDir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	usages, attachments := []usage{}, []attached{}
+	for _, overlay := range slices.Sorted(maps.Keys(h.Stores)) {
+		s := h.Stores[overlay]
+		if s.Err != nil || len(s.Problems) > 0 {
+			errs = append(errs, fmt.Errorf("overlay %s: the address store cannot be read; see overlayctl ipam check", overlay))
+			continue
+		}
+		for _, half := range conf.Halves {
+			for _, st := range s.Stats[half] {
+				usages = append(usages, usage{overlay, half, st})
+			}
+		}
+		for _, r := range s.Records {
+			attachments = append(attachments, attached{overlay, r, hostEnd(h.Links, r)})
+		}
+	}
+	slices.SortStableFunc(attachments, func(a, b attached) int {
+		return cmp.Or(cmp.Compare(a.Overlay, b.Overlay), slices.CompareFunc(a.Addrs, b.Addrs, netip.Addr.Compare))
+	})
+	if err := e.printAddresses(usages, attachments); err != nil {
+		return err
+	}
+	return errors.Join(errs...)
+}
+
+func hostEnd(links []veth.Link, r ipam.Record) string {
+	for _, l := range links {
+		if l.Key() == veth.KeyOf(r.Attachment) {
+			return l.Name
+		}
+	}
+	return ""
+}
+
+func (e *env) printAddresses(usages []usage, attachments []attached) error {
+	if e.output == "json" {
+		return e.printJSON(struct {
+			Usage       []usage    `json:"usage"`
+			Attachments []attached `json:"attachments"`
+		}{usages, attachments})
+	}
+	var rows [][]string
+	for _, u := range usages {
+		rows = append(rows, []string{u.Overlay, string(u.Half), u.Range.String(), fmt.Sprint(u.Used), fmt.Sprint(u.Cooling), fmt.Sprint(u.Total), fmt.Sprint(u.Early)})
+	}
+	if err := e.printTable([]string{"OVERLAY", "HALF", "RANGE", "USED", "COOLING", "TOTAL", "REUSED EARLY"}, rows); err != nil {
+		return err
+	}
+	fmt.Fprintln(e.stdout)
+	rows = nil
+	for _, a := range attachments {
+		var addrs []string
+		for _, ip := range a.Addrs {
+			addrs = append(addrs, ip.String())
+		}
+		rows = append(rows, []string{a.Overlay, string(a.Half), strings.Join(addrs, " "), a.ContainerID, a.IfName, a.Network, a.Interface})
+	}
+	return e.printTable([]string{"OVERLAY", "HALF", "ADDRESSES", "CONTAINER", "IFNAME", "NETWORK", "INTERFACE"}, rows)
+}
