@@ -18,21 +18,26 @@ const (
 	MaxMTU       = 65535
 )
 
-// unusable are the address ranges no overlay and no VTEP can be in.
-var unusable = []struct {
+// unusable are the address ranges no overlay and no VTEP can be in. A function,
+// so that the programs that never validate do not build it at their start.
+func unusable() []unusableRange {
+	return []unusableRange{
+		{netip.MustParsePrefix("0.0.0.0/8"), "unspecified"},
+		{netip.MustParsePrefix("127.0.0.0/8"), "loopback"},
+		{netip.MustParsePrefix("169.254.0.0/16"), "link-local"},
+		{netip.MustParsePrefix("224.0.0.0/4"), "multicast"},
+		{netip.MustParsePrefix("255.255.255.255/32"), "broadcast"},
+		{netip.MustParsePrefix("::/128"), "unspecified"},
+		{netip.MustParsePrefix("::1/128"), "loopback"},
+		{netip.MustParsePrefix("::ffff:0.0.0.0/96"), "IPv4-mapped"},
+		{netip.MustParsePrefix("fe80::/10"), "link-local"},
+		{netip.MustParsePrefix("ff00::/8"), "multicast"},
+	}
+}
+
+type unusableRange struct {
 	prefix netip.Prefix
 	what   string
-}{
-	{netip.MustParsePrefix("0.0.0.0/8"), "unspecified"},
-	{netip.MustParsePrefix("127.0.0.0/8"), "loopback"},
-	{netip.MustParsePrefix("169.254.0.0/16"), "link-local"},
-	{netip.MustParsePrefix("224.0.0.0/4"), "multicast"},
-	{netip.MustParsePrefix("255.255.255.255/32"), "broadcast"},
-	{netip.MustParsePrefix("::/128"), "unspecified"},
-	{netip.MustParsePrefix("::1/128"), "loopback"},
-	{netip.MustParsePrefix("::ffff:0.0.0.0/96"), "IPv4-mapped"},
-	{netip.MustParsePrefix("fe80::/10"), "link-local"},
-	{netip.MustParsePrefix("ff00::/8"), "multicast"},
 }
 
 // Validate returns everything that is wrong with the configuration, in the
@@ -185,7 +190,7 @@ func (c *checker) subnet(path string, p netip.Prefix, v4 bool) bool {
 		c.add(path, "%s has host bits set; write %s", p, p.Masked())
 		p = p.Masked()
 	}
-	for _, u := range unusable {
+	for _, u := range unusable() {
 		if u.prefix.Overlaps(p) {
 			c.add(path, "%s lies in or holds the %s range %s; choose another one", p, u.what, u.prefix)
 			break
