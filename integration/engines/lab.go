@@ -226,19 +226,23 @@ func eventually(limit time.Duration, try func() error) error {
 	return Wait(ctx, try)
 }
 
-// Wait repeats try until it succeeds, and returns its last error when ctx ends
-// first.
+// Wait repeats try until it succeeds. When ctx ends first it returns the last
+// error that is not merely a consequence of that.
 func Wait(ctx context.Context, try func() error) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
+	var last error
 	for {
 		err := try()
 		if err == nil {
 			return nil
 		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w; last: %w", context.Cause(ctx), err)
+			return fmt.Errorf("%w; last: %w", context.Cause(ctx), last)
 		case <-tick.C:
 		}
 	}

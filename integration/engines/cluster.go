@@ -1,0 +1,145 @@
+package engines
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+)
+
+// Where the hosts of a cluster have things.
+const (
+	UCRConfDir = "/etc/mesos/cni"
+	PluginDir  = "/opt/cni/bin"
+)
+
+// The overlays of a cluster: one of each kind. The first is the first in the
+// order of names too, because containerd uses the first network file it finds.
+const (
+	Both    = "both"
+	IPv4    = "dcos"
+	IPv6    = "dcos6"
+	network = `dcos_overlay_network:
+  vtep_subnet: 44.128.0.0/20
+  vtep_subnet6: fd01:a::/64
+  vtep_mac_oui: 70:B3:D5:00:00:00
+  overlays:
+    - {name: both, subnet: 10.64.0.0/16, prefix: 24, subnet6: "fd01:c::/64", prefix6: 80}
+    - {name: dcos, subnet: 9.0.0.0/8, prefix: 24}
+    - {name: dcos6, subnet6: "fd01:b::/64", prefix6: 80}
+`
+)
+
+// Cluster is a lab with a coordinator on its lan and an agent on every host.
+type Cluster struct {
+	*Lab
+	Hosts       []*Host
+	Coordinator *Daemon
+	Agents      []*Daemon // of the host with the same index
+
+	bin string
+}
+
+// NewCluster makes hosts named h1, h2 and so on, with the programs in bin, and
+// returns when every agent has published its networks. The lab keeps what was made when that
+// fails.
+func (l *Lab) NewCluster(ctx context.Context, bin string, hosts int) (*Cluster, error) {
+	bin, err := filepath.Abs(bin)
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{Lab: l, bin: bin}
+	if err := l.LAN.Write("/etc/overlay/overlay.yaml", network); err != nil {
+		return nil, err
+	}
+	c.Coordinator, err = l.LAN.Start("coordinator", filepath.Join(bin, "overlayd"), "coordinator", "--config", "/etc/overlay/overlay.yaml", "--insecure")
+	if err != nil {
+		return nil, err
+	}
+	for i := range hosts {
+		h, err := l.AddHost(ctx, fmt.Sprintf("h%d", i+1))
+		if err != nil {
+			return nil, err
+		}
+		c.Hosts = append(c.Hosts, h)
+		c.Agents = append(c.Agents, nil)
+		if err := c.install(h); err != nil {
+			return nil, err
+		}
+		if err := c.StartAgent(i); err != nil {
+			return nil, err
+		}
+	}
+	for i := range hosts {
+		if err := c.AgentReady(ctx, i); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// install puts our plugins and the reference ones that go with them onto a host.
+func (c *Cluster) install(h *Host) error {
+	var programs []string
+	for _, p := range []string{"m-overlay", "d-overlay", "overlay-ipam"} {
+		programs = append(programs, filepath.Join(c.bin, p))
+	}
+	for _, p := range []string{"loopback", "portmap"} {
+		programs = append(programs, filepath.Join(c.tools, "plugins", p))
+	}
+	return h.Install(PluginDir, programs...)
+}
+
+// StartAgent starts the agent of a host.
+func (c *Cluster) StartAgent(host int) (err error) {
+	h := c.Hosts[host]
+	c.Agents[host], err = h.Start("agent", filepath.Join(c.bin, "overlayd"), "agent",
+		"--coordinator", "http://"+c.LAN.IP.String()+":6440", "--agent-ip", h.IP.String(),
+		"--ucr-conf-dir", UCRConfDir, "--insecure")
+	return err
+}
+
+// AgentReady waits until a host has the files of all overlays and its agent
+// says that it is ready.
+func (c *Cluster) AgentReady(ctx context.Context, host int) error {
+	h := c.Hosts[host]
+	return h.ready(ctx, c.Agents[host], "sh", "-ec", `
+		for overlay in both dcos dcos6; do
+			test -e /etc/cni/net.d/87-$overlay.conflist
+			test -e `+UCRConfDir+`/$overlay.conf
+		done
+		busybox wget -q -O- http://127.0.0.1:6441/readyz`)
+}
+
+// Leftovers are what containers left on a host: links, namespaces and records of addresses.
+// Nothing is left when it is empty.
+func (h *Host) Leftovers(ctx context.Context) (string, error) {
+	var left []string
+	links, err := h.Exec(ctx, "sh", "-ec", "ip -o link show type veth | sed 's/^[0-9]*: //; s/[:@].*//'")
+	if err != nil {
+		return "", err
+	}
+	for _, l := range strings.Fields(links) {
+		if l != "eth0" {
+			left = append(left, "link "+l)
+		}
+	}
+	files, err := h.Exec(ctx, "sh", "-c", "find /run/netns /var/run/docker/netns /var/lib/cni "+ucrRoot+" -mindepth 1 ! -type d 2>/dev/null; true")
+	if err != nil {
+		return "", err
+	}
+	for _, f := range strings.Fields(files) {
+		left = append(left, "file "+f)
+	}
+	rules, err := h.Exec(ctx, "sh", "-ec", "iptables -t nat -S; ip6tables -t nat -S")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(rules) {
+		// portmap keeps its own chains; those of a container start with CNI-DN-.
+		if strings.Contains(line, "CNI-DN-") || strings.Contains(line, "--to-destination") {
+			left = append(left, "rule "+strings.TrimSpace(line))
+		}
+	}
+	return strings.Join(left, "\n"), nil
+}
