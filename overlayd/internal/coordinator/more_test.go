@@ -1,3 +1,0 @@
-package coordinator_test
-
-func runAsChild() bool { return false }
