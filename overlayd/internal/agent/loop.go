@@ -49,6 +49,7 @@ type loop struct {
 	stored    time.Duration // when the lease ends (as boot.expires) by what is on disk
 	peers     map[string]conf.Peer
 	revision  uint64 // of the peers
+	caughtUp  bool   // the coordinator has told, since the start, what we missed
 	clusterID string // of the peers
 	refusal   string // why the last registration failed; "" if it did not
 	online    bool   // registered since the start
@@ -368,6 +369,10 @@ func (l *loop) peersChanged(c peerChange) {
 	if c.connected {
 		l.log.Info("following the peers", "revision", c.event.Revision)
 		l.tellStatus(true) // the coordinator may have been restarted
+		if !l.caughtUp {
+			l.caughtUp = true
+			l.apply.in(l.timing.coalesce)
+		}
 	}
 	if e := c.event; e.Revision > 0 && e.Revision != l.revision {
 		l.revision = e.Revision
@@ -437,6 +442,9 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 	expected := l.apply.isSet() // something new is to be applied
 	l.apply.clear()
 	cfg, lost := desired(l.held.Lease, l.ip, l.peers)
+	// The peers are written now and then: who was killed may have forgotten one
+	// that containers talk to.
+	cfg.Partial = !l.caughtUp
 	report := l.dp.Set(ctx, cfg, resync)
 	if ctx.Err() != nil {
 		return // a round cut short says nothing

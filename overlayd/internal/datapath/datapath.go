@@ -31,6 +31,9 @@ type Config struct {
 	Bridges  []Bridge
 	Overlays []Overlay
 	Peers    []conf.Peer // every agent but this one
+	// Partial: there may be more peers than Peers has. What the kernel has for
+	// those stays.
+	Partial bool
 }
 
 // VTEP is the host's VXLAN device.
@@ -242,7 +245,7 @@ func (d *Datapath) setPeers(ctx context.Context, cfg Config) (r Report, ok bool)
 
 // sameHost says whether two configurations differ in peers at most.
 func sameHost(a, b Config) bool {
-	return a.VTEP == b.VTEP &&
+	return a.VTEP == b.VTEP && a.Partial == b.Partial &&
 		slices.EqualFunc(a.Bridges, b.Bridges, func(a, b Bridge) bool {
 			return a.Name == b.Name && a.Overlay == b.Overlay && slices.Equal(a.Addrs, b.Addrs)
 		}) &&

@@ -537,8 +537,13 @@ func (p *planned) planEntries(have entries, more []routeEntry, foreign map[netip
 			continue
 		}
 		for _, r := range append(extra[dst], have.routes[dst]) {
-			p.addRoute(del, dst, r)
+			if !p.cfg.Partial || !r.via.IsValid() {
+				p.addRoute(del, dst, r)
+			}
 		}
+	}
+	if p.cfg.Partial {
+		return
 	}
 	for _, ip := range slices.SortedFunc(maps.Keys(have.neigh), netip.Addr.Compare) {
 		if _, keep := w.neigh[ip]; !keep {
