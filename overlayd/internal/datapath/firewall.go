@@ -82,7 +82,11 @@ func chains(c Config, ip6 bool) []chain {
 	}
 	for _, b := range c.Bridges {
 		for _, half := range of(b.Addrs) {
-			forward = append(forward, fmt.Sprintf("-s %s -i %s -j ACCEPT", half, b.Name))
+			forward = append(forward,
+				fmt.Sprintf("-s %s -i %s -j ACCEPT", half, b.Name),
+				// Bridged frames come here too where Docker asks for it, also
+				// those of neighbour discovery, which have other sources.
+				fmt.Sprintf("-i %s -o %s -j ACCEPT", b.Name, b.Name))
 		}
 	}
 

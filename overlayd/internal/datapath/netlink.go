@@ -120,7 +120,15 @@ func growReceiveBuffer(fd int) {
 	}
 }
 
-func (c *conn) close() error { return unix.Close(c.fd) }
+// close may be called again, by when the number may be another's.
+func (c *conn) close() error {
+	if c.fd < 0 {
+		return nil
+	}
+	fd := c.fd
+	c.fd = -1
+	return unix.Close(fd)
+}
 
 // send delivers all messages in one go and returns, by position, what the
 // kernel refused; a message that is not in the map was obeyed. The kernel

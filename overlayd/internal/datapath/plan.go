@@ -212,10 +212,13 @@ func (p *planned) supported(c Config, have *state) Config {
 		return slices.DeleteFunc(slices.Clone(in), func(p netip.Prefix) bool { return p.Addr().Is6() })
 	}
 	c.VTEP.IP6 = netip.Prefix{}
-	c.Bridges = slices.Clone(c.Bridges)
-	for i, b := range c.Bridges {
-		c.Bridges[i].Addrs = only4(b.Addrs)
+	var bridges []Bridge
+	for _, b := range c.Bridges {
+		if b.Addrs = only4(b.Addrs); len(b.Addrs) > 0 {
+			bridges = append(bridges, b)
+		}
 	}
+	c.Bridges = bridges
 	c.Overlays = slices.Clone(c.Overlays)
 	for i, o := range c.Overlays {
 		left := only4(o.Subnets)
@@ -498,6 +501,7 @@ func peerMetric(vtep netip.Addr, pool netip.Prefix) uint32 {
 // right after its successor was added.
 func (p *planned) planEntries(have entries, more []routeEntry, foreign map[netip.Prefix]foreignRoute) {
 	w := &p.wanted
+	p.ops = slices.Grow(p.ops, max(0, len(w.neigh)+len(w.fdb)+len(w.routes)-len(have.neigh)-len(have.fdb)-len(have.routes)))
 	for _, ip := range w.neighOrder {
 		if mac := w.neigh[ip]; have.neigh[ip] != mac {
 			p.add(op{act: replace, obj: neighbour, dev: conf.VTEPName, addr: ip, mac: mac})

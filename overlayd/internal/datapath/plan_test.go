@@ -1,0 +1,451 @@
+package datapath
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"overlayd.internal/overlay/conf"
+)
+
+// bareKernel is a host with one Ethernet and nothing of ours.
+func bareKernel(agentIP netip.Addr) *state {
+	return &state{
+		ipv6:     true,
+		underlay: "eth0",
+		links:    map[string]link{"lo": {index: 1, mtu: 65536, up: true}, "eth0": {index: 2, mtu: 1500, up: true}},
+		sysctls:  map[string]string{},
+	}
+}
+
+// kernelWith is the kernel after everything for c was done.
+func kernelWith(c Config) *state {
+	s := bareKernel(c.VTEP.Local)
+	s.addrs, s.connected = map[addrKey]struct{}{}, map[addrKey]struct{}{}
+	mtu := 1450
+	if c.VTEP.Local.Is6() {
+		mtu = 1430
+	}
+	for i, d := range devices(c) {
+		l := link{index: 10 + i, kind: "bridge", mac: bridgeMAC(d.addrs), mtu: mtu, up: true}
+		if d.overlay == "" {
+			l.kind, l.mac = "vxlan", c.VTEP.MAC
+			l.vxlan = vxlan{vni: 1024, port: 64000, local: c.VTEP.Local}
+		} else {
+			l.alias = bridgeAlias(d)
+		}
+		s.links[d.name] = l
+		for _, a := range d.addrs {
+			s.addrs[addrKey{d.name, a}] = struct{}{}
+			s.connected[addrKey{d.name, a}] = struct{}{}
+		}
+	}
+	for _, w := range settings(c, true) {
+		s.sysctls[w.key] = w.value
+	}
+	s.entries = expand(c).entries
+	return s
+}
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func TestPlan(t *testing.T) {
+	edit := func(c Config, f func(*Config)) Config {
+		f(&c)
+		return c
+	}
+	kernel := func(s *state, f func(*state)) *state {
+		f(s)
+		return s
+	}
+	v4 := onlyIPv4.config(0, 3)
+	v6 := onlyIPv6.config(0, 2)
+	over6 := network{overlays: onlyIPv4.overlays, length: 24, length6: 80, under6: true}.config(0, 2)
+
+	for _, tc := range []struct {
+		name string
+		want Config
+		have *state
+		ops  string
+		bad  string // the problems, one a line
+	}{
+		{
+			name: "bare kernel, IPv4",
+			want: edit(onlyIPv4.config(0, 2), func(c *Config) { c.VTEP.IP6 = netip.Prefix{}; c.Bridges = c.Bridges[:1] }),
+			have: kernel(bareKernel(onlyIPv4.agentIP(0)), func(s *state) { s.ipv6 = false }),
+			ops: `
+				link add vtep1024 mtu 1450 address 70:b3:d5:80:00:01 type vxlan id 1024 dstport 64000 local 172.16.0.2 nolearning
+				link add m-dcos mtu 1450 address 0a:58:09:00:00:01 type bridge
+				link set m-dcos alias "overlay: dcos/mesos"
+				sysctl net/ipv4/ip_forward=1
+				sysctl net/ipv4/conf/vtep1024/forwarding=1
+				sysctl net/ipv4/conf/vtep1024/rp_filter=2
+				sysctl net/ipv4/conf/vtep1024/promote_secondaries=1
+				sysctl net/ipv4/conf/m-dcos/forwarding=1
+				sysctl net/ipv4/conf/m-dcos/rp_filter=2
+				sysctl net/ipv4/conf/m-dcos/promote_secondaries=1
+				link set vtep1024 up
+				addr add 44.128.0.1/14 dev vtep1024
+				link set m-dcos up
+				addr add 9.0.0.1/25 dev m-dcos
+				neigh replace 44.128.0.2 lladdr 70:b3:d5:80:00:02 dev vtep1024
+				fdb replace 70:b3:d5:80:00:02 dev vtep1024 dst 172.16.0.3
+				route add 9.0.1.0/24 via 44.128.0.2 dev vtep1024 proto 44 metric 2
+				route add blackhole 9.0.0.0/24 proto 44 metric 4294967295
+			`,
+		},
+		{
+			name: "IPv6 forwarding comes after the routers were told to be heard",
+			want: edit(v6, func(c *Config) { c.Bridges, c.Peers = nil, nil }),
+			have: kernel(kernelWith(edit(v6, func(c *Config) { c.Bridges, c.Peers = nil, nil })), func(s *state) {
+				s.sysctls[forward6] = "0"
+				s.acceptRA = []string{"eth0", "vtep1024"}
+			}),
+			ops: `
+				sysctl net/ipv6/conf/eth0/accept_ra=2
+				sysctl net/ipv6/conf/all/forwarding=1
+			`,
+		},
+		{name: "nothing to do", want: v4, have: kernelWith(v4)},
+		{name: "nothing to do, IPv6", want: v6, have: kernelWith(v6)},
+		{name: "nothing to do, IPv6 underlay", want: over6, have: kernelWith(over6)},
+		{
+			name: "a subnet moved to another peer",
+			want: edit(v4, func(c *Config) {
+				c.Peers = []conf.Peer{c.Peers[0], c.Peers[1]}
+				c.Peers[0].Subnets, c.Peers[1].Subnets = c.Peers[1].Subnets, nil
+			}),
+			have: kernelWith(v4),
+			ops: `
+				route add 9.0.2.0/24 via 44.128.0.2 dev vtep1024 proto 44 metric 2
+				route delete 9.0.2.0/24 via 44.128.0.3 dev vtep1024 proto 44 metric 3
+				route delete 9.0.1.0/24 via 44.128.0.2 dev vtep1024 proto 44 metric 2
+			`,
+		},
+		{
+			name: "a peer came, another went, a third has a new agent IP",
+			want: edit(v4, func(c *Config) {
+				c.Peers = []conf.Peer{onlyIPv4.peer(2), onlyIPv4.peer(3)}
+				c.Peers[0].AgentIP = netip.MustParseAddr("172.16.0.99")
+			}),
+			have: kernelWith(v4),
+			ops: `
+				neigh replace 44.128.0.4 lladdr 70:b3:d5:80:00:04 dev vtep1024
+				neigh replace fd01:a::4 lladdr 70:b3:d5:80:00:04 dev vtep1024
+				fdb replace 70:b3:d5:80:00:03 dev vtep1024 dst 172.16.0.99
+				fdb replace 70:b3:d5:80:00:04 dev vtep1024 dst 172.16.0.5
+				route add 9.0.3.0/24 via 44.128.0.4 dev vtep1024 proto 44 metric 4
+				route delete 9.0.1.0/24 via 44.128.0.2 dev vtep1024 proto 44 metric 2
+				neigh delete 44.128.0.2 lladdr 70:b3:d5:80:00:02 dev vtep1024
+				neigh delete fd01:a::2 lladdr 70:b3:d5:80:00:02 dev vtep1024
+				fdb delete 70:b3:d5:80:00:02 dev vtep1024 dst 172.16.0.3
+			`,
+		},
+		{
+			name: "routes of ours in the wrong shape",
+			want: v4,
+			have: kernel(kernelWith(v4), func(s *state) {
+				gw := netip.MustParseAddr("44.128.0.2")
+				s.routes[prefix("9.0.1.0/24")] = route{metric: 7, via: gw}
+				s.routes[prefix("9.0.2.0/24")] = route{metric: 3, odd: true}
+				s.more = []routeEntry{{prefix("9.0.1.0/24"), route{metric: 2, via: gw}}, {prefix("9.0.0.0/24"), route{metric: 5, via: gw}}}
+			}),
+			ops: `
+				route delete 9.0.1.0/24 via 44.128.0.2 dev vtep1024 proto 44 metric 7
+				route replace 9.0.2.0/24 via 44.128.0.3 dev vtep1024 proto 44 metric 3
+				route delete 9.0.0.0/24 via 44.128.0.2 dev vtep1024 proto 44 metric 5
+			`,
+		},
+		{
+			name: "a VTEP that differs takes everything on it along",
+			want: edit(v4, func(c *Config) { c.Peers, c.Bridges = c.Peers[:1], nil }),
+			have: kernel(kernelWith(edit(v4, func(c *Config) { c.Peers, c.Bridges = c.Peers[:1], nil })), func(s *state) {
+				l := s.links["vtep1024"]
+				l.vxlan.learning = true
+				s.links["vtep1024"] = l
+			}),
+			ops: `
+				link delete vtep1024
+				link add vtep1024 mtu 1450 address 70:b3:d5:80:00:01 type vxlan id 1024 dstport 64000 local 172.16.0.2 nolearning
+				sysctl net/ipv4/conf/vtep1024/forwarding=1
+				sysctl net/ipv4/conf/vtep1024/rp_filter=2
+				sysctl net/ipv4/conf/vtep1024/promote_secondaries=1
+				sysctl net/ipv6/conf/vtep1024/accept_ra=0
+				sysctl net/ipv6/conf/vtep1024/autoconf=0
+				sysctl net/ipv6/conf/vtep1024/accept_redirects=0
+				sysctl net/ipv6/conf/vtep1024/addr_gen_mode=1
+				sysctl net/ipv6/conf/vtep1024/disable_ipv6=0
+				sysctl net/ipv6/conf/vtep1024/forwarding=1
+				sysctl net/ipv6/conf/vtep1024/accept_dad=0
+				link set vtep1024 up
+				addr add 44.128.0.1/14 dev vtep1024
+				addr add fd01:a::1/64 dev vtep1024
+				neigh replace 44.128.0.2 lladdr 70:b3:d5:80:00:02 dev vtep1024
+				neigh replace fd01:a::2 lladdr 70:b3:d5:80:00:02 dev vtep1024
+				fdb replace 70:b3:d5:80:00:02 dev vtep1024 dst 172.16.0.3
+				route add 9.0.1.0/24 via 44.128.0.2 dev vtep1024 proto 44 metric 2
+			`,
+		},
+		{
+			name: "new VTEP addresses; an IPv6 address cannot have two lengths",
+			want: edit(v4, func(c *Config) { c.VTEP.IP, c.VTEP.IP6 = prefix("44.128.0.1/15"), prefix("fd01:a::1/72") }),
+			have: kernelWith(v4),
+			ops: `
+				addr delete fd01:a::1/64 dev vtep1024
+				addr add 44.128.0.1/15 dev vtep1024
+				addr add fd01:a::1/72 dev vtep1024
+				addr delete 44.128.0.1/14 dev vtep1024
+			`,
+		},
+		{
+			name: "underlay with another MTU",
+			want: v4,
+			have: kernel(kernelWith(v4), func(s *state) { s.links["eth0"] = link{index: 2, mtu: 9000, up: true} }),
+			ops: `
+				link set vtep1024 mtu 8950
+				link set m-dcos mtu 8950
+				link set d-dcos mtu 8950
+			`,
+		},
+		{
+			name: "configured MTU",
+			want: edit(v4, func(c *Config) { c.VTEP.MTU = 1420; c.Bridges = nil }),
+			have: kernelWith(edit(v4, func(c *Config) { c.Bridges = nil })),
+			ops:  `link set vtep1024 mtu 1420`,
+		},
+		{
+			name: "configured MTU that does not fit",
+			want: edit(v4, func(c *Config) { c.VTEP.MTU = 9001 }),
+			have: kernelWith(v4),
+		},
+		{
+			name: "agent IP on no interface: everything stays as it is",
+			want: v4,
+			have: kernel(kernelWith(v4), func(s *state) { s.underlay = "" }),
+			bad:  `: agent IP 172.16.0.2 is on no interface of this host`,
+		},
+		{
+			name: "no IPv6 in the kernel",
+			want: edit(bothIP.config(0, 2), func(c *Config) { c.Bridges = c.Bridges[2:] }),
+			have: kernel(kernelWith(edit(onlyIPv4.config(0, 2), func(c *Config) { c.Bridges = nil })), func(s *state) {
+				s.ipv6 = false
+				s.links["m-dcos6"] = link{kind: "bridge", alias: "overlay: dcos6/mesos"}
+				delete(s.neigh, netip.MustParseAddr("fd01:a::2"))
+				delete(s.addrs, addrKey{"vtep1024", prefix("fd01:a::1/64")})
+			}),
+			ops: `link delete m-dcos6`,
+			bad: `dcos6: overlay dcos6 has no IPv6 here: this kernel has no IPv6; start it without ipv6.disable=1`,
+		},
+		{
+			name: "an MTU too small for IPv6",
+			want: edit(v6, func(c *Config) { c.VTEP.MTU = 1200; c.Bridges, c.Peers = nil, nil }),
+			have: kernel(kernelWith(edit(v6, func(c *Config) { c.Bridges, c.Peers = nil, nil })), func(s *state) {
+				delete(s.routes, prefix("fd01:b::/80"))
+				delete(s.addrs, addrKey{"vtep1024", prefix("fd01:a::1/64")})
+			}),
+			ops: `link set vtep1024 mtu 1200`,
+			bad: `dcos6: overlay dcos6 has no IPv6 here: the MTU of the overlay is 1200 and IPv6 needs at least 1280; raise vtep_mtu or the MTU of the underlay`,
+		},
+		{
+			name: "a lease without an IPv6 VTEP",
+			want: edit(v6, func(c *Config) { c.VTEP.IP6 = netip.Prefix{}; c.Bridges, c.Peers = nil, nil }),
+			have: kernelWith(edit(v6, func(c *Config) { c.VTEP.IP6, c.Overlays, c.Bridges, c.Peers = netip.Prefix{}, nil, nil, nil })),
+			bad:  `dcos6: overlay dcos6 has no IPv6 here: the lease has no IPv6 VTEP address; configure vtep_subnet6`,
+		},
+		{
+			name: "foreign routes: in the way, equal, harmless",
+			want: v4,
+			have: kernel(kernelWith(v4), func(s *state) {
+				delete(s.routes, prefix("9.0.2.0/24"))
+				s.foreign = map[netip.Prefix]foreignRoute{
+					prefix("9.0.0.0/24"): {0, "9.0.0.0/24 dev docker7"},
+					prefix("9.0.1.0/24"): {5000, "9.0.1.0/24 via 10.0.0.1"},
+					prefix("9.0.2.0/24"): {3, "9.0.2.0/24 via 10.0.0.1"},
+				}
+			}),
+			bad: `dcos: route 9.0.2.0/24 via 10.0.0.1 is not ours and takes the place of the one via VTEP 44.128.0.3; remove it`,
+		},
+		{
+			name: "the higher epoch has the subnet, whatever the order",
+			want: edit(v4, func(c *Config) {
+				a, b := onlyIPv4.peer(1), onlyIPv4.peer(2)
+				a.Epoch, b.Epoch = 9, 8
+				b.Subnets = a.Subnets
+				c.Peers = []conf.Peer{a, b}
+			}),
+			have: kernelWith(v4),
+			ops:  `route delete 9.0.2.0/24 via 44.128.0.3 dev vtep1024 proto 44 metric 3`,
+		},
+		{
+			name: "a peer claims our own subnet",
+			want: edit(v4, func(c *Config) {
+				p := onlyIPv4.peer(1)
+				p.Subnets = append(p.Subnets, prefix("9.0.0.0/24"))
+				c.Peers = []conf.Peer{p, c.Peers[1]}
+			}),
+			have: kernelWith(v4),
+			bad:  `dcos: agent subnet 9.0.0.0/24 is ours, and the peer at VTEP 44.128.0.2 claims it as well`,
+		},
+		{
+			name: "peers that cannot be: half a lease, the wrong family, ourselves",
+			want: edit(v4, func(c *Config) {
+				bad, six, self := onlyIPv4.peer(3), onlyIPv4.peer(4), onlyIPv4.peer(5)
+				bad.AgentIP, six.AgentIP, self.AgentIP = netip.Addr{}, netip.MustParseAddr("fd00::1"), c.VTEP.Local
+				c.Peers = append(append([]conf.Peer{}, c.Peers...), bad, six, self)
+			}),
+			have: kernelWith(v4),
+			bad: `
+				: peer agent-3 has no agent IP or no IPv4 VTEP address
+				: peer agent-4 at fd00::1 cannot be reached from agent IP 172.16.0.2: one is IPv4, the other IPv6
+			`,
+		},
+		{
+			name: "a name that is taken, a VNI that is taken",
+			want: v4,
+			have: kernel(kernelWith(v4), func(s *state) {
+				s.links["m-dcos"] = link{kind: "veth", mtu: 1450}
+				delete(s.links, "vtep1024")
+				s.links["vx0"] = link{kind: "vxlan", mtu: 1450, vxlan: vxlan{vni: 1024, port: 64000}}
+				s.entries, s.addrs = entries{}, map[addrKey]struct{}{{"d-dcos", prefix("9.0.0.129/25")}: {}}
+				s.sysctls = map[string]string{}
+				for _, w := range settings(v4, true) {
+					s.sysctls[w.key] = w.value
+				}
+			}),
+			ops: `
+				link add vtep1024 mtu 1450 address 70:b3:d5:80:00:01 type vxlan id 1024 dstport 64000 local 172.16.0.2 nolearning
+				sysctl net/ipv4/conf/vtep1024/forwarding=1
+				sysctl net/ipv4/conf/vtep1024/rp_filter=2
+				sysctl net/ipv4/conf/vtep1024/promote_secondaries=1
+				sysctl net/ipv6/conf/vtep1024/accept_ra=0
+				sysctl net/ipv6/conf/vtep1024/autoconf=0
+				sysctl net/ipv6/conf/vtep1024/accept_redirects=0
+				sysctl net/ipv6/conf/vtep1024/addr_gen_mode=1
+				sysctl net/ipv6/conf/vtep1024/disable_ipv6=0
+				sysctl net/ipv6/conf/vtep1024/forwarding=1
+				sysctl net/ipv6/conf/vtep1024/accept_dad=0
+				link set vtep1024 up
+				addr add 44.128.0.1/14 dev vtep1024
+				addr add fd01:a::1/64 dev vtep1024
+				neigh replace 44.128.0.2 lladdr 70:b3:d5:80:00:02 dev vtep1024
+				neigh replace fd01:a::2 lladdr 70:b3:d5:80:00:02 dev vtep1024
+				neigh replace 44.128.0.3 lladdr 70:b3:d5:80:00:03 dev vtep1024
+				neigh replace fd01:a::3 lladdr 70:b3:d5:80:00:03 dev vtep1024
+				fdb replace 70:b3:d5:80:00:02 dev vtep1024 dst 172.16.0.3
+				fdb replace 70:b3:d5:80:00:03 dev vtep1024 dst 172.16.0.4
+				route add 9.0.1.0/24 via 44.128.0.2 dev vtep1024 proto 44 metric 2
+				route add 9.0.2.0/24 via 44.128.0.3 dev vtep1024 proto 44 metric 3
+				route add blackhole 9.0.0.0/24 proto 44 metric 4294967295
+			`,
+			bad: `
+				: link vx0 is a VXLAN device with our VNI 1024 and UDP port 64000; remove it so that vtep1024 can be made
+				dcos: link m-dcos is in the way: the bridge of overlay dcos needs that name, but it is a veth; remove or rename it
+			`,
+		},
+		{
+			name: "bridges no longer wanted: ours, in use, of others; and one we had no time to name",
+			want: v4,
+			have: kernel(kernelWith(v4), func(s *state) {
+				s.links["m-old"] = link{kind: "bridge", alias: "overlay: old/mesos"}
+				s.links["d-old"] = link{kind: "bridge", alias: "overlay: old/docker", ports: 2}
+				s.links["d-other"] = link{kind: "bridge"}
+				l := s.links["m-dcos"]
+				l.alias = ""
+				s.links["m-dcos"] = l
+			}),
+			ops: `
+				link set m-dcos alias "overlay: dcos/mesos"
+				link delete m-old
+			`,
+			bad: `old: bridge d-old of overlay old is no longer wanted but has 2 ports; it is removed when the last container has gone`,
+		},
+		{
+			name: "what another program put on a bridge of its own stays",
+			want: v4,
+			have: kernel(kernelWith(v4), func(s *state) {
+				l := s.links["d-dcos"]
+				l.alias, l.mac = "", conf.MAC{2, 0x42}
+				s.links["d-dcos"] = l
+				s.addrs[addrKey{"d-dcos", prefix("10.9.9.1/24")}] = struct{}{}
+				s.addrs[addrKey{"m-dcos", prefix("10.9.9.1/24")}] = struct{}{}
+			}),
+			ops: `addr delete 10.9.9.1/24 dev m-dcos`,
+		},
+		{
+			name: "no overlays, no peers: only the VTEP is left",
+			want: Config{VTEP: v4.VTEP},
+			have: kernelWith(edit(v4, func(c *Config) { c.Peers = c.Peers[:1] })),
+			ops: `
+				route delete blackhole 9.0.0.0/24 proto 44 metric 4294967295
+				route delete 9.0.1.0/24 via 44.128.0.2 dev vtep1024 proto 44 metric 2
+				neigh delete 44.128.0.2 lladdr 70:b3:d5:80:00:02 dev vtep1024
+				neigh delete fd01:a::2 lladdr 70:b3:d5:80:00:02 dev vtep1024
+				fdb delete 70:b3:d5:80:00:02 dev vtep1024 dst 172.16.0.3
+				link delete d-dcos
+				link delete m-dcos
+			`,
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := plan(tc.want, tc.have)
+			var ops, bad []string
+			for _, o := range p.ops {
+				ops = append(ops, o.String())
+			}
+			for _, p := range p.problems {
+				bad = append(bad, p.overlay+": "+p.err.Error())
+			}
+			if diff := cmp.Diff(block(tc.ops), strings.Join(ops, "\n")); diff != "" {
+				t.Errorf("operations (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(block(tc.bad), strings.Join(bad, "\n")); diff != "" {
+				t.Errorf("problems (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// block takes the indentation off a text block.
+func block(s string) string {
+	var lines []string
+	for line := range strings.Lines(s) {
+		if line = strings.TrimSpace(line); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+func TestPeerMetric(t *testing.T) {
+	for _, tc := range []struct {
+		vtep, pool string
+		want       uint32
+	}{
+		{"44.128.0.3", "44.128.0.0/20", 3},
+		{"44.128.15.254", "44.128.0.0/20", 4094},
+		{"10.255.255.254", "10.0.0.0/8", 0xfffffe},
+		{"44.128.0.0", "44.128.0.0/20", 1}, // 0 would mean the default, 1024, in IPv6
+	} {
+		if got := peerMetric(netip.MustParseAddr(tc.vtep), prefix(tc.pool)); got != tc.want {
+			t.Errorf("%s in %s: %d, want %d", tc.vtep, tc.pool, got, tc.want)
+		}
+	}
+}
+
+func TestBridgeMAC(t *testing.T) {
+	for _, tc := range []struct{ addrs, want string }{
+		{"9.0.1.129/25", "0a:58:09:00:01:81"},
+		{"fd01:b::1/81 9.0.1.129/25", "0a:58:09:00:01:81"},
+		{"fd01:b::1/81", "02:58:b2:09:18:b5"},
+	} {
+		var addrs []netip.Prefix
+		for s := range strings.FieldsSeq(tc.addrs) {
+			addrs = append(addrs, prefix(s))
+		}
+		if got := bridgeMAC(addrs).String(); got != tc.want {
+			t.Errorf("%s: %s, want %s", tc.addrs, got, tc.want)
+		}
+	}
+}
