@@ -153,6 +153,7 @@ func TestCoordinatorKilled(t *testing.T) {
 
 // TestPools: who finds a pool empty learns which one, the others go on.
 func TestPools(t *testing.T) {
+	t.Parallel()
 	t.Run("vtep", func(t *testing.T) {
 		s := newSeed(t, strings.Replace(seedConfig(t), "44.128.0.0/20", "44.128.0.0/30", 1))
 		ctx := t.Context()
@@ -226,6 +227,7 @@ dcos_overlay_network:
 // TestOverlayAdded: an overlay that the configuration gains is given to every
 // agent there is, without a restart of the agents.
 func TestOverlayAdded(t *testing.T) {
+	t.Parallel()
 	const config = `
 dcos_overlay_network:
   vtep_subnet: 44.128.0.0/20

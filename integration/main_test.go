@@ -52,7 +52,7 @@ func buildAndRun(m *testing.M) (int, error) {
 		pkgs  []string
 	}{
 		{"1", race, []string{"./overlayd"}},
-		{"0", nil, []string{"./plugins/m-overlay", "./plugins/d-overlay", "./ipam/overlay-ipam", "github.com/containernetworking/cni/cnitool"}},
+		{"0", nil, []string{"./overlayd/overlayctl", "./plugins/m-overlay", "./plugins/d-overlay", "./ipam/overlay-ipam", "github.com/containernetworking/cni/cnitool"}},
 	} {
 		cmd := exec.Command("go", slices.Concat([]string{"build", "-buildvcs=false", "-o", dir + "/"}, b.flags, b.pkgs)...)
 		cmd.Dir = top

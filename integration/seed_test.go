@@ -2,10 +2,13 @@ package integration
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -169,6 +172,18 @@ func TestReboot(t *testing.T) {
 	ctx := t.Context()
 	h := s.Agents[0]
 	b := place(t, s, 1, "b", "dcos", lab.Docker)
+	wait(t, "the peers to be stored", 10*time.Second, func() error {
+		b, err := os.ReadFile(filepath.Join(h.StateDir, "peers.json"))
+		if err != nil {
+			return err
+		}
+		for _, peer := range []*lab.Host{s.Master, s.Agents[1]} {
+			if !strings.Contains(string(b), `"`+peer.IP.String()+`"`) {
+				return fmt.Errorf("%s is not among them", peer.IP)
+			}
+		}
+		return nil
+	})
 	s.Coordinator.Kill()
 	h.Proc.Kill()
 	links, err := exec.CommandContext(ctx, "ip", "-n", h.Netns.Name, "-o", "link").Output()

@@ -255,59 +255,50 @@ func (d *demo) traffic(ctx context.Context, s *lab.Seed) error {
 
 // matrix prints the round trips from each endpoint (row) to each (column).
 func (d *demo) matrix(title string, results []lab.Result, of func(lab.Result) bool) {
-	var rows, cols []string
-	addr := map[string]string{}
+	var ends []lab.Endpoint // in the order they come
+	from, to := map[string]bool{}, map[string]bool{}
 	cell := map[[2]string]string{}
 	for _, r := range results {
 		if !of(r) {
 			continue
 		}
-		for _, e := range []struct {
-			names *[]string
-			lab.Endpoint
-		}{{&rows, r.From}, {&cols, r.To}} {
-			if !slices.Contains(*e.names, e.Name) {
-				*e.names = append(*e.names, e.Name)
+		for _, e := range []lab.Endpoint{r.From, r.To} {
+			if !slices.Contains(ends, e) {
+				ends = append(ends, e)
 			}
-			addr[e.Name] = e.Addr.String()
 		}
-		cell[[2]string{r.From.Name, r.To.Name}] = fmt.Sprintf("%.3f", float64(r.RTT.Microseconds())/1000)
+		from[r.From.Name], to[r.To.Name] = true, true
+		text := fmt.Sprintf("%.3f", float64(r.RTT.Microseconds())/1000)
 		if r.Err != nil {
-			cell[[2]string{r.From.Name, r.To.Name}] = "FAILED"
+			text = "FAILED"
 		}
+		cell[[2]string{r.From.Name, r.To.Name}] = text
 	}
 	fmt.Fprintf(d.out, "\n  %s: round trip in ms from (row) to (column)\n\n", title)
 	w := tabwriter.NewWriter(d.out, 0, 0, 2, ' ', 0)
-	head := make([]string, len(cols))
-	for i := range cols {
-		head[i] = fmt.Sprintf("[%d]", i+1)
-	}
-	fmt.Fprintf(w, "\t\t\t%s\n", strings.Join(head, "\t"))
-	for _, row := range append(slices.Clone(cols), without(rows, cols)...) {
-		n := ""
-		if i := slices.Index(cols, row); i >= 0 {
-			n = head[i]
+	column := map[string]string{}
+	head := "\t\t"
+	for _, e := range ends {
+		if to[e.Name] {
+			column[e.Name] = fmt.Sprintf("[%d]", len(column)+1)
+			head += "\t" + column[e.Name]
 		}
-		fmt.Fprintf(w, "  %s\t%s\t%s", n, row, addr[row])
-		for _, col := range cols {
-			c := cell[[2]string{row, col}]
-			if c == "" {
-				c = "-"
+	}
+	fmt.Fprintln(w, head)
+	for _, row := range ends {
+		fmt.Fprintf(w, "  %s\t%s\t%s", column[row.Name], row.Name, row.Addr)
+		for _, col := range ends {
+			switch text, ok := cell[[2]string{row.Name, col.Name}]; {
+			case !to[col.Name] || !from[row.Name]:
+			case ok:
+				fmt.Fprintf(w, "\t%s", text)
+			default:
+				fmt.Fprint(w, "\t-")
 			}
-			fmt.Fprintf(w, "\t%s", c)
 		}
 		fmt.Fprintln(w)
 	}
 	w.Flush()
-}
-
-func without(all, less []string) (out []string) {
-	for _, s := range all {
-		if !slices.Contains(less, s) {
-			out = append(out, s)
-		}
-	}
-	return out
 }
 
 // kinds prints one line per kind of pair.

@@ -24,11 +24,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -147,11 +149,9 @@ func (l *Lab) remove(ctx context.Context) error {
 	return Remove(ctx, l.Name)
 }
 
-// Logs writes the last lines of every process's log, and what became of it.
+// Logs writes the last lines of every program's log, and what became of it.
 func (l *Lab) Logs(w io.Writer, lines int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, p := range l.procs {
+	for _, p := range l.programs() {
 		fmt.Fprintf(w, "---- %s (%s)\n", p.Name, p.Fate())
 		b, err := os.ReadFile(p.Log)
 		if err != nil {
@@ -165,18 +165,22 @@ func (l *Lab) Logs(w io.Writer, lines int) {
 	}
 }
 
+// programs are the processes that ever ran, of each name the last.
+func (l *Lab) programs() []*Proc {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	last := map[string]*Proc{}
+	for _, p := range l.procs {
+		last[p.Name] = p
+	}
+	return slices.SortedFunc(maps.Values(last), func(a, b *Proc) int { return strings.Compare(a.Name, b.Name) })
+}
+
 // Races returns the reports of the race detector in the logs, for daemons that
 // were built with it.
 func (l *Lab) Races() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	var out strings.Builder
-	seen := map[string]bool{}
-	for _, p := range l.procs {
-		if seen[p.Log] {
-			continue
-		}
-		seen[p.Log] = true
+	for _, p := range l.programs() {
 		b, _ := os.ReadFile(p.Log)
 		if i := bytes.Index(b, []byte("WARNING: DATA RACE")); i >= 0 {
 			fmt.Fprintf(&out, "---- %s\n%s\n", p.Name, b[i:min(len(b), i+8000)])
@@ -203,7 +207,8 @@ func (n *Node) Underlay() netip.Addr {
 // DropIPv4 takes the node's IPv4 address of the underlay away.
 func (n *Node) DropIPv4(ctx context.Context) error {
 	n.IP = netip.Addr{}
-	return n.Configure(ctx, "-4 address flush dev eth0")
+	_, err := n.Run(ctx, "ip", "-4", "address", "flush", "dev", "eth0")
+	return err
 }
 
 // Node makes a namespace called <lab>-<name> with 172.17.0.n/16 and
