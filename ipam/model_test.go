@@ -226,9 +226,9 @@ func (m *machine) Wait(t *rapid.T) {
 	m.now += time.Duration(rapid.IntRange(1, 100).Draw(t, "seconds")) * time.Second
 }
 
-// Crash is a process that goes away without closing: what was answered stays.
+// Crash leaves what a killed process leaves: the file as it was before anything
+// could be tidied up, and no locks.
 func (m *machine) Crash(t *rapid.T) {
-	// What a killed process leaves is the file as it is, and no locks.
 	b, err := os.ReadFile(m.store.path)
 	if err != nil {
 		t.Fatal(err)
@@ -298,8 +298,9 @@ func (m *machine) Check(t *rapid.T) {
 }
 
 func TestModel(t *testing.T) {
+	base := tempDir(t)
 	rapid.Check(t, func(t *rapid.T) {
-		dir, err := os.MkdirTemp("/dev/shm", "ovl-ipam-")
+		dir, err := os.MkdirTemp(base, "run-")
 		if err != nil {
 			t.Fatal(err)
 		}
