@@ -184,15 +184,20 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return listeners.serve(ctx, a.handler()) })
 	group.Go(func() error { return l.registrar.run(ctx) })
 	group.Go(func() error { return l.reporter.run(ctx) })
-	group.Go(func() error { return l.run(ctx, dp.Changes(ctx)) })
+	changes := dp.Changes(ctx)
+	group.Go(func() error { return l.run(ctx, changes) })
 	log.Info("agent started", "version", a.opts.Version, "run_dir", a.opts.RunDir, "state_dir", a.opts.StateDir)
-	return group.Wait()
+	err = group.Wait()
+	for range changes { // closed when the last goroutine has ended
+	}
+	return err
 }
 
 // timing is how long things take. Tests in this package shorten it.
 type timing struct {
 	renew       time.Duration // between renewals; jitter is added
 	findIP      time.Duration // how long finding the agent IP may take
+	firstIP     time.Duration // the same at the start, when the datapath waits for it
 	backoffMin  time.Duration // of registrations and watches that fail
 	backoffMax  time.Duration
 	coalesce    time.Duration // peers that come together are applied together
@@ -206,6 +211,7 @@ type timing struct {
 var defaultTiming = timing{
 	renew:       30 * time.Second,
 	findIP:      5 * time.Second,
+	firstIP:     500 * time.Millisecond,
 	backoffMin:  200 * time.Millisecond,
 	backoffMax:  15 * time.Second,
 	coalesce:    20 * time.Millisecond,

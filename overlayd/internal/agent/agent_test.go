@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -213,6 +214,48 @@ func TestRestartWithoutCoordinator(t *testing.T) {
 	}
 }
 
+// After a reboot, with the coordinator down: everything is back, and the time
+// the machine was off counts.
+func TestRebootWithoutCoordinator(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	h := newHost(c)
+	h.start()
+	h.ready()
+	h.stop()
+	c.stop()
+	var saved savedLease
+	must(t, conf.ReadJSON(h.stored(leaseFile), &saved))
+	saved.Renewed = renewal{BootID: "another", Boottime: 5000 * time.Hour, Wall: time.Now().Add(-2 * time.Hour)}
+	must(t, conf.WriteJSON(h.stored(leaseFile), saved, 0o600))
+	must(t, os.RemoveAll(h.opts.RunDir))
+	for range 2 { // the second time within the boot
+		h.start()
+		h.ready()
+		left := time.Duration(h.document().Lease.ExpiresBoottime) - ipam.Boottime()
+		if left < 21*time.Hour-time.Minute || left > 21*time.Hour {
+			t.Errorf("the lease ends in %s, want a day less two hours and the margin of one", left)
+		}
+		h.stop()
+	}
+
+	saved.Renewed.Wall = time.Now().Add(-48 * time.Hour)
+	must(t, conf.WriteJSON(h.stored(leaseFile), saved, 0o600))
+	h.start()
+	eventually(t, "the end is told", func() error {
+		code, body, err := h.get(api.PathReady)
+		if err == nil && (code != http.StatusServiceUnavailable || !strings.Contains(body, "renewed in time")) {
+			err = fmt.Errorf("%d %s", code, body)
+		}
+		return err
+	})
+	if err := hasAddr("d-dcos", "9.0.0.129/25"); err != nil {
+		t.Error(err)
+	}
+}
+
 // Damaged files are fetched again; a damaged identity is not made up for.
 func TestDamagedFiles(t *testing.T) {
 	if !onOwnHost(t) {
@@ -414,13 +457,14 @@ func TestLostLease(t *testing.T) {
 	h := newHost(c)
 	h.start()
 	h.ready()
-	eventually(t, "peers are stored", func() error { return exists(h.stored(peersFile), true) })
 	c.stop()
 	h.stop()
-	var p savedPeers
-	must(t, conf.ReadJSON(h.stored(peersFile), &p))
-	p.Revision, p.Peers = 0, []conf.Peer{testPeer("thief", 9, 1000, "9.0.0.0/24", "9.0.7.0/24")}
-	must(t, conf.WriteJSON(h.stored(peersFile), p, 0o600))
+	var l savedLease
+	must(t, conf.ReadJSON(h.stored(leaseFile), &l))
+	must(t, conf.WriteJSON(h.stored(peersFile), savedPeers{
+		AgentID: l.Lease.AgentID, ClusterID: l.Lease.ClusterID,
+		Peers: []conf.Peer{testPeer("thief", 9, 1000, "9.0.0.0/24", "9.0.7.0/24")},
+	}, 0o600))
 
 	h.start()
 	s := h.published("the loss", func(s conf.State) bool { return s.Lease.Lost != "" })
@@ -692,6 +736,13 @@ func TestRepair(t *testing.T) {
 		}
 		return nil
 	})
+
+	// So is the document, at the next look.
+	must(t, os.Remove(h.path(conf.StateFile)))
+	d, err := netlink.LinkByName("d-dcos")
+	must(t, err)
+	must(t, netlink.LinkDel(d))
+	h.published("the document is back", func(s conf.State) bool { return len(s.Overlays) == 2 })
 	h.ready()
 }
 
@@ -746,5 +797,39 @@ func mustNotStart(t *testing.T, o Options, want string) {
 	must(t, err)
 	if err := a.Run(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("Run: %v, want an error with %q", err, want)
+	}
+}
+
+func TestAgentIP(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	newRemote(t)
+	for _, tc := range []struct {
+		name string
+		urls []string
+		want string // part of the error if it is not an address
+	}{
+		{"towards the coordinator", []string{"http://172.17.0.1:6440"}, "172.17.0.2"},
+		{"the second coordinator", []string{"http://no-such-host.invalid:6440", "http://172.17.0.1:6440"}, "172.17.0.2"},
+		{"no route", []string{"http://10.99.0.1:6440"}, "no usable source address"},
+		{"coordinator here, no default route", []string{"http://127.0.0.1:6440"}, "--agent-ip"},
+	} {
+		ip, err := agentIP(t.Context(), tc.urls)
+		if err != nil && !strings.Contains(err.Error(), tc.want) || err == nil && ip.String() != tc.want {
+			t.Errorf("%s: %s, %v; want %s", tc.name, ip, err, tc.want)
+		}
+	}
+
+	must(t, netlink.RouteAdd(&netlink.Route{Gw: net.IPv4(172, 17, 0, 1), Src: net.IPv4(172, 17, 0, 9)}))
+	if ip, err := agentIP(t.Context(), []string{"http://localhost:6440"}); err != nil || ip != addr("172.17.0.9") {
+		t.Errorf("coordinator here: %s, %v; want the default route's source", ip, err)
+	}
+	// Not while a name cannot be resolved: on a host with two networks the
+	// default route would name the wrong one.
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if ip, err := agentIP(ctx, []string{"http://no-such-host.invalid:6440"}); err == nil {
+		t.Errorf("name that cannot be resolved: %s, want an error", ip)
 	}
 }

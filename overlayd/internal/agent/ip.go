@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"time"
 )
 
 // checkAgentIP says why an address cannot be the underlay address of a host.
@@ -34,7 +35,7 @@ func agentIP(ctx context.Context, urls []string) (netip.Addr, error) {
 			errs = append(errs, err)
 			continue
 		}
-		ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", parsed.Hostname())
+		ips, err := lookup(ctx, parsed.Hostname())
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -60,6 +61,13 @@ func agentIP(ctx context.Context, urls []string) (netip.Addr, error) {
 		}
 	}
 	return netip.Addr{}, fmt.Errorf("agent IP: no usable source address towards the coordinator; give one with --agent-ip: %w", errors.Join(errs...))
+}
+
+// lookup leaves time for the names of other coordinators.
+func lookup(ctx context.Context, host string) ([]netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 }
 
 // source is the address the kernel would send from. Connecting a UDP socket

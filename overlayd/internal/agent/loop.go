@@ -133,8 +133,11 @@ func (l *loop) recall() {
 	l.recallDocument()
 	if s, ok := l.files.loadLease(l.id); ok {
 		s.Lease.Bridges = l.opts.Bridges
-		l.held = &heldLease{Lease: s.Lease, renewed: s.Renewed}
+		l.held = &heldLease{Lease: s.Lease, renewed: l.boot.adopt(s.Renewed, s.Lease.Term())}
 		l.stored = l.expires()
+		if s.Renewed.BootID != l.boot.id {
+			l.saveLease() // so that a restart does not count from a later moment
+		}
 		if !l.ip.IsValid() {
 			l.ip = s.Lease.AgentIP
 		}
@@ -174,10 +177,7 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 		}
 	}()
 	if l.held != nil {
-		if ip, err := l.findIP(ctx); err == nil && ip != l.ip {
-			l.log.Info("agent IP changed while the agent was away", "from", l.ip, "to", ip)
-			l.ip = ip
-		}
+		l.checkIP(ctx)
 		l.reconcile(ctx, true)
 	}
 	for {
@@ -206,6 +206,17 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 	}
 }
 
+// checkIP finds out whether the agent IP changed while the agent was away. It
+// does not wait for name servers: the registrar finds out, too.
+func (l *loop) checkIP(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, l.timing.firstIP)
+	defer cancel()
+	if ip, err := l.findIP(ctx); err == nil && ip != l.ip {
+		l.log.Info("agent IP changed while the agent was away", "from", l.ip, "to", ip)
+		l.ip = ip
+	}
+}
+
 // maintain is the slow round: whatever has to be looked at now and then even
 // though nothing was heard of it has its place here.
 func (l *loop) maintain(ctx context.Context) {
@@ -213,6 +224,9 @@ func (l *loop) maintain(ctx context.Context) {
 		kick(l.registrar.kick) // the agent IP may be another one now
 	}
 	l.stir = false
+	if b, err := os.ReadFile(l.files.state()); err != nil || !bytes.Equal(b, l.document) {
+		l.document = nil // somebody changed or removed it
+	}
 	l.reconcile(ctx, true)
 	l.checkTerm()
 }
@@ -376,7 +390,7 @@ func (l *loop) peersChanged(c peerChange) {
 	}
 	if e := c.event; e.Revision > 0 && e.Revision != l.revision {
 		l.revision = e.Revision
-		l.save.in(l.timing.savePeers)
+		l.save.in(l.timing.resync) // no hurry: an older revision only costs a longer answer
 	}
 	if l.patch(c.event) {
 		l.save.in(l.timing.savePeers)
@@ -457,6 +471,9 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 	}
 	if !l.settled {
 		l.attempts++
+	}
+	if report.MTU == 0 {
+		report.MTU = l.report.MTU // the kernel could not be read
 	}
 	l.report, l.applied = report, true
 	if lost != l.lost && lost != "" {

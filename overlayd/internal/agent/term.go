@@ -13,6 +13,9 @@ type renewal struct {
 	BootID   string        `json:"boot_id"`
 	Boottime time.Duration `json:"boottime_ns"`
 	Wall     time.Time     `json:"wall"`
+	// Estimated: it was in an earlier boot, and Boottime is what the wall clock
+	// made of it. A wall clock that is set right later can only make it earlier.
+	Estimated bool `json:"estimated,omitzero"`
 }
 
 // boot is the present boot.
@@ -21,13 +24,26 @@ type boot struct {
 	now func() time.Duration // CLOCK_BOOTTIME
 }
 
-// expires returns the CLOCK_BOOTTIME of the present boot after which no address
-// may be given out under a lease renewed then. It is at least 1.
+// adopt puts a renewal of an earlier boot into terms of the present one.
+func (b boot) adopt(r renewal, term time.Duration) renewal {
+	if r.BootID == b.id {
+		return r
+	}
+	return renewal{BootID: b.id, Boottime: b.byWallClock(r, term), Wall: r.Wall, Estimated: true}
+}
+
+// byWallClock is the CLOCK_BOOTTIME of a renewal as far as the wall clock can
+// tell: between one term ago and now.
+func (b boot) byWallClock(r renewal, term time.Duration) time.Duration {
+	return b.now() - min(max(time.Since(r.Wall), 0), term)
+}
+
+// expires returns the CLOCK_BOOTTIME after which no address may be given out
+// under a lease renewed then, in the present boot. It is at least 1.
 func (b boot) expires(r renewal, term time.Duration) time.Duration {
 	since := r.Boottime
-	if r.BootID != b.id {
-		gone := min(max(time.Since(r.Wall), 0), term)
-		since = b.now() - gone
+	if r.Estimated {
+		since = min(since, b.byWallClock(r, term))
 	}
 	return max(since+term-margin(term), 1)
 }

@@ -22,13 +22,35 @@ func TestExpires(t *testing.T) {
 			{"earlier boot, long ago", renewal{BootID: "last", Wall: time.Now().Add(-1000 * time.Hour)}, 99 * time.Hour},
 			{"earlier boot, in the future", renewal{BootID: "last", Wall: time.Now().Add(time.Hour)}, 109 * time.Hour},
 		} {
-			if got := b.expires(tc.r, term); got != tc.want {
+			if got := b.expires(b.adopt(tc.r, term), term); got != tc.want {
 				t.Errorf("%s: expires at %s, want %s", tc.name, got, tc.want)
 			}
 		}
 		now = time.Minute // just booted; the end of the term would lie before zero
-		if got := b.expires(renewal{BootID: "last", Wall: time.Now().Add(-1000 * time.Hour)}, term); got != 1 {
+		if got := b.expires(b.adopt(renewal{BootID: "last", Wall: time.Now().Add(-1000 * time.Hour)}, term), term); got != 1 {
 			t.Errorf("ended before this boot: expires at %d, want 1", got)
+		}
+	})
+}
+
+// A machine without a clock of its own believes it was away for no time at all.
+// Its lease must end all the same, and earlier once the clock has been set.
+func TestExpiresAfterRebootWithoutClock(t *testing.T) {
+	const term = 10 * time.Hour
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		b := boot{id: "this", now: func() time.Duration { return time.Minute + time.Since(start) }}
+		r := b.adopt(renewal{BootID: "last", Wall: start.Add(3 * time.Hour)}, term) // the clock is behind
+		want := time.Minute + 9*time.Hour
+		for range 4 {
+			if got := b.expires(r, term); got != want {
+				t.Errorf("after %s: expires at %s, want %s", time.Since(start), got, want)
+			}
+			time.Sleep(2 * time.Hour) // the bubble's clock
+		}
+		r.Wall = time.Now().Add(-9*time.Hour - 30*time.Minute) // as if the clock had been set
+		if got, want := b.expires(r, term), b.now()-30*time.Minute; got != want {
+			t.Errorf("after the clock was set: expires at %s, want %s", got, want)
 		}
 	})
 }
