@@ -195,7 +195,6 @@ func encodeVXLAN(m *messages, o op) {
 
 // encodeBridge: no spanning tree, so ports forward at once.
 func encodeBridge(m *messages, o op) {
-	m.attr32(unix.IFLA_MTU, uint32(o.mtu))
 	m.attr(unix.IFLA_ADDRESS, o.mac[:]...)
 	m.nest(unix.IFLA_LINKINFO, func() {
 		m.attrString(unix.IFLA_INFO_KIND, "bridge")

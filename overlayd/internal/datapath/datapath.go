@@ -82,6 +82,9 @@ type Datapath struct {
 	ip4    firewall
 	ip6    firewall
 	last   *applied // nil: nothing is known, the next Set reads the kernel
+
+	tooLarge int  // configured MTU that was warned of
+	disputed bool // claims of peers that were warned of
 }
 
 // applied is what the last Set left behind. It is only kept when everything
@@ -148,14 +151,13 @@ func (d *Datapath) Set(ctx context.Context, cfg Config, resync bool) Report {
 // setAll reads the kernel, plans and applies. The error, which is in the report
 // as well, says that it had to stop on the way.
 func (d *Datapath) setAll(ctx context.Context, cfg Config) (Report, error) {
-	before := d.last
 	d.last = nil
 	have, err := d.read(cfg)
 	if err != nil {
 		return d.report(nil, 0, 0, err), err
 	}
 	p := plan(cfg, have)
-	d.warn(&p, cfg, before)
+	d.warn(&p, cfg.VTEP.MTU)
 
 	// The firewall comes first, so that isolation is there before traffic is.
 	changed, failed := d.syncFirewall(ctx, p.cfg, have.ipv6)
@@ -179,13 +181,17 @@ func (d *Datapath) setAll(ctx context.Context, cfg Config) (Report, error) {
 }
 
 // warn logs what works, but not as it was meant; once, until it changes.
-func (d *Datapath) warn(p *planned, cfg Config, before *applied) {
-	if p.lowered && (before == nil || before.mtu != p.mtu || before.cfg.VTEP.MTU != cfg.VTEP.MTU) {
-		d.log.Warn("the configured MTU does not fit into the underlay", "configured", cfg.VTEP.MTU, "used", p.mtu)
+func (d *Datapath) warn(p *planned, configured int) {
+	if !p.lowered {
+		configured = 0
 	}
-	if p.disputed {
+	if configured != d.tooLarge && configured != 0 {
+		d.log.Warn("the configured MTU does not fit into the underlay", "configured", configured, "used", p.mtu)
+	}
+	if p.disputed && !d.disputed {
 		d.log.Warn("two peers claim the same subnet or VTEP; the newer lease is obeyed")
 	}
+	d.tooLarge, d.disputed = configured, p.disputed
 }
 
 func (d *Datapath) remember(cfg Config, p *planned, have *state, indexes map[string]int) {

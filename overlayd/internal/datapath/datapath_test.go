@@ -339,6 +339,12 @@ func TestBridges(t *testing.T) {
 	h.mustHave("ip link show m-dcos", "link/ether 0a:58:09:00:00:01")
 	h.mustHave("ip link show m-dcos", "alias overlay: dcos/mesos")
 
+	// Ports that come and go do not change the MTU.
+	h.sh("ip link add x0 mtu 1300 type veth peer name x1; ip link set x0 master m-dcos")
+	h.mustHave("ip link show m-dcos", "mtu 1450")
+	h.sh("ip link del x0")
+	h.mustHave("ip link show m-dcos", "mtu 1450")
+
 	// A bridge that Docker made is used and, in the end, left to Docker.
 	h.sh("ip link del d-dcos; ip link add d-dcos type bridge; ip addr add 9.0.0.129/25 dev d-dcos")
 	h.mustSet(cfg, true)

@@ -82,7 +82,7 @@ func (d *Datapath) readLinks(s *state) (map[int]string, error) {
 		a := l.Attrs()
 		names[a.Index] = a.Name
 		ports[a.MasterIndex]++
-		n := link{index: a.Index, kind: l.Type(), mtu: a.MTU, up: a.Flags&net.FlagUp != 0, alias: a.Alias}
+		n := link{index: a.Index, kind: l.Type(), mtu: a.MTU, up: a.Flags&net.FlagUp != 0, alias: a.Alias, loopback: a.Flags&net.FlagLoopback != 0}
 		copy(n.mac[:], a.HardwareAddr)
 		switch x := l.(type) {
 		case *netlink.Vxlan:

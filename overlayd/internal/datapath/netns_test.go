@@ -86,7 +86,7 @@ func (h *netNS) pings(src, dst string) bool {
 	if src != "" {
 		src = "-I " + src
 	}
-	_, err := h.try("ping -n -q -c 1 -W 1 " + src + " " + dst)
+	_, err := h.try("ping -n -q -c 1 -W 0.5 " + src + " " + dst)
 	return err == nil
 }
 

@@ -63,7 +63,7 @@ func (o op) String() string {
 		if o.act == del {
 			return "link delete " + o.dev
 		}
-		return fmt.Sprintf("link add %s mtu %d address %s type bridge", o.dev, o.mtu, o.mac)
+		return fmt.Sprintf("link add %s address %s type bridge", o.dev, o.mac)
 	case linkAlias:
 		return fmt.Sprintf("link set %s alias %q", o.dev, o.value)
 	case linkMTU:

@@ -24,7 +24,7 @@ const (
 const (
 	maxMTU     = 65535 // of any Ethernet-like device
 	minMTU6    = 1280  // below this the kernel takes IPv6 off a device
-	defaultMTU = 1500  // of an underlay that cannot be found
+	defaultMTU = 1500  // of an underlay that is not known
 )
 
 // blackholeMetric is that of the routes to our own agent subnets: every other
@@ -54,9 +54,11 @@ type link struct {
 	mac   conf.MAC
 	mtu   int
 	up    bool
-	alias string
-	ports int // of a bridge
-	vxlan vxlan
+	// loopback carries addresses that are reached through other links.
+	loopback bool
+	alias    string
+	ports    int // of a bridge
+	vxlan    vxlan
 }
 
 // vxlan is the part of a VXLAN device that cannot be changed later, or not
@@ -135,7 +137,10 @@ func plan(want Config, have *state) planned {
 
 	fresh := p.planLinks(have)
 	for _, d := range p.devices {
-		if l, there := have.links[d.name]; there && !fresh[d.name] && l.mtu != p.mtu {
+		// A bridge that was only made with an MTU takes another one whenever a
+		// port comes or goes; one that was told keeps it.
+		madeBridge := fresh[d.name] && d.overlay != ""
+		if madeBridge || !fresh[d.name] && have.links[d.name].mtu != p.mtu {
 			p.add(op{act: set, obj: linkMTU, dev: d.name, overlay: d.overlay, mtu: p.mtu})
 		}
 	}
@@ -173,8 +178,8 @@ func (p *planned) chooseMTU(v VTEP, have *state) {
 	if v.Local.Is6() {
 		encap = encap6
 	}
-	under, ok := have.links[have.underlay]
-	if ok {
+	under, found := have.links[have.underlay]
+	if found && !under.loopback {
 		p.mtu = min(under.mtu-encap, maxMTU)
 		p.lowered = v.MTU > p.mtu
 		if v.MTU != 0 {
@@ -182,12 +187,16 @@ func (p *planned) chooseMTU(v VTEP, have *state) {
 		}
 		return
 	}
-	p.complain("", "agent IP %s is on no interface of this host", v.Local)
+	if !found {
+		p.complain("", "agent IP %s is on no interface of this host", v.Local)
+	}
+	// An address on the loopback, as routing hosts have it, says nothing about
+	// the way packets go.
 	vtep, ok := have.links[conf.VTEPName]
 	switch {
 	case v.MTU != 0:
 		p.mtu = v.MTU
-	case ok:
+	case ok && !found:
 		p.mtu = vtep.mtu
 	default:
 		p.mtu = defaultMTU - encap
@@ -276,7 +285,7 @@ func (p *planned) planLinks(have *state) map[string]bool {
 		switch {
 		case d.overlay == "":
 		case !there:
-			p.add(op{act: add, obj: bridgeLink, dev: d.name, overlay: d.overlay, mac: bridgeMAC(d.addrs), mtu: p.mtu})
+			p.add(op{act: add, obj: bridgeLink, dev: d.name, overlay: d.overlay, mac: bridgeMAC(d.addrs)})
 			p.add(op{act: set, obj: linkAlias, dev: d.name, overlay: d.overlay, value: bridgeAlias(d)})
 			fresh[d.name] = true
 		case l.kind != "bridge":

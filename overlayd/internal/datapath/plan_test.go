@@ -77,8 +77,9 @@ func TestPlan(t *testing.T) {
 			have: kernel(bareKernel(onlyIPv4.agentIP(0)), func(s *state) { s.ipv6 = false }),
 			ops: `
 				link add vtep1024 mtu 1450 address 70:b3:d5:80:00:01 type vxlan id 1024 dstport 64000 local 172.16.0.2 nolearning
-				link add m-dcos mtu 1450 address 0a:58:09:00:00:01 type bridge
+				link add m-dcos address 0a:58:09:00:00:01 type bridge
 				link set m-dcos alias "overlay: dcos/mesos"
+				link set m-dcos mtu 1450
 				sysctl net/ipv4/ip_forward=1
 				sysctl net/ipv4/conf/vtep1024/forwarding=1
 				sysctl net/ipv4/conf/vtep1024/rp_filter=2
@@ -225,6 +226,13 @@ func TestPlan(t *testing.T) {
 			want: v4,
 			have: kernel(kernelWith(v4), func(s *state) { s.underlay = "" }),
 			bad:  `: agent IP 172.16.0.2 is on no interface of this host`,
+		},
+		{
+			name: "agent IP on the loopback of a routing host",
+			want: v4,
+			have: kernel(kernelWith(v4), func(s *state) {
+				s.underlay, s.links["lo"] = "lo", link{index: 1, mtu: 65536, up: true, loopback: true}
+			}),
 		},
 		{
 			name: "no IPv6 in the kernel",
