@@ -516,19 +516,28 @@ func whyNot(p netip.Prefix, a netip.Addr) string {
 	return "is the broadcast address of " + p.String()
 }
 
+// takeNext takes the next never-used address of the range, else the one that
+// was released first.
 func (h *half) takeNext(o Options, s *span) (a netip.Addr, early bool, err error) {
-	for !s.full {
-		a := s.frontier
-		s.pass(a)
-		if h.b.Get(addrKey(kindInUse, a)) == nil && h.b.Get(addrKey(kindReleased, a)) == nil {
-			return a, false, nil
+	if s.sparse() {
+		if err := h.dropCooled(s); err != nil {
+			return netip.Addr{}, false, err
 		}
+	}
+	if a, ok := h.advance(s); ok {
+		return a, false, nil
 	}
 	t, ok, err := h.oldest(s)
 	if err != nil {
 		return netip.Addr{}, false, err
 	}
 	if !ok {
+		if s.sparse() && s.used < conf.Containers(s.prefix) {
+			s.restart()
+			if a, ok := h.advance(s); ok {
+				return a, false, nil
+			}
+		}
 		return netip.Addr{}, false, &ExhaustedError{Overlay: o.Overlay, Half: h.name, Stats: s.stats(0)}
 	}
 	if _, taken, err := h.owner(t.addr); err != nil {
@@ -537,6 +546,41 @@ func (h *half) takeNext(o Options, s *span) (a netip.Addr, early bool, err error
 		return netip.Addr{}, false, damagef("address %s is both in use and released", t.addr)
 	}
 	return t.addr, !t.cooled(h.now, h.cool), h.dequeue(t)
+}
+
+// advance moves the frontier to behind the next address that is neither in use
+// (somebody asked for it by name) nor released.
+func (h *half) advance(s *span) (netip.Addr, bool) {
+	for !s.full {
+		a := s.frontier
+		s.pass(a)
+		if h.b.Get(addrKey(kindInUse, a)) == nil && h.b.Get(addrKey(kindReleased, a)) == nil {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// dropCooled forgets two of the addresses that have rested, so that the queue of
+// a sparse range does not grow for ever. The next lap finds them.
+func (h *half) dropCooled(s *span) error {
+	var drop []ticket
+	if err := h.each([]byte{kindQueue, family(s.first)}, func(k, payload []byte) (bool, error) {
+		t, err := decodeTicket(k, payload)
+		if err != nil || !t.cooled(h.now, h.cool) {
+			return false, err
+		}
+		drop = append(drop, t)
+		return len(drop) < 2, nil
+	}); err != nil {
+		return err
+	}
+	for _, t := range drop {
+		if err := h.dequeue(t); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // restAll releases everything and lets all of it rest from now on.

@@ -166,3 +166,51 @@ func TestKill(t *testing.T) {
 		})
 	}
 }
+
+// An error of a commit says nothing about the commit: when the last step fails,
+// after the meta page was written, the address is ours all the same.
+func TestCommitErrorIsReadBack(t *testing.T) {
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("needs strace to make a system call fail")
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBench(t)
+	b.get(req("before", prefixes("9.0.1.0/25")))
+	for _, tt := range []struct {
+		inject string
+		stored bool
+	}{
+		{"fdatasync:error=EIO:when=1", false},
+		{"fdatasync:error=EIO:when=2", true},
+		{"pwrite64:error=ENOSPC:when=1+", false},
+	} {
+		// strace counts for each thread, and Go may change threads between two
+		// calls: then nothing fails and it is tried again.
+		for try := range 20 {
+			id := fmt.Sprint(tt.inject, try)
+			cmd := exec.Command(strace, "-f", "-qq", "-e", "trace=fdatasync,pwrite64", "-e", "inject="+tt.inject, exe, b.o.Dir, id)
+			cmd.Env = command("allocate").Env
+			out, err := cmd.CombinedOutput()
+			if !bytes.Contains(out, []byte("(INJECTED)")) {
+				if try == 19 {
+					t.Skipf("strace injects nothing: %v %s", err, tail(out))
+				}
+				b.release(id)
+				continue
+			}
+			if (err == nil) != tt.stored {
+				t.Errorf("%s: %v\n%s", tt.inject, err, tail(out))
+			}
+			b.with(func(s *Store) {
+				if _, found, err := s.Get(t.Context(), att(id)); err != nil || found != tt.stored {
+					t.Errorf("%s: stored: %v, %v", tt.inject, found, err)
+				}
+			})
+			break
+		}
+	}
+}

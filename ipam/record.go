@@ -208,7 +208,7 @@ func (t ticket) cooled(now, cooling time.Duration) bool { return now-t.released 
 type span struct {
 	prefix      netip.Prefix
 	first, last netip.Addr // what containers can get, inclusive
-	frontier    netip.Addr // everything below was used before, or is in use
+	frontier    netip.Addr // where the search for a never-used address goes on
 	full        bool       // the frontier has passed last
 	used        uint64
 	early       uint64
@@ -233,6 +233,15 @@ func (s *span) pass(a netip.Addr) {
 		return
 	}
 	s.frontier = a.Next()
+}
+
+// sparse ranges have so many addresses that not every one that was ever used
+// can be remembered in the queue, as an IPv6 half has.
+func (s *span) sparse() bool { return conf.Containers(s.prefix) > 1<<16 }
+
+// restart begins another lap through the range.
+func (s *span) restart() {
+	s.frontier, s.full, s.changed = s.first, false, true
 }
 
 func (s *span) stats(cooling uint64) Stats {

@@ -96,7 +96,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	s.lock = lock
 	if err := s.open(ctx); err != nil {
 		s.Close()
-		return nil, fmt.Errorf("open address store of %s: %w", o.Overlay, err)
+		return nil, fmt.Errorf("open address store %s: %w", s.path, err)
 	}
 	return s, nil
 }

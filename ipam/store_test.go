@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	bolt "go.etcd.io/bbolt"
 	"go.uber.org/goleak"
 
 	"overlayd.internal/overlay/conf"
@@ -426,6 +427,63 @@ func TestHugeRange(t *testing.T) {
 	if _, err := b.allocate(req("t9", top)); err == nil {
 		t.Error("past the end of the address space")
 	}
+}
+
+// An IPv6 half never runs out of new addresses, so what was released must not
+// pile up.
+func TestSparseRangeForgets(t *testing.T) {
+	b := newBench(t)
+	huge := prefixes("fd01:b::/81")
+	entries := func() (n uint64) {
+		b.with(func(s *Store) {
+			if err := s.db.view(func(tx *bolt.Tx) error {
+				h, err := s.half(tx, conf.Mesos)
+				if err == nil {
+					_, n, err = h.readSum()
+				}
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+		})
+		return n
+	}
+	for i := range 400 {
+		b.get(req("c", huge))
+		b.release("c")
+		b.now += time.Second
+		if i >= 200 { // 150 are cooling, two entries each
+			if n := entries(); n > 2*160 {
+				t.Fatalf("%d entries after %d launches", n, i)
+			}
+		}
+	}
+	// At the end of the range another lap begins, past what is in use.
+	b.get(req("first", huge, "fd01:b::2"))
+	b.with(func(s *Store) {
+		if err := s.update(func(tx *bolt.Tx) error {
+			h, err := s.half(tx, conf.Mesos)
+			if err != nil {
+				return err
+			}
+			if err := h.loadSpans(); err != nil {
+				return err
+			}
+			h.spans[0].pass(h.spans[0].last)
+			return h.flush()
+		}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	b.now += time.Second
+	if a := b.get(req("d", huge)); len(a.Flush) != 1 {
+		t.Errorf("cooling ones are used before a new lap: %v", a)
+	}
+	for i := range 80 { // two are forgotten at each
+		b.now += cooling
+		b.get(req(fmt.Sprint("e", i), huge))
+	}
+	diff(t, "next lap", b.get(req("f", huge)).Addrs[0].Less(netip.MustParseAddr("fd01:b::400")), true)
 }
 
 func TestBusy(t *testing.T) {
