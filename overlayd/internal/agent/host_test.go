@@ -364,6 +364,18 @@ func (h *testHost) ready() {
 	})
 }
 
+// notReady waits until they cannot, and the reason says so.
+func (h *testHost) notReady(why string) {
+	h.t.Helper()
+	eventually(h.t, "agent is not ready because of "+why, func() error {
+		code, body, err := h.get(api.PathReady)
+		if err == nil && (code != http.StatusServiceUnavailable || !strings.Contains(body, why)) {
+			err = fmt.Errorf("readiness: %d %s", code, body)
+		}
+		return err
+	})
+}
+
 // document is what the agent has published.
 func (h *testHost) document() conf.State {
 	h.t.Helper()
