@@ -82,7 +82,6 @@ func New(o Options) (*Agent, error) {
 			bad("agent IP: %w", err)
 		}
 	}
-	o.Bridges = slices.Clone(o.Bridges)
 	for _, h := range o.Bridges {
 		if _, err := conf.ParseHalf(string(h)); err != nil {
 			bad("bridges: %w", err)
@@ -91,35 +90,7 @@ func New(o Options) (*Agent, error) {
 	// In address order, each once, as leases carry them.
 	o.Bridges = slices.DeleteFunc(slices.Clone(conf.Halves[:]), func(h conf.Half) bool { return !slices.Contains(o.Bridges, h) })
 
-	for _, d := range []struct {
-		what     string
-		dir      *string
-		required bool
-	}{
-		{"run directory", &o.RunDir, true},
-		{"state directory", &o.StateDir, true},
-		{"CNI configuration directory", &o.CNIConfDir, false},
-		{"UCR configuration directory", &o.UCRConfDir, false},
-	} {
-		switch {
-		case *d.dir == "" && d.required:
-			bad("%s: missing", d.what)
-		case *d.dir == "":
-		default:
-			// The CNI programs run somewhere else, so relative paths mean nothing to them.
-			abs, err := filepath.Abs(*d.dir)
-			if err != nil {
-				bad("%s %s: %w", d.what, *d.dir, err)
-			}
-			*d.dir = abs
-		}
-	}
-	if o.RunDir != "" && o.RunDir == o.StateDir {
-		bad("run and state directory are both %s: the state survives a reboot, the other must not", o.RunDir)
-	}
-	if path := filepath.Join(o.RunDir, conf.SocketFile); len(path) > maxSocketPath {
-		bad("run directory: %s has %d bytes, a socket's path at most %d; choose a shorter one", path, len(path), maxSocketPath)
-	}
+	errs = append(errs, o.checkDirs()...)
 	if o.Listen != "" {
 		if _, _, err := net.SplitHostPort(o.Listen); err != nil {
 			bad("listen address %q: want HOST:PORT, or nothing for the socket only", o.Listen)
@@ -146,6 +117,42 @@ func New(o Options) (*Agent, error) {
 		return nil, err
 	}
 	return &Agent{opts: o, log: o.Log, timing: defaultTiming}, nil
+}
+
+// checkDirs makes the directories absolute, because the CNI programs run
+// somewhere else, and says what is wrong with them.
+func (o *Options) checkDirs() (errs []error) {
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	for _, d := range []struct {
+		what     string
+		dir      *string
+		required bool
+	}{
+		{"run directory", &o.RunDir, true},
+		{"state directory", &o.StateDir, true},
+		{"CNI configuration directory", &o.CNIConfDir, false},
+		{"UCR configuration directory", &o.UCRConfDir, false},
+	} {
+		if *d.dir == "" {
+			if d.required {
+				bad("%s: missing", d.what)
+			}
+			continue
+		}
+		abs, err := filepath.Abs(*d.dir)
+		if err != nil {
+			bad("%s %s: %w", d.what, *d.dir, err)
+			continue
+		}
+		*d.dir = abs
+	}
+	if o.RunDir != "" && o.RunDir == o.StateDir {
+		bad("run and state directory are both %s: the state survives a reboot, the other must not", o.RunDir)
+	}
+	if path := filepath.Join(o.RunDir, conf.SocketFile); len(path) > maxSocketPath {
+		bad("run directory: %s has %d bytes, a socket's path at most %d; choose a shorter one", path, len(path), maxSocketPath)
+	}
+	return errs
 }
 
 // Run works until ctx is done, then returns nil. It returns an error when the

@@ -213,6 +213,48 @@ func TestRestartWithoutCoordinator(t *testing.T) {
 	}
 }
 
+// An agent that was killed before it wrote its peers does not take the routes
+// to them away: it looks at what the coordinator says first.
+func TestForgottenPeers(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	h := newHost(c)
+	h.start()
+	h.ready()
+	c.join("peer", "172.17.0.3")
+	c.join("other", "172.17.0.5")
+	both := func() error { return errors.Join(hasRoute(prefix("9.0.1.0/24")), hasRoute(prefix("9.0.2.0/24"))) }
+	eventually(t, "peers", both)
+	h.stop()
+	c.stop()
+	var p savedPeers
+	must(t, conf.ReadJSON(h.stored(peersFile), &p))
+	p.Revision, p.Peers = 0, nil
+	must(t, conf.WriteJSON(h.stored(peersFile), p, 0o600))
+	h.start()
+	h.ready()
+	if err := both(); err != nil {
+		t.Errorf("before the coordinator answered: %v", err)
+	}
+
+	h.stop() // so that it does not see the deletion happen
+	c.start()
+	_, err := c.client().Delete(t.Context(), []string{"other"})
+	must(t, err)
+	h.start()
+	eventually(t, "the peer that is gone has gone", func() error {
+		if hasRoute(prefix("9.0.2.0/24")) == nil {
+			return errors.New("its route is there")
+		}
+		return nil
+	})
+	if err := hasRoute(prefix("9.0.1.0/24")); err != nil {
+		t.Errorf("after the coordinator answered: %v", err)
+	}
+}
+
 // After a reboot, with the coordinator down: everything is back, and the time
 // the machine was off counts.
 func TestRebootWithoutCoordinator(t *testing.T) {
