@@ -2,7 +2,9 @@ package engines
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"strings"
 )
@@ -111,24 +113,25 @@ func (c *Cluster) AgentReady(ctx context.Context, host int) error {
 		busybox wget -q -O- http://127.0.0.1:6441/readyz`)
 }
 
-// Leftovers are what containers left on a host: links, namespaces and records of addresses.
-// Nothing is left when it is empty.
-func (h *Host) Leftovers(ctx context.Context) (string, error) {
+// Leftovers are what containers left on a host: links, namespaces, rules of
+// host ports, and whatever overlayctl finds not to agree. Nothing is left when
+// it is empty.
+func (c *Cluster) Leftovers(ctx context.Context, h *Host) (string, error) {
 	var left []string
 	links, err := h.Exec(ctx, "sh", "-ec", "ip -o link show type veth | sed 's/^[0-9]*: //; s/[:@].*//'")
 	if err != nil {
 		return "", err
 	}
-	for _, l := range strings.Fields(links) {
+	for l := range strings.FieldsSeq(links) {
 		if l != "eth0" {
 			left = append(left, "link "+l)
 		}
 	}
-	files, err := h.Exec(ctx, "sh", "-c", "find /run/netns /var/run/docker/netns /var/lib/cni "+ucrRoot+" -mindepth 1 ! -type d 2>/dev/null; true")
+	files, err := h.Exec(ctx, "sh", "-c", "find /run/netns /run/docker/netns /var/lib/cni "+ucrRoot+" -mindepth 1 ! -type d 2>/dev/null; true")
 	if err != nil {
 		return "", err
 	}
-	for _, f := range strings.Fields(files) {
+	for f := range strings.FieldsSeq(files) {
 		left = append(left, "file "+f)
 	}
 	rules, err := h.Exec(ctx, "sh", "-ec", "iptables -t nat -S; ip6tables -t nat -S")
@@ -141,5 +144,51 @@ func (h *Host) Leftovers(ctx context.Context) (string, error) {
 			left = append(left, "rule "+strings.TrimSpace(line))
 		}
 	}
-	return strings.Join(left, "\n"), nil
+	attached, err := c.Attached(ctx, h)
+	return strings.Join(append(left, attached...), "\n"), err
+}
+
+// Attached are the addresses a host has given out, and whatever overlayctl
+// finds not to agree.
+func (c *Cluster) Attached(ctx context.Context, h *Host) ([]string, error) {
+	attachments, err := c.Attachments(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for _, a := range attachments {
+		all = append(all, fmt.Sprintf("attachment of %s with %s", a.Container, a.Addrs))
+	}
+	if err := c.Check(ctx, h); err != nil {
+		all = append(all, err.Error())
+	}
+	return all, nil
+}
+
+// Check lets overlayctl compare address stores, kernel and lease of a host.
+func (c *Cluster) Check(ctx context.Context, h *Host) error {
+	_, err := h.Exec(ctx, filepath.Join(c.bin, "overlayctl"), "ipam", "check")
+	return err
+}
+
+// Attachment is a record of the host's address stores.
+type Attachment struct {
+	Overlay   string
+	Half      string
+	Container string `json:"container_id"`
+	IfName    string
+	Addrs     []netip.Addr
+}
+
+// Attachments are all of a host, as overlayctl lists them.
+func (c *Cluster) Attachments(ctx context.Context, h *Host) ([]Attachment, error) {
+	out, err := h.Exec(ctx, filepath.Join(c.bin, "overlayctl"), "ipam", "list", "-o", "json")
+	if err != nil {
+		return nil, err
+	}
+	var list struct{ Attachments []Attachment }
+	if err := json.Unmarshal([]byte(out), &list); err != nil {
+		return nil, fmt.Errorf("overlayctl ipam list: %w: %s", err, out)
+	}
+	return list.Attachments, nil
 }

@@ -66,10 +66,17 @@ func (c *Container) Ping(ctx context.Context, to netip.Addr) error {
 	})
 }
 
-// Get fetches the page at an address from inside the container.
-func (c *Container) Get(ctx context.Context, from netip.AddrPort) (string, error) {
-	// The limit is timeout's: wget -T crashes in Debian's static busybox.
-	return c.Exec(ctx, "timeout", "10", "wget", "-q", "-O", "-", "http://"+from.String()+"/")
+// Get fetches the page at an address from inside the container. It repeats that
+// for at most ten seconds: the other may have been started just now.
+func (c *Container) Get(ctx context.Context, from netip.AddrPort) (page string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	err = Wait(ctx, func() error {
+		// The limit is timeout's: wget -T crashes in Debian's static busybox.
+		page, err = c.Exec(ctx, "timeout", "5", "wget", "-q", "-O", "-", "http://"+from.String()+"/")
+		return err
+	})
+	return page, err
 }
 
 // Addrs are the global addresses the container's interface really has.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -159,7 +158,9 @@ func (c *Ctr) Run(ctx context.Context, s Spec) (*Container, error) {
 		}
 		return nil
 	}
-	if err := c.Host.ready(ctx, client, c.ctr("task", "exec", "--exec-id", "ready", s.Name, "true")...); err != nil {
+	// Programs can be executed in it before it has its network, but it serves
+	// only afterwards.
+	if err := c.Host.ready(ctx, client, c.ctr("task", "exec", "--exec-id", "ready", s.Name, "wget", "-q", "-O-", "http://127.0.0.1/")...); err != nil {
 		return k, err
 	}
 	k.IPs, err = k.Addrs(ctx, "eth0")
@@ -239,10 +240,4 @@ func (c *CRI) networkReady(ctx context.Context) error {
 		}
 		return nil
 	})
-}
-
-// HaveCRI says whether the client was built.
-func (l *Lab) HaveCRI() error {
-	_, err := os.Stat(filepath.Join(l.tools, "crictl"))
-	return err
 }

@@ -117,7 +117,7 @@ func testPair(t *testing.T, ctx context.Context, c *Cluster, r launcher, engines
 		if err := k.Remove(ctx); err != nil {
 			t.Error(err)
 		}
-		nothingLeft(t, ctx, c.Hosts[i])
+		nothingLeft(t, ctx, c, c.Hosts[i])
 	}
 }
 
@@ -207,12 +207,12 @@ func hostPorts(t *testing.T, ctx context.Context, c *Cluster, pair []*Container,
 }
 
 // nothingLeft expects no trace of containers on a host, a moment later.
-func nothingLeft(t *testing.T, ctx context.Context, h *Host) {
+func nothingLeft(t *testing.T, ctx context.Context, c *Cluster, h *Host) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	err := Wait(ctx, func() error {
-		left, err := h.Leftovers(ctx)
+		left, err := c.Leftovers(ctx, h)
 		if err == nil && left != "" {
 			err = fmt.Errorf("left on %s:\n%s", h.Name, left)
 		}
