@@ -1,0 +1,109 @@
+package agent
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/api"
+)
+
+// follow watches the peers, from the revision we know them at if they are of
+// the same cluster.
+func (l *loop) follow(ctx context.Context) {
+	l.unfollow()
+	if l.clusterID != l.held.ClusterID {
+		l.clusterID, l.revision = l.held.ClusterID, 0
+	}
+	l.watches++
+	w := &watcher{
+		watch: l.opts.Coordinator.Watch, id: l.id, generation: l.watches, revision: l.revision,
+		timing: l.timing, log: l.log, register: l.registrar.kick, out: l.peersIn,
+	}
+	ctx, l.stopWatch = context.WithCancel(ctx)
+	l.group.Go(func() error { return w.run(ctx) })
+}
+
+// unfollow ends the watch and reports whether there was one.
+func (l *loop) unfollow() bool {
+	if l.stopWatch == nil {
+		return false
+	}
+	l.stopWatch()
+	l.stopWatch = nil
+	return true
+}
+
+// peersChanged takes in an event of the watch.
+func (l *loop) peersChanged(c peerChange) {
+	if l.stopWatch == nil || c.generation != l.watches {
+		return // of a watch that was ended
+	}
+	if c.connected {
+		l.log.Info("following the peers", "revision", c.event.Revision)
+		l.tellStatus(true) // the coordinator may have been restarted
+		if !l.caughtUp {
+			l.caughtUp = true
+			l.apply.in(l.timing.coalesce)
+		}
+	}
+	if e := c.event; e.Revision > 0 && e.Revision != l.revision {
+		l.revision = e.Revision
+		l.save.in(l.timing.resync) // no hurry: an older revision only costs a longer answer
+	}
+	if l.patch(c.event) {
+		l.save.in(l.timing.savePeers)
+		l.apply.in(l.timing.coalesce)
+	}
+}
+
+// patch applies an event to the peers and reports whether it changed any.
+func (l *loop) patch(e api.PeerEvent) bool {
+	set, removed := 0, 0
+	gone := e.Delete
+	if e.Snapshot {
+		now := map[string]bool{}
+		for _, p := range e.Put {
+			now[p.AgentID] = true
+		}
+		for id := range l.peers {
+			if !now[id] {
+				gone = append(gone, id)
+			}
+		}
+	}
+	for _, id := range gone {
+		if _, ok := l.peers[id]; ok {
+			delete(l.peers, id)
+			removed++
+			l.log.Debug("peer gone", "peer", id)
+		}
+	}
+	for _, p := range e.Put {
+		old, known := l.peers[p.AgentID]
+		if known && samePeer(old, p) {
+			continue
+		}
+		l.peers[p.AgentID] = p
+		set++
+		l.log.Debug("peer", "peer", p.AgentID, "ip", p.AgentIP, "epoch", p.Epoch)
+	}
+	if set+removed == 0 {
+		return false
+	}
+	l.log.Info("peers changed", "set", set, "gone", removed, "peers", len(l.peers))
+	return true
+}
+
+func (l *loop) savePeers() {
+	s := savedPeers{AgentID: l.id, ClusterID: l.clusterID, Revision: l.revision}
+	for _, id := range slices.Sorted(maps.Keys(l.peers)) {
+		s.Peers = append(s.Peers, l.peers[id])
+	}
+	err := conf.WriteJSON(l.files.peers(), s, 0o600)
+	l.logOnce("storing the peers", err)
+	if err != nil {
+		l.save.in(l.timing.resync)
+	}
+}
