@@ -15,13 +15,20 @@ import (
 	"overlayd.internal/overlay/integration/lab"
 )
 
-func checkNoPorts(t *testing.T, h *lab.Host) {
+// checkNothingLeft: no container is attached to the host, and the host's own
+// comparison of stores, kernel and lease finds nothing wrong.
+func checkNothingLeft(t *testing.T, h *lab.Host) {
 	t.Helper()
 	ports, err := h.BridgePorts(t.Context())
 	must(t, err)
 	if len(ports) > 0 {
 		t.Errorf("%s: left over on the bridges: %q", h.Name, ports)
 	}
+	out, err := h.Run(t.Context(), filepath.Join(h.Lab.Bin, "overlayctl"), "ipam", "check", "--run-dir", h.RunDir)
+	if err != nil {
+		t.Errorf("overlayctl ipam check: %v", err)
+	}
+	t.Log(h.Name, "overlayctl ipam check:", strings.TrimSpace(out))
 }
 
 // ipam runs overlay-ipam on a host and returns the address it gave and its
@@ -130,7 +137,7 @@ func TestBurst(t *testing.T) {
 
 			del := all(func(i int) error { return containers[i].Del(ctx) })
 			t.Logf("%d ADDs in %v, %d DELs in %v", n, add.Round(time.Millisecond), n, del.Round(time.Millisecond))
-			checkNoPorts(t, h)
+			checkNothingLeft(t, h)
 			for _, c := range containers {
 				out, err := c.Run(ctx, "ip", "-o", "link", "show", "type", "veth")
 				must(t, err)
@@ -159,7 +166,7 @@ func TestFailedAdd(t *testing.T) {
 			if err := c.Add(ctx); err == nil || !strings.Contains(err.Error(), "eth0") {
 				t.Errorf("ADD over an existing eth0: %v; want an error that names it", err)
 			}
-			checkNoPorts(t, h)
+			checkNothingLeft(t, h)
 			must(t, c.Configure(ctx, "link delete eth0"))
 			checkDrains(t, h, "dcos", half, 125)
 		})

@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -61,6 +60,8 @@ func buildAndRun(m *testing.M) (int, error) {
 			return 0, fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, out)
 		}
 	}
+	// The race detector's runtime would have every program sleep before it ends.
+	os.Setenv("GORACE", "atexit_sleep_ms=0")
 	return m.Run(), nil
 }
 
@@ -175,9 +176,4 @@ func program(t *testing.T, argv ...string) (out string, status int) {
 		t.Fatal(err)
 	}
 	return string(b), cmd.ProcessState.ExitCode()
-}
-
-// inHost runs one of the programs in a host's namespace.
-func inHost(ctx context.Context, h *lab.Host, argv ...string) (string, error) {
-	return h.Run(ctx, append([]string{filepath.Join(binDir, argv[0])}, argv[1:]...)...)
 }

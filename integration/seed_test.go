@@ -88,7 +88,7 @@ func TestSeed(t *testing.T) {
 			must(t, c.Del(ctx)) // gone is success
 		}
 		for _, h := range s.Agents {
-			checkNoPorts(t, h)
+			checkNothingLeft(t, h)
 			for _, half := range []string{lab.Mesos, lab.Docker} {
 				checkDrains(t, h, "dcos", half, 125)
 			}

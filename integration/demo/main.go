@@ -40,14 +40,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags.SetOutput(stderr)
 	keep := flags.Bool("keep", false, "leave everything up at the end")
 	clean := flags.Bool("clean", false, "remove what -keep left, and do nothing else")
-	bin := flags.String("bin", "bin", "`directory` of the programs; cnitool is in its tools/")
+	bin := flags.String("bin", "bin", "`directory` of the programs")
+	cnitool := flags.String("cnitool", "bin/tools/cnitool", "the `program` cnitool")
 	config := flags.String("config", "conf/examples/overlay.yaml", "cluster configuration `file`")
 	state := flags.String("state", "integration/testdata/seed-state.json", "`file` with the state the coordinator must show")
 	if err := flags.Parse(args); err != nil || flags.NArg() > 0 {
 		return 2
 	}
 
-	d := &demo{out: stdout, start: time.Now(), keep: *keep, bin: *bin}
+	d := &demo{out: stdout, start: time.Now(), lab: lab.Options{Bin: *bin, CNITool: *cnitool, Keep: *keep}}
 	var err error
 	if *clean {
 		err = d.clean(ctx)
@@ -56,7 +57,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	switch {
 	case ctx.Err() != nil:
-		fmt.Fprintln(stderr, "demo: interrupted; everything is removed")
+		fmt.Fprintln(stderr, "demo: interrupted")
 		return 130
 	case err != nil:
 		fmt.Fprintln(stderr, "demo:", err)
@@ -75,9 +76,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 type demo struct {
 	out    io.Writer
-	bin    string
+	lab    lab.Options
 	start  time.Time
-	keep   bool
 	passed int
 	failed []string
 }
@@ -131,21 +131,17 @@ func (d *demo) show(ctx context.Context, configFile, stateFile string) (err erro
 	fmt.Fprint(d.out, topology)
 	var s *lab.Seed
 	err = d.step(func() (string, error) {
-		s, err = lab.NewSeed(ctx, lab.Options{Bin: d.bin, CNITool: filepath.Join(d.bin, "tools", "cnitool"), Keep: d.keep}, string(config))
+		s, err = lab.NewSeed(ctx, d.lab, string(config))
 		return "made the underlay and four machines, as network namespaces", err
 	})
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if err != nil || len(d.failed) > 0 {
+		if ctx.Err() == nil && (err != nil || len(d.failed) > 0) {
 			s.Logs(d.out, 15)
 		}
-		err = errors.Join(err, s.Close())
-		if err == nil && !d.keep {
-			err = d.step(func() (string, error) { return "removed everything", left(s.Name) })
-		}
-		fmt.Fprintln(d.out)
+		err = errors.Join(err, d.remove(s))
 	}()
 
 	if err := d.up(ctx, s); err != nil {
@@ -160,7 +156,7 @@ func (d *demo) show(ctx context.Context, configFile, stateFile string) (err erro
 	if err := d.traffic(ctx, s); err != nil {
 		return err
 	}
-	if d.keep {
+	if d.lab.Keep {
 		d.lookAround(s)
 		return nil
 	}
@@ -360,19 +356,22 @@ func (d *demo) down(ctx context.Context, s *lab.Seed) error {
 }
 
 func (d *demo) lookAround(s *lab.Seed) {
-	fmt.Fprintf(d.out, `Everything is still up. To look around:
+	agent, c := s.Agents[0], s.Containers[0]
+	fmt.Fprintf(d.out, `Everything is still up. Every machine and container is a network namespace:
 
-  ip netns                                              # machines and containers: %[1]s-...
-  ip netns exec %[2]s ip -br address              # one host
-  ip netns exec %[2]s ip route; ip netns exec %[2]s bridge fdb show dev vtep1024
-  ip netns exec %[3]s ip address          # one container
-  ip netns exec %[3]s ping %[4]s
-  ip netns exec %[5]s %[6]s agents --coordinator %[7]s
-  ls -R %[8]s                                       # state, stores, CNI files and logs of every host
+  ip netns
+  ip netns exec %[1]s ip -brief address
+  ip netns exec %[1]s ip route
+  ip netns exec %[2]s ip address
+  ip netns exec %[2]s ping %[3]s
 
-To remove it: make demo CLEAN=1
+  ip netns exec %[1]s bin/overlayctl status --run-dir %[4]s --coordinator %[5]s
+  ip netns exec %[1]s bin/overlayctl ipam --run-dir %[4]s
 
-`, s.Name, s.Agents[0].Name, s.Containers[0].Name, firstPeer(s), s.Master.Name, "bin/overlayctl", s.Coordinator.URL, s.Dir)
+State, address stores, CNI files and logs of every host are in %[6]s.
+To remove everything: make demo CLEAN=1
+
+`, agent.Name, c.Name, firstPeer(s), agent.RunDir, s.Coordinator.URL, s.Dir)
 }
 
 // firstPeer is the address of a container of the first one's overlay on the
@@ -403,16 +402,20 @@ func (d *demo) clean(ctx context.Context) error {
 	return nil
 }
 
-// left says what a removed lab left behind.
-func left(name string) error {
-	entries, err := os.ReadDir("/run/netns")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+// remove takes the lab down, unless it is to stay, and looks whether all of it
+// has gone.
+func (d *demo) remove(s *lab.Seed) error {
+	if d.lab.Keep {
+		return s.Close()
 	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), name+"-") {
-			return fmt.Errorf("namespace %s is still there", e.Name())
+	return d.step(func() (string, error) {
+		if err := s.Close(); err != nil {
+			return "", err
 		}
-	}
-	return nil
+		left, err := filepath.Glob("/run/netns/" + s.Name + "-*")
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("still there: %s", strings.Join(left, " "))
+		}
+		return "removed everything\n", err
+	})
 }

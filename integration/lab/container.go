@@ -9,7 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
+
+	"overlayd.internal/overlay/integration/ucr"
 )
 
 // The halves of an agent subnet.
@@ -26,8 +27,6 @@ type Container struct {
 	Overlay string
 	Half    string
 	Addrs   []netip.Prefix
-
-	stdin []byte // what the Mesos half's ADD got; its DEL gets the same
 }
 
 // Attach makes a namespace and attaches it the way the half's runtime does: the
@@ -47,7 +46,7 @@ func (h *Host) Attach(ctx context.Context, name, overlay, half string) (*Contain
 // Add attaches the container and fills in Addrs.
 func (c *Container) Add(ctx context.Context) (err error) {
 	if c.Half == Mesos {
-		c.Addrs, err = c.ucrAdd(ctx)
+		c.Addrs, err = c.mesosAdd(ctx)
 	} else {
 		c.Addrs, err = c.cnitoolAdd(ctx)
 	}
@@ -57,8 +56,7 @@ func (c *Container) Add(ctx context.Context) (err error) {
 // Del detaches the container; its namespace stays.
 func (c *Container) Del(ctx context.Context) error {
 	if c.Half == Mesos {
-		_, err := c.ucr(ctx, "DEL")
-		return err
+		return c.Host.isolator().Del(ctx, c.mesosID())
 	}
 	_, err := c.cnitool(ctx, "del")
 	return err
@@ -114,107 +112,38 @@ func (c *Container) cnitoolAdd(ctx context.Context) ([]netip.Prefix, error) {
 	return addrs, nil
 }
 
-// ucrStdin is what the isolator passes to the plugin: the network's file with
-// args added and the keys sorted, which a Go map gives for nothing.
-func (c *Container) ucrStdin() ([]byte, error) {
-	b, err := os.ReadFile(filepath.Join(c.Host.UCRConfDir, c.Overlay+".conf"))
+// isolator is the host's Mesos agent, as far as networks are concerned.
+func (h *Host) isolator() *ucr.Isolator {
+	return &ucr.Isolator{
+		ConfDir: h.UCRConfDir, PluginsDir: h.Lab.Bin, Root: filepath.Join(h.Dir, "mesos"),
+		Command: h.Command,
+	}
+}
+
+// mesosID has a dot, as the ids of nested containers have.
+func (c *Container) mesosID() string { return c.Name + ".task" }
+
+func (c *Container) mesosAdd(ctx context.Context) ([]netip.Prefix, error) {
+	i := c.Host.isolator()
+	handle := i.Handle(c.mesosID())
+	if err := os.MkdirAll(filepath.Dir(handle), 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.Symlink(c.Path, handle); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, err
+	}
+	results, err := i.Attach(ctx, c.mesosID(), ucr.NetworkInfo{Name: c.Overlay})
 	if err != nil {
-		return nil, err
-	}
-	var conf map[string]any
-	if err := json.Unmarshal(b, &conf); err != nil {
-		return nil, fmt.Errorf("%s.conf: %w", c.Overlay, err)
-	}
-	conf["args"] = map[string]any{"org.apache.mesos": map[string]any{"network_info": map[string]any{
-		"ip_addresses": []any{map[string]any{"protocol": "IPv4"}}, // its default, whatever the family
-		"labels":       map[string]any{"labels": []any{map[string]any{"key": "app", "value": c.Short}}},
-		"name":         c.Overlay,
-	}}}
-	return json.Marshal(conf)
-}
-
-// ucr runs the plugin as Mesos' isolator does: that very environment and nothing
-// else, an id with a dot as nested containers have.
-func (c *Container) ucr(ctx context.Context, verb string) ([]byte, error) {
-	var conf struct{ Type string }
-	if err := json.Unmarshal(c.stdin, &conf); err != nil {
-		return nil, fmt.Errorf("%s: %s before a first ADD: %w", c.Name, verb, err)
-	}
-	h := c.Host
-	cmd := h.Command(ctx, filepath.Join(h.Lab.Bin, conf.Type))
-	cmd.Env = []string{
-		"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + c.Name + ".task", "CNI_NETNS=" + c.Path,
-		"CNI_IFNAME=eth0", "CNI_PATH=" + h.Lab.Bin, "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
-	}
-	cmd.Stdin = bytes.NewReader(c.stdin)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("%s: %s %s: %w: stdout='%s', stderr='%s'", c.Name, conf.Type, verb, err, stdout.Bytes(), stderr.Bytes())
-	}
-	return stdout.Bytes(), nil
-}
-
-func (c *Container) ucrAdd(ctx context.Context) (addrs []netip.Prefix, err error) {
-	if c.stdin, err = c.ucrStdin(); err != nil {
-		return nil, err
-	}
-	out, err := c.ucr(ctx, "ADD")
-	if err != nil {
-		return nil, err
-	}
-	if addrs, err = parseUCR(out); err != nil {
-		return nil, fmt.Errorf("%s: Mesos would refuse the result: %w: %s", c.Name, err, out)
-	}
-	return addrs, nil
-}
-
-// parseUCR reads a result as strictly as the isolator: one JSON object, in which
-// it knows ip4, ip6 and dns. ip4.ip must be in CIDR form.
-func parseUCR(out []byte) ([]netip.Prefix, error) {
-	type ipConfig struct {
-		IP      *string
-		Gateway string
-		Routes  []struct {
-			Dst *string
-			GW  string
-		}
-	}
-	var r struct {
-		IP4, IP6 *ipConfig
-		DNS      struct {
-			Nameservers, Search, Options []string
-			Domain                       string
-		}
-	}
-	if !strings.HasPrefix(strings.TrimSpace(string(out)), "{") {
-		return nil, errors.New("not a JSON object")
-	}
-	if err := json.Unmarshal(out, &r); err != nil { // refuses a second document
 		return nil, err
 	}
 	var addrs []netip.Prefix
-	for i, c := range []*ipConfig{r.IP4, r.IP6} {
-		name := []string{"ip4", "ip6"}[i]
-		if c == nil {
-			continue
+	for _, ip := range []*ucr.IPConfig{results[0].IP4, results[0].IP6} {
+		if p := ip.Prefix(); p.IsValid() {
+			addrs = append(addrs, p)
 		}
-		if c.IP == nil {
-			return nil, fmt.Errorf("%s has no ip", name)
-		}
-		p, err := netip.ParsePrefix(*c.IP)
-		if err != nil || p.Addr().Is4() != (name == "ip4") {
-			return nil, fmt.Errorf("%s.ip %q: want an address of that family in CIDR form", name, *c.IP)
-		}
-		for _, route := range c.Routes {
-			if route.Dst == nil {
-				return nil, fmt.Errorf("%s has a route without dst", name)
-			}
-		}
-		addrs = append(addrs, p)
 	}
 	if len(addrs) == 0 {
-		return nil, errors.New("neither ip4 nor ip6")
+		return nil, fmt.Errorf("%s: the result of m-overlay has neither ip4 nor ip6", c.Name)
 	}
 	return addrs, nil
 }

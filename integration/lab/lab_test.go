@@ -13,9 +13,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 // With dieEnv set the test binary is the victim of TestKilledLabIsRemoved.
@@ -230,40 +227,6 @@ func TestStop(t *testing.T) {
 			t.Errorf("%s: %v", script, err)
 		}
 		os.Remove(p.Log)
-	}
-}
-
-func TestParseUCR(t *testing.T) {
-	for _, c := range []struct {
-		name, in string
-		want     []string
-	}{
-		{"ip4", `{"cniVersion":"0.1.0","ip4":{"ip":"9.0.1.2/25","gateway":"9.0.1.1","routes":[{"dst":"0.0.0.0/0"}]},"dns":{}}`, []string{"9.0.1.2/25"}},
-		{"ip6", `{"ip6":{"ip":"fd01:b:0:0:1::2/81"}}` + "\n", []string{"fd01:b::1:0:0:2/81"}},
-		{"both", `{"ip6":{"ip":"fd01::2/81"},"ip4":{"ip":"9.0.1.2/25"}}`, []string{"9.0.1.2/25", "fd01::2/81"}},
-		{"newer shape", `{"cniVersion":"1.0.0","ips":[{"address":"9.0.1.2/25"}]}`, nil},
-		{"no mask", `{"ip4":{"ip":"9.0.1.2"}}`, nil},
-		{"family", `{"ip4":{"ip":"fd01::2/81"}}`, nil},
-		{"no ip", `{"ip4":{"gateway":"9.0.1.1"}}`, nil},
-		{"wrong type", `{"ip4":{"ip":5}}`, nil},
-		{"route without dst", `{"ip4":{"ip":"9.0.1.2/25","routes":[{"gw":"9.0.1.1"}]}}`, nil},
-		{"two documents", `{"ip4":{"ip":"9.0.1.2/25"}} {}`, nil},
-		{"not an object", `null`, nil},
-		{"empty", ``, nil},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			got, err := parseUCR([]byte(c.in))
-			if (err == nil) != (c.want != nil) {
-				t.Fatalf("err = %v", err)
-			}
-			var addrs []string
-			for _, p := range got {
-				addrs = append(addrs, p.String())
-			}
-			if diff := cmp.Diff(c.want, addrs, cmpopts.EquateEmpty()); diff != "" {
-				t.Error(diff)
-			}
-		})
 	}
 }
 
