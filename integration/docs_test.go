@@ -80,6 +80,36 @@ exec bash -euo pipefail -c "$2"`, h.RunDir, h.StateDir, b.script)
 	}
 }
 
+// TestDocumented: the README knows every flag and every error code there is.
+func TestDocumented(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join(top, "README.md"))
+	must(t, err)
+	readme := string(b)
+	for _, command := range []string{"coordinator", "agent"} {
+		help, status := program(t, "overlayd", command, "--help")
+		flags := regexp.MustCompile(`(?m)^  (--[a-z-]+)`).FindAllStringSubmatch(help, -1)
+		if status != 0 || len(flags) < 3 {
+			t.Errorf("overlayd %s --help: status %d:\n%s", command, status, help)
+		}
+		for _, f := range flags {
+			if !strings.Contains(readme, "`"+f[1]) {
+				t.Errorf("the README does not know %s of overlayd %s", f[1], command)
+			}
+		}
+	}
+	source, err := os.ReadFile(filepath.Join(top, "ipam/cnimain/cnimain.go"))
+	must(t, err)
+	codes := regexp.MustCompile(`(?m)^\s+ErrCode\w+\s+uint = (\d+)`).FindAllSubmatch(source, -1)
+	if len(codes) == 0 {
+		t.Error("no error codes found; where have they gone?")
+	}
+	for _, c := range codes {
+		if !strings.Contains(readme, fmt.Sprintf("\n| %s |", c[1])) {
+			t.Errorf("the README does not know error code %s", c[1])
+		}
+	}
+}
+
 // TestTreeLinks: what the documents point to is there.
 func TestTreeLinks(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
