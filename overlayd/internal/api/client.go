@@ -180,10 +180,11 @@ func (c *Client) watch(ctx context.Context, target string, fn func(PeerEvent) er
 			return heard, because(ctx, err)
 		}
 		heard = true
+		silence.Stop() // fn may take its time
 		if err := fn(e); err != nil {
 			return true, err
 		}
-		silence.Reset(WatchTimeout) // fn may have taken its time
+		silence.Reset(WatchTimeout)
 	}
 }
 

@@ -43,7 +43,9 @@ func (c *Coordinator) serveWatch(w http.ResponseWriter, r *http.Request, ended <
 	if watch.ahead {
 		s.revision = 0
 	}
-	s.follow(r, watch, ended)
+	if s.sync() == nil { // the agent learns at once that it is connected
+		s.follow(r, watch, ended)
+	}
 	return nil // the status line is out; whatever happens now ends the stream
 }
 
@@ -106,43 +108,28 @@ type stream struct {
 func (s *stream) follow(r *http.Request, w *watch, ended <-chan struct{}) {
 	heartbeat := time.NewTimer(api.HeartbeatInterval)
 	defer heartbeat.Stop()
-	silent := false // the heartbeat is due
+	due := false // a heartbeat
 	for {
-		settled := s.c.settled() // before since, so that nothing up to it is missed
-		deltas, _, more, ok := s.c.hub.since(s.revision)
-		if !ok || s.revision == 0 {
-			snapshot := s.c.snapshot()
-			if s.write(snapshot.data) != nil {
-				return
-			}
-			s.revision, silent = snapshot.to, false
-			heartbeat.Reset(api.HeartbeatInterval)
-			continue
-		}
-		for _, d := range deltas {
-			if s.write(d.data) != nil {
-				return
-			}
-			s.revision, silent = d.to, false
-		}
+		settled := s.c.settled() // before news, so that nothing up to it is missed
+		news, more, err := s.news()
+		asked := s.c.takeAsk(w)
 		s.revision = max(s.revision, settled)
-		if asked := s.c.takeAsk(w); asked || silent {
-			if s.write(encodeLine(api.PeerEvent{Revision: s.revision, Register: asked})) != nil {
-				return
-			}
-			silent = false
+		if err == nil && (asked || due) {
+			news, err = true, s.write(encodeLine(api.PeerEvent{Revision: s.revision, Register: asked}))
 		}
-		if s.sync() != nil {
-			return
-		}
-		if !silent {
+		if err == nil && news {
+			due = false
 			heartbeat.Reset(api.HeartbeatInterval)
+			err = s.sync()
+		}
+		if err != nil {
+			return // the agent will be back
 		}
 		select {
 		case <-more:
 		case <-w.wake:
 		case <-heartbeat.C:
-			silent = true
+			due = true
 		case <-r.Context().Done():
 			return
 		case <-s.c.stopped:
@@ -151,6 +138,27 @@ func (s *stream) follow(r *http.Request, w *watch, ended <-chan struct{}) {
 			return
 		}
 	}
+}
+
+// news writes what was published since the last event, and returns a channel
+// that is closed when there is more.
+func (s *stream) news() (written bool, more <-chan struct{}, err error) {
+	deltas, _, more, ok := s.c.hub.since(s.revision)
+	for !ok || s.revision == 0 {
+		snapshot := s.c.snapshot()
+		if err := s.write(snapshot.data); err != nil {
+			return true, nil, err
+		}
+		s.revision, written = snapshot.to, true
+		deltas, _, more, ok = s.c.hub.since(s.revision)
+	}
+	for _, d := range deltas {
+		if err := s.write(d.data); err != nil {
+			return true, nil, err
+		}
+		s.revision, written = d.to, true
+	}
+	return written, more, nil
 }
 
 // write sends in pieces, each of which has writeTimeout to be taken.
