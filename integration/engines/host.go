@@ -44,6 +44,10 @@ type Host struct {
 // because they show the namespaces of whoever mounted them; the cgroups are
 // carried over, since the new /sys covers them. What the engines store is bound
 // from the disk, as their layers cannot be put upon another overlay file system.
+// /run/netns is mounted upon itself, as "ip netns" and Podman do when they are
+// first used: where containerd has namespaces there already at that moment, it
+// cannot remove them any more ("device or resource busy").
+//
 // Debian's packages bring a network of their own, which is taken off the disk
 // of a new host: engines would choose it before one whose name comes later.
 // Everything of a boot is fresh: /run, /dev/shm (Podman's locks), and the boot id.
@@ -66,6 +70,8 @@ done
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t tmpfs tmpfs /dev/shm
 mkdir -p /run/lock /run/netns
+mount --bind /run/netns /run/netns
+mount --make-shared /run/netns
 cp "$D/boot_id" /run/boot_id
 mount --bind /run/boot_id /proc/sys/kernel/random/boot_id
 if [ ! -e "$D/installed" ]; then

@@ -53,7 +53,7 @@ func New(ctx context.Context, tools string) (*Lab, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("hosts are made of namespaces and mounts: must be root")
 	}
-	l, err := claim(ctx)
+	l, err := claim()
 	if err != nil {
 		return nil, err
 	}
@@ -77,13 +77,13 @@ func (l *Lab) setUp(ctx context.Context, tools string) (err error) {
 
 // claim makes the directory of a lab and locks it for as long as this process
 // lives; that lock is how others know that the lab is not a left-over.
-func claim(ctx context.Context) (*Lab, error) {
+func claim() (*Lab, error) {
 	guard, err := lockFile(filepath.Join(labRoot, labPrefix+"lock"), syscall.LOCK_EX)
 	if err != nil {
 		return nil, err
 	}
 	defer guard.Close()
-	if err := sweep(ctx); err != nil {
+	if err := sweep(); err != nil {
 		return nil, fmt.Errorf("remove what an earlier run left: %w", err)
 	}
 	dir, err := os.MkdirTemp(labRoot, fmt.Sprintf("%s%d-", labPrefix, os.Getpid()))
@@ -150,7 +150,7 @@ func (l *Lab) Close() error {
 }
 
 // sweep removes the labs whose process is gone.
-func sweep(context.Context) error {
+func sweep() error {
 	dirs, err := filepath.Glob(filepath.Join(labRoot, labPrefix+"*"))
 	if err != nil {
 		return err

@@ -14,7 +14,7 @@ import (
 // if that failed.
 func newLab(t *testing.T) (context.Context, *Lab) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	t.Cleanup(cancel)
 	l, err := New(ctx, "../../bin/tools/engines")
 	if err != nil {
