@@ -221,7 +221,7 @@ func TestRandomDamage(t *testing.T) {
 	rnd := rand.New(rand.NewSource(1))
 	path := filepath.Join(dir, "damaged")
 	refused := 0
-	const rounds = 600
+	const rounds = 300
 	for round := range rounds {
 		damaged := append([]byte(nil), image...)
 		page := used[rnd.Intn(len(used))] * pageSize

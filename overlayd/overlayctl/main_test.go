@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/coordinator"
+	"overlayd.internal/overlay/overlayd/internal/store/bbolt"
+)
+
+// ctl runs overlayctl.
+func ctl(t *testing.T, environ map[string]string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs strings.Builder
+	lookup := func(key string) (string, bool) { v, ok := environ[key]; return v, ok }
+	code = run(t.Context(), commands(), args, lookup, &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+// cluster is a real coordinator with three agents, one of which has reported a
+// failure and one nothing.
+func cluster(t *testing.T) (url string) {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	s, err := bbolt.Open(filepath.Join(t.TempDir(), "coordinator.db"), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	var network conf.Network
+	if err := json.Unmarshal([]byte(`{"vtep_subnet": "44.128.0.0/20", "vtep_mac_oui": "70:B3:D5:00:00:00",
+		"overlays": [{"name": "dcos", "subnet": "9.0.0.0/23", "prefix": 24}, {"name": "off", "enabled": false, "subnet6": "fd01:b::/64", "prefix6": 80}]}`), &network); err != nil {
+		t.Fatal(err)
+	}
+	c, err := coordinator.New(t.Context(), coordinator.Options{Network: network, Store: s, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() { ran <- c.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+	})
+	for i, bridges := range [][]conf.Half{nil, {conf.Mesos, conf.Docker}, {conf.Docker}} {
+		_, err := c.Register(t.Context(), api.RegisterRequest{
+			AgentID: fmt.Sprintf("host-%d", i+1), AgentIP: netip.MustParseAddr(fmt.Sprintf("172.17.0.%d", i+2)), Bridges: bridges, Version: "1.0",
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for id, s := range map[string]conf.OverlayStatus{
+		"host-1": {Status: conf.StatusOK},
+		"host-2": {Status: conf.StatusFailed, Error: "no\tsuch\x1b[31m device"},
+	} {
+		if err := c.Report(t.Context(), api.StatusReport{AgentID: id, Overlays: map[string]conf.OverlayStatus{"dcos": s}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	server := httptest.NewServer(c.Handler())
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+func TestTables(t *testing.T) {
+	url := cluster(t)
+	for _, tt := range []struct{ command, want string }{
+		{"state", `
+AGENT IP    OVERLAY  AGENT SUBNET  VTEP           VTEP MAC           STATUS
+172.17.0.2  dcos     9.0.0.0/24    44.128.0.1/20  70:b3:d5:80:00:01  ok
+172.17.0.3  dcos     9.0.1.0/24    44.128.0.2/20  70:b3:d5:80:00:02  failed: no such [31m device
+172.17.0.4  -        -             -              -                  -
+`},
+		{"agents", `
+AGENT   AGENT IP    VTEP        BRIDGES       EPOCH  CONNECTED  VERSION  STATUS
+host-1  172.17.0.2  44.128.0.1  -             2      no         1.0      ok
+host-2  172.17.0.3  44.128.0.2  mesos,docker  3      no         1.0      dcos failed: no such [31m device
+host-3  172.17.0.4  44.128.0.3  docker        4      no         1.0      overlay dcos: no free agent subnet: all 2 /24 of 9.0.0.0/23 are leased; delete agents that are gone, or configure a larger subnet
+`},
+		{"overlays", `
+OVERLAY  SUBNET       LEASES  IPV4 POOL  IPV6 POOL   NOTE
+dcos     9.0.0.0/23   2       2 of 2     -           -
+off      fd01:b::/64  0       -          0 of 65536  disabled; no new leases
+`},
+	} {
+		code, stdout, stderr := ctl(t, map[string]string{envCoordinator: url}, tt.command)
+		if diff := cmp.Diff(strings.TrimPrefix(tt.want, "\n"), stdout); diff != "" || code != 0 || stderr != "" {
+			t.Errorf("%s: code %d, %s\n(-want +got):\n%s", tt.command, code, stderr, diff)
+		}
+	}
+}
+
+// JSON is what the coordinator serves, and flags stand where one likes.
+func TestJSONAndFlags(t *testing.T) {
+	url := cluster(t)
+	for _, args := range [][]string{
+		{"-o", "json", "--coordinator", url, "state"},
+		{"state", "-o", "json", "--coordinator", url},
+		{"-o=json", "state", "--coordinator=" + url},
+		{"--coordinator", "http://127.0.0.1:1," + url, "state", "-o", "json"},
+	} {
+		code, stdout, stderr := ctl(t, map[string]string{envCoordinator: "http://127.0.0.1:1"}, args...)
+		var state conf.MasterState
+		if err := json.Unmarshal([]byte(stdout), &state); err != nil || code != 0 || len(state.Agents) != 3 {
+			t.Errorf("%v: code %d, %v, %s %s", args, code, err, stdout, stderr)
+		}
+	}
+	for _, command := range []string{"agents", "overlays"} {
+		var rows []map[string]any
+		if code, stdout, _ := ctl(t, nil, command, "--coordinator", url, "-o", "json"); code != 0 || json.Unmarshal([]byte(stdout), &rows) != nil || len(rows) < 2 {
+			t.Errorf("%s: code %d, %s", command, code, stdout)
+		}
+	}
+}
+
+func TestUsage(t *testing.T) {
+	for _, tt := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{nil, 0, "every overlay and how much of it is leased"},
+		{[]string{"help"}, 0, "usage: overlayctl COMMAND"},
+		{[]string{"-h"}, 0, "usage: overlayctl COMMAND"},
+		{[]string{"state", "-h"}, 0, "usage: overlayctl state"},
+		{[]string{"stat"}, 2, `no command "stat"; the commands are status, state`},
+		{[]string{"--wrong", "state"}, 2, "-wrong"},
+		{[]string{"state", "--wrong"}, 2, "overlayctl state -h"},
+		{[]string{"state", "extra"}, 2, `"extra"`},
+		{[]string{"state", "-o", "yaml"}, 2, `"yaml"`},
+		{[]string{"state", "--coordinator", "10.0.0.1"}, 2, "scheme is missing"},
+		{[]string{"state", "--coordinator", "http://127.0.0.1:1"}, 1, "refused"},
+	} {
+		code, stdout, stderr := ctl(t, nil, tt.args...)
+		if code != tt.code || !strings.Contains(stdout+stderr, tt.says) {
+			t.Errorf("%v: code %d, want %d; %q does not say %q", tt.args, code, tt.code, stdout+stderr, tt.says)
+		}
+		if (code == 0) != (stderr == "") {
+			t.Errorf("%v: code %d and stderr %q", tt.args, code, stderr)
+		}
+	}
+}
+
+// A command may have flags and arguments of its own.
+func TestOwnFlags(t *testing.T) {
+	var all bool
+	var got []string
+	table := []command{{
+		name:  "test",
+		flags: func(fs *flag.FlagSet) { fs.BoolVar(&all, "all", false, "everything") },
+		run: func(_ context.Context, e *env, args []string) error {
+			got = append(args, e.runDir, e.output)
+			return nil
+		},
+	}}
+	var out strings.Builder
+	none := func(string) (string, bool) { return "", false }
+	code := run(t.Context(), table, []string{"-o", "json", "test", "one", "--all", "two", "--run-dir", "/r", "--", "--three"}, none, &out, &out)
+	if diff := cmp.Diff([]string{"one", "two", "--three", "/r", "json"}, got); diff != "" || code != 0 || !all {
+		t.Errorf("code %d, all %v, %s\n%s", code, all, out.String(), diff)
+	}
+}
+
+// agent serves a state on the socket of a run directory.
+func agent(t *testing.T, state conf.State) (runDir string) {
+	t.Helper()
+	runDir = t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(runDir, conf.SocketFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+api.PathAgentOverlay, func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(state) })
+	s := &http.Server{Handler: mux}
+	go s.Serve(l)
+	t.Cleanup(func() { s.Close() })
+	return runDir
+}
+
+func TestStatus(t *testing.T) {
+	url := cluster(t)
+	state := conf.State{
+		AgentID: "host-2", IP: netip.MustParseAddr("172.17.0.3"), MTU: 1450, Version: "1.0", Lease: conf.LeaseState{Epoch: 3},
+		Overlays: []conf.AgentOverlay{{
+			Info: conf.Overlay{Name: "dcos"}, Subnet: netip.MustParsePrefix("9.0.1.0/24"), State: &conf.OverlayStatus{Status: conf.StatusOK},
+			MesosBridge: &conf.Bridge{Name: "m-dcos", IP: netip.MustParsePrefix("9.0.1.0/25")},
+		}},
+	}
+	want := `agent        running, version 1.0
+agent id     host-2
+agent IP     172.17.0.3
+MTU          1450
+lease        epoch 3
+coordinator  ` + url + ` reachable
+
+OVERLAY  AGENT SUBNET  MESOS BRIDGE       DOCKER BRIDGE  STATUS
+dcos     9.0.1.0/24    m-dcos 9.0.1.0/25  -              ok
+`
+	code, stdout, stderr := ctl(t, nil, "status", "--run-dir", agent(t, state), "--coordinator", url)
+	if diff := cmp.Diff(want, stdout); diff != "" || code != 0 {
+		t.Errorf("code %d %s (-want +got):\n%s", code, stderr, diff)
+	}
+	// The coordinator may be away; containers are attached all the same.
+	if code, stdout, _ := ctl(t, nil, "status", "--run-dir", agent(t, state), "--coordinator", "http://127.0.0.1:1"); code != 0 || !strings.Contains(stdout, "NOT REACHABLE") {
+		t.Errorf("without coordinator: code %d\n%s", code, stdout)
+	}
+
+	failed := state
+	failed.Overlays = []conf.AgentOverlay{{Info: conf.Overlay{Name: "dcos"}, State: &conf.OverlayStatus{Status: conf.StatusFailed, Error: "no VTEP"}}}
+	lost := state
+	lost.Lease.Lost = "granted to another"
+	for words, s := range map[string]conf.State{"failed: no VTEP": failed, "LOST: granted to another": lost} {
+		if code, stdout, _ := ctl(t, nil, "status", "--run-dir", agent(t, s), "--coordinator", url); code != 1 || !strings.Contains(stdout, words) {
+			t.Errorf("code %d, want 1 and %q\n%s", code, words, stdout)
+		}
+	}
+
+	// Without an agent what it published last is shown.
+	dir := t.TempDir()
+	if code, stdout, _ := ctl(t, nil, "status", "--run-dir", dir, "--coordinator", url); code != 1 || !strings.Contains(stdout, "nothing published") {
+		t.Errorf("code %d\n%s", code, stdout)
+	}
+	if err := conf.WriteJSON(filepath.Join(dir, conf.StateFile), state, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	code, stdout, _ = ctl(t, nil, "status", "--run-dir", dir, "--coordinator", url)
+	if code != 1 || !strings.Contains(stdout, "NOT RUNNING") || !strings.Contains(stdout, "m-dcos") {
+		t.Errorf("code %d\n%s", code, stdout)
+	}
+	var asJSON hostStatus
+	_, stdout, _ = ctl(t, nil, "-o", "json", "status", "--run-dir", dir, "--coordinator", url)
+	if err := json.Unmarshal([]byte(stdout), &asJSON); err != nil || asJSON.Running || asJSON.Agent.AgentID != "host-2" || !asJSON.Coordinator.Reachable {
+		t.Errorf("%v\n%s", err, stdout)
+	}
+}
