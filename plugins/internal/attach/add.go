@@ -151,7 +151,8 @@ func (a *attaching) run(ctx context.Context, prev *types100.Result) (*types100.R
 		return nil, kernelError(err)
 	}
 	crash("attached")
-	return buildResult(prev, pair, a.call.NetNS, addressing), nil
+	result := buildResult(prev, pair, a.call.NetNS, addressing)
+	return result, a.mapPorts(ctx, result)
 }
 
 // takeBack undoes an ADD.

@@ -24,6 +24,9 @@ func (p program) del(ctx context.Context, c *cnimain.Call) error {
 		return kernelError(err)
 	}
 	defer unlock()
+	// Before the address can be another's, or its ports would lead there.
+	unmapped := unmapPorts(ctx, c)
+	crash("unmapped")
 	aliases, err := removeHostEnds(c.Attachment())
 	if err != nil {
 		return kernelError(err)
@@ -37,7 +40,7 @@ func (p program) del(ctx context.Context, c *cnimain.Call) error {
 	if delegates(c.Conf) {
 		err = errors.Join(err, delegateDel(ctx, c))
 	}
-	return err
+	return errors.Join(err, unmapped)
 }
 
 // removeHostEnds removes the host end of the attachment and returns what it

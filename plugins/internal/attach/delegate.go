@@ -40,7 +40,7 @@ const (
 func execPlugin(ctx context.Context, c *cnimain.Call, plugin, command string, stdin []byte) ([]byte, error) {
 	path, err := findPlugin(plugin, c.Path)
 	if err != nil {
-		return nil, cnimain.Errorf(cnimain.ErrCodeDelegate, "%v", err)
+		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env = append(os.Environ(), "CNI_COMMAND="+command) // the last one counts
@@ -62,10 +62,16 @@ func execPlugin(ctx context.Context, c *cnimain.Call, plugin, command string, st
 	return printed.Bytes(), nil
 }
 
+// missingPlugin is the error of a plugin that is not installed.
+type missingPlugin struct{ err *types.Error }
+
+func (m *missingPlugin) Error() string { return m.err.Error() }
+func (m *missingPlugin) Unwrap() error { return m.err }
+
 // findPlugin looks through CNI_PATH for a file of that name.
 func findPlugin(plugin string, path []string) (string, error) {
 	if plugin == "" || plugin == "." || plugin == ".." || strings.ContainsRune(plugin, '/') {
-		return "", fmt.Errorf("plugin %q: must be the name of a program in CNI_PATH", plugin)
+		return "", cnimain.Errorf(types.ErrInvalidNetworkConfig, "plugin %q: must be the name of a program in CNI_PATH", plugin)
 	}
 	for _, dir := range path {
 		file := filepath.Join(dir, plugin)
@@ -73,7 +79,8 @@ func findPlugin(plugin string, path []string) (string, error) {
 			return file, nil
 		}
 	}
-	return "", fmt.Errorf("plugin %s is in none of the directories of CNI_PATH (%s); install it, for example from containernetworking-plugins", plugin, strings.Join(path, ":"))
+	return "", &missingPlugin{cnimain.Errorf(cnimain.ErrCodeDelegate,
+		"plugin %s is in none of the directories of CNI_PATH (%s); install it, for example from containernetworking-plugins", plugin, strings.Join(path, ":"))}
 }
 
 // pluginError keeps the code of the specification that a plugin gave, and its

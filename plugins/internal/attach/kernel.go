@@ -19,8 +19,8 @@ import (
 	"overlayd.internal/overlay/plugins/internal/rtnl"
 )
 
-// settleTimeout bounds the wait for the bridge to forward for a new port. It
-// takes a fraction of a millisecond unless the kernel is very busy.
+// settleTimeout bounds the wait for the kernel to let packets through. It takes
+// a fraction of a millisecond unless the kernel is old or very busy.
 const settleTimeout = 2 * time.Second
 
 // errExists: the interface is there already.
@@ -138,7 +138,7 @@ func (s *sandbox) connect(ctx context.Context, p pair, addrs []netip.Prefix, wan
 		return nil, err
 	}
 	crash("configured")
-	if err := s.settle(ctx, p); err != nil {
+	if err := s.settle(ctx, p, addrs); err != nil {
 		return nil, err
 	}
 	return routes, nil
@@ -221,28 +221,54 @@ func (s *sandbox) settleRoute(index int, r *wantedRoute, err error) (ok bool, _ 
 	return err == nil, err
 }
 
-// settle waits until the bridge forwards for the new port, so that the very
-// first packet of the container arrives. The kernel enables a port when it has
-// noticed that the other end is up, which asking for the link makes it do at
-// once (before Linux 6.8 it does so in its own time).
-func (s *sandbox) settle(ctx context.Context, p pair) error {
-	deadline := time.Now().Add(settleTimeout)
-	for {
-		l, ok, err := getLink(s.host, p.host)
-		switch {
-		case err != nil:
+// settle waits until packets flow, so that the very first one of the container
+// arrives. Three things the kernel does in work queues, which on a busy host take
+// their time: it lets a device send, and a bridge forward for a port, when it has
+// noticed the carrier (reading the link makes it notice, since Linux 6.8); the
+// bridge itself gets a carrier with its first port; and it receives for an IPv6
+// address when it is through with duplicate detection, also where that is left
+// out.
+func (s *sandbox) settle(ctx context.Context, p pair, addrs []netip.Prefix) error {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	for _, end := range [...]struct {
+		conn *rtnl.Conn
+		name string
+	}{{s.inside, p.name}, {s.host, p.host}, {s.host, p.bridge}} {
+		if err := wait(ctx, "interface "+end.name+" to become operational", func() (bool, error) {
+			l, ok, err := getLink(end.conn, end.name)
+			if err == nil && !ok {
+				err = fmt.Errorf("interface %s has gone while %s was set up", end.name, p.name)
+			}
+			return l.operational, err
+		}); err != nil {
 			return err
-		case !ok:
-			return fmt.Errorf("interface %s has gone while it was set up", p.host)
-		case l.port == portForwarding:
-			return nil
-		case time.Now().After(deadline):
-			return fmt.Errorf("bridge %s does not forward for interface %s; is the bridge up?", p.bridge, p.host)
+		}
+	}
+	for _, a := range addrs {
+		if !a.Addr().Is6() {
+			continue
+		}
+		if err := wait(ctx, "address "+a.Addr().String()+" to be received", func() (bool, error) {
+			return isLocal(s.inside, a.Addr())
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// wait asks until done says so, the first time at once.
+func wait(ctx context.Context, what string, done func() (bool, error)) error {
+	for {
+		ok, err := done()
+		if ok || err != nil {
+			return err
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for bridge %s: %w", p.bridge, context.Cause(ctx))
-		case <-time.After(200 * time.Microsecond):
+			return fmt.Errorf("wait for %s: %w", what, ctx.Err())
+		case <-time.After(100 * time.Microsecond):
 		}
 	}
 }

@@ -49,7 +49,7 @@ func build(flags ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	args := append([]string{"build", "-o", dir + "/"}, flags...)
+	args := append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", dir + "/"}, flags...)
 	args = append(args, "overlayd.internal/overlay/plugins/m-overlay", "overlayd.internal/overlay/plugins/d-overlay", "overlayd.internal/overlay/ipam/overlay-ipam")
 	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
@@ -110,7 +110,7 @@ func newMachine(t testing.TB) *machine {
 	for _, g := range lease.Grants {
 		ok[g.Overlay.Name] = conf.OverlayStatus{Status: conf.StatusOK}
 	}
-	m := &machine{t: t, host: newNamespace(t), run: t.TempDir(), bin: bin}
+	m := &machine{t: t, host: newNamespace(t), run: runDir(t), bin: bin}
 	m.state = conf.State{
 		AgentID: "a1", BootID: boot, IP: lease.AgentIP, MTU: testMTU, CoolingSeconds: 150, Version: "test",
 		Lease:    conf.LeaseState{Epoch: 1, ExpiresBoottime: int64(ipam.Boottime() + time.Hour)},
@@ -134,6 +134,18 @@ func newMachine(t testing.TB) *machine {
 	}
 	m.host.up(t, "lo", conf.VTEPName)
 	return m
+}
+
+// runDir is a directory in memory, as the real one is: a commit to disk would
+// take most of the time.
+func runDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "ovl-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // publish writes the state as the agent does.

@@ -13,7 +13,6 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/plugins/internal/rtnl"
 )
 
@@ -139,15 +138,6 @@ func (n namespace) links(t testing.TB) []string {
 	for _, l := range all {
 		if l.Attrs().Name != "lo" {
 			out = append(out, l.Attrs().Name)
-		}
-	}
-	return out
-}
-
-func halves(subnet, subnet6 string, half conf.Half) (out []netip.Prefix) {
-	for _, s := range []string{subnet, subnet6} {
-		if s != "" {
-			out = append(out, half.Of(netip.MustParsePrefix(s)))
 		}
 	}
 	return out

@@ -26,8 +26,8 @@ type link struct {
 	// peerNamed: the namespace of the other end has a name of its own here, so
 	// it exists; one that is being torn down has none.
 	peerNamed bool
-	port      uint8 // state as a bridge port
-	hairpin   bool
+	// operational: the kernel has taken note of the carrier (IF_OPER_UP).
+	operational bool
 }
 
 // ours reports whether the link is the host end of that name and not a
@@ -40,8 +40,8 @@ func (l link) ours(name string) bool {
 	return l.alias == "" || ok && veth.Name(a.Half, a.Key()) == name
 }
 
-// portForwarding is BR_STATE_FORWARDING.
-const portForwarding = 3
+// operUp is IF_OPER_UP of linux/if.h.
+const operUp = 6
 
 // getLink reads one link by its name. ok is false where there is none.
 func getLink(c *rtnl.Conn, name string) (l link, ok bool, err error) {
@@ -71,29 +71,36 @@ func getLink(c *rtnl.Conn, name string) (l link, ok bool, err error) {
 			copy(l.mac[:], data)
 		case unix.IFLA_LINK_NETNSID:
 			l.peerNamed = int32(binary.NativeEndian.Uint32(data)) >= 0
+		case unix.IFLA_OPERSTATE:
+			l.operational = len(data) > 0 && data[0] == operUp
 		case unix.IFLA_LINKINFO:
-			l.readInfo(data)
+			rtnl.EachAttr(data, func(typ uint16, data []byte) {
+				if typ == nl.IFLA_INFO_KIND {
+					l.kind = unix.ByteSliceToString(data)
+				}
+			})
 		}
 	})
 	return l, true, nil
 }
 
-func (l *link) readInfo(b []byte) {
-	rtnl.EachAttr(b, func(typ uint16, data []byte) {
-		switch typ {
-		case nl.IFLA_INFO_KIND:
-			l.kind = unix.ByteSliceToString(data)
-		case nl.IFLA_INFO_SLAVE_DATA:
-			rtnl.EachAttr(data, func(typ uint16, data []byte) {
-				switch typ {
-				case nl.IFLA_BRPORT_STATE:
-					l.port = data[0]
-				case nl.IFLA_BRPORT_MODE:
-					l.hairpin = data[0] != 0
-				}
-			})
-		}
-	})
+// isLocal reports whether packets to the address are received here.
+func isLocal(c *rtnl.Conn, a netip.Addr) (bool, error) {
+	family := uint8(unix.AF_INET)
+	if a.Is6() {
+		family = unix.AF_INET6
+	}
+	header := &nl.RtMsg{RtMsg: unix.RtMsg{Family: family, Dst_len: uint8(a.BitLen())}}
+	m := rtnl.New("look up the route to "+a.String(), unix.RTM_GETROUTE, 0, header)
+	m.Attr(unix.RTA_DST, a.AsSlice())
+	b, err := c.Get(m)
+	if isErrno(err, unix.ENETUNREACH) || isErrno(err, unix.EHOSTUNREACH) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return len(b) >= unix.SizeofRtMsg && nl.DeserializeRtMsg(b).Type == unix.RTN_LOCAL, nil
 }
 
 // addresses reads the addresses of one interface.

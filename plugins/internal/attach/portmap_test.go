@@ -1,0 +1,157 @@
+package attach
+
+import (
+	"encoding/json"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"overlayd.internal/overlay/ipam/cnimain"
+)
+
+// mesosArgs is what Mesos adds to the configuration for a host port.
+func mesosArgs() map[string]any {
+	return map[string]any{"org.apache.mesos": map[string]any{"network_info": map[string]any{
+		"name": "both", "ip_addresses": []map[string]any{{"protocol": "IPv4"}},
+		"port_mappings": []map[string]any{{"host_port": 31005, "container_port": 80}},
+	}}}
+}
+
+func TestMesosPorts(t *testing.T) {
+	m := newMachine(t)
+	container := newNamespace(t)
+	c := call{plugin: "m-overlay", command: "ADD", netns: container.path, conf: m.config("both", "", "args", mesosArgs())}
+
+	m.refused(c, cnimain.ErrCodeDelegate, "plugin portmap is in none of the directories of CNI_PATH")
+	m.wantNothing(container)
+	m.ok(call{plugin: "m-overlay", command: "DEL", conf: c.conf})
+
+	m.script("portmap", `[ $CNI_COMMAND = DEL ] || cp "$0.stdin" "$0.add"; [ "$CNI_COMMAND" = DEL ] || cat "$0.add"`)
+	m.ok(c)
+	b, err := os.ReadFile(filepath.Join(m.path[0], "portmap.add"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		CNIVersion, Name string
+		RuntimeConfig    any
+		PrevResult       struct{ IPs []struct{ Address string } }
+	}
+	if err := json.Unmarshal(b, &got); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]any{"portMappings": []any{map[string]any{"hostPort": 31005.0, "containerPort": 80.0, "protocol": "tcp"}}}
+	if diff := cmp.Diff(want, got.RuntimeConfig); diff != "" || got.CNIVersion != "1.0.0" || got.Name != "both" || len(got.PrevResult.IPs) != 2 {
+		t.Errorf("portmap got %s\n%s", b, diff)
+	}
+	m.ok(call{plugin: "m-overlay", command: "DEL", conf: c.conf})
+	if diff := cmp.Diff([]string{"ADD c1 eth0", "DEL c1 eth0"}, m.calls("portmap")); diff != "" {
+		t.Errorf("calls (-want +got):\n%s", diff)
+	}
+	m.wantNothing(container)
+}
+
+func TestMesosPortsFail(t *testing.T) {
+	m := newMachine(t)
+	container := newNamespace(t)
+	m.script("portmap", `[ $CNI_COMMAND = DEL ] || { echo '{"code":999,"msg":"no iptables"}'; exit 1; }`)
+	c := call{plugin: "m-overlay", command: "ADD", netns: container.path, conf: m.config("both", "", "args", mesosArgs())}
+	m.refused(c, cnimain.ErrCodeDelegate, "plugin portmap: ADD: no iptables")
+	if diff := cmp.Diff([]string{"ADD c1 eth0", "DEL c1 eth0"}, m.calls("portmap")); diff != "" {
+		t.Errorf("calls (-want +got):\n%s", diff)
+	}
+	m.wantNothing(container)
+}
+
+// TestMesosPortsForReal: through the reference plugin, in both families, from
+// another host.
+func TestMesosPortsForReal(t *testing.T) {
+	const dir = "/usr/lib/cni"
+	if _, err := os.Stat(dir + "/portmap"); err != nil {
+		t.Skip("needs portmap from containernetworking-plugins")
+	}
+	m := newMachine(t)
+	m.path = []string{dir}
+	container, client := newNamespace(t), newNamespace(t)
+	m.connect(client)
+	hostPorts := []string{"10.99.0.1:31005", "[fd99::1]:31005"}
+	dial := func(address string) (err error) {
+		client.inside(t, func() error {
+			var conn net.Conn
+			if conn, err = net.DialTimeout("tcp", address, 5*time.Second); err == nil {
+				conn.Close()
+			}
+			return nil
+		})
+		return err
+	}
+
+	c := call{plugin: "m-overlay", command: "ADD", netns: container.path, conf: m.config("both", "", "args", mesosArgs()),
+		env: []string{"PATH=" + os.Getenv("PATH")}}
+	m.ok(c)
+	container.inside(t, func() error { return listen(t, ":80") })
+	for _, address := range hostPorts {
+		if err := dial(address); err != nil {
+			t.Errorf("host port %s: %v", address, err)
+		}
+	}
+	c.command, c.netns = "DEL", ""
+	m.ok(c)
+	m.wantNothing(container)
+	for _, address := range hostPorts {
+		if err := dial(address); err == nil {
+			t.Errorf("host port %s is still there after DEL", address)
+		}
+	}
+}
+
+// listen accepts connections in the namespace of the calling thread. Each family
+// has a socket of its own, because Go finds out in the namespace it asks first
+// whether one can serve both.
+func listen(t *testing.T, address string) error {
+	for _, network := range []string{"tcp4", "tcp6"} {
+		l, err := net.Listen(network, address)
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				conn.Close()
+			}
+		}()
+	}
+	return nil
+}
+
+// connect makes another host a neighbour of the machine: 10.99.0.1 and fd99::1
+// here, .2 and ::2 there.
+func (m *machine) connect(other namespace) {
+	m.t.Helper()
+	m.host.ip(m.t, "link", "add", "uplink", "type", "veth", "peer", "name", "eth0", "netns", filepath.Base(other.path))
+	for _, end := range []struct {
+		ns   namespace
+		dev  string
+		last string
+	}{{m.host, "uplink", "1"}, {other, "eth0", "2"}} {
+		end.ns.ip(m.t, "addr", "add", "10.99.0."+end.last+"/24", "dev", end.dev)
+		end.ns.ip(m.t, "addr", "add", "fd99::"+end.last+"/64", "dev", end.dev, "nodad")
+		end.ns.ip(m.t, "link", "set", end.dev, "up")
+	}
+	m.host.inside(m.t, func() error {
+		for _, sysctl := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
+			if err := os.WriteFile("/proc/sys/net/"+sysctl, []byte("1"), 0); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
