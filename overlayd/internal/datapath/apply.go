@@ -33,20 +33,17 @@ type applier struct {
 // that what follows is not known; everything else is in failed.
 func (a *applier) apply(ctx context.Context, ops []op) error {
 	for _, o := range ops {
-		if a.dead[o.dev] && o.act != del {
-			continue
-		}
 		if len(a.pending) == batchSize || o.obj == sysctl || o.needsIndex() && a.index[o.dev] == 0 {
 			if err := a.flush(ctx); err != nil {
 				return err
 			}
 		}
+		if a.dead[o.dev] && o.act != del {
+			continue
+		}
 		if o.obj == sysctl {
 			a.sysctl(o)
 			continue
-		}
-		if a.dead[o.dev] && o.act != del {
-			continue // the flush found out
 		}
 		if o.needsIndex() && a.index[o.dev] == 0 {
 			i, err := a.lookup(o.dev)

@@ -6,12 +6,16 @@ import (
 	"time"
 )
 
+var fourOverlays = network{overlays: []Overlay{
+	overlay4("a", "9.0.0.0/8"), overlay4("b", "10.0.0.0/8"), overlay4("c", "fd01:b::/64"), overlay4("d", "fd01:c::/64"),
+}, length: 24, length6: 80}
+
 // Cost of the first Set, with every peer new, in a fresh namespace.
 func BenchmarkCold(b *testing.B) {
 	for _, tc := range []struct {
 		name string
 		n    network
-	}{{"ipv4", onlyIPv4}, {"ipv4+ipv6", bothIP}} {
+	}{{"ipv4", onlyIPv4}, {"ipv4+ipv6", bothIP}, {"2x ipv4, 2x ipv6", fourOverlays}} {
 		for _, peers := range []int{100, 1000, 4000, 16000} {
 			b.Run(fmt.Sprintf("%s/peers=%d", tc.name, peers), func(b *testing.B) {
 				cfg := tc.n.config(0, peers+1)

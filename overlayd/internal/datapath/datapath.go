@@ -93,7 +93,7 @@ type applied struct {
 	cfg       Config               // as it was asked for, without the peers
 	supported Config               // what this host can have of it
 	peers     map[string]conf.Peer // by agent id
-	devices   map[string]int       // index of our devices by name
+	indexes   map[string]int       // of the links by name
 	foreign   map[netip.Prefix]foreignRoute
 	problems  []problem // that remain until cfg or the kernel changes
 	mtu       int
@@ -154,7 +154,7 @@ func (d *Datapath) setAll(ctx context.Context, cfg Config) (Report, error) {
 	d.last = nil
 	have, err := d.read(cfg)
 	if err != nil {
-		return d.report(nil, 0, 0, err), err
+		return newReport(nil, 0, 0, err), err
 	}
 	p := plan(cfg, have)
 	d.warn(&p, cfg.VTEP.MTU)
@@ -177,7 +177,7 @@ func (d *Datapath) setAll(ctx context.Context, cfg Config) (Report, error) {
 	if err == nil && len(failed) == 0 && !p.disputed {
 		d.remember(cfg, &p, have, a.index)
 	}
-	return d.report(append(p.problems, failed...), p.mtu, changed, err), err
+	return newReport(append(p.problems, failed...), p.mtu, changed, err), err
 }
 
 // warn logs what works, but not as it was meant; once, until it changes.
@@ -197,7 +197,7 @@ func (d *Datapath) warn(p *planned, configured int) {
 func (d *Datapath) remember(cfg Config, p *planned, have *state, indexes map[string]int) {
 	l := &applied{
 		cfg: cfg, supported: p.cfg, mtu: p.mtu, problems: p.problems, foreign: have.foreign,
-		peers: make(map[string]conf.Peer, len(cfg.Peers)), devices: indexes,
+		peers: make(map[string]conf.Peer, len(cfg.Peers)), indexes: indexes,
 	}
 	for _, peer := range cfg.Peers {
 		l.peers[peer.AgentID] = peer
@@ -212,7 +212,8 @@ func (d *Datapath) remember(cfg Config, p *planned, have *state, indexes map[str
 // ok is false when it is not so simple; then nothing was done.
 func (d *Datapath) setPeers(ctx context.Context, cfg Config) (r Report, ok bool) {
 	l := d.last
-	if l == nil || !sameHost(l.cfg, cfg) {
+	// While peers may be missing, the kernel has more than we know of.
+	if l == nil || cfg.Partial || !sameHost(l.cfg, cfg) {
 		return Report{}, false
 	}
 	old, now := l.difference(cfg.Peers)
@@ -229,7 +230,7 @@ func (d *Datapath) setPeers(ctx context.Context, cfg Config) (r Report, ok bool)
 	p.planEntries(had.entries, nil, nil)
 	d.index.update(had.entries, want.entries)
 	a := d.applier()
-	a.index = l.devices
+	a.index = l.indexes
 	err := a.apply(ctx, p.ops)
 	if a.changed > 0 {
 		d.log.Debug("peers changed", "objects", a.changed, "peers", len(cfg.Peers))
@@ -246,7 +247,7 @@ func (d *Datapath) setPeers(ctx context.Context, cfg Config) (r Report, ok bool)
 	for _, p := range now {
 		l.peers[p.AgentID] = p
 	}
-	return d.report(append(slices.Clip(l.problems), a.failed...), l.mtu, a.changed, err), true
+	return newReport(append(slices.Clip(l.problems), a.failed...), l.mtu, a.changed, err), true
 }
 
 // sameHost says whether two configurations differ in peers at most.
@@ -354,7 +355,7 @@ func (d *Datapath) syncFirewall(ctx context.Context, cfg Config, ipv6 bool) (cha
 // peers tend to fail for one reason.
 const maxTold = 8
 
-func (d *Datapath) report(problems []problem, mtu, changed int, err error) Report {
+func newReport(problems []problem, mtu, changed int, err error) Report {
 	r := Report{MTU: mtu, Changed: changed}
 	by := map[string][]error{}
 	for _, p := range problems {

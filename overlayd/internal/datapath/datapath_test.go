@@ -271,7 +271,7 @@ func TestForeignThingsStay(t *testing.T) {
 		bridge fdb append 00:00:00:00:00:00 dev vx9 dst 10.1.1.9
 		iptables -N MINE; iptables -A MINE -j RETURN; iptables -A FORWARD -j MINE; iptables -t nat -A POSTROUTING -s 10.9.0.0/16 -j MASQUERADE`)
 	foreign := func() string {
-		return h.sh(`ip link show br-x; ip link show m-stranger; ip -d link show vx9; ip addr show x0
+		return h.sh(`ip link show br-x; ip link show m-stranger; ip -d link show vx9; ip -4 addr show x0
 			ip route show proto boot; ip route show proto 43; ip -6 route show dev x0; ip neigh show dev x0 nud permanent; bridge fdb show dev vx9
 			iptables -S | grep -v OVERLAY; iptables -t nat -S | grep -v OVERLAY`)
 	}

@@ -159,8 +159,9 @@ func (f *firewall) sync(ctx context.Context, want []chain) (changed int, err err
 	for _, c := range want {
 		script, err := f.difference(c, remove)
 		if err == nil && script != "" {
-			err = f.restore(ctx, script)
-			changed++
+			if err = f.restore(ctx, script); err == nil {
+				changed++
+			}
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s chain %s: %w", f.command(), c.name, err))
@@ -174,21 +175,24 @@ func (f *firewall) sync(ctx context.Context, want []chain) (changed int, err err
 // the content of a chain in one transaction of the kernel, so there is no
 // moment with half of the rules.
 func (f *firewall) difference(c chain, remove bool) (string, error) {
-	hook, err := f.ipt.List(c.table, c.hook)
+	rules, err := f.ipt.List(c.table, c.hook)
 	if err != nil {
 		return "", err
 	}
+	rules = slices.DeleteFunc(rules, func(r string) bool { return !strings.HasPrefix(r, "-A ") })
 	have, err := f.ipt.List(c.table, c.name)
 	var missing *iptables.Error
+	exists := err == nil
 	if errors.As(err, &missing) && (missing.IsNotExist() || missing.ExitStatus() == 1) {
-		have, err = nil, nil
+		err = nil
 	}
 	if err != nil {
 		return "", err
 	}
+	// Some versions add a comment about the tables of the other flavour.
+	have = slices.DeleteFunc(have, func(r string) bool { return strings.HasPrefix(r, "#") })
 
 	jump := fmt.Sprintf("-A %s -j %s", c.hook, c.name)
-	rules := slices.DeleteFunc(slices.Clone(hook), func(r string) bool { return !strings.HasPrefix(r, "-A ") })
 	jumps := 0
 	for _, r := range rules {
 		if r == jump {
@@ -203,11 +207,11 @@ func (f *firewall) difference(c chain, remove bool) (string, error) {
 		}
 	}
 	switch {
-	case remove && jumps == 0 && have == nil:
+	case remove && jumps == 0 && !exists:
 		return "", nil
 	case remove:
 		removeJumps()
-		if have != nil {
+		if exists {
 			fmt.Fprintf(&b, "-F %s\n-X %s\n", c.name, c.name)
 		}
 	default:

@@ -433,22 +433,41 @@ func expandPeers(c Config) wantedEntries {
 		routes: make(map[netip.Prefix]route, n),
 	}}
 	for i := range c.Peers {
+		if why := unreachable(&c.Peers[i], c.VTEP); why != "" {
+			w.complain(c, &c.Peers[i], why)
+			continue
+		}
 		w.addPeer(&c.Peers[i], c.VTEP)
 	}
 	return w
 }
 
-func (w *wantedEntries) addPeer(p *conf.Peer, own VTEP) {
+// unreachable says why nothing can be forwarded to a peer, if so.
+func unreachable(p *conf.Peer, own VTEP) string {
 	switch {
-	case p.AgentIP == own.Local:
+	case !p.AgentIP.IsValid() || !p.VTEPIP.Is4():
+		return "has no agent IP or no IPv4 VTEP address"
+	case p.AgentIP.Is4() != own.Local.Is4():
+		return fmt.Sprintf("at %s cannot be reached from agent IP %s: one is IPv4, the other IPv6", p.AgentIP, own.Local)
+	}
+	return ""
+}
+
+// complain tells every overlay the peer has a subnet in.
+func (w *wantedEntries) complain(c Config, p *conf.Peer, why string) {
+	var told []string
+	for _, s := range p.Subnets {
+		if o := overlayOf(c, s); !slices.Contains(told, o) {
+			told = append(told, o)
+			w.problems = append(w.problems, problem{o, fmt.Errorf("peer %s %s", p.AgentID, why)})
+		}
+	}
+}
+
+func (w *wantedEntries) addPeer(p *conf.Peer, own VTEP) {
+	if p.AgentIP == own.Local {
 		// This very host under an agent id it once had. Its packets would come
 		// straight back to us, so there is nothing to forward to.
-		return
-	case !p.AgentIP.IsValid() || !p.VTEPIP.Is4():
-		w.problems = append(w.problems, problem{"", fmt.Errorf("peer %s has no agent IP or no IPv4 VTEP address", p.AgentID)})
-		return
-	case p.AgentIP.Is4() != own.Local.Is4():
-		w.problems = append(w.problems, problem{"", fmt.Errorf("peer %s at %s cannot be reached from agent IP %s: one is IPv4, the other IPv6", p.AgentID, p.AgentIP, own.Local)})
 		return
 	}
 	ip6 := own.IP6.IsValid() && p.VTEPIP6.IsValid()

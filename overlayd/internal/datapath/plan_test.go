@@ -305,8 +305,8 @@ func TestPlan(t *testing.T) {
 			}),
 			have: kernelWith(v4),
 			bad: `
-				: peer agent-3 has no agent IP or no IPv4 VTEP address
-				: peer agent-4 at fd00::1 cannot be reached from agent IP 172.16.0.2: one is IPv4, the other IPv6
+				dcos: peer agent-3 has no agent IP or no IPv4 VTEP address
+				dcos: peer agent-4 at fd00::1 cannot be reached from agent IP 172.16.0.2: one is IPv4, the other IPv6
 			`,
 		},
 		{
