@@ -253,7 +253,7 @@ func TestDockerdBeside(t *testing.T) {
 func TestReboot(t *testing.T) {
 	ctx, c := newCluster(t)
 	h := c.Hosts[0]
-	e, u := &Podman{h}, &UCR{h, UCRConfDir, PluginDir}
+	e, u := &Podman{h}, NewUCR(h)
 	if err := e.Start(ctx); err != nil {
 		t.Fatal(err)
 	}

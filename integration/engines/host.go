@@ -239,12 +239,18 @@ func (h *Host) Up() bool {
 // File is the name under which this process finds a file of the host. It holds
 // until the host crashes.
 func (h *Host) File(path string) string {
+	// There is no process 0, hence no such file, while the host is down.
+	return filepath.Join(fmt.Sprintf("/proc/%d/root", h.initPID()), path)
+}
+
+// initPID is the host's init as the machine numbers it; 0 while it is down.
+func (h *Host) initPID() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.init == nil {
-		return filepath.Join("/nonexistent", path)
+		return 0
 	}
-	return filepath.Join(fmt.Sprintf("/proc/%d/root", h.init.Process.Pid), path)
+	return h.init.Process.Pid
 }
 
 // Write puts a file onto the host, with the directories above it.
@@ -286,12 +292,7 @@ func (h *Host) env() []string {
 // Command prepares a program to run inside the host. When ctx ends it is
 // killed, with what it started.
 func (h *Host) Command(ctx context.Context, args ...string) *exec.Cmd {
-	h.mu.Lock()
-	pid := 0
-	if h.init != nil {
-		pid = h.init.Process.Pid
-	}
-	h.mu.Unlock()
+	pid := h.initPID()
 	enter := []string{"-t", fmt.Sprint(pid), "-m", "-u", "-i", "-n", "-p", "--"}
 	cmd := exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
 	if pid == 0 {
