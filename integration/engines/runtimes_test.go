@@ -60,7 +60,7 @@ func launchers() []launcher {
 		{"ctr2", "docker_bridge", first, false, func(h *Host) Engine { return &Ctr{Containerd: two(h)} }},
 		{"cri2", "docker_bridge", first, true, func(h *Host) Engine { return &CRI{two(h)} }},
 		{"podman", "docker_bridge", all, true, func(h *Host) Engine { return &Podman{h} }},
-		{"ucr", "mesos_bridge", all, false, func(h *Host) Engine { return NewUCR(h) }},
+		{"ucr", "mesos_bridge", all, true, func(h *Host) Engine { return NewUCR(h) }},
 	}
 }
 
