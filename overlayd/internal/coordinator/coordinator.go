@@ -9,13 +9,13 @@
 package coordinator
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
-	"reflect"
 	"sync"
 	"time"
 
@@ -143,7 +143,7 @@ func (c *Coordinator) introduce(ctx context.Context, v *view) (written bool, err
 }
 
 func sameNetwork(a, b conf.Network) bool {
-	return reflect.DeepEqual(encode(a), encode(b))
+	return bytes.Equal(encode(a), encode(b))
 }
 
 // Run follows the store and publishes peers until ctx ends, and then returns

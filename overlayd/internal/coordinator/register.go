@@ -87,8 +87,8 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 	return p, nil
 }
 
-// take claims a block for the plan.
-func (c *Coordinator) take(p *plan, pool *allocate.Pool, key func(netip.Prefix) string) (netip.Prefix, bool) {
+// takeLocked claims a block for the plan.
+func (c *Coordinator) takeLocked(p *plan, pool *allocate.Pool, key func(netip.Prefix) string) (netip.Prefix, bool) {
 	block, k, ok := c.view.take(pool, key)
 	if ok {
 		p.claimed = append(p.claimed, k)
@@ -101,14 +101,14 @@ func (c *Coordinator) take(p *plan, pool *allocate.Pool, key func(netip.Prefix) 
 // was configured keeps its lease as it is.
 func (c *Coordinator) takeVTEPLocked(p *plan) error {
 	if !p.next.VTEP.IsValid() {
-		block, ok := c.take(p, c.view.pools.vtep, func(b netip.Prefix) string { return keyVTEP(b.Addr()) })
+		block, ok := c.takeLocked(p, c.view.pools.vtep, func(b netip.Prefix) string { return keyVTEP(b.Addr()) })
 		if !ok {
 			return vtepExhausted("vtep_subnet", c.network.VTEPSubnet, c.view.pools.vtep)
 		}
 		p.next.VTEP = block.Addr()
 	}
 	if pool := c.view.pools.vtep6; pool != nil && !p.next.VTEP6.IsValid() {
-		block, ok := c.take(p, pool, func(b netip.Prefix) string { return keyVTEP6(b.Addr()) })
+		block, ok := c.takeLocked(p, pool, func(b netip.Prefix) string { return keyVTEP6(b.Addr()) })
 		if !ok && p.old == nil {
 			return vtepExhausted("vtep_subnet6", c.network.VTEPSubnet6, pool)
 		} else if !ok {
@@ -142,13 +142,13 @@ func (c *Coordinator) takeSubnetsLocked(p *plan, o conf.Overlay) {
 	}
 	ok := true
 	if v4 {
-		if h.Subnet, ok = c.take(p, pools.v4, key); !ok {
+		if h.Subnet, ok = c.takeLocked(p, pools.v4, key); !ok {
 			fail(pools.v4, o.Prefix, o.Subnet)
 			return
 		}
 	}
 	if v6 {
-		if h.Subnet6, ok = c.take(p, pools.v6, key); !ok {
+		if h.Subnet6, ok = c.takeLocked(p, pools.v6, key); !ok {
 			fail(pools.v6, o.Prefix6, o.Subnet6)
 			return
 		}
@@ -262,6 +262,9 @@ func (c *Coordinator) finish(p *plan, req api.RegisterRequest, done bool) (a *ag
 		return nil, false
 	}
 	pres.told = a.mod
+	if p.old == nil || p.old.mod != a.mod {
+		c.log.Info("lease granted or changed", "agent", a.id, "ip", a.IP, "vtep", a.VTEP, "epoch", a.mod)
+	}
 	return a, true
 }
 
