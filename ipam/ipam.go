@@ -51,7 +51,12 @@ func (a Attachment) Key() Key {
 }
 
 // String is network/container/interface, for messages.
-func (a Attachment) String() string { return a.Network + "/" + a.ContainerID + "/" + a.IfName }
+func (a Attachment) String() string {
+	if a.IsDocker() {
+		return "Docker's container with " + a.ContainerID
+	}
+	return a.Network + "/" + a.ContainerID + "/" + a.IfName
+}
 
 // Request asks for one address of each family that the half has.
 type Request struct {

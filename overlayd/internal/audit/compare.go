@@ -126,6 +126,8 @@ func (c *comparison) entry(overlay string, key ipam.Key, e entry) {
 		c.lease(overlay, *e.rec)
 	}
 	switch {
+	case e.link == nil && e.rec.IsDocker():
+		return // it makes links of its own
 	case e.link == nil:
 		c.noLink(overlay, key, *e.rec)
 		return
@@ -159,6 +161,9 @@ func (c *comparison) lease(overlay string, rec ipam.Record) {
 		}
 	}
 	for _, a := range rec.Addrs {
+		if rec.IsDocker() && a.Is4() && a.IsLinkLocalUnicast() {
+			continue // an older Docker wants IPv4 addresses in an IPv6 overlay too
+		}
 		ok := slices.ContainsFunc(in, func(p netip.Prefix) bool {
 			return p.Contains(a) && !a.Less(conf.FirstContainer(p)) && !conf.LastContainer(p).Less(a)
 		})

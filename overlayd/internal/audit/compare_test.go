@@ -49,6 +49,16 @@ func link(bridge string, master int, a ipam.Attachment, addrs ...netip.Addr) vet
 	return veth.Link{Name: veth.Name(half, a.Key()), Master: master, Alias: veth.NewAlias(bridge[2:], half, a, addrs, 0)}
 }
 
+// dockers adds addresses that Docker has.
+func dockers(h *Host, addrs ...string) {
+	s := h.Stores["dcos"]
+	for _, text := range addrs {
+		a := netip.MustParseAddr(text)
+		s.Records = append(s.Records, ipam.Record{Attachment: ipam.DockerAttachment("dcos", a), Half: conf.Docker, Addrs: []netip.Addr{a}, BootID: "b"})
+	}
+	h.Stores["dcos"] = s
+}
+
 // TestCompare damages a sound host in one way at a time.
 func TestCompare(t *testing.T) {
 	vm := veth.Name(conf.Mesos, att.Key())
@@ -89,6 +99,8 @@ func TestCompare(t *testing.T) {
 		}, []string{"overlay dcos: dcos/c1/eth0 has 9.0.1.130, which is not among"}},
 		{"overlay no longer leased", func(h *Host) { h.State.Overlays = nil }, []string{"overlay dcos: dcos/c1/eth0 has 9.0.1.2, which is not among the addresses leased to the mesos half here []"}},
 		{"off the bridge", func(h *Host) { h.Links[0].Master = 12 }, []string{"overlay dcos: interface " + vm + " of dcos/c1/eth0 is not a port of bridge m-dcos;"}},
+		{"Docker's", func(h *Host) { dockers(h, "9.0.1.130", "169.254.16.2") }, nil},
+		{"Docker's of the other half", func(h *Host) { dockers(h, "9.0.1.3") }, []string{"overlay dcos: Docker's container with 9.0.1.3 has 9.0.1.3, which is not among the addresses leased to the docker half here [9.0.1.128/25];"}},
 		{"two with one address", func(h *Host) {
 			b := att
 			b.ContainerID = "c2"

@@ -1,0 +1,185 @@
+package ipam
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	bolt "go.etcd.io/bbolt"
+
+	"overlayd.internal/overlay/conf"
+)
+
+// Docker asks an IPAM driver for one address at a time, says nothing about who
+// it is for, and gives it back by the address alone. So its addresses are filed
+// under themselves.
+
+// dockerNetwork starts the network name of Docker's attachments. No CNI network
+// can be called so, because of the slash.
+const dockerNetwork = "docker/"
+
+// DockerAttachment is what an address that Docker has is filed under.
+func DockerAttachment(overlay string, a netip.Addr) Attachment {
+	return Attachment{Network: dockerNetwork + overlay, ContainerID: a.String(), IfName: "docker"}
+}
+
+// IsDocker reports whether the attachment is one of Docker's. It has no link of
+// ours: Docker makes its own, and the agent asks Docker what is in use.
+func (a Attachment) IsDocker() bool { return strings.HasPrefix(a.Network, dockerNetwork) }
+
+// SingleRequest asks for one address of one family.
+type SingleRequest struct {
+	Half   conf.Half
+	Ranges []netip.Prefix // the half's prefixes, one per family, as in Request
+	// From is one of the Ranges or a part of one; the address is taken from it.
+	From netip.Prefix
+	// Want is an address asked for by name, from anywhere in the Ranges; zero:
+	// any of From.
+	Want netip.Addr
+	// Name says what the chosen address is filed under. That must not be filed
+	// yet.
+	Name func(netip.Addr) Attachment
+}
+
+// AllocateSingle gives out one address. It fails with *ExhaustedError or
+// *UnavailableError. Allocation.Existing is never set.
+func (s *Store) AllocateSingle(ctx context.Context, r SingleRequest) (Allocation, error) {
+	r, err := r.checked()
+	if err != nil {
+		return Allocation{}, err
+	}
+	var out Allocation
+	err = s.run(ctx, func() error {
+		var req Request
+		err := s.update(func(tx *bolt.Tx) error {
+			h, err := s.half(tx, r.Half)
+			if err != nil {
+				return err
+			}
+			addr, early, err := h.single(s.o, r)
+			if err != nil {
+				return err
+			}
+			out = Allocation{Addrs: []netip.Addr{addr}}
+			if early {
+				out.Flush = out.Addrs
+			}
+			req = Request{Attachment: r.Name(addr), Half: r.Half}
+			if err := s.db.keepReserve(tx); err != nil {
+				return err
+			}
+			return h.flush()
+		})
+		var unknown *unknownError
+		if errors.As(err, &unknown) && s.db != nil {
+			return s.settle(req, out, unknown)
+		}
+		return err
+	})
+	if err != nil {
+		return Allocation{}, err
+	}
+	if s.rebuilt > 0 && s.o.Now()-s.rebuilt < s.o.Cooling {
+		out.Flush = out.Addrs // what was cooling is not known after a rebuild
+	}
+	return out, nil
+}
+
+func (r SingleRequest) checked() (SingleRequest, error) {
+	all := Request{Attachment: Attachment{"n", "c", "i"}, Half: r.Half, Ranges: r.Ranges}
+	all, err := all.checked()
+	if err != nil {
+		return r, fmt.Errorf("allocate an address: %w", err)
+	}
+	r.Ranges, r.From = all.Ranges, r.From.Masked()
+	i := r.rangeOf(r.From.Addr())
+	if i < 0 || r.From.Bits() < r.Ranges[i].Bits() {
+		return r, fmt.Errorf("allocate an address: range %s is in none of %v", r.From, r.Ranges)
+	}
+	if r.Want.IsValid() && r.rangeOf(r.Want) != i {
+		return r, &UnavailableError{r.Want, whyNot(r.Ranges[i], r.Want)}
+	}
+	return r, nil
+}
+
+// rangeOf is the index of the range that has the address, or -1.
+func (r SingleRequest) rangeOf(a netip.Addr) int {
+	return slices.IndexFunc(r.Ranges, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// single takes one address and binds it to the name it gets.
+func (h *half) single(o Options, r SingleRequest) (a netip.Addr, early bool, err error) {
+	spans, err := h.useRanges(r.Ranges)
+	if err != nil {
+		return a, false, err
+	}
+	s := spans[r.rangeOf(r.From.Addr())]
+	switch {
+	case r.Want.IsValid():
+		a, early, err = h.takeNamed(s, r.Want)
+	case r.From == s.prefix:
+		a, early, err = h.takeNext(o, s)
+	default:
+		a, early, err = h.takeFrom(o, s, r.From)
+	}
+	if err != nil {
+		return a, false, err
+	}
+	if early {
+		s.early++
+		s.changed = true
+	}
+	att := r.Name(a)
+	if err := att.check(); err != nil {
+		return a, false, err
+	}
+	rec, found, err := h.attachment(att.Key())
+	if err == nil && found {
+		err = fmt.Errorf("allocate an address: %s has %v already", att, rec.Addrs)
+	}
+	if err != nil {
+		return a, false, err
+	}
+	return a, early, h.bind(Record{Attachment: att, Half: r.Half, Addrs: []netip.Addr{a}, BootID: o.BootID, Since: h.now})
+}
+
+// takeFrom is takeNext for a part of the range. It looks at one address after
+// the other, which is right for what is rare.
+func (h *half) takeFrom(o Options, s *span, from netip.Prefix) (a netip.Addr, early bool, err error) {
+	first, last := s.first, s.last
+	if from.Addr().Compare(first) > 0 {
+		first = from.Addr()
+	}
+	if end := conf.LastAddr(from); end.Compare(last) < 0 {
+		last = end
+	}
+	var total, used uint64
+	for a := first; a.IsValid() && a.Compare(last) <= 0; a = a.Next() {
+		total++
+		inUse := h.b.Get(addrKey(kindInUse, a)) != nil
+		if !inUse && h.b.Get(addrKey(kindReleased, a)) == nil {
+			return a, false, nil
+		}
+		if inUse {
+			used++
+		}
+	}
+	var t ticket
+	found := false
+	if err := h.each([]byte{kindQueue, family(s.first)}, func(k, payload []byte) (bool, error) {
+		q, err := decodeTicket(k, payload)
+		if err == nil && from.Contains(q.addr) && s.contains(q.addr) {
+			t, found = q, true
+		}
+		return !found, err
+	}); err != nil {
+		return a, false, err
+	}
+	if !found {
+		return a, false, &ExhaustedError{Overlay: o.Overlay, Half: h.name, Stats: Stats{Range: from, Total: total, Used: used}}
+	}
+	return t.addr, !t.cooled(h.now, h.cool), h.dequeue(t)
+}
