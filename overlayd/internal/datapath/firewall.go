@@ -56,9 +56,10 @@ func chains(c Config, ip6 bool) []chain {
 	}
 
 	// Isolation comes before everything that accepts. Then: what belongs to a
-	// connection that is already there, from wherever; what other hosts send;
-	// what our containers send. A new connection from outside into an overlay
-	// is left to the rules of the host.
+	// connection that is already there, or that a port mapping of this host
+	// redirected (DNAT), from wherever; what other hosts send; what our
+	// containers send. Any other new connection from outside into an overlay is
+	// left to the rules of the host.
 	var forward []string
 	for _, own := range isolated {
 		for _, s := range own {
@@ -77,7 +78,7 @@ func chains(c Config, ip6 bool) []chain {
 	}
 	for _, s := range all {
 		forward = append(forward,
-			fmt.Sprintf("-d %s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", s),
+			fmt.Sprintf("-d %s -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT", s),
 			fmt.Sprintf("-d %s -i %s -j ACCEPT", s, conf.VTEPName))
 	}
 	for _, b := range c.Bridges {
