@@ -43,7 +43,7 @@ func (p program) add(ctx context.Context, c *cnimain.Call) (*types100.Result, fu
 		return nil, nil, err
 	}
 	// Held until the program ends: the result may yet have to be taken back.
-	if _, err := lock(ctx, c.Conf.IPAMPath(), a.att.Key()); err != nil {
+	if _, err := lock(ctx, c.Conf.RunDirectory(), a.att.Key()); err != nil {
 		return nil, nil, kernelError(err)
 	}
 	result, err := a.run(ctx, prev)

@@ -19,7 +19,7 @@ import (
 // free while an interface still has it, wherever the program is killed.
 func (p program) del(ctx context.Context, c *cnimain.Call) error {
 	rebuild(c)
-	unlock, err := lock(ctx, c.Conf.IPAMPath(), c.Attachment().Key())
+	unlock, err := lock(ctx, c.Conf.RunDirectory(), c.Attachment().Key())
 	if err != nil {
 		return kernelError(err)
 	}

@@ -101,6 +101,16 @@ func removed(err error) error {
 	return err
 }
 
+// first returns the first error of a batch: the others follow from it.
+func first(errs []error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func isErrno(err error, errno unix.Errno) bool { return errors.Is(err, errno) }
 
 // connect makes the pair and sets up the container's end. It returns the routes
@@ -118,7 +128,7 @@ func (s *sandbox) connect(ctx context.Context, p pair, addrs []netip.Prefix, wan
 	if isErrno(errs[0], unix.EEXIST) {
 		return nil, fmt.Errorf("interface %s: %w: %w", p.name, errExists, errs[0])
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err := first(errs); err != nil {
 		return nil, err
 	}
 	peer, ok, err := s.inside.Find(p.name)
@@ -189,7 +199,7 @@ func (s *sandbox) configure(p pair, index int, addrs []netip.Prefix, want []want
 	// or two on making sure that nobody else has it. Where the container has no
 	// IPv6 this one is refused, which does not matter.
 	errs := s.inside.Send(append([]rtnl.Message{addAddress(index, linkLocal(p.mac))}, msgs...)...)[1:]
-	if err := errors.Join(errs[:fixed]...); err != nil {
+	if err := first(errs[:fixed]); err != nil {
 		return nil, err
 	}
 	var got []route

@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -15,8 +13,8 @@ import (
 	"overlayd.internal/overlay/ipam"
 )
 
-// lockFile stands beside the address stores. It has no content: attachments
-// lock one byte each, at the offset their key gives.
+// lockFile is in the run directory. It has no content: attachments lock one byte
+// each, at the offset their key gives.
 const lockFile = "attachments.lock"
 
 // lockTimeout is how long one program waits for another that works on the same
@@ -34,29 +32,32 @@ var errLocked = errors.New("another ADD or DEL of the same attachment is still r
 // A directory that is not there, or that cannot be written, locks nothing:
 // then no address can be given out either.
 func lock(ctx context.Context, dir string, key ipam.Key) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOSPC) {
+	// Not an os.File, which the garbage collector would close while ADD, which
+	// never unlocks, still counts on it.
+	fd, err := unix.Open(filepath.Join(dir, lockFile), unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	switch err {
+	case nil:
+	case unix.ENOENT, unix.ENOTDIR, unix.EACCES, unix.EROFS, unix.ENOSPC:
 		return func() {}, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("lock attachment: %w", err)
+	default:
+		return nil, fmt.Errorf("lock attachment: open %s: %w", filepath.Join(dir, lockFile), err)
 	}
 	one := &unix.Flock_t{
 		Type: unix.F_WRLCK, Whence: unix.SEEK_SET, Len: 1,
 		Start: int64(binary.BigEndian.Uint64(key[:8]) >> 2), // stays positive, one byte after it too
 	}
-	unlock = func() { f.Close() }
-	if unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, one) == nil {
+	unlock = func() { unix.Close(fd) }
+	if unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, one) == nil {
 		return unlock, nil
 	}
 	held := make(chan error, 1)
-	go func() { held <- unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLKW, one) }()
+	go func() { held <- unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLKW, one) }()
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
 	select {
 	case err := <-held:
 		if err != nil {
-			f.Close()
+			unlock()
 			return nil, fmt.Errorf("lock attachment: %w", err)
 		}
 		return unlock, nil
