@@ -5,15 +5,40 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 )
 
-// Docker is dockerd with its client.
+// Docker is dockerd, with Debian's client. A host runs one at a time.
 type Docker struct {
-	Host *Host
-	// Args of dockerd beside those it needs to share the machine.
-	Args   []string
+	Host   *Host
 	Daemon *Daemon
+
+	bin  []string // directories of dockerd and its helpers, before Debian's
+	args []string
+}
+
+// Docker20 is Debian's Docker.
+func Docker20(h *Host) *Docker { return &Docker{Host: h} }
+
+// Moby is the next Docker, with its firewall written through iptables or
+// nftables. The error says that scripts/engines was not told to build it.
+func Moby(h *Host, firewall string) (*Docker, error) {
+	d := &Docker{Host: h, args: []string{
+		"--firewall-backend=" + firewall, "--userland-proxy=false",
+		// The runc it needs is built without seccomp.
+		"--seccomp-profile=unconfined",
+	}}
+	for _, dir := range []string{"moby", "containerd", "runc"} {
+		d.bin = append(d.bin, filepath.Join(h.lab.tools, dir))
+	}
+	if _, err := os.Stat(filepath.Join(d.bin[0], "dockerd")); err != nil {
+		return nil, fmt.Errorf("not built; ENGINES_MOBY=1 scripts/engines does it: %w", err)
+	}
+	return d, nil
 }
 
 // Name implements Engine.
@@ -35,7 +60,8 @@ func (d *Docker) Start(ctx context.Context) error {
 
 // StartDaemon starts dockerd and waits until it answers.
 func (d *Docker) StartDaemon(ctx context.Context) (err error) {
-	args := append([]string{"dockerd", "--cgroup-parent=/" + d.Host.ID}, d.Args...)
+	path := strings.Join(append(slices.Clone(d.bin), "/usr/sbin", "/usr/bin", "/sbin", "/bin"), ":")
+	args := append([]string{"env", "PATH=" + path, "dockerd", "--cgroup-parent=/" + d.Host.ID}, d.args...)
 	if d.Daemon, err = d.Host.Start("dockerd", args...); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@
 package engines
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -221,31 +222,55 @@ func TestDockerdBeside(t *testing.T) {
 		}
 		ks = append(ks, k)
 	}
-	h := c.Hosts[0]
-	d := &Docker{Host: h}
-	both := func(when string) {
+	for _, tt := range []struct {
+		name string
+		make func(*Host) (*Docker, error)
+	}{
+		{"docker20", func(h *Host) (*Docker, error) { return Docker20(h), nil }},
+		{"moby-iptables", func(h *Host) (*Docker, error) { return Moby(h, "iptables") }},
+		{"moby-nftables", func(h *Host) (*Docker, error) { return Moby(h, "nftables") }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d, err := tt.make(c.Hosts[0])
+			if err != nil {
+				t.Log(err) // optional: the table says so
+				return
+			}
+			besideDocker(t, ctx, d, ks)
+		})
+	}
+}
+
+// besideDocker lets two containers of another engine talk while dockerd starts,
+// dies and starts again on the host of the first.
+func besideDocker(t *testing.T, ctx context.Context, d *Docker, ks []*Container) {
+	h := d.Host
+	talking := func(when string) {
 		t.Helper()
 		for i := range ks {
 			talk(t, ctx, ks[i], ks[1-i])
 		}
 		if t.Failed() {
-			rules, _ := h.Exec(ctx, "iptables", "-S")
-			t.Fatalf("%s; the firewall of h1:\n%s", when, rules)
+			rules, _ := h.Exec(ctx, "nft", "list", "ruleset")
+			t.Fatalf("%s; the firewall of %s:\n%s", when, h.Name, rules)
 		}
 	}
-	both("before dockerd")
+	talking("before dockerd")
 	if err := d.StartDaemon(ctx); err != nil {
 		t.Fatal(err)
 	}
-	both("with dockerd")
+	talking("with dockerd")
 	if err := d.Daemon.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	both("after dockerd was killed")
+	talking("after dockerd was killed")
 	if err := d.StartDaemon(ctx); err != nil {
 		t.Fatal(err)
 	}
-	both("with dockerd again")
+	talking("with dockerd again")
+	if err := d.Daemon.Stop(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestReboot crashes a host with running containers: after it is back nothing
