@@ -6,11 +6,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -79,7 +77,8 @@ func runCoordinator(ctx context.Context, args []string, env func(string) (string
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return c.Run(ctx) })
-	group.Go(func() error { return serve(ctx, listener, c.Handler(), log) })
+	group.Go(func() error { return c.Serve(ctx, listener) })
+	log.Info("listening", "addr", listener.Addr().String())
 	if err := group.Wait(); err != nil {
 		return err
 	}
@@ -121,33 +120,4 @@ func openStore(name, stateDir string, log *slog.Logger) (store.Store, error) {
 		return nil, fmt.Errorf("--store: %w", err)
 	}
 	return bbolt.Open(path, log)
-}
-
-// serve answers requests until ctx is done. A watch is a response without an
-// end, so there is no limit on how long writing one may take; the requests'
-// context ends them.
-func serve(ctx context.Context, listener net.Listener, handler http.Handler, log *slog.Logger) error {
-	server := &http.Server{
-		Handler:           handler,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-	}
-	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(listener) }()
-	log.Info("listening", "addr", listener.Addr().String())
-	select {
-	case err := <-failed:
-		return fmt.Errorf("serve: %w", err)
-	case <-ctx.Done():
-	}
-	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	if err := server.Shutdown(patience); err != nil {
-		server.Close()
-	}
-	<-failed
-	return nil
 }

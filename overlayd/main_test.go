@@ -111,10 +111,7 @@ func startCoordinator(t *testing.T, stateDir string) *daemon {
 		d.exit <- run(ctx, args, environment(nil), io.Discard, w)
 		w.Close()
 	}()
-	t.Cleanup(func() {
-		stop()
-		io.Copy(io.Discard, r)
-	})
+	t.Cleanup(stop)
 	warned := false
 	for d.addr == "" && d.log.Scan() {
 		line := d.log.Text()
@@ -129,6 +126,7 @@ func startCoordinator(t *testing.T, stateDir string) *daemon {
 	if !warned {
 		t.Error("no loud warning about --insecure")
 	}
+	go io.Copy(io.Discard, r) // the writer of the log waits for its reader
 	return d
 }
 
@@ -136,8 +134,6 @@ func startCoordinator(t *testing.T, stateDir string) *daemon {
 func (d *daemon) end(t *testing.T) int {
 	t.Helper()
 	d.stop()
-	for d.log.Scan() { // the writer of the log waits for its reader
-	}
 	select {
 	case code := <-d.exit:
 		return code

@@ -108,13 +108,13 @@ type stream struct {
 func (s *stream) follow(r *http.Request, w *watch, ended <-chan struct{}) {
 	heartbeat := time.NewTimer(api.HeartbeatInterval)
 	defer heartbeat.Stop()
-	due := false // a heartbeat
+	due := true // a heartbeat; one at once tells who is up to date that it is
 	for {
 		settled := s.c.settled() // before news, so that nothing up to it is missed
 		news, more, err := s.news()
 		asked := s.c.takeAsk(w)
 		s.revision = max(s.revision, settled)
-		if err == nil && (asked || due) {
+		if err == nil && (asked || due && !news) {
 			news, err = true, s.write(encodeLine(api.PeerEvent{Revision: s.revision, Register: asked}))
 		}
 		if err == nil && news {
