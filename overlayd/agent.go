@@ -43,6 +43,8 @@ func (f *agentFlags) options() []option {
 			help: "where network files for Mesos UCR are written (default: none are)"},
 		{name: "cni-bin-dir", arg: "DIR[:DIR...]", def: "/opt/cni/bin:/usr/lib/cni:/usr/libexec/cni", list: ":", set: setList(&f.CNIBinDirs, ":"),
 			help: "where the CNI plugins lie"},
+		{name: "docker-host", arg: "URL", def: "unix:///var/run/docker.sock", set: setString(&f.DockerHost),
+			help: "where dockerd serves its API; empty: no Docker"},
 		{name: "listen", arg: "ADDR", def: "127.0.0.1:6441", set: setString(&f.Listen),
 			help: "address and port to serve the state on; empty: only the socket in the run directory"},
 		{name: "cooling", arg: "DURATION", def: cooling, set: setCooling(&f.Cooling),

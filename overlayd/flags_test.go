@@ -44,7 +44,7 @@ var agentDefaults = agentFlags{Options: agent.Options{
 	Bridges: []conf.Half{conf.Mesos, conf.Docker},
 	RunDir:  "/run/overlay", StateDir: "/var/lib/overlay", CNIConfDir: "/etc/cni/net.d",
 	CNIBinDirs: []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"},
-	Listen:     "127.0.0.1:6441", Cooling: 150 * time.Second,
+	DockerHost: "unix:///var/run/docker.sock", Listen: "127.0.0.1:6441", Cooling: 150 * time.Second,
 }}
 
 var compareFlags = cmp.Options{
@@ -125,7 +125,7 @@ func TestWhatOverrides(t *testing.T) {
 func TestAgentValues(t *testing.T) {
 	got, err := parseAgent([]string{
 		"--coordinator", "http://a:1,http://b:2", "-agent-ip=fd00::1", "--agent-id=x", "--bridges", "none", "--cni-bin-dir", "/a:/b",
-		"--cooling=0", "--listen", "", "--insecure", "--run-dir=/r", "--state-dir=/s", "--cni-conf-dir=/c", "--ucr-conf-dir=/u",
+		"--cooling=0", "--listen", "", "--insecure", "--run-dir=/r", "--state-dir=/s", "--cni-conf-dir=/c", "--ucr-conf-dir=/u", "--docker-host=",
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -166,8 +166,8 @@ func TestParseRefuses(t *testing.T) {
 		{"file that is not there", []string{"--config", "/nonexistent/agent.yaml"}, nil, "/nonexistent/agent.yaml: no such file"},
 		{"all problems of a file", []string{"--config", bad}, nil,
 			bad + ": 4 problems\n" +
-				"  colour: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, listen, cooling, insecure (line 1)\n" +
-				"  config: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, listen, cooling, insecure (line 2)\n" +
+				"  colour: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, cooling, insecure (line 1)\n" +
+				"  config: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, cooling, insecure (line 2)\n" +
 				"  listen: want one value, not a list\n" +
 				"  insecure: want one value, not a list"},
 	}

@@ -160,6 +160,8 @@ func (h *Host) StartAgent(coordinator string, args ...string) (err error) {
 		"--agent-ip", h.Underlay().String(), "--listen", "",
 		"--run-dir", h.RunDir, "--state-dir", h.StateDir, "--cni-conf-dir", h.CNIConfDir, "--ucr-conf-dir", h.UCRConfDir,
 		"--cni-bin-dir", h.Lab.Bin,
+		// The nodes of a lab share the directory of the machine's Docker.
+		"--docker-host", "",
 	}, args...)
 	h.Proc, err = h.Lab.Start(h.Netns, "agent-"+filepath.Base(h.Dir), argv...)
 	return err

@@ -16,6 +16,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,7 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/datapath"
 	"overlayd.internal/overlay/overlayd/internal/runtimes"
+	"overlayd.internal/overlay/overlayd/internal/runtimes/docker"
 )
 
 // Options are what the operator decides.
@@ -48,6 +50,9 @@ type Options struct {
 	CNIConfDir string   // empty: no CNI files
 	UCRConfDir string   // empty: no UCR files
 	CNIBinDirs []string // where the runtimes' plugins lie
+
+	DockerHost      string // of the Engine API, unix:///PATH; empty: no Docker
+	DockerPluginDir string // where dockerd looks for plugins; empty: where it always does
 
 	Listen  string        // TCP address of the HTTP server; empty: socket only
 	Cooling time.Duration // how long a released address rests; 0: not at all
@@ -66,6 +71,9 @@ type Agent struct {
 	log    *slog.Logger
 	timing timing
 	served atomic.Pointer[served] // what HTTP shows; the loop replaces it
+	docker *docker.Docker         // nil: no Docker
+	// firewall announces that Docker may have put rules before ours.
+	firewall chan struct{}
 }
 
 // New checks the options and reports everything that is wrong with them. It
@@ -113,10 +121,19 @@ func New(o Options) (*Agent, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	a := &Agent{opts: o, log: o.Log, timing: defaultTiming, firewall: make(chan struct{}, 1)}
+	if o.DockerHost != "" {
+		var err error
+		a.docker, err = docker.New(docker.Options{
+			Host: o.DockerHost, PluginDir: cmp.Or(o.DockerPluginDir, docker.DefaultPluginDir), RunDir: o.RunDir,
+			Log: o.Log, FirewallChanged: func() { kick(a.firewall) },
+		})
+		errs = append(errs, err)
+	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	return &Agent{opts: o, log: o.Log, timing: defaultTiming}, nil
+	return a, nil
 }
 
 // checkDirs makes the directories absolute, because the CNI programs run
@@ -191,6 +208,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return listeners.serve(ctx, a.handler()) })
 	group.Go(func() error { return l.registrar.run(ctx) })
 	group.Go(func() error { return l.reporter.run(ctx) })
+	if a.docker != nil {
+		group.Go(func() error { return a.docker.Run(ctx) })
+	}
 	changes := dp.Changes(ctx)
 	group.Go(func() error { return l.run(ctx, changes) })
 	log.Info("agent started", "version", a.opts.Version, "run_dir", a.opts.RunDir, "state_dir", a.opts.StateDir)

@@ -50,6 +50,11 @@ func (a *Agent) handler() http.Handler {
 		reason := a.served.Load().reason()
 		if reason == "" {
 			fmt.Fprintln(w, "ok")
+			if a.docker != nil { // who uses CNI is not concerned
+				for _, problem := range a.docker.Problems() {
+					fmt.Fprintln(w, problem)
+				}
+			}
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")

@@ -71,6 +71,8 @@ type loop struct {
 	save   *deadline // write the peers
 	retry  backoff
 	last   time.Time // of the last resync
+
+	appliedAt time.Time // when the datapath was set last
 	stir   bool      // the kernel announced a change since
 }
 
@@ -191,6 +193,8 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 				changes = nil
 				continue
 			}
+			l.kernelChanged()
+		case <-l.agent.firewall:
 			l.kernelChanged()
 		case <-l.apply.timer.C:
 			l.reconcile(ctx, false)

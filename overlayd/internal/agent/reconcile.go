@@ -30,6 +30,7 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 	// that containers talk to.
 	cfg.Partial = !l.caughtUp
 	report := l.dp.Set(ctx, cfg, resync)
+	l.appliedAt = time.Now()
 	if ctx.Err() != nil {
 		return // a round cut short says nothing
 	}
@@ -59,6 +60,9 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 	state, notReady := l.write()
 	err := l.runtimes.Sync(ctx, l.held.AgentOverlays(nil))
 	l.logOnce("files of the container runtimes", err)
+	if l.agent.docker != nil && l.report.MTU != 0 {
+		l.agent.docker.Set(l.held.AgentOverlays(nil), l.report.MTU)
+	}
 	l.serve(state, notReady)
 	l.tellStatus(false)
 	l.plan(failed || err != nil)

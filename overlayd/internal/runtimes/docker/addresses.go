@@ -1,0 +1,197 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"time"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
+)
+
+// A dockerd that is killed gives nothing back, and an address store that had to
+// be made anew knows nothing of Docker. So what the stores say Docker has is
+// compared, now and then, with what it has.
+
+// suspect is a record whose address no container has.
+type suspect struct {
+	filed time.Duration // of the record: another one is another case
+	since time.Time
+}
+
+// inUse is what Docker's containers have of our addresses.
+type inUse map[netip.Addr]string // to the name of the container
+
+// addresses asks dockerd for the addresses in use in all networks of our
+// driver, whoever made them.
+func (c *client) addresses(ctx context.Context) (inUse, error) {
+	list, err := c.networks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	used := inUse{}
+	for _, n := range list {
+		if n.IPAM.Driver != Driver {
+			continue
+		}
+		n, err := c.network(ctx, n.ID)
+		if isStatus(err, http.StatusNotFound) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range n.Containers {
+			used.add(e.IPv4Address, e.Name)
+			used.add(e.IPv6Address, e.Name)
+		}
+		for _, c := range n.IPAM.Config {
+			for name, a := range c.AuxiliaryAddresses {
+				used.add(a, name)
+			}
+		}
+	}
+	return used, nil
+}
+
+// add enters an address, with or without a prefix length, if there is one.
+func (u inUse) add(address, name string) {
+	if all, err := conf.ParseAddrs([]string{address}); err == nil {
+		u[all[0]] = name
+	}
+}
+
+// syncAddresses releases what Docker lost and files what we lost.
+func (d *Docker) syncAddresses(ctx context.Context) error {
+	used, err := d.client.addresses(ctx)
+	if err != nil {
+		return err
+	}
+	names, err := d.driver.stores.names()
+	if err != nil {
+		return err
+	}
+	filed := map[netip.Addr]bool{}
+	still := map[ipam.Key]suspect{}
+	for _, overlay := range names {
+		recs, err := d.list(ctx, overlay)
+		if err != nil {
+			return err
+		}
+		for _, r := range recs {
+			if !r.IsDocker() || len(r.Addrs) != 1 {
+				continue
+			}
+			filed[r.Addrs[0]] = true
+			if _, ok := used[r.Addrs[0]]; ok {
+				continue
+			}
+			if err := d.suspect(ctx, overlay, r, still); err != nil {
+				return err
+			}
+		}
+	}
+	d.missing = still
+	return d.fileMissing(ctx, used, filed)
+}
+
+func (d *Docker) list(ctx context.Context, overlay string) ([]ipam.Record, error) {
+	s, err := d.driver.stores.open(ctx, overlay, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	return s.List(ctx)
+}
+
+// suspect releases a record without a container if it has been one for long
+// enough. A container that is being made has its address before Docker shows it.
+func (d *Docker) suspect(ctx context.Context, overlay string, r ipam.Record, still map[ipam.Key]suspect) error {
+	was, known := d.missing[r.Key()]
+	if !known || was.filed != r.Since {
+		still[r.Key()] = suspect{filed: r.Since, since: time.Now()}
+		return nil
+	}
+	if time.Since(was.since) < d.timing.stale {
+		still[r.Key()] = was
+		return nil
+	}
+	s, err := d.driver.stores.open(ctx, overlay, 0)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	// Only if it is still the same record: the address may have been given back
+	// and taken again since.
+	gone, err := s.GC(ctx, r.Network, conf.Docker, func(other ipam.Record) bool {
+		return other.Attachment != r.Attachment || other.Since != r.Since
+	})
+	if err != nil {
+		return err
+	}
+	for _, g := range gone {
+		d.log.Info("address released that no container of Docker has", "overlay", overlay, "addr", g.Addrs[0])
+	}
+	return nil
+}
+
+// fileMissing files the addresses in use that no store knows, so that nobody
+// else gets them.
+func (d *Docker) fileMissing(ctx context.Context, used inUse, filed map[netip.Addr]bool) error {
+	var missing []netip.Addr
+	for a := range used {
+		if !filed[a] {
+			missing = append(missing, a)
+		}
+	}
+	if missing == nil {
+		return nil
+	}
+	// What was released between the two looks is no longer in use.
+	again, err := d.client.addresses(ctx)
+	if err != nil {
+		return err
+	}
+	state, err := d.driver.stores.state()
+	if err != nil {
+		return nil // without a lease nothing is given out to others either
+	}
+	slices.SortFunc(missing, netip.Addr.Compare)
+	var errs []error
+	for _, a := range missing {
+		name, ok := again[a]
+		if !ok {
+			continue
+		}
+		if err := d.file(ctx, state, a, name); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// file files one address that a container has. An address of no half of ours is
+// left alone: it is of an earlier lease, and nobody gets it.
+func (d *Docker) file(ctx context.Context, state conf.State, a netip.Addr, container string) error {
+	for _, o := range state.Overlays {
+		i := slices.IndexFunc(halves(o), func(p netip.Prefix) bool { return p.Contains(a) })
+		if i < 0 {
+			continue
+		}
+		overlay := o.Info.Name
+		_, err := d.driver.take(ctx, state, overlay, ipam.SingleRequest{
+			Half: conf.Docker, Ranges: halves(o), From: halves(o)[i], Want: a,
+			Name: func(a netip.Addr) ipam.Attachment { return ipam.DockerAttachment(overlay, a) },
+		})
+		if err != nil {
+			return fmt.Errorf("container %s uses an address of overlay %s that it was not given: %w", container, overlay, err)
+		}
+		d.log.Info("address of a container of Docker filed anew", "overlay", overlay, "addr", a, "container", container)
+		return nil
+	}
+	return nil
+}

@@ -1,0 +1,300 @@
+// Package docker makes the overlays of a host usable with docker run --net. It
+// serves an IPAM driver, which draws from the same address stores as the CNI
+// plugins, and keeps one Docker network for each overlay.
+//
+//	dockerd --- IPAM driver "overlay" ---> addresses of the Docker half
+//	   ^                                      (<run-dir>/ipam/<overlay>.db)
+//	   +------- Engine API ------ networks <overlay> on the bridges d-<overlay>
+//
+// dockerd may be absent, slow, killed or restarted at any time. Nothing here is
+// kept in memory that a restart of either side would need: the driver's pool
+// IDs say all there is to know, and what Docker has is asked from Docker.
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
+)
+
+// Driver is the name of the IPAM driver.
+const Driver = "overlay"
+
+// DefaultPluginDir is where dockerd looks for the sockets of its plugins.
+const DefaultPluginDir = "/run/docker/plugins"
+
+// Options say where Docker is and what it is told.
+type Options struct {
+	Host      string // of the Engine API: unix:///var/run/docker.sock
+	PluginDir string // for the driver's socket, overlay.sock
+	RunDir    string // where the agent publishes
+	Log       *slog.Logger
+	// FirewallChanged is called when Docker may have put rules before ours. It
+	// must not block.
+	FirewallChanged func()
+}
+
+// Docker is made by New and lives in Run.
+type Docker struct {
+	o      Options
+	log    *slog.Logger
+	client *client
+	driver *driver
+	timing timing
+	wake   chan struct{} // Set was called
+
+	mu       sync.Mutex
+	wanted   *wanted           // nil: not known yet
+	problems map[string]string // by what does not work
+
+	// Of the goroutine that follows dockerd.
+	missing map[ipam.Key]suspect // records of addresses that no container has
+}
+
+// wanted is what the agent leases.
+type wanted struct {
+	overlays []conf.AgentOverlay
+	mtu      int
+}
+
+// timing is how long things take. Tests in this package shorten it.
+type timing struct {
+	request  time.Duration // most that one request to dockerd takes
+	coalesce time.Duration // events that come together are one
+	look     time.Duration // between two looks at networks and addresses
+	retryMin time.Duration // of what failed, and of dockerd that is not there
+	retryMax time.Duration
+	stale    time.Duration // how long an address without a container is kept
+}
+
+var defaultTiming = timing{
+	request:  20 * time.Second,
+	coalesce: 200 * time.Millisecond,
+	look:     30 * time.Second,
+	retryMin: 250 * time.Millisecond,
+	retryMax: 3 * time.Second,
+	stale:    time.Minute,
+}
+
+// New checks the options. It has no side effect.
+func New(o Options) (*Docker, error) {
+	c, err := newClient(o.Host)
+	if err != nil {
+		return nil, fmt.Errorf("docker host: %w", err)
+	}
+	if !filepath.IsAbs(o.PluginDir) {
+		return nil, fmt.Errorf("docker plugin directory %q: want an absolute path", o.PluginDir)
+	}
+	if n := len(filepath.Join(o.PluginDir, socketFile)); n > maxSocketPath {
+		return nil, fmt.Errorf("docker plugin directory %s: the socket's path would have %d bytes, at most %d fit", o.PluginDir, n, maxSocketPath)
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.FirewallChanged == nil {
+		o.FirewallChanged = func() {}
+	}
+	return &Docker{
+		o: o, log: o.Log, client: c, timing: defaultTiming,
+		driver:   &driver{stores: stores{runDir: o.RunDir}, client: c, log: o.Log},
+		wake:     make(chan struct{}, 1),
+		problems: map[string]string{},
+		missing:  map[ipam.Key]suspect{},
+	}, nil
+}
+
+// Set says which overlays there should be networks for, and their MTU. It does
+// not block. Before it was called no network is touched.
+func (d *Docker) Set(overlays []conf.AgentOverlay, mtu int) {
+	w := &wanted{overlays: overlays, mtu: mtu}
+	d.mu.Lock()
+	same := reflect.DeepEqual(d.wanted, w)
+	d.wanted = w
+	d.mu.Unlock()
+	if same {
+		return
+	}
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Problems lists what does not work, one line each. That there is no dockerd is
+// no problem.
+func (d *Docker) Problems() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []string
+	for _, what := range slices.Sorted(maps.Keys(d.problems)) {
+		out = append(out, what+": "+d.problems[what])
+	}
+	return out
+}
+
+// problem notes what does not work, or, with nil, that it does, and logs when
+// that changes.
+func (d *Docker) problem(what string, err error) {
+	d.mu.Lock()
+	before, had := d.problems[what]
+	if err == nil {
+		delete(d.problems, what)
+	} else {
+		d.problems[what] = err.Error()
+	}
+	d.mu.Unlock()
+	switch {
+	case err == nil && had:
+		d.log.Info("works again", "what", what)
+	case err != nil && before != err.Error():
+		d.log.Warn("does not work; trying again", "what", what, "err", err)
+	}
+}
+
+// onlyProblems forgets the problems with networks that are not among those.
+func (d *Docker) onlyProblems(networks map[string]bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	maps.DeleteFunc(d.problems, func(what, _ string) bool {
+		name, ok := strings.CutPrefix(what, networkProblem)
+		return ok && !networks[name]
+	})
+}
+
+// What problems are about.
+const (
+	driverProblem    = "docker IPAM driver"
+	engineProblem    = "docker engine"
+	addressesProblem = "docker addresses"
+	networkProblem   = "docker network "
+)
+
+// Run works until ctx is done, then returns nil. Whatever fails is tried again.
+func (d *Docker) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		// The socket has to be there before dockerd starts, so it is made
+		// whether or not there is a dockerd.
+		path := filepath.Join(d.o.PluginDir, socketFile)
+		for pause := d.timing.retryMin; ; pause = min(2*pause, 10*d.timing.retryMax) {
+			err := d.driver.serve(ctx, path, func() { d.problem(driverProblem, nil) })
+			if ctx.Err() != nil {
+				return nil
+			}
+			d.problem(driverProblem, err)
+			sleep(ctx, pause)
+		}
+	})
+	group.Go(func() error {
+		d.follow(ctx)
+		return nil
+	})
+	return group.Wait()
+}
+
+// follow talks to dockerd whenever there is one.
+func (d *Docker) follow(ctx context.Context) {
+	pause := d.timing.retryMin
+	for ctx.Err() == nil {
+		lasted, err := d.session(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if lasted {
+			d.log.Info("dockerd has gone; waiting for it to come back")
+			pause = d.timing.retryMin
+		}
+		if errors.Is(err, errNoEngine) {
+			err = nil
+		}
+		d.problem(engineProblem, err)
+		sleep(ctx, pause)
+		pause = min(2*pause, d.timing.retryMax)
+	}
+}
+
+// session follows one dockerd until it goes. lasted reports whether it was
+// there at all.
+func (d *Docker) session(ctx context.Context) (lasted bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// A dockerd that is starting takes connections and does not answer.
+	late := time.AfterFunc(d.timing.request, cancel)
+	version, err := d.client.negotiate(ctx)
+	if err != nil {
+		return false, err
+	}
+	events, err := d.client.events(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer func() {
+		cancel()
+		for range events { // until its goroutine has ended
+		}
+	}()
+	if !late.Stop() {
+		return false, errors.New("dockerd answers too slowly")
+	}
+	d.problem(engineProblem, nil)
+	d.driver.connected()
+	d.log.Info("dockerd found", "version", version.Version, "api", d.client.api())
+	// It has put its rules before ours, and before it answered.
+	d.o.FirewallChanged()
+
+	clear(d.missing)
+	due := time.NewTimer(0)
+	defer due.Stop()
+	look := time.Time{} // when addresses are looked at next: at once
+	pause := d.timing.retryMin
+	for {
+		select {
+		case <-ctx.Done():
+			return true, nil
+		case e, ok := <-events:
+			if !ok {
+				return true, nil
+			}
+			if e.changesFirewall() {
+				d.o.FirewallChanged()
+			}
+			due.Reset(d.timing.coalesce)
+		case <-d.wake:
+			due.Reset(0)
+		case <-due.C:
+			addresses := !time.Now().Before(look)
+			if addresses {
+				look = time.Now().Add(d.timing.look)
+			}
+			if d.sync(ctx, addresses) {
+				pause = d.timing.retryMin
+				due.Reset(time.Until(look))
+			} else {
+				due.Reset(pause)
+				pause = min(2*pause, d.timing.look)
+			}
+		}
+	}
+}
+
+func sleep(ctx context.Context, pause time.Duration) {
+	t := time.NewTimer(pause)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}

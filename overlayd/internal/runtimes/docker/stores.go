@@ -1,0 +1,77 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/ipam/cnimain"
+	"overlayd.internal/overlay/ipam/veth"
+)
+
+// stores are the address stores of the host, and the published document that
+// says what may be taken from them: the ones the CNI programs use.
+type stores struct{ runDir string }
+
+// state is what the agent has published. Its error says why no address may be
+// given out.
+func (s stores) state() (conf.State, error) { return cnimain.LoadState(conf.NetConf{RunDir: s.runDir}) }
+
+func (s stores) dir() string { return filepath.Join(s.runDir, conf.IPAMDir) }
+
+// open opens an overlay's store for one operation.
+func (s stores) open(ctx context.Context, overlay string, cooling time.Duration) (*ipam.Store, error) {
+	return ipam.Open(ctx, ipam.Options{
+		Dir: s.dir(), Overlay: overlay, Cooling: cooling,
+		Rebuild: func(context.Context) ([]ipam.Record, error) { return veth.Records(overlay) },
+	})
+}
+
+// names are the overlays that have a store, also those no longer leased.
+func (s stores) names() ([]string, error) {
+	entries, err := os.ReadDir(s.dir())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("look for address stores: %w", err)
+	}
+	var out []string
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), ".db"); ok && conf.CheckName(name) == nil {
+			out = append(out, name)
+		}
+	}
+	return out, nil
+}
+
+func (s stores) exists(overlay string) bool {
+	_, err := os.Lstat(filepath.Join(s.dir(), overlay+".db"))
+	return err == nil
+}
+
+// halves are the prefixes of the Docker half, IPv4 first; none where the
+// overlay has no Docker bridge.
+func halves(o conf.AgentOverlay) []netip.Prefix {
+	if b := o.DockerBridge; b != nil {
+		return cnimain.Ranges(b)
+	}
+	return nil
+}
+
+// rangesFor are the prefixes to take an address of the pool from.
+func rangesFor(o conf.AgentOverlay, p netip.Prefix) []netip.Prefix {
+	all := halves(o)
+	if isBystander(p) {
+		return append([]netip.Prefix{p}, all...)
+	}
+	return all
+}
+
+// cooling is how long a released address rests.
+func cooling(s conf.State) time.Duration { return time.Duration(s.CoolingSeconds) * time.Second }
