@@ -35,6 +35,7 @@ type config struct {
 	lab    *lab.Lab
 	report *Report
 	mounts []string
+	hosts  int // cold starts so far
 }
 
 var parts = []struct {

@@ -267,8 +267,10 @@ func (c *config) coldStart(ctx context.Context, url string, peers, k int) (start
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
 	// Every start is a host of its own, and so a peer of the later ones: the
-	// routes are counted, so a few more do no harm.
-	host, err := c.lab.Host(ctx, fmt.Sprintf("p%dk%d", peers, k), byte(10+k))
+	// routes are counted, so a few more do no harm. It has to come
+	// with an address of its own too: an address belongs to its last agent for a while.
+	c.hosts++
+	host, err := c.lab.Host(ctx, fmt.Sprintf("p%dk%d", peers, k), byte(10+c.hosts))
 	if err != nil {
 		return 0, 0, err
 	}
@@ -329,7 +331,7 @@ const oneMoreSamples = 40
 // oneMore measures from the answer to a new agent's registration to its route
 // on an agent that has all the others.
 func (c *config) oneMore(ctx context.Context, url string, client *http.Client, have int) error {
-	host, err := c.lab.Host(ctx, "more", 30)
+	host, err := c.lab.Host(ctx, "more", 200)
 	if err != nil {
 		return err
 	}
@@ -355,6 +357,10 @@ func (c *config) oneMore(ctx context.Context, url string, client *http.Client, h
 	}
 	var waits []float64
 	for k := range oneMoreSamples {
+		// Hosts join one by one; a storm is another measurement.
+		if err := pause(ctx, 50*time.Millisecond); err != nil {
+			return err
+		}
 		if err := register(ctx, client, url, have+k); err != nil {
 			return err
 		}
