@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -96,44 +98,76 @@ func registerMany(ctx context.Context, client *http.Client, url string, from, to
 // routeProtocol is the protocol number of the agent's routes.
 const routeProtocol = 44
 
-// routeWatch reports when routes of the agent appear in a namespace.
-type routeWatch struct {
-	updates chan netlink.RouteUpdate
-	done    chan struct{}
+// entryWatch sees every entry the kernel makes in a namespace. It reads no more
+// of a notification than it needs: it runs on the same cores as what it watches.
+type entryWatch struct {
+	fd      int
+	buf     []byte
+	pending []byte
 }
 
-func watchRoutes(n *lab.Netns) (*routeWatch, error) {
-	w := &routeWatch{make(chan netlink.RouteUpdate, 1<<16), make(chan struct{})}
-	err := ns.WithNetNSPath(n.Path, func(ns.NetNS) error {
-		return netlink.RouteSubscribeWithOptions(w.updates, w.done, netlink.RouteSubscribeOptions{ReceiveBufferSize: 64 << 20, ReceiveBufferForceSize: true})
+func watchEntries(n *lab.Netns) (*entryWatch, error) {
+	w := &entryWatch{buf: make([]byte, 256<<10)}
+	err := ns.WithNetNSPath(n.Path, func(ns.NetNS) (err error) {
+		if w.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE); err != nil {
+			return err
+		}
+		if err := unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 256<<20); err != nil {
+			return err
+		}
+		if err := unix.SetsockoptTimeval(w.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 100_000}); err != nil {
+			return err
+		}
+		return unix.Bind(w.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK,
+			Groups: 1<<(unix.RTNLGRP_NEIGH-1) | 1<<(unix.RTNLGRP_IPV4_ROUTE-1)})
 	})
 	return w, err
 }
 
-func (w *routeWatch) close() { close(w.done) }
+func (w *entryWatch) close() { unix.Close(w.fd) }
 
-// until counts new unicast routes of the agent until there are n, and returns
-// the times of the first and the last.
-func (w *routeWatch) until(ctx context.Context, n int) (first, last time.Time, err error) {
+// until counts routes of the agent to other hosts until there are n. It returns
+// when the first permanent neighbour and the last route appeared.
+func (w *entryWatch) until(ctx context.Context, n int) (first, last time.Time, err error) {
 	for seen := 0; seen < n; {
-		select {
-		case u, ok := <-w.updates:
-			if !ok {
-				return first, last, fmt.Errorf("route events ended after %d of %d routes", seen, n)
-			}
-			if u.Type != unix.RTM_NEWROUTE || u.Protocol != routeProtocol || u.Route.Type != unix.RTN_UNICAST {
+		if ctx.Err() != nil {
+			return first, last, fmt.Errorf("%d of %d routes have appeared: %w", seen, n, context.Cause(ctx))
+		}
+		if len(w.pending) == 0 {
+			size, _, err := unix.Recvfrom(w.fd, w.buf, 0)
+			if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
 				continue
 			}
-			last = time.Now()
-			if seen == 0 {
-				first = last
+			if err != nil {
+				return first, last, fmt.Errorf("after %d of %d routes: %w", seen, n, err)
 			}
-			seen++
-		case <-ctx.Done():
-			return first, last, fmt.Errorf("%d of %d routes have appeared: %w", seen, n, context.Cause(ctx))
+			w.pending = w.buf[:size]
+		}
+		for len(w.pending) >= unix.SizeofNlMsghdr && seen < n {
+			m := w.pending
+			size := int(binary.NativeEndian.Uint32(m))
+			typ, body := binary.NativeEndian.Uint16(m[4:]), m[unix.SizeofNlMsghdr:size]
+			w.pending = m[min((size+3)&^3, len(m)):]
+			switch {
+			case typ == unix.RTM_NEWNEIGH && first.IsZero() && binary.NativeEndian.Uint16(body[8:])&unix.NUD_PERMANENT != 0:
+				first = time.Now()
+			case typ == unix.RTM_NEWROUTE && body[5] == routeProtocol && body[7] == unix.RTN_UNICAST:
+				last = time.Now()
+				seen++
+			}
 		}
 	}
 	return first, last, nil
+}
+
+// drain forgets what has come so far.
+func (w *entryWatch) drain() {
+	w.pending = nil
+	for {
+		if _, _, err := unix.Recvfrom(w.fd, w.buf, unix.MSG_DONTWAIT); err != nil {
+			return
+		}
+	}
 }
 
 // oneByOne programs peers the customary way: the netlink library, a socket for
@@ -275,12 +309,7 @@ func (c *config) coldStart(ctx context.Context, url string, peers, k int) (start
 		return 0, 0, err
 	}
 	defer host.Delete(context.WithoutCancel(ctx))
-	routes, err := watchRoutes(host.Netns)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer routes.close()
-	entries, err := watchNeighbours(host.Netns)
+	entries, err := watchEntries(host.Netns)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -290,41 +319,12 @@ func (c *config) coldStart(ctx context.Context, url string, peers, k int) (start
 		return 0, 0, err
 	}
 	defer host.Proc.Kill()
-	_, last, err := routes.until(ctx, peers)
+	first, last, err := entries.until(ctx, peers)
 	if err != nil {
 		return 0, 0, err
 	}
-	first := entries.first()
 	return ms(last.Sub(began)), ms(last.Sub(first)), nil
 }
-
-// neighbourWatch notes when the first entry for a peer appears.
-type neighbourWatch struct {
-	updates chan netlink.NeighUpdate
-	done    chan struct{}
-	seen    chan time.Time
-}
-
-func watchNeighbours(n *lab.Netns) (*neighbourWatch, error) {
-	w := &neighbourWatch{make(chan netlink.NeighUpdate, 1<<16), make(chan struct{}), make(chan time.Time, 1)}
-	err := ns.WithNetNSPath(n.Path, func(ns.NetNS) error {
-		return netlink.NeighSubscribeWithOptions(w.updates, w.done, netlink.NeighSubscribeOptions{ReceiveBufferSize: 64 << 20, ReceiveBufferForceSize: true})
-	})
-	go func() {
-		for u := range w.updates {
-			if u.State&netlink.NUD_PERMANENT != 0 && !u.IP.IsMulticast() && u.Type == unix.RTM_NEWNEIGH {
-				select {
-				case w.seen <- time.Now():
-				default:
-				}
-			}
-		}
-	}()
-	return w, err
-}
-
-func (w *neighbourWatch) first() time.Time { return <-w.seen }
-func (w *neighbourWatch) close()           { close(w.done) }
 
 const oneMoreSamples = 40
 
@@ -335,7 +335,7 @@ func (c *config) oneMore(ctx context.Context, url string, client *http.Client, h
 	if err != nil {
 		return err
 	}
-	routes, err := watchRoutes(host.Netns)
+	routes, err := watchEntries(host.Netns)
 	if err != nil {
 		return err
 	}
@@ -352,9 +352,7 @@ func (c *config) oneMore(ctx context.Context, url string, client *http.Client, h
 	if err := host.WaitReady(ctx); err != nil {
 		return err
 	}
-	for len(routes.updates) > 0 {
-		<-routes.updates
-	}
+	routes.drain()
 	var waits []float64
 	for k := range oneMoreSamples {
 		// Hosts join one by one; a storm is another measurement.
