@@ -51,6 +51,11 @@ func execPlugin(ctx context.Context, c *cnimain.Call, plugin, command string, st
 	cmd.Stderr = &limited{c.Stderr, maxOutput}
 	cmd.WaitDelay = pipeDelay
 	err = cmd.Run()
+	if errors.Is(err, exec.ErrWaitDelay) {
+		// The plugin itself was successful and left somebody behind who has its
+		// output open. What it printed before it ended has arrived.
+		err = nil
+	}
 	switch {
 	case ctx.Err() != nil:
 		return nil, cnimain.Errorf(types.ErrTryAgainLater, "plugin %s did not finish %s in time and was stopped", plugin, command)
