@@ -2,6 +2,7 @@ package cnimain
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -139,6 +140,7 @@ func add(ctx context.Context, p Plugin, c *Call, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
+	warnDropped(c, p, result)
 	if err := printResult(stdout, c.Conf.CNIVersion, result); err != nil {
 		if undo != nil {
 			undo()
@@ -146,6 +148,23 @@ func add(ctx context.Context, p Plugin, c *Call, stdout io.Writer) error {
 		return Errorf(types.ErrIOFailure, "print the result: %w; the container was detached again", err)
 	}
 	return nil
+}
+
+// warnDropped says on stderr which addresses the oldest format has no room for:
+// it holds one of each family, the first.
+func warnDropped(c *Call, p Plugin, r *types100.Result) {
+	if c.Conf.CNIVersion != "" && !olderThan(c.Conf.CNIVersion, "0.3.0") {
+		return
+	}
+	seen := map[bool]bool{}
+	for _, ip := range r.IPs {
+		v4 := ip.Address.IP.To4() != nil
+		if seen[v4] {
+			fmt.Fprintf(c.Stderr, "%s: the result does not mention address %s: cniVersion %s has room for one of each family; use 0.3.0 or newer\n",
+				p.Name, ip.Address.String(), cmp.Or(c.Conf.CNIVersion, defaultVersion))
+		}
+		seen[v4] = true
+	}
 }
 
 func printResult(w io.Writer, version string, r *types100.Result) error {
