@@ -1,6 +1,6 @@
 # Verbs; each is one script. A bare `make` lists them.
 
-.PHONY: help setup build demo test lint clean
+.PHONY: help setup build demo test conformance soak lint clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\): ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -16,6 +16,12 @@ demo: ## a coordinator, three hosts and containers that talk, on this machine (r
 
 test: ## everything CI checks: setup, build, lint, all tests (root)
 	@scripts/test
+
+conformance: ## what the CNI programs promise, line by line; writes docs/conformance.md (root)
+	@scripts/conformance
+
+soak: ## the runs that are too long for CI (root)
+	@scripts/soak
 
 lint: ## gofmt, go vet, staticcheck, the layer rules
 	@scripts/lint
