@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"syscall"
 )
 
 // WriteFile replaces path with data so that a reader, or a machine that loses
@@ -63,6 +65,38 @@ func WriteJSON(path string, v any, perm fs.FileMode) error {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return WriteFile(path, append(b, '\n'), perm, "")
+}
+
+// ReadFile is os.ReadFile for a program that lives for a few milliseconds: it
+// does without the poller, which small local files have no use for and which
+// takes system calls and a thread to start.
+func ReadFile(path string) ([]byte, error) {
+	fd, err := retry(func() (int, error) { return syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0) })
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer syscall.Close(fd)
+	b := make([]byte, 0, 4096)
+	for {
+		n, err := retry(func() (int, error) { return syscall.Read(fd, b[len(b):cap(b)]) })
+		if err != nil {
+			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+		}
+		if n == 0 {
+			return b, nil
+		}
+		b = b[:len(b)+n]
+		b = slices.Grow(b, 1)
+	}
+}
+
+// retry repeats a system call that a signal has interrupted.
+func retry(call func() (int, error)) (int, error) {
+	for {
+		if n, err := call(); err != syscall.EINTR {
+			return n, err
+		}
+	}
 }
 
 // ReadJSON reads the JSON document at path into v. The error of a file that is

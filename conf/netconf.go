@@ -65,16 +65,22 @@ type PortMapping struct {
 // MesosNetworkInfo is the NetworkInfo message Mesos' network/cni isolator adds
 // under args."org.apache.mesos".network_info.
 type MesosNetworkInfo struct {
-	Name        string `json:"name"`
-	IPAddresses []struct {
-		Protocol  string `json:"protocol"`
-		IPAddress string `json:"ip_address"`
-	} `json:"ip_addresses"`
-	PortMappings []struct {
-		HostPort      int    `json:"host_port"`
-		ContainerPort int    `json:"container_port"`
-		Protocol      string `json:"protocol"`
-	} `json:"port_mappings"`
+	Name         string             `json:"name"`
+	IPAddresses  []MesosAddress     `json:"ip_addresses"`
+	PortMappings []MesosPortMapping `json:"port_mappings"`
+}
+
+// MesosAddress is one address of a NetworkInfo.
+type MesosAddress struct {
+	Protocol  string `json:"protocol"`
+	IPAddress string `json:"ip_address"`
+}
+
+// MesosPortMapping is one host port of a NetworkInfo.
+type MesosPortMapping struct {
+	HostPort      int    `json:"host_port"`
+	ContainerPort int    `json:"container_port"`
+	Protocol      string `json:"protocol"`
 }
 
 // ValidAttachment is one entry of GC's list.

@@ -53,7 +53,12 @@ func checkPlace(c *Call) error {
 func LoadState(n conf.NetConf) (conf.State, error) {
 	var s conf.State
 	path := n.StatePath()
-	err := conf.ReadJSON(path, &s)
+	b, err := conf.ReadFile(path)
+	if err == nil {
+		if err = decodeState(b, &s); err != nil {
+			err = fmt.Errorf("read %s: %w", path, err)
+		}
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return s, notReady("%s is not there: the agent of this host has not published yet; see that \"overlayd agent\" runs, with --run-dir %s", path, n.RunDirectory())

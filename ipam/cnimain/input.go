@@ -176,10 +176,10 @@ func readConf(ctx context.Context, c *Call, v verb, stdin io.Reader) (version st
 	if !v.config && len(bytes.TrimSpace(b)) == 0 {
 		return newestVersion, nil
 	}
-	if err := checkJSON(b); err != nil {
-		return newestVersion, err
+	malformed, err := decodeConf(b, &c.Conf)
+	if malformed != nil {
+		return newestVersion, malformed
 	}
-	err = json.Unmarshal(b, &c.Conf)
 	version = c.Conf.CNIVersion
 	if version == "" {
 		version = defaultVersion

@@ -1,0 +1,231 @@
+package cnimain
+
+import (
+	"encoding"
+	"encoding/json"
+	"strconv"
+	"strings"
+)
+
+// A program that lives for four milliseconds cannot afford encoding/json on its
+// usual way: the first value of each type costs a tour of reflection, 0.4 ms
+// for the documents we read (ADR 0005).
+//
+// A scanner reads the JSON that agents and runtimes write nearly always: keys
+// as we spell them, each once, ASCII strings without escapes, whole numbers, no
+// null. At everything else it gives up, without a word about what is wrong:
+// then encoding/json decides. So the scanner need not be complete, only right
+// in what it accepts, and there is one place that explains mistakes.
+type scanner struct {
+	b     []byte
+	i     int
+	depth int
+	lost  bool // gave up; nothing that was read counts
+}
+
+// fields are the keys of an object with the places their values go to. Keys
+// that are not listed are skipped.
+type fields []field
+
+type field struct {
+	key string
+	to  any // see value
+}
+
+// document reads one object and nothing else. It returns false if encoding/json
+// has to do it.
+func (s *scanner) document(f fields) bool {
+	s.object(f)
+	s.space()
+	return !s.lost && s.i == len(s.b)
+}
+
+// value reads a value into a place: the pointer of a field, the fields of an
+// object, or a function that reads.
+func (s *scanner) value(to any) {
+	switch to := to.(type) {
+	case fields:
+		s.object(to)
+	case func():
+		to()
+	case *string:
+		*to = s.text()
+	case *int:
+		*to = int(s.number(strconv.IntSize))
+	case *int64:
+		*to = s.number(64)
+	case *uint64: // half the range, which is what the scanner can tell
+		n := s.number(64)
+		*to, s.lost = uint64(n), s.lost || n < 0
+	case *bool:
+		*to = s.boolean()
+	case **bool:
+		v := s.boolean()
+		*to = &v
+	case *[]string:
+		*to = []string{}
+		s.list(func() { *to = append(*to, s.text()) })
+	case *json.RawMessage:
+		s.space()
+		start := s.i
+		s.skip(true)
+		*to = append(json.RawMessage{}, s.b[start:s.i]...)
+	case encoding.TextUnmarshaler:
+		s.lost = to.UnmarshalText([]byte(s.text())) != nil || s.lost
+	default:
+		s.lost = true
+	}
+}
+
+func (s *scanner) object(f fields) {
+	s.members(true, func(key string) {
+		for i := range f {
+			if f[i].key == key {
+				s.value(f[i].to)
+				return
+			}
+		}
+		for i := range f {
+			if strings.EqualFold(f[i].key, key) { // encoding/json would take it
+				s.lost = true
+			}
+		}
+		s.skip(false)
+	})
+}
+
+// skip reads a value that nobody wants to know.
+func (s *scanner) skip(uniqueKeys bool) {
+	s.space()
+	switch c := s.peek(); {
+	case c == '{':
+		s.members(uniqueKeys, func(string) { s.skip(uniqueKeys) })
+	case c == '[':
+		s.list(func() { s.skip(uniqueKeys) })
+	case c == '"':
+		s.text()
+	case c == 't' || c == 'f':
+		s.boolean()
+	default:
+		s.number(64)
+	}
+}
+
+// maxKeys bounds the comparing of every key with every other.
+const maxKeys = 64
+
+// members reads an object and calls value after each key, to read its value.
+func (s *scanner) members(unique bool, value func(key string)) {
+	var seen []string
+	s.sequence('{', '}', func() {
+		key := s.text()
+		s.want(':')
+		for _, other := range seen {
+			if strings.EqualFold(key, other) {
+				s.lost = true
+			}
+		}
+		if unique {
+			seen = append(seen, key)
+		}
+		if s.lost = s.lost || len(seen) > maxKeys; !s.lost {
+			value(key)
+		}
+	})
+}
+
+func (s *scanner) list(value func()) { s.sequence('[', ']', value) }
+
+func (s *scanner) sequence(open, end byte, value func()) {
+	s.want(open)
+	if s.depth++; s.depth > maxDepth {
+		s.lost = true
+	}
+	for first := true; !s.lost && !s.take(end); first = false {
+		if !first {
+			s.want(',')
+		}
+		value()
+	}
+	s.depth--
+}
+
+// text reads a string. What it means is what stands there: no escapes, nothing
+// but printable ASCII.
+func (s *scanner) text() string {
+	s.want('"')
+	start := s.i
+	for ; s.i < len(s.b); s.i++ {
+		switch c := s.b[s.i]; {
+		case c == '"':
+			s.i++
+			return string(s.b[start : s.i-1])
+		case c < ' ' || c > '~' || c == '\\':
+			s.lost = true
+			return ""
+		}
+	}
+	s.lost = true
+	return ""
+}
+
+// number reads a whole number. A fraction or an exponent would be left over,
+// and be lost for what follows.
+func (s *scanner) number(bits int) int64 {
+	s.space()
+	start := s.i
+	if s.peek() == '-' {
+		s.i++
+	}
+	digits := s.i
+	for s.peek() >= '0' && s.peek() <= '9' {
+		s.i++
+	}
+	n, err := strconv.ParseInt(string(s.b[start:s.i]), 10, bits)
+	if err != nil || s.b[digits] == '0' && s.i > digits+1 {
+		s.lost = true
+	}
+	return n
+}
+
+func (s *scanner) boolean() bool {
+	s.space()
+	for _, word := range [...]string{"true", "false"} {
+		if strings.HasPrefix(string(s.b[s.i:min(s.i+len(word), len(s.b))]), word) {
+			s.i += len(word)
+			return word == "true"
+		}
+	}
+	s.lost = true
+	return false
+}
+
+// want reads one character, which must be there; take, one that may be.
+func (s *scanner) want(c byte) {
+	if !s.take(c) {
+		s.lost = true
+	}
+}
+
+func (s *scanner) take(c byte) bool {
+	s.space()
+	if s.peek() != c || s.i == len(s.b) {
+		return false
+	}
+	s.i++
+	return true
+}
+
+// peek is the next character; zero at the end.
+func (s *scanner) peek() byte {
+	if s.i == len(s.b) {
+		return 0
+	}
+	return s.b[s.i]
+}
+
+func (s *scanner) space() {
+	for s.i < len(s.b) && strings.IndexByte(" \t\r\n", s.b[s.i]) >= 0 {
+		s.i++
+	}
+}
