@@ -72,8 +72,9 @@ type loop struct {
 	retry  backoff
 	last   time.Time // of the last resync
 
-	appliedAt time.Time // when the datapath was set last
-	stir   bool      // the kernel announced a change since
+	appliedAt time.Time     // end of the last round of reconcile
+	applyTook time.Duration // and how long that took
+	stir      bool          // the kernel announced a change since
 }
 
 // loopParts are what Run opened for the loop.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"time"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
@@ -54,8 +55,18 @@ func (l *loop) peersChanged(c peerChange) {
 	}
 	if l.patch(c.event) {
 		l.save.in(l.timing.savePeers)
-		l.apply.in(l.timing.coalesce)
+		l.apply.in(l.soon())
 	}
+}
+
+// soon is when to apply a peer that changed: at once, but never more than half
+// of the time is spent applying. What was missed while the agent was away comes
+// in several events; it is waited for.
+func (l *loop) soon() time.Duration {
+	if !l.caughtUp {
+		return l.timing.coalesce
+	}
+	return max(0, l.applyTook-time.Since(l.appliedAt))
 }
 
 // patch applies an event to the peers and reports whether it changed any.

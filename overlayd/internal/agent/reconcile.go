@@ -23,6 +23,8 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 	if l.held == nil {
 		return
 	}
+	began := time.Now()
+	defer func() { l.appliedAt, l.applyTook = time.Now(), time.Since(began) }()
 	expected := l.apply.isSet() // something new is to be applied
 	l.apply.clear()
 	cfg, lost := desired(l.held.Lease, l.ip, l.peers)
@@ -30,7 +32,6 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 	// that containers talk to.
 	cfg.Partial = !l.caughtUp
 	report := l.dp.Set(ctx, cfg, resync)
-	l.appliedAt = time.Now()
 	if ctx.Err() != nil {
 		return // a round cut short says nothing
 	}
