@@ -1,6 +1,6 @@
 # Verbs; each is one script. A bare `make` lists them.
 
-.PHONY: help setup build demo test conformance soak lint clean
+.PHONY: help setup build demo test integration conformance bench soak lint clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\): ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -17,8 +17,14 @@ demo: ## a coordinator, three hosts and containers that talk, on this machine (r
 test: ## everything CI checks: setup, build, lint, all tests (root)
 	@scripts/test
 
+integration: ## containers through the real engines; writes docs/runtimes/README.md (root)
+	@scripts/integration
+
 conformance: ## what the CNI programs promise, line by line; writes docs/conformance.md (root)
 	@scripts/conformance
+
+bench: ## measure against the peers, in one run (root); PARTS="attach burst" picks some
+	@scripts/bench $(PARTS)
 
 soak: ## the runs that are too long for CI (root)
 	@scripts/soak
