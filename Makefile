@@ -3,7 +3,7 @@
 .PHONY: help setup build demo test integration conformance bench soak lint clean
 
 help: ## list the verbs
-	@sed -n 's/^\([a-z]*\): ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z]*\): ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: ## install what is missing on this Debian machine and build the tools (root)
 	@scripts/setup
