@@ -51,7 +51,7 @@ func scanConf(b []byte, n *conf.NetConf) bool {
 		{"runtimeConfig", fields{
 			{"ips", &n.RuntimeConfig.IPs},
 			{"mac", &n.RuntimeConfig.MAC},
-			{"portMappings", list(s, &n.RuntimeConfig.PortMappings, func(p *conf.PortMapping) fields {
+			{"portMappings", listOf(s, &n.RuntimeConfig.PortMappings, func(p *conf.PortMapping) fields {
 				return fields{
 					{"hostPort", &p.HostPort}, {"containerPort", &p.ContainerPort},
 					{"protocol", &p.Protocol}, {"hostIP", &p.HostIP},
@@ -74,10 +74,10 @@ func scanConf(b []byte, n *conf.NetConf) bool {
 func mesosFields(s *scanner, n *conf.MesosNetworkInfo) fields {
 	return fields{
 		{"name", &n.Name},
-		{"ip_addresses", list(s, &n.IPAddresses, func(a *conf.MesosAddress) fields {
+		{"ip_addresses", listOf(s, &n.IPAddresses, func(a *conf.MesosAddress) fields {
 			return fields{{"protocol", &a.Protocol}, {"ip_address", &a.IPAddress}}
 		})},
-		{"port_mappings", list(s, &n.PortMappings, func(p *conf.MesosPortMapping) fields {
+		{"port_mappings", listOf(s, &n.PortMappings, func(p *conf.MesosPortMapping) fields {
 			return fields{
 				{"host_port", &p.HostPort}, {"container_port", &p.ContainerPort}, {"protocol", &p.Protocol},
 			}
@@ -87,7 +87,7 @@ func mesosFields(s *scanner, n *conf.MesosNetworkInfo) fields {
 
 func (s *scanner) attachments() *[]conf.ValidAttachment {
 	out := new([]conf.ValidAttachment)
-	list(s, out, func(a *conf.ValidAttachment) fields {
+	listOf(s, out, func(a *conf.ValidAttachment) fields {
 		return fields{{"containerID", &a.ContainerID}, {"ifname", &a.IfName}}
 	})()
 	return out
@@ -108,7 +108,7 @@ func scanState(b []byte, st *conf.State) bool {
 			{"lost", &st.Lease.Lost},
 		}},
 		{"mtu", &st.MTU},
-		{"overlays", list(s, &st.Overlays, s.overlayFields)},
+		{"overlays", listOf(s, &st.Overlays, s.overlayFields)},
 		{"version", &st.Version},
 	})
 }
@@ -150,8 +150,8 @@ func (s *scanner) bridge() *conf.Bridge {
 	return b
 }
 
-// list returns what reads a list of objects into *to.
-func list[T any](s *scanner, to *[]T, of func(*T) fields) func() {
+// listOf returns what reads a list of objects into *to.
+func listOf[T any](s *scanner, to *[]T, of func(*T) fields) func() {
 	return func() {
 		*to = []T{}
 		s.list(func() {

@@ -175,6 +175,10 @@ func printResult(w io.Writer, version string, r *types100.Result) error {
 	if err != nil {
 		return err
 	}
+	if text, ok := resultText(converted); ok {
+		_, err := w.Write(text)
+		return err
+	}
 	return printJSON(w, converted)
 }
 
