@@ -217,7 +217,12 @@ func (h *host) use(t testing.TB, overlay, half string) usage {
 // check is the oracle: what `overlayctl ipam check` finds, "" if nothing.
 func (h *host) check(t testing.TB) string {
 	t.Helper()
-	cmd := h.command(context.Background(), filepath.Join(binDir, "overlayctl"), "ipam", "check", "--json", "--run-dir", h.RunDir)
+	return h.checkIn(t, h.RunDir)
+}
+
+func (h *host) checkIn(t testing.TB, runDir string) string {
+	t.Helper()
+	cmd := h.command(context.Background(), filepath.Join(binDir, "overlayctl"), "ipam", "check", "--json", "--run-dir", runDir)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	b, err := cmd.Output()

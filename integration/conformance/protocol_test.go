@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -315,16 +316,7 @@ var protocolLines = []line{
 		note: "at random instants here; at every step in the crash sweep", run: func(r *rig) {
 			for i := range 12 {
 				c := r.call()
-				cmd := r.command(r.Context(), c.binary())
-				cmd.Env, cmd.Stdin = c.environment(), c.input(r)
-				cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-				must(r, cmd.Start())
-				time.Sleep(time.Duration(rand.IntN(16000)) * time.Microsecond) // an instant nobody chose
-				signal := []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM}[i%2]
-				if err := cmd.Process.Signal(signal); err != nil && err != os.ErrProcessDone {
-					r.Error(err)
-				}
-				cmd.Wait()
+				r.host.run(r, c.in("timeout", "-s", []string{"KILL", "TERM"}[i%2], fmt.Sprintf("0.%04d", 1+rand.IntN(160))))
 				r.ok(c.as("DEL"))
 				r.gone(c)
 			}
