@@ -36,39 +36,56 @@ type expected struct {
 }
 
 // Changes announces that somebody else changed or removed something of ours:
-// link, address, route, neighbour or FDB entry, or the MTU or address of the
-// underlay. Sysctls and firewall rules make no such noise; they are looked at
-// when Set reads the kernel. Announcements are coalesced and never lost, if
-// sometimes needless. The channel is closed when ctx ends.
+// link, address, route, neighbour or FDB entry, forwarding, firewall rule, or the
+// MTU or address of the underlay. Rules made with the legacy flavour of iptables
+// make no such noise, nor do most sysctls; they are looked at when Set reads the
+// kernel. Announcements are coalesced and never lost, if sometimes needless. The
+// channel is closed when ctx ends.
 func (d *Datapath) Changes(ctx context.Context) <-chan struct{} {
 	out := make(chan struct{}, 1)
-	f, err := subscribe()
-	if err != nil {
-		d.log.Error("kernel notifications are not to be had; changes by others are only repaired now and then", "err", err)
-		context.AfterFunc(ctx, func() { close(out) })
-		return out
-	}
-	stop := context.AfterFunc(ctx, func() { f.Close() })
-	go func() {
-		defer close(out)
-		defer stop()
-		d.watch(f, out)
-		if ctx.Err() == nil {
-			d.log.Error("kernel notifications ended; changes by others are only repaired now and then")
-			<-ctx.Done()
+	var watching sync.WaitGroup
+	for _, s := range []struct {
+		family   int
+		groups   []uint
+		concerns func(nlmsg) bool
+	}{
+		{unix.NETLINK_ROUTE, routeGroups, d.index.contradicts},
+		{unix.NETLINK_NETFILTER, []uint{unix.NFNLGRP_NFTABLES}, concernsFirewall},
+	} {
+		f, err := subscribe(s.family, s.groups)
+		if err != nil {
+			d.log.Error("kernel notifications are not to be had; changes by others are only repaired now and then", "family", s.family, "err", err)
+			continue
 		}
+		stop := context.AfterFunc(ctx, func() { f.Close() })
+		watching.Go(func() {
+			defer stop()
+			watch(f, s.concerns, out)
+			if ctx.Err() == nil {
+				d.log.Error("kernel notifications ended; changes by others are only repaired now and then", "family", s.family)
+			}
+		})
+	}
+	go func() {
+		watching.Wait()
+		<-ctx.Done()
+		close(out)
 	}()
 	return out
 }
 
-func subscribe() (*os.File, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+var routeGroups = []uint{
+	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
+}
+
+func subscribe(family int, of []uint) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, family)
 	if err != nil {
 		return nil, err
 	}
 	var groups uint32
-	for _, g := range []uint{unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE} {
+	for _, g := range of {
 		groups |= 1 << (g - 1)
 	}
 	growReceiveBuffer(fd)
@@ -79,8 +96,9 @@ func subscribe() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "netlink"), nil
 }
 
-// watch reads notifications until f is closed.
-func (d *Datapath) watch(f *os.File, out chan<- struct{}) {
+// watch reads notifications until f is closed, and announces those that concern
+// us.
+func watch(f *os.File, concerns func(nlmsg) bool, out chan<- struct{}) {
 	announce := func() {
 		select {
 		case out <- struct{}{}:
@@ -97,7 +115,7 @@ func (d *Datapath) watch(f *os.File, out chan<- struct{}) {
 			return
 		default:
 			matters := false
-			err := eachMessage(buf[:n], func(h nlmsg) { matters = matters || d.index.contradicts(h) })
+			err := eachMessage(buf[:n], func(h nlmsg) { matters = matters || concerns(h) })
 			if matters || err != nil {
 				announce()
 			}
@@ -119,6 +137,69 @@ func (x *index) contradicts(h nlmsg) bool {
 		return x.route(h)
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		return x.neighbour(h)
+	case unix.RTM_NEWNETCONF:
+		return x.netconf(h)
+	}
+	return false
+}
+
+// The attributes of RTM_NEWNETCONF, linux/netconf.h.
+const (
+	netconfIfindex    = 1
+	netconfForwarding = 2
+	netconfRPFilter   = 3
+	netconfAllDevices = -1
+)
+
+// netconf is about forwarding and source validation, of one device or of all.
+func (x *index) netconf(h nlmsg) bool {
+	if len(h.data) < 4 { // a family, padded
+		return false
+	}
+	ifindex, forwarding, rpFilter := int32(0), int32(1), int32(rpFilterLoose)
+	eachAttr(h.data[4:], func(typ uint16, v []byte) {
+		if len(v) != 4 {
+			return
+		}
+		switch n := int32(native.Uint32(v)); typ {
+		case netconfIfindex:
+			ifindex = n
+		case netconfForwarding:
+			forwarding = n
+		case netconfRPFilter:
+			rpFilter = n
+		}
+	})
+	if ifindex == netconfAllDevices {
+		return forwarding == 0
+	}
+	return x.links[int(ifindex)].ours && (forwarding == 0 || rpFilter != rpFilterLoose)
+}
+
+// concernsFirewall says whether a notification of nftables, which iptables is
+// made of today, may tell of the loss of a rule of ours, or of another that
+// comes before the jump to them. It cannot tell who did it; a look that finds
+// everything in place costs a few milliseconds.
+func concernsFirewall(h nlmsg) bool {
+	const header = 4 // struct nfgenmsg: family, version, resource
+	if h.typ>>8 != unix.NFNL_SUBSYS_NFTABLES || len(h.data) < header ||
+		h.data[0] != unix.AF_INET && h.data[0] != unix.AF_INET6 {
+		return false
+	}
+	names := map[uint16]string{}
+	eachAttr(h.data[header:], func(typ uint16, v []byte) { names[typ] = unix.ByteSliceToString(v) })
+	switch h.typ & 0xff {
+	case unix.NFT_MSG_DELTABLE:
+		name := names[unix.NFTA_TABLE_NAME]
+		return name == "filter" || name == "nat"
+	case unix.NFT_MSG_DELCHAIN:
+		name := names[unix.NFTA_CHAIN_NAME]
+		return name == forwardChain || name == masqChain
+	case unix.NFT_MSG_DELRULE:
+		name := names[unix.NFTA_RULE_CHAIN]
+		return name == forwardChain || name == masqChain || name == "FORWARD" || name == "POSTROUTING"
+	case unix.NFT_MSG_NEWRULE:
+		return names[unix.NFTA_RULE_CHAIN] == "FORWARD"
 	}
 	return false
 }

@@ -7,8 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
+
+// rpFilterLoose accepts a packet whose source is reachable at all, through
+// whichever device.
+const rpFilterLoose = 2
 
 const procSys = "/proc/sys/"
 
@@ -34,7 +39,7 @@ func settings(c Config, ipv6 bool) []setting {
 		on("ipv4", "forwarding", "1")
 		// Loose: what a peer's host sends has its VTEP address and what its
 		// containers send has theirs, and the way back may be another one.
-		on("ipv4", "rp_filter", "2")
+		on("ipv4", "rp_filter", strconv.Itoa(rpFilterLoose))
 		// Otherwise removing a stale address takes its successor along.
 		on("ipv4", "promote_secondaries", "1")
 		if !ipv6 {
