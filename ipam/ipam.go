@@ -53,7 +53,7 @@ func (a Attachment) Key() Key {
 // String is network/container/interface, for messages.
 func (a Attachment) String() string {
 	if a.IsDocker() {
-		return "Docker's container with " + a.ContainerID
+		return "a container of Docker"
 	}
 	return a.Network + "/" + a.ContainerID + "/" + a.IfName
 }

@@ -128,7 +128,7 @@ func TestSingleRefused(t *testing.T) {
 		req  SingleRequest
 		want string
 	}{
-		{single("9.0.1.0/25", "9.0.1.9"), "address 9.0.1.9 is in use by Docker's container with 9.0.1.9"},
+		{single("9.0.1.0/25", "9.0.1.9"), "address 9.0.1.9 is in use by a container of Docker"},
 		{single("9.0.1.0/25", "9.0.1.2"), "address 9.0.1.2 is in use by net/cni/eth0"},
 		{single("9.0.1.0/25", "9.0.1.1"), "address 9.0.1.1 is the gateway of 9.0.1.0/25"},
 		{single("9.0.1.0/25", "9.0.1.200"), "address 9.0.1.200 is outside 9.0.1.0/25"},

@@ -100,7 +100,7 @@ func TestCompare(t *testing.T) {
 		{"overlay no longer leased", func(h *Host) { h.State.Overlays = nil }, []string{"overlay dcos: dcos/c1/eth0 has 9.0.1.2, which is not among the addresses leased to the mesos half here []"}},
 		{"off the bridge", func(h *Host) { h.Links[0].Master = 12 }, []string{"overlay dcos: interface " + vm + " of dcos/c1/eth0 is not a port of bridge m-dcos;"}},
 		{"Docker's", func(h *Host) { dockers(h, "9.0.1.130", "169.254.16.2") }, nil},
-		{"Docker's of the other half", func(h *Host) { dockers(h, "9.0.1.3") }, []string{"overlay dcos: Docker's container with 9.0.1.3 has 9.0.1.3, which is not among the addresses leased to the docker half here [9.0.1.128/25];"}},
+		{"Docker's of the other half", func(h *Host) { dockers(h, "9.0.1.3") }, []string{"overlay dcos: a container of Docker has 9.0.1.3, which is not among the addresses leased to the docker half here [9.0.1.128/25];"}},
 		{"two with one address", func(h *Host) {
 			b := att
 			b.ContainerID = "c2"

@@ -24,7 +24,13 @@ type suspect struct {
 }
 
 // inUse is what Docker's containers have of our addresses.
-type inUse map[netip.Addr]string // to the name of the container
+type inUse map[netip.Addr]user
+
+// user is who has an address.
+type user struct {
+	container string
+	network   *network
+}
 
 // addresses asks dockerd for the addresses in use in all networks of our
 // driver, whoever made them.
@@ -46,12 +52,12 @@ func (c *client) addresses(ctx context.Context) (inUse, error) {
 			return nil, err
 		}
 		for _, e := range n.Containers {
-			used.add(e.IPv4Address, e.Name)
-			used.add(e.IPv6Address, e.Name)
+			used.add(e.IPv4Address, user{e.Name, &n})
+			used.add(e.IPv6Address, user{e.Name, &n})
 		}
 		for _, c := range n.IPAM.Config {
 			for name, a := range c.AuxiliaryAddresses {
-				used.add(a, name)
+				used.add(a, user{name, &n})
 			}
 		}
 	}
@@ -59,9 +65,9 @@ func (c *client) addresses(ctx context.Context) (inUse, error) {
 }
 
 // add enters an address, with or without a prefix length, if there is one.
-func (u inUse) add(address, name string) {
+func (u inUse) add(address string, who user) {
 	if all, err := conf.ParseAddrs([]string{address}); err == nil {
-		u[all[0]] = name
+		u[all[0]] = who
 	}
 }
 
@@ -163,11 +169,11 @@ func (d *Docker) fileMissing(ctx context.Context, used inUse, filed map[netip.Ad
 	slices.SortFunc(missing, netip.Addr.Compare)
 	var errs []error
 	for _, a := range missing {
-		name, ok := again[a]
+		who, ok := again[a]
 		if !ok {
 			continue
 		}
-		if err := d.file(ctx, state, a, name); err != nil {
+		if err := d.file(ctx, state, a, who); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -176,22 +182,37 @@ func (d *Docker) fileMissing(ctx context.Context, used inUse, filed map[netip.Ad
 
 // file files one address that a container has. An address of no half of ours is
 // left alone: it is of an earlier lease, and nobody gets it.
-func (d *Docker) file(ctx context.Context, state conf.State, a netip.Addr, container string) error {
-	for _, o := range state.Overlays {
-		i := slices.IndexFunc(halves(o), func(p netip.Prefix) bool { return p.Contains(a) })
-		if i < 0 {
-			continue
-		}
-		overlay := o.Info.Name
-		_, err := d.driver.take(ctx, state, overlay, ipam.SingleRequest{
-			Half: conf.Docker, Ranges: halves(o), From: halves(o)[i], Want: a,
-			Name: func(a netip.Addr) ipam.Attachment { return ipam.DockerAttachment(overlay, a) },
-		})
-		if err != nil {
-			return fmt.Errorf("container %s uses an address of overlay %s that it was not given: %w", container, overlay, err)
-		}
-		d.log.Info("address of a container of Docker filed anew", "overlay", overlay, "addr", a, "container", container)
+func (d *Docker) file(ctx context.Context, state conf.State, a netip.Addr, who user) error {
+	o, ranges := ownerOf(state, a, who.network)
+	i := slices.IndexFunc(ranges, func(p netip.Prefix) bool { return p.Contains(a) })
+	if i < 0 {
 		return nil
 	}
+	overlay := o.Info.Name
+	_, err := d.driver.take(ctx, state, overlay, ipam.SingleRequest{
+		Half: conf.Docker, Ranges: ranges, From: ranges[i], Want: a,
+		Name: func(a netip.Addr) ipam.Attachment { return ipam.DockerAttachment(overlay, a) },
+	})
+	if err != nil {
+		return fmt.Errorf("container %s uses an address of overlay %s that it was not given: %w", who.container, overlay, err)
+	}
+	d.log.Info("address of a container of Docker filed anew", "overlay", overlay, "addr", a, "container", who.container)
 	return nil
+}
+
+// ownerOf is the overlay whose address it is, and the ranges it is filed under.
+func ownerOf(s conf.State, a netip.Addr, n *network) (conf.AgentOverlay, []netip.Prefix) {
+	for _, o := range s.Overlays {
+		if slices.ContainsFunc(halves(o), func(p netip.Prefix) bool { return p.Contains(a) }) {
+			return o, halves(o)
+		}
+	}
+	if o, ok := s.Overlay(n.IPAM.Options[overlayOption]); ok {
+		for _, p := range n.subnets() {
+			if isBystander(p) && len(halves(o)) > 0 {
+				return o, rangesFor(o, p)
+			}
+		}
+	}
+	return conf.AgentOverlay{}, nil
 }

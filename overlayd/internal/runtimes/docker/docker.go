@@ -109,7 +109,7 @@ func New(o Options) (*Docker, error) {
 	}
 	return &Docker{
 		o: o, log: o.Log, client: c, timing: defaultTiming,
-		driver:   &driver{stores: stores{runDir: o.RunDir}, client: c, log: o.Log},
+		driver:   newDriver(o.RunDir, c, o.Log),
 		wake:     make(chan struct{}, 1),
 		problems: map[string]string{},
 		missing:  map[ipam.Key]suspect{},
@@ -250,7 +250,8 @@ func (d *Docker) session(ctx context.Context) (lasted bool, err error) {
 		return false, errors.New("dockerd answers too slowly")
 	}
 	d.problem(engineProblem, nil)
-	d.driver.connected()
+	d.driver.connected(true)
+	defer d.driver.connected(false)
 	d.log.Info("dockerd found", "version", version.Version, "api", d.client.api())
 	// It has put its rules before ours, and before it answered.
 	d.o.FirewallChanged()

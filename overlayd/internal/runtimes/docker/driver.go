@@ -25,9 +25,14 @@ import (
 // driver by the name of its socket.
 const socketFile = Driver + ".sock"
 
-// probeTime is how long dockerd may take to say whether an address that it asks
-// for again is in use: it is waiting for the answer.
-const probeTime = 2 * time.Second
+// How long dockerd may take to say whether an address that it asks for again is
+// in use. It is waiting for the driver, and asks for one address after the other
+// while it starts: then it is not to wait for each.
+const (
+	probeTime      = 5 * time.Second        // of a dockerd that is there
+	probeStartTime = 300 * time.Millisecond // of one that may be starting
+	probePause     = 3 * time.Second        // between two of those
+)
 
 const (
 	typeOption  = "RequestAddressType"
@@ -43,16 +48,21 @@ type driver struct {
 	log    *slog.Logger
 
 	mu sync.Mutex
-	// granted are the addresses that were confirmed to a dockerd that was
-	// starting: see confirm.
+	up bool // dockerd is there and answers
+	// While it is not: see confirm.
+	silent  time.Time // it did not answer then
 	granted map[ipam.Attachment]bool
 }
 
-// connected says that dockerd has started.
-func (d *driver) connected() {
+func newDriver(runDir string, c *client, log *slog.Logger) *driver {
+	return &driver{stores: stores{runDir: runDir}, client: c, log: log, granted: map[ipam.Attachment]bool{}}
+}
+
+// connected says whether dockerd is there.
+func (d *driver) connected(up bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.granted = nil
+	d.up, d.silent, d.granted = up, time.Time{}, map[ipam.Attachment]bool{}
 }
 
 // serve answers dockerd on the socket at path until ctx is done, and returns
@@ -234,23 +244,30 @@ func findOverlay(s conf.State, name string, subnet netip.Prefix) (conf.AgentOver
 	return conf.AgentOverlay{}, fmt.Errorf("%s; name one with --ipam-opt overlay=NAME (%s)", what, there)
 }
 
-func join(ps []netip.Prefix) string {
-	var out []string
+func texts(ps []netip.Prefix) (out []string) {
 	for _, p := range ps {
 		out = append(out, p.String())
 	}
-	return strings.Join(out, " and ")
+	return out
 }
 
-// choosePrefix is the half's prefix of a family, which is what was asked for if
-// anything was.
+func join(ps []netip.Prefix) string { return strings.Join(texts(ps), " and ") }
+
+// choosePrefix is the half's prefix of a family, which has to be the one that
+// was asked for.
 func choosePrefix(o conf.AgentOverlay, want netip.Prefix, v6 bool) (netip.Prefix, error) {
 	for _, p := range halves(o) {
 		if p.Addr().Is6() != v6 {
 			continue
 		}
-		if want.IsValid() && want != p {
-			return p, fmt.Errorf("subnet %s is not the one that overlay %s has on this host for Docker: %s; give that one, or none (for a part of it there is --ip-range)", want, o.Info.Name, p)
+		if !want.IsValid() {
+			// A subnet that it did not ask for by name dockerd takes only if the
+			// host has no route to it, and the bridge has one. It would ask
+			// again for ever, without pause.
+			return p, fmt.Errorf("a network of overlay %s has to name its subnet: --subnet %s", o.Info.Name, strings.Join(texts(halves(o)), " --subnet "))
+		}
+		if want != p {
+			return p, fmt.Errorf("subnet %s is not the one that overlay %s has on this host for Docker: %s; give that one (for a part of it there is --ip-range)", want, o.Info.Name, p)
 		}
 		return p, nil
 	}
@@ -259,10 +276,9 @@ func choosePrefix(o conf.AgentOverlay, want netip.Prefix, v6 bool) (netip.Prefix
 		return want, fmt.Errorf("overlay %s has no IPv6 here, only %s; leave --ipv6 out", o.Info.Name, join(halves(o)))
 	case want.IsValid() && isBystander(want):
 		return want, nil
-	case want.IsValid():
-		return want, fmt.Errorf("overlay %s has no IPv4 here, only %s; leave the subnet %s out", o.Info.Name, join(halves(o)), want)
 	}
-	return bystander(o.Info.Name, nil), nil
+	return want, fmt.Errorf("overlay %s has no IPv4 here, only %s; an engine that insists on IPv4 may have a part of %s, as in --subnet %s",
+		o.Info.Name, join(halves(o)), bystanders, bystander(o.Info.Name, nil))
 }
 
 type addressRequest struct {
@@ -363,8 +379,8 @@ func usable(s conf.State, p pool) (conf.AgentOverlay, error) {
 	return o, nil
 }
 
-// confirm reports whether an address that Docker asks for by name is one it has
-// already, by its own books, without any container that uses it: it was killed
+// confirm reports whether an address that Docker asks for by name is one that it
+// has already, by our books, without a container that uses it: it was killed
 // before it could give it back. While dockerd starts it cannot be asked; then
 // each address is confirmed once, because starting is when it asks again for
 // what its containers have.
@@ -372,24 +388,29 @@ func (d *driver) confirm(ctx context.Context, overlay string, a netip.Addr) bool
 	if !a.IsValid() || !d.holds(ctx, overlay, a) {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTime)
-	defer cancel()
-	used, err := d.client.addresses(ctx)
-	if err == nil {
-		_, inUse := used[a]
-		return !inUse
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.up || time.Since(d.silent) > probePause {
+		limit := probeStartTime
+		if d.up {
+			limit = probeTime
+		}
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		used, err := d.client.addresses(ctx)
+		if err == nil {
+			_, inUse := used[a]
+			return !inUse
+		}
+		if d.up {
+			return false
+		}
+		d.silent = time.Now()
+	}
 	key := ipam.DockerAttachment(overlay, a)
-	if d.granted[key] {
-		return false
-	}
-	if d.granted == nil {
-		d.granted = map[ipam.Attachment]bool{}
-	}
+	first := !d.granted[key]
 	d.granted[key] = true
-	return true
+	return first
 }
 
 // holds reports whether an address is one that Docker has.
