@@ -2,6 +2,7 @@ package cnimain
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -250,21 +251,69 @@ func PrevResult(c *Call) (*types100.Result, error) {
 	if len(raw) == 0 || string(raw) == "null" {
 		return nil, nil
 	}
-	version, err := create.DecodeVersion(raw)
-	if err != nil {
+	if _, err := create.DecodeVersion(raw); err != nil {
 		return nil, Errorf(types.ErrDecodingFailure, "configuration: prevResult: %w", err)
 	}
-	if version == defaultVersion && c.Conf.CNIVersion != "" {
-		version = c.Conf.CNIVersion // before 1.0.0 a result need not say its version
-	}
-	r, err := create.Create(version, raw)
-	if err == nil {
-		r, err = types100.NewResultFromResult(r)
-	}
+	r, err := ParseResult(raw, c.Conf.CNIVersion)
 	if err != nil {
 		return nil, Errorf(types.ErrInvalidNetworkConfig, "configuration: prevResult: %w", err)
 	}
-	return r.(*types100.Result), nil
+	return r, nil
+}
+
+// ParseResult reads a result of any version. Many plugins leave the version
+// out; then it is the configuration's. What it returns has no holes: no list
+// has a null in it, every address and every destination is one.
+func ParseResult(b []byte, version string) (*types100.Result, error) {
+	var said map[string]any
+	if err := json.Unmarshal(b, &said); err != nil {
+		return nil, err
+	}
+	if v, _ := said["cniVersion"].(string); v != "" {
+		version = v
+	} else {
+		if version == "" {
+			version = defaultVersion
+		}
+		if said == nil { // "null"
+			said = map[string]any{}
+		}
+		said["cniVersion"] = version
+		b, _ = json.Marshal(said) // it was read from JSON
+	}
+	// The conversion between versions would meet the nulls.
+	var lists struct{ Interfaces, IPs, Routes []*struct{} }
+	if err := json.Unmarshal(b, &lists); err != nil {
+		return nil, err
+	}
+	if slices.Contains(lists.Interfaces, nil) || slices.Contains(lists.IPs, nil) || slices.Contains(lists.Routes, nil) {
+		return nil, errors.New("null in a list")
+	}
+	parsed, err := create.Create(version, b)
+	if err != nil {
+		return nil, err
+	}
+	r, err := types100.NewResultFromResult(parsed)
+	if err != nil {
+		return nil, err
+	}
+	for i, ip := range r.IPs {
+		if !isNetwork(ip.Address) {
+			return nil, fmt.Errorf("address %d is none", i+1)
+		}
+	}
+	for i, route := range r.Routes {
+		if !isNetwork(route.Dst) {
+			return nil, fmt.Errorf("route %d leads nowhere", i+1)
+		}
+	}
+	return r, nil
+}
+
+func isNetwork(n net.IPNet) bool {
+	a, ok := netip.AddrFromSlice(n.IP)
+	_, size := n.Mask.Size()
+	return ok && size == a.Unmap().BitLen()
 }
 
 // CheckAddresses is CHECK of the store: the attachment has addresses in this

@@ -16,7 +16,6 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/types/create"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/ipam/cnimain"
@@ -137,7 +136,7 @@ func (a *attaching) addressByPlugin(ctx context.Context) (addressing, error) {
 	if err != nil {
 		return addressing{}, err
 	}
-	r, err := parseResult(out, c.Conf.CNIVersion)
+	r, err := cnimain.ParseResult(out, c.Conf.CNIVersion)
 	if err != nil {
 		return addressing{}, cnimain.Errorf(cnimain.ErrCodeDelegate, "plugin %s: result of ADD: %v", c.Conf.IPAM.Type, err)
 	}
@@ -146,32 +145,6 @@ func (a *attaching) addressByPlugin(ctx context.Context) (addressing, error) {
 		return addressing{}, cnimain.Errorf(cnimain.ErrCodeDelegate, "plugin %s: %v", c.Conf.IPAM.Type, err)
 	}
 	return got, nil
-}
-
-// parseResult reads a result of any version. Many plugins leave the version
-// out; then it is the configuration's.
-func parseResult(b []byte, version string) (*types100.Result, error) {
-	var said map[string]any
-	if err := json.Unmarshal(b, &said); err != nil {
-		return nil, err
-	}
-	if v, _ := said["cniVersion"].(string); v != "" {
-		version = v
-	} else {
-		if version == "" {
-			version = "0.1.0"
-		}
-		if said == nil { // "null"
-			said = map[string]any{}
-		}
-		said["cniVersion"] = version
-		b, _ = json.Marshal(said) // it was read from JSON
-	}
-	r, err := create.Create(version, b)
-	if err != nil {
-		return nil, err
-	}
-	return types100.NewResultFromResult(r)
 }
 
 // accept takes over what an IPAM plugin gave. Other hosts send only the half's
