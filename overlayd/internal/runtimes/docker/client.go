@@ -29,8 +29,14 @@ const maxAnswer = 16 << 20
 // maxSocketPath is what fits into a socket address.
 const maxSocketPath = 107
 
-// errNoEngine: nobody listens on the socket.
-var errNoEngine = errors.New("dockerd is not running")
+// Reasons to have nothing to do.
+var (
+	// errNoEngine: nobody listens on the socket.
+	errNoEngine = errors.New("dockerd is not running")
+	// errPodman: Podman, which finds the overlays through its own files, serves
+	// Docker's API.
+	errPodman = errors.New("it is Podman that serves in place of dockerd")
+)
 
 // client talks to the Engine API on a unix socket.
 type client struct {
@@ -125,6 +131,7 @@ type version struct {
 	Version       string
 	APIVersion    string `json:"ApiVersion"`
 	MinAPIVersion string
+	Components    []struct{ Name string }
 }
 
 // negotiate asks dockerd who it is and settles on the newest API version that
@@ -133,6 +140,11 @@ func (c *client) negotiate(ctx context.Context) (version, error) {
 	var v version
 	if err := c.call(ctx, http.MethodGet, "/version", nil, &v); err != nil {
 		return v, err
+	}
+	for _, c := range v.Components {
+		if strings.HasPrefix(c.Name, "Podman") {
+			return v, errPodman
+		}
 	}
 	use := newestAPI
 	if older(v.APIVersion, use) {

@@ -133,8 +133,8 @@ func (d *Docker) Set(overlays []conf.AgentOverlay, mtu int) {
 	}
 }
 
-// Problems lists what does not work, one line each. That there is no dockerd is
-// no problem.
+// Problems lists what does not work, one line each. That there is no dockerd, or
+// that Podman stands in for it, is no problem.
 func (d *Docker) Problems() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -164,13 +164,24 @@ func (d *Docker) problem(what string, err error) {
 	}
 }
 
-// onlyProblems forgets the problems with networks that are not among those.
+// note is problem for what a round found out, and reports whether it was fine. A
+// round that was cut short says nothing.
+func (d *Docker) note(ctx context.Context, what string, err error) bool {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return false
+	}
+	d.problem(what, err)
+	return err == nil
+}
+
+// onlyProblems forgets the problems with networks that are not among those; of
+// none, all that a dockerd can have.
 func (d *Docker) onlyProblems(networks map[string]bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	maps.DeleteFunc(d.problems, func(what, _ string) bool {
 		name, ok := strings.CutPrefix(what, networkProblem)
-		return ok && !networks[name]
+		return ok && !networks[name] || networks == nil && what == addressesProblem
 	})
 }
 
@@ -217,7 +228,7 @@ func (d *Docker) follow(ctx context.Context) {
 			d.log.Info("dockerd has gone; waiting for it to come back")
 			pause = d.timing.retryMin
 		}
-		if errors.Is(err, errNoEngine) {
+		if errors.Is(err, errNoEngine) || errors.Is(err, errPodman) {
 			err = nil
 		}
 		d.problem(engineProblem, err)
@@ -231,13 +242,7 @@ func (d *Docker) follow(ctx context.Context) {
 func (d *Docker) session(ctx context.Context) (lasted bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// A dockerd that is starting takes connections and does not answer.
-	late := time.AfterFunc(d.timing.request, cancel)
-	version, err := d.client.negotiate(ctx)
-	if err != nil {
-		return false, err
-	}
-	events, err := d.client.events(ctx)
+	version, events, err := d.connect(ctx, cancel)
 	if err != nil {
 		return false, err
 	}
@@ -246,49 +251,81 @@ func (d *Docker) session(ctx context.Context) (lasted bool, err error) {
 		for range events { // until its goroutine has ended
 		}
 	}()
-	if !late.Stop() {
-		return false, errors.New("dockerd answers too slowly")
-	}
 	d.problem(engineProblem, nil)
 	d.driver.connected(true)
-	defer d.driver.connected(false)
+	defer func() {
+		d.driver.connected(false)
+		d.onlyProblems(nil) // with what is gone
+	}()
 	d.log.Info("dockerd found", "version", version.Version, "api", d.client.api())
 	// It has put its rules before ours, and before it answered.
 	d.o.FirewallChanged()
 
 	clear(d.missing)
-	due := time.NewTimer(0)
-	defer due.Stop()
-	look := time.Time{} // when addresses are looked at next: at once
+	d.keep(ctx, events)
+	return true, nil
+}
+
+// keep keeps networks and addresses until dockerd goes.
+func (d *Docker) keep(ctx context.Context, events <-chan event) {
+	var next, look time.Time // of the networks, and of the addresses as well: at once
 	pause := d.timing.retryMin
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	in := func(delay time.Duration) {
+		if at := time.Now().Add(delay); next.IsZero() || at.Before(next) {
+			next = at
+			timer.Reset(delay)
+		}
+	}
 	for {
 		select {
 		case <-ctx.Done():
-			return true, nil
+			return
 		case e, ok := <-events:
 			if !ok {
-				return true, nil
+				return
 			}
 			if e.changesFirewall() {
 				d.o.FirewallChanged()
 			}
-			due.Reset(d.timing.coalesce)
+			in(d.timing.coalesce)
 		case <-d.wake:
-			due.Reset(0)
-		case <-due.C:
+			in(0)
+		case <-timer.C:
+			next = time.Time{}
 			addresses := !time.Now().Before(look)
 			if addresses {
 				look = time.Now().Add(d.timing.look)
 			}
 			if d.sync(ctx, addresses) {
 				pause = d.timing.retryMin
-				due.Reset(time.Until(look))
-			} else {
-				due.Reset(pause)
-				pause = min(2*pause, d.timing.look)
+				in(time.Until(look))
+				continue
+			}
+			in(pause)
+			pause = min(2*pause, d.timing.look)
+		}
+	}
+}
+
+// connect finds out whom we talk to and subscribes to events. giveUp cancels
+// ctx: a dockerd that is starting takes connections and does not answer.
+func (d *Docker) connect(ctx context.Context, giveUp func()) (version, <-chan event, error) {
+	late := time.AfterFunc(d.timing.request, giveUp)
+	v, err := d.client.negotiate(ctx)
+	var events <-chan event
+	if err == nil {
+		events, err = d.client.events(ctx)
+	}
+	if !late.Stop() {
+		err = fmt.Errorf("dockerd at %s takes connections and does not answer", d.o.Host)
+		if events != nil {
+			for range events {
 			}
 		}
 	}
+	return v, events, err
 }
 
 func sleep(ctx context.Context, pause time.Duration) {

@@ -2,7 +2,6 @@ package docker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -40,17 +39,9 @@ func (d *Docker) sync(ctx context.Context, addresses bool) bool {
 	d.mu.Lock()
 	w := d.wanted
 	d.mu.Unlock()
-	fine := true
-	if w != nil {
-		fine = d.syncNetworks(ctx, *w)
-	}
-	if addresses {
-		err := d.syncAddresses(ctx)
-		if ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return false
-		}
-		d.problem(addressesProblem, err)
-		fine = fine && err == nil
+	fine := w == nil || d.syncNetworks(ctx, *w)
+	if addresses && !d.note(ctx, addressesProblem, d.syncAddresses(ctx)) {
+		fine = false
 	}
 	return fine
 }
@@ -59,10 +50,7 @@ func (d *Docker) sync(ctx context.Context, addresses bool) bool {
 // removes those of ours that are no longer wanted.
 func (d *Docker) syncNetworks(ctx context.Context, w wanted) bool {
 	have, err := d.client.networks(ctx)
-	if ctx.Err() != nil {
-		return false
-	}
-	if d.problem(engineProblem, err); err != nil {
+	if !d.note(ctx, engineProblem, err) {
 		return false
 	}
 	overlays := map[string]conf.AgentOverlay{}
@@ -74,11 +62,10 @@ func (d *Docker) syncNetworks(ctx context.Context, w wanted) bool {
 	touched := map[string]bool{} // what problems are kept of
 	fine := true
 	note := func(name string, err error) {
-		if ctx.Err() == nil || !errors.Is(ctx.Err(), context.Canceled) {
-			d.problem(networkProblem+name, err)
-		}
 		touched[name] = true
-		fine = fine && err == nil
+		if !d.note(ctx, networkProblem+name, err) {
+			fine = false
+		}
 	}
 	// What has to go goes first: it may be in the way of what is to come.
 	for _, n := range have {
