@@ -165,6 +165,7 @@ func OpenStore(ctx context.Context, c *Call, coolingSeconds int) (*ipam.Store, e
 	s, err := ipam.Open(ctx, ipam.Options{
 		Dir:     c.Conf.IPAMPath(),
 		Overlay: c.Conf.OverlayName(),
+		BootID:  c.BootID,
 		Cooling: time.Duration(coolingSeconds) * time.Second,
 		Rebuild: c.Rebuild,
 	})

@@ -43,6 +43,9 @@ type Call struct {
 	Conf        conf.NetConf
 	Stderr      io.Writer
 
+	// BootID is that of this boot, where the program has read the published
+	// state and so knows it; empty: the address store asks the kernel.
+	BootID string
 	// Rebuild, if the program sets it, says what the kernel knows about the
 	// addresses of the overlay in use: ipam.Options.Rebuild of OpenStore.
 	Rebuild func(context.Context) ([]ipam.Record, error)

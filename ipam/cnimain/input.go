@@ -225,27 +225,16 @@ func checkConf(c *Call, v verb, version string) error {
 
 // readStdin reads everything, within bounds of size and time.
 func readStdin(ctx context.Context, stdin io.Reader) ([]byte, error) {
-	type answer struct {
-		b   []byte
-		err error
-	}
-	done := make(chan answer, 1)
-	go func() {
-		b, err := io.ReadAll(io.LimitReader(stdin, maxStdin+1))
-		done <- answer{b, err}
-	}()
-	select {
-	case <-ctx.Done():
+	b, err := readAll(ctx, stdin, maxStdin+1)
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, Errorf(types.ErrIOFailure, "read the configuration: stdin was not closed in time")
-	case a := <-done:
-		if a.err != nil {
-			return nil, Errorf(types.ErrIOFailure, "read the configuration: %w", a.err)
-		}
-		if len(a.b) > maxStdin {
-			return nil, Errorf(types.ErrDecodingFailure, "read the configuration: more than %d bytes", maxStdin)
-		}
-		return a.b, nil
+	case err != nil:
+		return nil, Errorf(types.ErrIOFailure, "read the configuration: %w", err)
+	case len(b) > maxStdin:
+		return nil, Errorf(types.ErrDecodingFailure, "read the configuration: more than %d bytes", maxStdin)
 	}
+	return b, nil
 }
 
 // strictObjects are the objects we read something from, by path; their keys

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -17,7 +16,6 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"golang.org/x/sys/unix"
 )
 
 // supportedVersions are the versions of the specification we speak, oldest first.
@@ -47,32 +45,8 @@ var verbs = map[string]verb{
 
 // Main runs the program once and exits.
 func Main(p Plugin) {
-	// A reader that goes away must be an error of the write, not the end of the
-	// process, because ADD has to be undone then. Notify, not Ignore: what is
-	// ignored would stay ignored in a delegated plugin.
-	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
-	os.Exit(Run(context.Background(), p, os.LookupEnv, os.Stdin, stdout(), os.Stderr))
+	os.Exit(Run(context.Background(), p, os.LookupEnv, &descriptor{fd: 0}, stdout(), &descriptor{fd: 2}))
 }
-
-// stdout is the standard output, or a writer that fails when it was closed. The
-// Go runtime opens /dev/null for reading and writing in place of a closed one,
-// so that no other file becomes descriptor 1, and a result would vanish there.
-func stdout() io.Writer {
-	var st unix.Stat_t
-	if err := unix.Fstat(1, &st); err != nil {
-		return closedFile{}
-	}
-	flags, err := unix.FcntlInt(1, unix.F_GETFL, 0)
-	null := st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3)
-	if err != nil || null && flags&unix.O_ACCMODE == unix.O_RDWR {
-		return closedFile{}
-	}
-	return os.Stdout
-}
-
-type closedFile struct{}
-
-func (closedFile) Write([]byte) (int, error) { return 0, os.ErrClosed }
 
 // Run is Main with everything it touches as an argument. It returns the exit
 // status and has written one JSON document, or nothing, to stdout.
@@ -83,12 +57,13 @@ func Run(ctx context.Context, p Plugin, env func(string) (string, bool), stdin i
 		return 0
 	}
 	v, known := verbs[command]
-	deadline := v.deadline
-	if !known {
-		deadline = time.Second
+	most := time.Second
+	if known {
+		most = v.deadline
 	}
-	ctx, cancel := context.WithTimeout(ctx, deadline)
-	defer cancel()
+	limited := &deadline{Context: ctx, at: time.Now().Add(most)}
+	defer limited.stop()
+	ctx = limited
 
 	out := &counter{w: stdout}
 	c := &Call{Command: command, Stderr: stderr}

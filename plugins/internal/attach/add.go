@@ -61,6 +61,7 @@ func (p program) prepare(c *cnimain.Call) (*attaching, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.BootID = where.state.BootID
 	a := &attaching{program: p, place: where, call: c, att: c.Attachment()}
 	a.host = veth.Name(p.half, a.att.Key())
 	if a.mtu, err = a.chooseMTU(); err != nil {
@@ -141,7 +142,7 @@ func (a *attaching) run(ctx context.Context, prev *types100.Result) (*types100.R
 	pair := pair{
 		host: a.host, hostMAC: hostMAC(key), alias: alias.String(),
 		bridge: a.bridge, bridgeIdx: bridge.Index, hairpin: a.call.Conf.Hairpin(),
-		name: a.att.IfName, mac: a.mac, netns: int(s.netns.Fd()), mtu: a.mtu,
+		name: a.att.IfName, mac: a.mac, netns: s.netns.FD, mtu: a.mtu,
 	}
 	if pair.mac == (conf.MAC{}) {
 		pair.mac = containerMAC(addressing.addrs)

@@ -30,41 +30,32 @@ var errExists = errors.New("exists already")
 type sandbox struct {
 	host   *rtnl.Conn // in our namespace
 	inside *rtnl.Conn // in the container's
-	netns  *os.File
+	netns  rtnl.Netns
 }
 
-func openSandbox(netns string) (_ *sandbox, err error) {
-	s := &sandbox{}
-	defer func() {
-		if err != nil {
-			s.close()
-		}
-	}()
-	if s.host, err = rtnl.Open(); err != nil {
-		return nil, err
-	}
-	// Non-blocking, because CHECK may be given a FIFO.
-	fd, err := unix.Open(netns, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+func openSandbox(path string) (*sandbox, error) {
+	host, err := rtnl.Open()
 	if err != nil {
-		return nil, fmt.Errorf("open network namespace %s: %w", netns, err)
-	}
-	s.netns = os.NewFile(uintptr(fd), netns)
-	if s.inside, err = rtnl.OpenIn(s.netns); err != nil {
 		return nil, err
 	}
-	return s, nil
+	netns, err := rtnl.OpenNetns(path)
+	if err != nil {
+		host.Close()
+		return nil, err
+	}
+	inside, err := rtnl.OpenIn(netns)
+	if err != nil {
+		host.Close()
+		netns.Close()
+		return nil, err
+	}
+	return &sandbox{host, inside, netns}, nil
 }
 
 func (s *sandbox) close() {
-	if s.host != nil {
-		s.host.Close()
-	}
-	if s.inside != nil {
-		s.inside.Close()
-	}
-	if s.netns != nil {
-		s.netns.Close()
-	}
+	s.host.Close()
+	s.inside.Close()
+	s.netns.Close()
 }
 
 // vacant makes sure that neither end of the pair is there. The host end that a
@@ -160,7 +151,7 @@ func isIPv6(p netip.Prefix) bool { return p.Addr().Is6() }
 // runtime has switched it off for the whole namespace.
 func (s *sandbox) enableIPv6(ifName string) error {
 	const dir = "/proc/sys/net/ipv6/conf/"
-	err := rtnl.Inside(s.netns, func() error {
+	err := s.netns.Inside(func() error {
 		// Without the file the kernel has no IPv6, which adding the address says.
 		if b, _ := os.ReadFile(dir + "default/disable_ipv6"); !bytes.HasPrefix(b, []byte("1")) {
 			return nil
@@ -239,13 +230,12 @@ func (s *sandbox) settleRoute(index int, r *wantedRoute, err error) (ok bool, _ 
 // address when it is through with duplicate detection, also where that is left
 // out.
 func (s *sandbox) settle(ctx context.Context, p pair, addrs []netip.Prefix) error {
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
-	defer cancel()
+	until := time.Now().Add(settleTimeout)
 	for _, end := range [...]struct {
 		conn *rtnl.Conn
 		name string
 	}{{s.inside, p.name}, {s.host, p.host}, {s.host, p.bridge}} {
-		if err := wait(ctx, "interface "+end.name+" to become operational", func() (bool, error) {
+		if err := wait(ctx, until, "interface "+end.name+" to become operational", func() (bool, error) {
 			l, ok, err := getLink(end.conn, end.name)
 			if err == nil && !ok {
 				err = fmt.Errorf("interface %s has gone while %s was set up", end.name, p.name)
@@ -259,7 +249,7 @@ func (s *sandbox) settle(ctx context.Context, p pair, addrs []netip.Prefix) erro
 		if !a.Addr().Is6() {
 			continue
 		}
-		if err := wait(ctx, "address "+a.Addr().String()+" to be received", func() (bool, error) {
+		if err := wait(ctx, until, "address "+a.Addr().String()+" to be received", func() (bool, error) {
 			return isLocal(s.inside, a.Addr())
 		}); err != nil {
 			return err
@@ -268,12 +258,16 @@ func (s *sandbox) settle(ctx context.Context, p pair, addrs []netip.Prefix) erro
 	return nil
 }
 
-// wait asks until done says so, the first time at once.
-func wait(ctx context.Context, what string, done func() (bool, error)) error {
+// wait asks until done says so, the first time at once. That is nearly always
+// enough, so nothing is set up for waiting before.
+func wait(ctx context.Context, until time.Time, what string, done func() (bool, error)) error {
 	for {
 		ok, err := done()
 		if ok || err != nil {
 			return err
+		}
+		if time.Now().After(until) {
+			return fmt.Errorf("wait for %s: %w", what, context.DeadlineExceeded)
 		}
 		select {
 		case <-ctx.Done():

@@ -83,12 +83,12 @@ func (n namespace) remove() {
 // inside runs f on a thread in the namespace. Programs that f starts are in it.
 func (n namespace) inside(t testing.TB, f func() error) {
 	t.Helper()
-	file, err := os.Open(n.path)
+	ns, err := rtnl.OpenNetns(n.path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer file.Close()
-	if err := rtnl.Inside(file, f); err != nil {
+	defer ns.Close()
+	if err := ns.Inside(f); err != nil {
 		t.Fatal(err)
 	}
 }

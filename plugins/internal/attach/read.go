@@ -40,6 +40,10 @@ func (l link) ours(name string) bool {
 	return l.alias == "" || ok && veth.Name(a.Half, a.Key()) == name
 }
 
+// skipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: counters are added
+// up over all processors, for nobody.
+const skipStats = 1 << 3
+
 // operUp is IF_OPER_UP of linux/if.h.
 const operUp = 6
 
@@ -47,6 +51,7 @@ const operUp = 6
 func getLink(c *rtnl.Conn, name string) (l link, ok bool, err error) {
 	m := rtnl.New("read interface "+name, unix.RTM_GETLINK, 0, nl.NewIfInfomsg(unix.AF_UNSPEC))
 	m.Attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name))
+	m.Attr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats))
 	b, err := c.Get(m)
 	if isErrno(err, unix.ENODEV) {
 		return link{}, false, nil

@@ -5,10 +5,10 @@
 package rtnl
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"syscall"
 	"unsafe"
@@ -26,6 +26,7 @@ const receiveTimeout = 5 // seconds
 type Conn struct {
 	fd  int
 	seq uint32
+	buf []byte // of the last answer
 }
 
 // Open opens a socket in the namespace of the calling thread.
@@ -46,30 +47,56 @@ func Open() (*Conn, error) {
 	return c, nil
 }
 
-// OpenIn opens a socket in the network namespace ns. A socket stays in the
-// namespace it was made in, so that it can be used from any thread afterwards.
-func OpenIn(ns *os.File) (*Conn, error) {
+// Netns is an open network namespace.
+type Netns struct {
+	FD   int
+	path string
+}
+
+// OpenNetns opens the network namespace at path.
+func OpenNetns(path string) (Netns, error) {
+	// Non-blocking, because the path may be a FIFO.
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return Netns{}, fmt.Errorf("open network namespace %s: %w", path, err)
+	}
+	return Netns{fd, path}, nil
+}
+
+// Close closes the namespace.
+func (n Netns) Close() { unix.Close(n.FD) }
+
+// OpenIn opens a socket in the namespace. A socket stays in the namespace it was
+// made in, so that it can be used from any thread afterwards.
+func OpenIn(n Netns) (*Conn, error) {
 	var c *Conn
-	err := Inside(ns, func() (err error) {
+	err := n.Inside(func() (err error) {
 		c, err = Open()
 		return err
 	})
 	return c, err
 }
 
-// Inside runs f on a thread that is in the network namespace ns. The thread is
-// never used for anything else: it ends with f.
-func Inside(ns *os.File, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter network namespace %s: %w", ns.Name(), err)
-			return
+// Inside runs f in the namespace, on the calling goroutine: a thread made for
+// it would cost more than all that f does. If there is no way back from the
+// namespace it panics, because whatever came next would happen in the wrong one.
+func (n Netns) Inside(f func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	own, err := OpenNetns("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	if err := unix.Setns(n.FD, unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter network namespace %s: %w", n.path, err)
+	}
+	defer func() {
+		if err := unix.Setns(own.FD, unix.CLONE_NEWNET); err != nil {
+			panic(fmt.Sprintf("return from network namespace %s: %v", n.path, err))
 		}
-		done <- f()
 	}()
-	return <-done
+	return f()
 }
 
 // Close closes the socket.
@@ -174,7 +201,7 @@ func (c *Conn) Get(m Message) ([]byte, error) {
 					return nil, err
 				}
 			default:
-				return a.Data, nil
+				return bytes.Clone(a.Data), nil
 			}
 		}
 	}
@@ -202,7 +229,7 @@ func (c *Conn) Dump(m Message) ([][]byte, error) {
 			case a.Header.Type == unix.NLMSG_ERROR:
 				return nil, refusal(m.Step, a)
 			default:
-				out = append(out, a.Data)
+				out = append(out, bytes.Clone(a.Data))
 			}
 		}
 	}
@@ -217,17 +244,20 @@ func (c *Conn) send(buf []byte) error {
 	}
 }
 
+// receive reads answers, which hold until the next call.
 func (c *Conn) receive() ([]syscall.NetlinkMessage, error) {
-	buf := make([]byte, 32<<10)
+	if c.buf == nil {
+		c.buf = make([]byte, 32<<10)
+	}
 	for {
-		n, _, err := unix.Recvfrom(c.fd, buf, 0)
+		n, _, err := unix.Recvfrom(c.fd, c.buf, 0)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		return syscall.ParseNetlinkMessage(buf[:n])
+		return syscall.ParseNetlinkMessage(c.buf[:n])
 	}
 }
 
