@@ -1,10 +1,3 @@
-// The Go runtime would read the whole table of mounts to find the CPU limits of
-// the control group. On a host full of containers that table is long, and a
-// program that runs for three milliseconds has no use for the answer.
-//
-//go:debug containermaxprocs=0
-//go:debug updatemaxprocs=0
-
 // Overlay-ipam is a CNI IPAM plugin on the overlay's address store. It gives a
 // container of any main plugin (bridge, ptp, ...) an address of one half of an
 // overlay; it makes no interface and touches no namespace.
