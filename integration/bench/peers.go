@@ -149,7 +149,8 @@ func (w *entryWatch) until(ctx context.Context, n int) (first, last time.Time, e
 			typ, body := binary.NativeEndian.Uint16(m[4:]), m[unix.SizeofNlMsghdr:size]
 			w.pending = m[min((size+3)&^3, len(m)):]
 			switch {
-			case typ == unix.RTM_NEWNEIGH && first.IsZero() && binary.NativeEndian.Uint16(body[8:])&unix.NUD_PERMANENT != 0:
+			// A bridge makes permanent entries, too, of no type.
+			case typ == unix.RTM_NEWNEIGH && first.IsZero() && body[11] == unix.RTN_UNICAST && binary.NativeEndian.Uint16(body[8:])&unix.NUD_PERMANENT != 0:
 				first = time.Now()
 			case typ == unix.RTM_NEWROUTE && body[5] == routeProtocol && body[7] == unix.RTN_UNICAST:
 				last = time.Now()

@@ -69,6 +69,8 @@ type loop struct {
 	apply  *deadline // send the difference to the kernel
 	resync *deadline // compare with the kernel
 	save   *deadline // write the peers
+	saving bool      // they are being written
+	saved  chan error
 	retry  backoff
 	last   time.Time // of the last resync
 
@@ -98,6 +100,7 @@ func (a *Agent) newLoop(p loopParts) *loop {
 		peers:    map[string]conf.Peer{},
 		seen:     map[string]string{},
 		apply:    newDeadline(), resync: newDeadline(), save: newDeadline(),
+		saved: make(chan error, 1),
 		retry: backoff{min: a.timing.retryMin, max: a.timing.resync},
 	}
 	l.registrar = &registrar{
@@ -172,11 +175,7 @@ func (l *loop) recallDocument() {
 
 // run is the control loop. It returns nil when ctx is done.
 func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
-	defer func() {
-		if l.save.isSet() {
-			l.savePeers()
-		}
-	}()
+	defer l.flushPeers()
 	if l.held != nil {
 		l.checkIP(ctx)
 		l.reconcile(ctx, true)
@@ -205,6 +204,8 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 		case <-l.save.timer.C:
 			l.save.clear()
 			l.savePeers()
+		case err := <-l.saved:
+			l.peersSaved(err)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"overlayd.internal/overlay/conf"
@@ -107,14 +108,39 @@ func (l *loop) patch(e api.PeerEvent) bool {
 	return true
 }
 
+// savePeers writes the peers on a goroutine of its own: with thousands of them
+// on a slow disk it takes longer than a new peer should wait. The answer comes
+// through l.saved.
 func (l *loop) savePeers() {
-	s := savedPeers{AgentID: l.id, ClusterID: l.clusterID, Revision: l.revision}
-	for _, id := range slices.Sorted(maps.Keys(l.peers)) {
-		s.Peers = append(s.Peers, l.peers[id])
+	if l.saving {
+		l.save.in(l.timing.savePeers)
+		return
 	}
-	err := conf.WriteJSON(l.files.peers(), s, 0o600)
+	s := savedPeers{AgentID: l.id, ClusterID: l.clusterID, Revision: l.revision, Peers: slices.Collect(maps.Values(l.peers))}
+	l.saving = true
+	l.group.Go(func() error {
+		slices.SortFunc(s.Peers, func(a, b conf.Peer) int { return strings.Compare(a.AgentID, b.AgentID) })
+		l.saved <- conf.WriteJSON(l.files.peers(), s, 0o600)
+		return nil
+	})
+}
+
+// peersSaved takes in what came of savePeers.
+func (l *loop) peersSaved(err error) {
+	l.saving = false
 	l.logOnce("storing the peers", err)
 	if err != nil {
 		l.save.in(l.timing.resync)
+	}
+}
+
+// flushPeers writes what was not yet written when the loop ends.
+func (l *loop) flushPeers() {
+	if l.saving {
+		l.peersSaved(<-l.saved)
+	}
+	if l.save.isSet() {
+		l.savePeers()
+		l.peersSaved(<-l.saved)
 	}
 }
