@@ -39,7 +39,10 @@ func (p program) check(ctx context.Context, c *cnimain.Call) error {
 	if err := p.checkHost(c, s); err != nil {
 		return err
 	}
-	return p.checkContainer(c, s, prev)
+	if err := p.checkContainer(c, s, prev); err != nil {
+		return err
+	}
+	return checkPorts(ctx, c, prev)
 }
 
 func missing(format string, args ...any) error {

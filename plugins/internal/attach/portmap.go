@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -12,9 +13,10 @@ import (
 	"overlayd.internal/overlay/ipam/cnimain"
 )
 
-// Mesos knows no chains of plugins: it passes the host ports that a container
-// asks for in args, and whoever attaches the container has to see to them. The
-// reference plugin for that is run, as a runtime with chains would run it.
+// Some runtimes know no chains of plugins: Mesos passes the host ports that a
+// container asks for in args, netavark with the container, and whoever attaches
+// it has to see to them. The reference plugin for that is run, as a runtime with
+// chains would run it.
 
 // portmapPlugin is its name in CNI_PATH.
 const portmapPlugin = "portmap"
@@ -22,11 +24,14 @@ const portmapPlugin = "portmap"
 // portmapVersion is the newest version that every portmap in use speaks.
 const portmapVersion = "1.0.0"
 
-// mesosPorts are the port mappings that Mesos passed.
-func mesosPorts(n conf.NetConf) (out []conf.PortMapping) {
+// hostPorts are the port mappings that are ours to see to: those of Mesos, and
+// those of a runtime that was told that we can (capability portMappings). In a
+// chain it is portmap that says so.
+func hostPorts(n conf.NetConf) []conf.PortMapping {
+	out := n.RuntimeConfig.PortMappings
 	info := n.Args.Mesos.NetworkInfo
 	if info == nil {
-		return nil
+		return out
 	}
 	for _, p := range info.PortMappings {
 		protocol := strings.ToLower(p.Protocol)
@@ -44,7 +49,7 @@ func portmapConf(n conf.NetConf, prev *types100.Result) ([]byte, error) {
 	out := map[string]any{
 		"cniVersion": portmapVersion, "name": n.Name, "type": portmapPlugin, "snat": true,
 		"capabilities":  map[string]bool{"portMappings": true},
-		"runtimeConfig": map[string]any{"portMappings": mesosPorts(n)},
+		"runtimeConfig": map[string]any{"portMappings": hostPorts(n)},
 	}
 	if prev != nil {
 		r, err := prev.GetAsVersion(portmapVersion)
@@ -56,10 +61,10 @@ func portmapConf(n conf.NetConf, prev *types100.Result) ([]byte, error) {
 	return json.Marshal(out)
 }
 
-// mapPorts makes the host ports that Mesos asked for lead to the container, in
+// mapPorts makes the host ports that were asked for lead to the container, in
 // both families.
 func (a *attaching) mapPorts(ctx context.Context, r *types100.Result) error {
-	if len(mesosPorts(a.call.Conf)) == 0 {
+	if len(hostPorts(a.call.Conf)) == 0 {
 		return nil
 	}
 	stdin, err := portmapConf(a.call.Conf, r)
@@ -78,7 +83,7 @@ func (a *attaching) mapPorts(ctx context.Context, r *types100.Result) error {
 // unmapPorts takes the host ports away. Where the plugin is absent there are
 // none: ADD fails then.
 func unmapPorts(ctx context.Context, c *cnimain.Call) error {
-	if len(mesosPorts(c.Conf)) == 0 {
+	if len(hostPorts(c.Conf)) == 0 {
 		return nil
 	}
 	stdin, err := portmapConf(c.Conf, nil)
@@ -89,5 +94,28 @@ func unmapPorts(ctx context.Context, c *cnimain.Call) error {
 	if errors.As(err, new(*missingPlugin)) {
 		return nil
 	}
+	return err
+}
+
+// checkPorts lets portmap compare its rules with the host ports. Those before
+// CNI 1.1.0 look for the rules of one family in the tables of the other, so that
+// their CHECK always fails; they are not asked.
+func checkPorts(ctx context.Context, c *cnimain.Call, prev *types100.Result) error {
+	if len(hostPorts(c.Conf)) == 0 {
+		return nil
+	}
+	said, err := execPlugin(ctx, c, portmapPlugin, "VERSION", []byte(`{"cniVersion":"`+portmapVersion+`"}`))
+	if err != nil {
+		return err
+	}
+	var v struct{ SupportedVersions []string }
+	if json.Unmarshal(said, &v) != nil || !slices.Contains(v.SupportedVersions, "1.1.0") {
+		return nil
+	}
+	stdin, err := portmapConf(c.Conf, prev)
+	if err != nil {
+		return err
+	}
+	_, err = execPlugin(ctx, c, portmapPlugin, "CHECK", stdin)
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -67,13 +68,30 @@ func TestMesosPortsFail(t *testing.T) {
 	m.wantNothing(container)
 }
 
-// TestMesosPortsForReal: through the reference plugin, in both families, from
-// another host.
+// TestMesosPortsForReal: through the reference plugin, Debian's and a newer one,
+// in both families, from another host.
 func TestMesosPortsForReal(t *testing.T) {
-	const dir = "/usr/lib/cni"
-	if _, err := os.Stat(dir + "/portmap"); err != nil {
-		t.Skip("needs portmap from containernetworking-plugins")
+	for name, p := range map[string]struct {
+		dir    string
+		checks bool
+	}{
+		"Debian": {"/usr/lib/cni", false},
+		"newer":  {"../../../bin/tools/engines/plugins", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, err := filepath.Abs(p.dir)
+			if err == nil {
+				_, err = os.Stat(dir + "/portmap")
+			}
+			if err != nil {
+				t.Skipf("needs portmap, which scripts/engines installs: %v", err)
+			}
+			testPorts(t, dir, p.checks)
+		})
 	}
+}
+
+func testPorts(t *testing.T, dir string, checks bool) {
 	m := newMachine(t)
 	m.path = []string{dir}
 	container, client := newNamespace(t), newNamespace(t)
@@ -92,12 +110,25 @@ func TestMesosPortsForReal(t *testing.T) {
 
 	c := call{plugin: "m-overlay", command: "ADD", netns: container.path, conf: m.config("both", "", "args", mesosArgs()),
 		env: []string{"PATH=" + os.Getenv("PATH")}}
-	m.ok(c)
+	c.conf = m.config("both", "1.0.0", "args", mesosArgs())
+	var result any
+	if err := json.Unmarshal([]byte(m.ok(c)), &result); err != nil {
+		t.Fatal(err)
+	}
 	container.inside(t, func() error { return listen(t, ":80") })
 	for _, address := range hostPorts {
 		if err := dial(address); err != nil {
 			t.Errorf("host port %s: %v", address, err)
 		}
+	}
+	check := c
+	check.command, check.conf = "CHECK", m.config("both", "1.0.0", "args", mesosArgs(), "prevResult", result)
+	m.ok(check)
+	m.host.inside(t, func() error { return exec.Command("ip6tables", "-t", "nat", "-F", "CNI-HOSTPORT-DNAT").Run() })
+	if checks {
+		m.refused(check, cnimain.ErrCodeDelegate, "plugin portmap: CHECK")
+	} else {
+		m.ok(check)
 	}
 	c.command, c.netns = "DEL", ""
 	m.ok(c)
