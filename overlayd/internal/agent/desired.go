@@ -47,22 +47,29 @@ func valid(ps ...netip.Prefix) []netip.Prefix {
 // somebody newer has is no peer at all; one whose subnet somebody newer has
 // loses that subnet. The result is in the order of the ids.
 func settle(own conf.Lease, ip netip.Addr, peers map[string]conf.Peer) (settled []conf.Peer, lost string) {
-	mine := valid(own.VTEP.IP, own.VTEP.IP6)
-	taken := map[netip.Addr]bool{ip: true}
-	for _, p := range mine {
+	n := len(peers)
+	taken := make(map[netip.Addr]bool, 3*n+3)
+	taken[ip] = true
+	for _, p := range valid(own.VTEP.IP, own.VTEP.IP6) {
 		taken[p.Addr()] = true
 	}
-	macs := map[conf.MAC]bool{own.VTEP.MAC: true}
-	subnets := map[netip.Prefix]bool{}
+	macs := make(map[conf.MAC]bool, n+1)
+	macs[own.VTEP.MAC] = true
+	subnets := make(map[netip.Prefix]bool, n)
 	ours := own.Peer().Subnets
 
-	byEpoch := make([]conf.Peer, 0, len(peers))
+	// Pointers are sorted: this runs for every peer that comes or goes.
+	byEpoch := make([]*conf.Peer, 0, n)
 	for _, p := range peers {
-		byEpoch = append(byEpoch, p)
+		byEpoch = append(byEpoch, &p)
 	}
-	slices.SortFunc(byEpoch, func(a, b conf.Peer) int {
-		return cmp.Or(cmp.Compare(b.Epoch, a.Epoch), cmp.Compare(a.AgentID, b.AgentID))
+	slices.SortFunc(byEpoch, func(a, b *conf.Peer) int {
+		if a.Epoch != b.Epoch {
+			return cmp.Compare(b.Epoch, a.Epoch)
+		}
+		return cmp.Compare(a.AgentID, b.AgentID)
 	})
+	kept := byEpoch[:0]
 	for _, p := range byEpoch {
 		for _, s := range p.Subnets {
 			if p.Epoch > own.Epoch && slices.ContainsFunc(ours, s.Overlaps) {
@@ -86,9 +93,13 @@ func settle(own conf.Lease, ip netip.Addr, peers map[string]conf.Peer) (settled 
 			}
 		}
 		p.Subnets = left
-		settled = append(settled, p)
+		kept = append(kept, p)
 	}
-	slices.SortFunc(settled, func(a, b conf.Peer) int { return cmp.Compare(a.AgentID, b.AgentID) })
+	slices.SortFunc(kept, func(a, b *conf.Peer) int { return cmp.Compare(a.AgentID, b.AgentID) })
+	settled = make([]conf.Peer, 0, len(kept))
+	for _, p := range kept {
+		settled = append(settled, *p)
+	}
 	return settled, lost
 }
 
