@@ -411,7 +411,14 @@ func (h *half) allocate(o Options, r Request) (Allocation, error) {
 		return Allocation{}, err
 	}
 	if found && inSpans(rec.Addrs, spans) {
-		return h.existing(rec, r)
+		a, err := h.existing(rec, r)
+		if err != nil {
+			return a, err
+		}
+		// Whoever decided to release an abandoned record must see that it is in use
+		// again.
+		rec.Since, rec.NetNS = h.now, r.NetNS
+		return a, h.put(attachmentKey(rec.Key()), encodeRecord(rec))
 	}
 	if found { // of another lease: the addresses no longer lead here
 		if err := h.release(rec); err != nil {
@@ -437,7 +444,7 @@ func (h *half) allocate(o Options, r Request) (Allocation, error) {
 			a.Flush = append(a.Flush, addr)
 		}
 	}
-	return a, h.bind(Record{Attachment: r.Attachment, Half: r.Half, Addrs: a.Addrs, BootID: o.BootID, Since: h.now})
+	return a, h.bind(Record{Attachment: r.Attachment, Half: r.Half, Addrs: a.Addrs, BootID: o.BootID, Since: h.now, NetNS: r.NetNS})
 }
 
 // existing answers an attachment that has its addresses already.

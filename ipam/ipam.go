@@ -67,13 +67,15 @@ type Request struct {
 	// Want are addresses asked for by name, at most one per family. Each is
 	// granted or refused with a reason, never ignored.
 	Want []netip.Addr
+	// NetNS is given where the attachment gets no host end of ours; see Record.
+	NetNS NetNS
 }
 
 // Allocation is the answer: addresses in the order of Request.Ranges.
 type Allocation struct {
 	Addrs []netip.Addr
 	// Existing: the attachment had these addresses already, so that whoever
-	// fails later must not release them.
+	// fails later must not release them. Its Record is as young as a new one.
 	Existing bool
 	// Flush are the addresses among Addrs that were taken before they had
 	// cooled. Conntrack may still know their last owner.
@@ -86,7 +88,11 @@ type Record struct {
 	Half   conf.Half     `json:"half"`
 	Addrs  []netip.Addr  `json:"addrs"`
 	BootID string        `json:"boot_id"`
-	Since  time.Duration `json:"since"` // CLOCK_BOOTTIME of the allocation
+	Since  time.Duration `json:"since"` // CLOCK_BOOTTIME of the last Allocate
+	// NetNS tells whether the container is still there, where no host end of ours
+	// can: the address is for another main plugin's interface. Zero: there is a
+	// host end, or the attachment is Docker's.
+	NetNS NetNS `json:"netns,omitzero"`
 }
 
 // Stats is how full a half is, per family.

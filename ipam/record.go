@@ -163,6 +163,9 @@ func encodeRecord(r Record) []byte {
 	for _, a := range r.Addrs {
 		b = appendAddr(b, a)
 	}
+	if r.NetNS.Path != "" {
+		b = binary.BigEndian.AppendUint64(appendText(b, r.NetNS.Path), r.NetNS.Inode)
+	}
 	return b
 }
 
@@ -173,6 +176,9 @@ func decodeRecord(half conf.Half, key Key, payload []byte) (Record, error) {
 	rec.Since = r.duration()
 	for range r.byte() {
 		rec.Addrs = append(rec.Addrs, r.addr())
+	}
+	if len(r.b) > 0 {
+		rec.NetNS = NetNS{Path: r.text(), Inode: r.u64()}
 	}
 	if err := r.end("attachment " + key.String()); err != nil {
 		return Record{}, err

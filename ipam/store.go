@@ -360,9 +360,6 @@ func (s *Store) Allocate(ctx context.Context, r Request) (Allocation, error) {
 			if out, err = h.allocate(s.o, r); err != nil {
 				return err
 			}
-			if out.Existing {
-				return errUnchanged
-			}
 			if err := s.db.keepReserve(tx); err != nil {
 				return err
 			}

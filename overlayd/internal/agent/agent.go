@@ -208,6 +208,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return listeners.serve(ctx, a.handler()) })
 	group.Go(func() error { return l.registrar.run(ctx) })
 	group.Go(func() error { return l.reporter.run(ctx) })
+	group.Go(func() error { return a.newSweeper(log).run(ctx) })
 	if a.docker != nil {
 		group.Go(func() error { return a.docker.Run(ctx) })
 	}
@@ -233,6 +234,8 @@ type timing struct {
 	resync      time.Duration // between two looks at the whole kernel state
 	retryMin    time.Duration // of a configuration that failed
 	savePeers   time.Duration // between two writes of the peers
+	sweep       time.Duration // between two looks for abandoned addresses
+	abandoned   time.Duration // how long a container must be gone before its addresses are released
 }
 
 var defaultTiming = timing{
@@ -247,6 +250,8 @@ var defaultTiming = timing{
 	resync:      time.Minute,
 	retryMin:    500 * time.Millisecond,
 	savePeers:   2 * time.Second,
+	sweep:       30 * time.Second,
+	abandoned:   time.Minute,
 }
 
 // runtimeFiles are the directories of the runtimes on this host.

@@ -93,6 +93,7 @@ type Store struct {
 	Problems []string // from ipam's own verification
 	Err      error    // it could not be read
 	Stats    map[conf.Half][]ipam.Stats
+	Gone     map[ipam.Key]bool // the record's namespace is no longer; see ipam.NetNS
 }
 
 // Device is a link of the host that the agent makes.
@@ -144,6 +145,10 @@ func (h Host) readStore(ctx context.Context, dir, overlay string) (out Store) {
 	}
 	if out.Records, out.Err = s.List(ctx); out.Err != nil {
 		return out
+	}
+	out.Gone = map[ipam.Key]bool{}
+	for _, rec := range out.Records {
+		out.Gone[rec.Key()] = rec.NetNS.Gone()
 	}
 	out.Stats = map[conf.Half][]ipam.Stats{}
 	o, _ := h.State.Overlay(overlay)

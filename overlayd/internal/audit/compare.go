@@ -143,10 +143,33 @@ func (c *comparison) entry(overlay string, key ipam.Key, e entry) {
 	}
 }
 
-// noLink looks at a record without an interface.
+// noLink looks at a record without an interface of ours.
 func (c *comparison) noLink(overlay string, key ipam.Key, rec ipam.Record) {
-	c.add(overlay, "%s has %v in the address store and no interface %s; delete the container",
-		rec.Attachment, rec.Addrs, veth.Name(rec.Half, key))
+	switch {
+	case rec.NetNS.Path == "":
+		c.add(overlay, "%s has %v in the address store and no interface %s; delete the container, or leave it to the agent, which releases it after a minute",
+			rec.Attachment, rec.Addrs, veth.Name(rec.Half, key))
+	case c.Stores[overlay].Gone[key]:
+		c.add(overlay, "%s has %v in the address store, and its network namespace %s is gone; delete the container, or leave it to the agent, which releases it after a minute",
+			rec.Attachment, rec.Addrs, rec.NetNS.Path)
+	}
+}
+
+// Abandoned are the overlay's records whose container is gone: neither a host
+// end nor, where there never was one, the namespace is there.
+func (h Host) Abandoned(overlay string) (out []ipam.Record) {
+	linked := map[ipam.Key]bool{}
+	for _, l := range h.Links {
+		linked[l.Key()] = true
+	}
+	s := h.Stores[overlay]
+	for _, rec := range s.Records {
+		key := veth.KeyOf(rec.Attachment)
+		if !linked[key] && !rec.IsDocker() && (rec.NetNS.Path == "" || s.Gone[key]) {
+			out = append(out, rec)
+		}
+	}
+	return out
 }
 
 // lease compares a record with what the host has been leased.

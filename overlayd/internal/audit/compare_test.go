@@ -86,6 +86,17 @@ func TestCompare(t *testing.T) {
 		{"store not in order", func(h *Host) { h.Stores["dcos"] = Store{Problems: []string{"x", "y"}} },
 			[]string{"overlay dcos: the address store is not in order: x;", "overlay dcos: the address store is not in order: y;"}},
 		{"interface gone", func(h *Host) { h.Links = nil }, []string{"overlay dcos: dcos/c1/eth0 has [9.0.1.2] in the address store and no interface " + vm + ";"}},
+		{"another's interface", func(h *Host) {
+			h.Links = nil
+			h.Stores["dcos"].Records[0].NetNS = ipam.NetNS{Path: "/run/netns/x", Inode: 1}
+		}, nil},
+		{"another's interface, namespace gone", func(h *Host) {
+			h.Links = nil
+			s := h.Stores["dcos"]
+			s.Records[0].NetNS = ipam.NetNS{Path: "/run/netns/x", Inode: 1}
+			s.Gone = map[ipam.Key]bool{att.Key(): true}
+			h.Stores["dcos"] = s
+		}, []string{"overlay dcos: dcos/c1/eth0 has [9.0.1.2] in the address store, and its network namespace /run/netns/x is gone;"}},
 		{"record gone", func(h *Host) { h.Stores["dcos"] = Store{} }, []string{"overlay dcos: interface " + vm + " of dcos/c1/eth0 has [9.0.1.2], and the address store does not know it;"}},
 		{"store gone", func(h *Host) { h.Stores = nil }, []string{"overlay dcos: interface " + vm + " of dcos/c1/eth0 has [9.0.1.2], and the address store does not know it;"}},
 		{"other address", record(func(r *ipam.Record) { r.Addrs = []netip.Addr{other} }), []string{"overlay dcos: dcos/c1/eth0 has [9.0.1.3] of the mesos half in the address store, and its interface " + vm + " has [9.0.1.2] of the mesos half;"}},
@@ -135,5 +146,40 @@ func TestCompare(t *testing.T) {
 				t.Errorf("differences (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestAbandoned: the differences that the agent takes away by itself.
+func TestAbandoned(t *testing.T) {
+	ids := func(h Host) (out []string) {
+		for _, rec := range h.Abandoned("dcos") {
+			out = append(out, rec.ContainerID)
+		}
+		return out
+	}
+	h := sound()
+	add := func(id string, netns ipam.NetNS, gone bool) {
+		s := h.Stores["dcos"]
+		rec := ipam.Record{Attachment: att, Half: conf.Mesos, Addrs: []netip.Addr{other}, NetNS: netns}
+		rec.ContainerID = id
+		s.Records = append(s.Records, rec)
+		if s.Gone == nil {
+			s.Gone = map[ipam.Key]bool{}
+		}
+		s.Gone[rec.Key()] = gone
+		h.Stores["dcos"] = s
+	}
+	add("no-link", ipam.NetNS{}, false)
+	add("living", ipam.NetNS{Path: "/run/netns/l", Inode: 1}, false)
+	add("dead", ipam.NetNS{Path: "/run/netns/d", Inode: 2}, true)
+	s := h.Stores["dcos"]
+	s.Records = append(s.Records, ipam.Record{Attachment: ipam.DockerAttachment("dcos", other), Half: conf.Docker, Addrs: []netip.Addr{other}})
+	h.Stores["dcos"] = s
+	if diff := cmp.Diff([]string{"no-link", "dead"}, ids(h)); diff != "" {
+		t.Errorf("abandoned (-want +got):\n%s", diff)
+	}
+	h.Links = nil
+	if diff := cmp.Diff([]string{"c1", "no-link", "dead"}, ids(h)); diff != "" {
+		t.Errorf("without its interface (-want +got):\n%s", diff)
 	}
 }

@@ -1,0 +1,53 @@
+package ipam
+
+import (
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// NetNS is a container's network namespace as the runtime named it, and which
+// one that was: a path may come to stand for another namespace.
+type NetNS struct {
+	Path  string `json:"path"`
+	Inode uint64 `json:"inode"` // 0: it was none, or could not be looked at
+}
+
+// LookUpNetNS looks at the namespace without opening it.
+func LookUpNetNS(path string) NetNS { return NetNS{Path: path, Inode: inode(path)} }
+
+// inode is the number of the namespace at path, 0 if there is none.
+func inode(path string) uint64 {
+	var fs unix.Statfs_t
+	var st unix.Stat_t
+	if unix.Statfs(path, &fs) != nil || fs.Type != unix.NSFS_MAGIC || unix.Stat(path, &st) != nil {
+		return 0
+	}
+	return st.Ino
+}
+
+// Gone reports whether the namespace is no longer: its path is not there or
+// stands for another one, and no process is in it. Where that cannot be told,
+// it is not gone.
+func (n NetNS) Gone() bool {
+	if n.Inode == 0 || inode(n.Path) == n.Inode {
+		return false
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	if err != nil || len(processes) == 0 {
+		return false
+	}
+	for _, p := range processes {
+		if p == "/proc/1/ns/net" {
+			continue // init is nobody's container, and may be out of reach
+		}
+		var st unix.Stat_t
+		switch err := unix.Stat(p, &st); {
+		case err == nil && st.Ino == n.Inode:
+			return false
+		case err != nil && err != unix.ENOENT && err != unix.ESRCH:
+			return false // that of somebody we may not look at
+		}
+	}
+	return true
+}

@@ -1,0 +1,117 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/overlayd/internal/audit"
+)
+
+// A sweeper releases the addresses of containers that are gone without a DEL:
+// the runtime was killed, lost its memory, or never calls it (Mesos after a
+// reboot). Addresses of an earlier boot are released by opening their store.
+//
+// A container counts as gone when it is found so twice, at least a minute apart,
+// and at every look in between: an ADD has its address before its interface, but
+// never for that long.
+type sweeper struct {
+	runDir  string
+	cooling time.Duration
+	every   time.Duration // between two looks
+	apart   time.Duration // from the first look to the release
+	now     func() time.Duration
+	log     *slog.Logger
+
+	seen map[abandoned]time.Duration // when it was first found gone
+}
+
+// abandoned is one attachment at one time: an attachment that is made again has
+// another since.
+type abandoned struct {
+	overlay string
+	half    conf.Half
+	key     ipam.Key
+	since   time.Duration
+}
+
+func (a *Agent) newSweeper(log *slog.Logger) *sweeper {
+	return &sweeper{
+		runDir: a.opts.RunDir, cooling: a.opts.Cooling,
+		every: a.timing.sweep, apart: a.timing.abandoned, now: ipam.Boottime, log: log,
+	}
+}
+
+// run looks now and then until ctx is done. It is a goroutine of its own because
+// address stores may have to be waited for.
+func (s *sweeper) run(ctx context.Context) error {
+	for {
+		s.round(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(s.every):
+		}
+	}
+}
+
+// round is one look, and the releases that are due.
+func (s *sweeper) round(ctx context.Context) {
+	h, err := audit.Read(ctx, s.runDir)
+	if err != nil {
+		s.log.Warn("abandoned addresses not looked for; trying again", "err", err)
+		return
+	}
+	found := map[abandoned]ipam.Record{}
+	for overlay := range h.Stores {
+		for _, rec := range h.Abandoned(overlay) {
+			found[abandoned{overlay, rec.Half, rec.Key(), rec.Since}] = rec
+		}
+	}
+	for _, a := range s.due(s.now(), slices.Collect(maps.Keys(found))) {
+		s.release(ctx, a, found[a])
+	}
+}
+
+// due takes in what was found abandoned at one look and returns what has been
+// so for long enough.
+func (s *sweeper) due(now time.Duration, found []abandoned) (out []abandoned) {
+	seen := make(map[abandoned]time.Duration, len(found))
+	for _, a := range found {
+		first, known := s.seen[a]
+		if !known {
+			first = now
+		}
+		seen[a] = first
+		if known && now-first >= s.apart {
+			out = append(out, a)
+		}
+	}
+	s.seen = seen
+	return out
+}
+
+// release gives the addresses back, unless the attachment has been made again
+// since.
+func (s *sweeper) release(ctx context.Context, a abandoned, rec ipam.Record) {
+	log := s.log.With("overlay", a.overlay, "half", a.half, "container", rec.ContainerID, "ifname", rec.IfName, "addrs", rec.Addrs)
+	store, err := ipam.Open(ctx, ipam.Options{Dir: conf.NetConf{RunDir: s.runDir}.IPAMPath(), Overlay: a.overlay, Cooling: s.cooling})
+	if err != nil {
+		log.Warn("abandoned addresses not released; trying again", "err", err)
+		return
+	}
+	defer store.Close()
+	released, err := store.GC(ctx, rec.Network, a.half, func(r ipam.Record) bool {
+		return r.Key() != a.key || r.Since != a.since
+	})
+	switch {
+	case err != nil:
+		log.Warn("abandoned addresses not released; trying again", "err", err)
+	case len(released) > 0:
+		log.Info("addresses of a container that is gone released")
+	}
+}

@@ -1,0 +1,122 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
+)
+
+func TestDue(t *testing.T) {
+	a := abandoned{"dcos", conf.Mesos, ipam.Key{1}, 10}
+	b := abandoned{"dcos", conf.Docker, ipam.Key{2}, 20}
+	again := a
+	again.since = 30
+	type list = []abandoned
+	looks := []struct {
+		name  string
+		at    time.Duration
+		found list
+		want  list
+	}{
+		{"first look", 0, list{a}, nil},
+		{"too early", 59 * time.Second, list{a, b}, nil},
+		{"a minute", 60 * time.Second, list{a, b}, list{a}},
+		{"it could not be released, and is due again", 90 * time.Second, list{a, b}, list{a}},
+		{"back for a moment", 100 * time.Second, list{b}, nil},
+		{"gone again: from the start", 119 * time.Second, list{a, b}, list{b}},
+		{"made again: another one", 200 * time.Second, list{again}, nil},
+		{"a minute later", 260 * time.Second, list{again}, list{again}},
+		{"nothing", 300 * time.Second, nil, nil},
+	}
+	s := &sweeper{apart: time.Minute}
+	for _, l := range looks {
+		if diff := cmp.Diff(l.want, s.due(l.at, l.found), cmp.AllowUnexported(abandoned{})); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", l.name, diff)
+		}
+	}
+	if len(s.seen) != 0 {
+		t.Errorf("remembers %v", s.seen)
+	}
+}
+
+// TestSweep: real address stores of containers that never had an interface.
+func TestSweep(t *testing.T) {
+	ctx := context.Background()
+	dir := t.TempDir()
+	now := ipam.Boottime()
+	open := func(boot string) *ipam.Store {
+		s, err := ipam.Open(ctx, ipam.Options{Dir: filepath.Join(dir, conf.IPAMDir), Overlay: "dcos", BootID: boot})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	attachments := func() (out []string) {
+		s := open("")
+		defer s.Close()
+		recs, err := s.List(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range recs {
+			out = append(out, r.ContainerID)
+		}
+		return out
+	}
+	allocate := func(boot, id string, netns ipam.NetNS) {
+		s := open(boot)
+		defer s.Close()
+		_, err := s.Allocate(ctx, ipam.Request{
+			Attachment: ipam.Attachment{Network: "n", ContainerID: id, IfName: "eth0"}, Half: conf.Mesos,
+			Ranges: []netip.Prefix{netip.MustParsePrefix("9.0.1.0/25")}, NetNS: netns,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	living := ipam.LookUpNetNS("/proc/self/ns/net")
+	dead := living
+	dead.Path, dead.Inode = "/nonexistent", 1
+
+	s := &sweeper{runDir: dir, apart: time.Minute, now: func() time.Duration { return now }, log: slog.New(slog.DiscardHandler)}
+	s.round(ctx) // there is nothing yet
+
+	allocate("earlier boot", "rebooted", ipam.NetNS{})
+	s.round(ctx)
+	if got := attachments(); len(got) > 0 {
+		t.Errorf("of an earlier boot: %v", got)
+	}
+
+	allocate("", "killed", ipam.NetNS{})
+	allocate("", "dead", dead)
+	allocate("", "living", living)
+	s.round(ctx)
+	now += 30 * time.Second
+	allocate("", "killed", ipam.NetNS{}) // its ADD is tried again
+	s.round(ctx)
+	now += 30 * time.Second
+	s.round(ctx)
+	sorted := cmp.Transformer("set", func(in []string) map[string]bool {
+		out := map[string]bool{}
+		for _, id := range in {
+			out[id] = true
+		}
+		return out
+	})
+	if diff := cmp.Diff([]string{"killed", "living"}, attachments(), sorted); diff != "" {
+		t.Errorf("after a minute (-want +got):\n%s", diff)
+	}
+	now += 30 * time.Second
+	s.round(ctx)
+	if diff := cmp.Diff([]string{"living"}, attachments(), sorted); diff != "" {
+		t.Errorf("half a minute later (-want +got):\n%s", diff)
+	}
+}
