@@ -62,6 +62,7 @@ type Docker struct {
 
 	// Of the goroutine that follows dockerd.
 	missing map[ipam.Key]suspect // records of addresses that no container has
+	removed map[string]time.Time // networks that somebody removed, and when
 }
 
 // wanted is what the agent leases.
@@ -75,6 +76,7 @@ type timing struct {
 	request  time.Duration // most that one request to dockerd takes
 	coalesce time.Duration // events that come together are one
 	look     time.Duration // between two looks at networks and addresses
+	grace    time.Duration // in which somebody who removed a network may put his own in its place
 	retryMin time.Duration // of what failed, and of dockerd that is not there
 	retryMax time.Duration
 	stale    time.Duration // how long an address without a container is kept
@@ -84,6 +86,7 @@ var defaultTiming = timing{
 	request:  20 * time.Second,
 	coalesce: 200 * time.Millisecond,
 	look:     30 * time.Second,
+	grace:    5 * time.Second,
 	retryMin: 250 * time.Millisecond,
 	retryMax: 3 * time.Second,
 	stale:    time.Minute,
@@ -113,6 +116,7 @@ func New(o Options) (*Docker, error) {
 		wake:     make(chan struct{}, 1),
 		problems: map[string]string{},
 		missing:  map[ipam.Key]suspect{},
+		removed:  map[string]time.Time{},
 	}, nil
 }
 
@@ -262,6 +266,7 @@ func (d *Docker) session(ctx context.Context) (lasted bool, err error) {
 	d.o.FirewallChanged()
 
 	clear(d.missing)
+	clear(d.removed)
 	d.keep(ctx, events)
 	return true, nil
 }
@@ -289,6 +294,9 @@ func (d *Docker) keep(ctx context.Context, events <-chan event) {
 			if e.changesFirewall() {
 				d.o.FirewallChanged()
 			}
+			if e.removes() {
+				d.removed[e.Actor.Attributes["name"]] = time.Now()
+			}
 			in(d.timing.coalesce)
 		case <-d.wake:
 			in(0)
@@ -297,6 +305,10 @@ func (d *Docker) keep(ctx context.Context, events <-chan event) {
 			addresses := !time.Now().Before(look)
 			if addresses {
 				look = time.Now().Add(d.timing.look)
+			}
+			maps.DeleteFunc(d.removed, func(_ string, at time.Time) bool { return time.Since(at) >= d.timing.grace })
+			if len(d.removed) > 0 {
+				in(d.timing.grace)
 			}
 			if d.sync(ctx, addresses) {
 				pause = d.timing.retryMin

@@ -101,6 +101,8 @@ func (d *Docker) ensure(ctx context.Context, o conf.AgentOverlay, mtu int, have 
 		if err := d.removeNetwork(ctx, have[i], differs); err != nil {
 			return err
 		}
+	} else if _, held := d.removed[name]; held {
+		return nil // there is a round when the time is over
 	}
 	err := d.client.create(ctx, want)
 	if only6(o) && want.EnableIPv4 != nil && isStatus(err, http.StatusBadRequest) {
@@ -251,23 +253,21 @@ func onOff(b bool) string {
 	return "off"
 }
 
-// ipamText is the subnets with all that matters about them, in order, without
-// bystanders: which of those a network has does not matter.
+// ipamText is the subnets with all that matters about them, in order. Bystanders
+// do not: any will do. Nor do ranges, which are the user's business, or a gateway
+// that is not named: then the driver chose it.
 func (n network) ipamText() string {
 	var out []string
 	for _, c := range n.IPAM.Config {
 		p, err := netip.ParsePrefix(c.Subnet)
-		if err == nil && isBystander(p) {
+		if err != nil || isBystander(p) {
 			continue
 		}
-		text := c.Subnet
-		if gateway, _, _ := strings.Cut(c.Gateway, "/"); gateway != "" {
-			text += " gateway " + gateway
+		if gateway, _, _ := strings.Cut(c.Gateway, "/"); gateway != "" && gateway != conf.Gateway(p).String() {
+			out = append(out, c.Subnet+" with gateway "+gateway)
+			continue
 		}
-		if c.IPRange != "" {
-			text += " range " + c.IPRange
-		}
-		out = append(out, text)
+		out = append(out, c.Subnet)
 	}
 	sort.Strings(out)
 	if out == nil {

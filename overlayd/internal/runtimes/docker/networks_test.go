@@ -227,7 +227,7 @@ func newHost(t *testing.T) *host {
 		t.Fatal(err)
 	}
 	h.timing = timing{
-		request: 2 * time.Second, coalesce: 5 * time.Millisecond, look: 50 * time.Millisecond,
+		request: 2 * time.Second, coalesce: 5 * time.Millisecond, look: 50 * time.Millisecond, grace: 20 * time.Millisecond,
 		retryMin: 5 * time.Millisecond, retryMax: 20 * time.Millisecond, stale: 100 * time.Millisecond,
 	}
 	return h
@@ -314,7 +314,7 @@ func TestAbsentSlowAndGone(t *testing.T) {
 	h.engine.tell(`{"Type":"network","Action":"create"}`)
 	<-h.firewall
 	h.engine.change(func() { clear(h.engine.networks) })
-	h.engine.tell(`{"Type":"network","Action":"destroy"}`)
+	h.engine.tell(`{"Type":"network","Action":"destroy","Actor":{"Attributes":{"name":"dcos"}}}`)
 	eventually(t, "made anew", h.engine.names, all)
 }
 
@@ -423,12 +423,12 @@ func TestDifference(t *testing.T) {
 		{"IPv6", func(n *network) { n.EnableIPv6 = false }, "its IPv6 is off"},
 		{"IPAM driver", func(n *network) { n.IPAM.Driver = "default" }, "its IPAM driver is default"},
 		{"overlay", func(n *network) { n.IPAM.Options = nil }, `its addresses are of overlay ""`},
-		{"subnet", func(n *network) { n.IPAM.Config[0].Subnet = "10.64.9.128/25" },
-			"it has 10.64.9.128/25 gateway 10.64.0.129, fd01:c::8000:0:0/81 gateway fd01:c::8000:0:1 where the lease has 10.64.0.128/25 gateway 10.64.0.129, fd01:c::8000:0:0/81 gateway fd01:c::8000:0:1"},
-		{"range", func(n *network) { n.IPAM.Config = n.IPAM.Config[:1]; n.IPAM.Config[0].IPRange = "10.64.0.192/26" },
-			"it has 10.64.0.128/25 gateway 10.64.0.129 range 10.64.0.192/26 where the lease has 10.64.0.128/25 gateway 10.64.0.129, fd01:c::8000:0:0/81 gateway fd01:c::8000:0:1"},
-		{"no subnet", func(n *network) { n.IPAM.Config = nil },
-			"it has no subnet where the lease has 10.64.0.128/25 gateway 10.64.0.129, fd01:c::8000:0:0/81 gateway fd01:c::8000:0:1"},
+		{"gateway left to the driver", func(n *network) { n.IPAM.Config[0].Gateway = "" }, ""},
+		{"a range of the user", func(n *network) { n.IPAM.Config[0].IPRange = "10.64.0.192/26" }, ""},
+		{"gateway", func(n *network) { n.IPAM.Config[0].Gateway = "10.64.0.140" },
+			"it has 10.64.0.128/25 with gateway 10.64.0.140, fd01:c::8000:0:0/81 where the lease has 10.64.0.128/25, fd01:c::8000:0:0/81"},
+		{"subnet", func(n *network) { n.IPAM.Config = n.IPAM.Config[:1] }, "it has 10.64.0.128/25 where the lease has 10.64.0.128/25, fd01:c::8000:0:0/81"},
+		{"no subnet", func(n *network) { n.IPAM.Config = nil }, "it has no subnet where the lease has 10.64.0.128/25, fd01:c::8000:0:0/81"},
 		{"MTU", func(n *network) { n.Options["com.docker.network.driver.mtu"] = "1500" }, `its option com.docker.network.driver.mtu is "1500" instead of "1450"`},
 		{"before the engine was upgraded", func(n *network) { delete(n.Options, optionMode4) },
 			`its option com.docker.network.bridge.gateway_mode_ipv4 is "" instead of "nat-unprotected"`},
@@ -533,6 +533,37 @@ func TestForeignNetwork(t *testing.T) {
 	h.Set(nil, 1450)
 	eventually(t, "problems", h.Problems, nil)
 	equal(t, "left alone", h.engine.names(), []string{"dcos", "other"})
+}
+
+// TestReplaced: who removes a network has a moment to put his own in its place,
+// which stays if it fits.
+func TestReplaced(t *testing.T) {
+	h := newHost(t)
+	h.timing.grace = time.Hour
+	h.engine.start()
+	h.run()
+	h.Set(leased(conf.Docker)[1:2], 1450)
+	eventually(t, "networks", h.engine.names, []string{"dcos"})
+	eventually(t, "the log", func() bool { return strings.Contains(h.log.String(), "docker network created") }, true)
+
+	// Held back before it is gone, so that no round comes between.
+	h.engine.tell(`{"Type":"network","Action":"destroy","Actor":{"Attributes":{"name":"dcos"}}}`)
+	<-h.firewall
+	h.engine.tell(`{"Type":"network","Action":"create"}`)
+	<-h.firewall // by now the first has been seen
+	var theirs network
+	h.engine.change(func() {
+		theirs = h.engine.networks["dcos-id"]
+		clear(h.engine.networks)
+	})
+	h.Set(append(leased(conf.Docker)[1:2], leased(conf.Docker)[0]), 1450)
+	eventually(t, "the other one alone", h.engine.names, []string{"both"})
+	theirs.Labels, theirs.IPAM.Config[0].IPRange = nil, "9.0.1.192/26"
+	h.engine.change(func() { h.engine.networks["dcos-id"] = theirs })
+	h.Set(leased(conf.Docker), 1450)
+	eventually(t, "all", h.engine.names, []string{"both", "dcos", "dcos6"})
+	equal(t, "problems", h.Problems(), []string(nil))
+	h.engine.change(func() { equal(t, "left alone", h.engine.networks["dcos-id"].Labels, map[string]string(nil)) })
 }
 
 // TestIPv4IsInsistedOn: between 27 and 28 there were engines that know
