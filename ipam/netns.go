@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,10 +12,15 @@ import (
 type NetNS struct {
 	Path  string `json:"path"`
 	Inode uint64 `json:"inode"` // 0: it was none, or could not be looked at
+	Mount uint64 `json:"mount"` // of the mount namespace in which the path means that
 }
 
 // LookUpNetNS looks at the namespace without opening it.
-func LookUpNetNS(path string) NetNS { return NetNS{Path: path, Inode: inode(path)} }
+func LookUpNetNS(path string) NetNS {
+	return NetNS{Path: path, Inode: inode(path), Mount: inode(ownMounts)}
+}
+
+const ownMounts = "/proc/self/ns/mnt"
 
 // inode is the number of the namespace at path, 0 if there is none.
 func inode(path string) uint64 {
@@ -26,13 +32,19 @@ func inode(path string) uint64 {
 	return st.Ino
 }
 
-// Gone reports whether the namespace is no longer: its path is not there or
-// stands for another one, and no process is in it. Where that cannot be told,
-// it is not gone.
+// Gone reports whether the namespace is no longer. Where that cannot be told, it
+// is not gone.
 func (n NetNS) Gone() bool {
 	if n.Inode == 0 || inode(n.Path) == n.Inode {
 		return false
 	}
+	if !strings.HasPrefix(n.Path, "/proc/") && n.Mount == inode(ownMounts) {
+		return true // the runtime took the path away, or gave it to another
+	}
+	// The process that the path named has ended, or we see other mounts than the
+	// runtime. Then it lasts as long as a process is in it; the kernel soon uses
+	// its number for another, which takes the proof of its end away, and no
+	// address is lost to the wrong one.
 	processes, err := filepath.Glob("/proc/[0-9]*/ns/net")
 	if err != nil || len(processes) == 0 {
 		return false

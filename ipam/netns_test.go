@@ -17,7 +17,7 @@ func TestAllocateAgain(t *testing.T) {
 	b := newBench(t)
 	ranges := prefixes("9.0.1.0/25")
 	r := req("a", ranges)
-	r.NetNS = NetNS{Path: "/run/netns/a", Inode: 4026531840}
+	r.NetNS = NetNS{Path: "/run/netns/a", Inode: 4026531840, Mount: 4026531841}
 	b.get(r)
 	record := func() (rec Record) {
 		b.with(func(s *Store) {
@@ -84,12 +84,22 @@ func TestNetNSGone(t *testing.T) {
 	if err := os.Remove(link); err != nil {
 		t.Fatal(err)
 	}
-	gone("path gone, a process in it", n, false)
+	gone("path gone", n, true)
+	elsewhere := n
+	elsewhere.Mount++
+	gone("path gone for us, a process in it", elsewhere, false)
+	process := n
+	process.Path = "/proc/999999999/ns/net"
+	gone("one process gone, another in it", process, false)
 	stdin.Close()
 	if err := cmd.Wait(); err != nil && cmd.ProcessState == nil {
 		t.Fatal(err)
 	}
 	gone("path and process gone", n, true)
+	// The kernel may have given the number to another by now.
+	elsewhere.Inode, process.Inode = 1, 1
+	gone("path and process gone for us", elsewhere, true)
+	gone("all processes gone", process, true)
 	if err := os.Symlink(own, link); err != nil {
 		t.Fatal(err)
 	}

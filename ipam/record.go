@@ -164,7 +164,9 @@ func encodeRecord(r Record) []byte {
 		b = appendAddr(b, a)
 	}
 	if r.NetNS.Path != "" {
-		b = binary.BigEndian.AppendUint64(appendText(b, r.NetNS.Path), r.NetNS.Inode)
+		b = appendText(b, r.NetNS.Path)
+		b = binary.BigEndian.AppendUint64(b, r.NetNS.Inode)
+		b = binary.BigEndian.AppendUint64(b, r.NetNS.Mount)
 	}
 	return b
 }
@@ -178,7 +180,7 @@ func decodeRecord(half conf.Half, key Key, payload []byte) (Record, error) {
 		rec.Addrs = append(rec.Addrs, r.addr())
 	}
 	if len(r.b) > 0 {
-		rec.NetNS = NetNS{Path: r.text(), Inode: r.u64()}
+		rec.NetNS = NetNS{Path: r.text(), Inode: r.u64(), Mount: r.u64()}
 	}
 	if err := r.end("attachment " + key.String()); err != nil {
 		return Record{}, err
