@@ -43,8 +43,16 @@ func (c *config) attachBox(ctx context.Context) (*box, map[string]variant, error
 		"link add floor0 up type bridge", "address add 9.129.0.1/16 dev floor0"); err != nil {
 		return nil, nil, err
 	}
+	bin, err := c.install(c.bin, "m-overlay", "tools/floor")
+	if err != nil {
+		return nil, nil, err
+	}
+	peers, err := c.install(c.peers, "bridge", "host-local")
+	if err != nil {
+		return nil, nil, err
+	}
 	own := func(name, overlay string) variant {
-		return b.cniVariant(name, filepath.Join(c.bin, "m-overlay"), c.bin, map[string]any{
+		return b.cniVariant(name, filepath.Join(bin, "m-overlay"), bin, map[string]any{
 			"cniVersion": "1.0.0", "name": overlay, "type": "m-overlay", "runDir": host.RunDir,
 			"ipam": map[string]any{"type": "overlay-ipam"},
 		})
@@ -59,10 +67,10 @@ func (c *config) attachBox(ctx context.Context) (*box, map[string]variant, error
 			},
 		})
 	}
-	floor := filepath.Join(c.bin, "tools", "floor")
+	floor := filepath.Join(bin, "floor")
 	vs := []variant{
 		own(ours, "v4"), own(oursDual, "dual"),
-		refer(reference, c.peers, false), refer(referMasq, c.peers, true),
+		refer(reference, peers, false), refer(referMasq, peers, true),
 		{floorName,
 			func(i int) *exec.Cmd {
 				return exec.Command(floor, "add", b.spaces[i].Path, fmt.Sprintf("fl%d", i), "eth0", "floor0", fmt.Sprintf("9.129.1.%d/16", i+2), "9.129.0.1")
@@ -163,12 +171,20 @@ overlays:
 	if err := c.tmpfs(tmpfs); err != nil {
 		return err
 	}
-	ipamBin, hlBin := filepath.Join(c.bin, "overlay-ipam"), filepath.Join(c.peers, "host-local")
+	bin, err := c.install(c.bin, "overlay-ipam")
+	if err != nil {
+		return err
+	}
+	peers, err := c.install(c.peers, "host-local")
+	if err != nil {
+		return err
+	}
+	ipamBin, hlBin := filepath.Join(bin, "overlay-ipam"), filepath.Join(peers, "host-local")
 	const at60k = ", 60,000 in use"
 	vs := []variant{
-		b.cniVariant(oursIPAM, ipamBin, c.bin, own("empty")),
-		b.cniVariant(oursIPAM+at60k, ipamBin, c.bin, own("full")),
-		b.cniVariant(hostLocal, hlBin, c.peers, refer("ref", filepath.Join(tmpfs, "empty"))),
+		b.cniVariant(oursIPAM, ipamBin, bin, own("empty")),
+		b.cniVariant(oursIPAM+at60k, ipamBin, bin, own("full")),
+		b.cniVariant(hostLocal, hlBin, peers, refer("ref", filepath.Join(tmpfs, "empty"))),
 	}
 	if err := b.fill(ctx, ipamBin, own("full"), 60000); err != nil {
 		return fmt.Errorf("fill overlay-ipam: %w", err)
@@ -176,7 +192,7 @@ overlays:
 	if err := fillHostLocal(filepath.Join(tmpfs, "full", "full"), 60000); err != nil {
 		return err
 	}
-	slow := b.cniVariant(hostLocal+at60k, hlBin, c.peers, refer("full", filepath.Join(tmpfs, "full")))
+	slow := b.cniVariant(hostLocal+at60k, hlBin, peers, refer("full", filepath.Join(tmpfs, "full")))
 
 	rep := &Report{}
 	if err := b.interleaved(ctx, rep, c.rounds, vs); err != nil {
