@@ -153,7 +153,7 @@ func (s *sandbox) enableIPv6(ifName string) error {
 	const dir = "/proc/sys/net/ipv6/conf/"
 	err := s.netns.Inside(func() error {
 		// Without the file the kernel has no IPv6, which adding the address says.
-		if b, _ := os.ReadFile(dir + "default/disable_ipv6"); !bytes.HasPrefix(b, []byte("1")) {
+		if b, _ := conf.ReadFile(dir + "default/disable_ipv6"); !bytes.HasPrefix(b, []byte("1")) {
 			return nil
 		}
 		return os.WriteFile(dir+ifName+"/disable_ipv6", []byte("0"), 0)
@@ -269,11 +269,12 @@ func wait(ctx context.Context, until time.Time, what string, done func() (bool, 
 		if time.Now().After(until) {
 			return fmt.Errorf("wait for %s: %w", what, context.DeadlineExceeded)
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("wait for %s: %w", what, ctx.Err())
-		case <-time.After(100 * time.Microsecond):
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("wait for %s: %w", what, err)
 		}
+		// The thread itself sleeps: a timer of Go would start the poller and
+		// threads for it, which takes longer than the kernel.
+		_ = unix.Nanosleep(&unix.Timespec{Nsec: 20_000}, nil)
 	}
 }
 
