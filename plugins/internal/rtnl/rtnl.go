@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"syscall"
 	"unsafe"
@@ -79,7 +80,8 @@ func OpenIn(n Netns) (*Conn, error) {
 
 // Inside runs f in the namespace, on the calling goroutine: a thread made for
 // it would cost more than all that f does. If there is no way back from the
-// namespace it panics, because whatever came next would happen in the wrong one.
+// namespace the program ends at once: whatever came next, undoing included,
+// would happen in the wrong one.
 func (n Netns) Inside(f func() error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -93,7 +95,8 @@ func (n Netns) Inside(f func() error) error {
 	}
 	defer func() {
 		if err := unix.Setns(own.FD, unix.CLONE_NEWNET); err != nil {
-			panic(fmt.Sprintf("return from network namespace %s: %v", n.path, err))
+			fmt.Fprintf(os.Stderr, "return from network namespace %s: %v\n", n.path, err)
+			os.Exit(1)
 		}
 	}()
 	return f()
