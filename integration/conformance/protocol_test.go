@@ -29,13 +29,19 @@ var protocolLines = []line{
 		r.refused(c.as("VERSION").text("nonsense"), 6)
 	}},
 	{id: "P02", level: "X", what: "exactly one JSON document, or nothing, on stdout for every exit path",
-		note: "held against every call of this list; panics are caused in the frame's own tests",
+		note: "held against every call of this list; panics of ADD are code 109 and leave nothing",
 		run: func(r *rig) {
 			c := r.call()
 			if r.p.links { // the usual frame runs ADD first and looks after that
 				own := c
 				own.netns = r.Path
 				r.unchanged(func() { r.refused(own, 4, "CNI_NETNS", "the host's own namespace") })
+				for _, point := range addPoints {
+					panics := r.call().with("OVERLAY_PANIC=" + point)
+					panics.bin = crashDir
+					r.refused(panics, 109, "at "+point, "a defect of the program")
+					r.gone(panics)
+				}
 			}
 			r.refused(c.as("NONSENSE"), 4)
 			r.refused(c.text(""), 6)

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"overlayd.internal/overlay/integration/lab"
 )
 
 // counts is what must be the same before and after: nothing may leak.
@@ -107,6 +109,50 @@ func TestSoak(t *testing.T) {
 		t.Errorf("before and after %d containers:\n%+v\n%+v", total, before, after)
 	}
 	t.Logf("%d containers attached and detached, %d at a time, in %s: %.0f a second; nothing left", total, workers, took.Round(time.Millisecond), float64(total)/took.Seconds())
+	if *full {
+		h.waitSwept(t)
+	}
+}
+
+// waitSwept leaves containers behind without a DEL and waits for the agent to
+// release what they had, and nothing else. It takes one to two minutes.
+func (h *host) waitSwept(t *testing.T) {
+	t.Helper()
+	var lost []call
+	for _, p := range programs {
+		r := newRig(t, h, p)
+		c := r.call()
+		if p.links {
+			c = c.with("OVERLAY_CRASH=reserved") // an address, and never an interface
+			c.bin = crashDir
+		}
+		r.run(c)
+		clear(r.ids)
+		must(t, namespace(c.netns).Delete(t.Context()))
+		lost = append(lost, c)
+	}
+	r := newRig(t, h, programs[2])
+	living := r.call()
+	r.ok(living)
+	start := time.Now()
+	must(t, lab.Wait(t.Context(), "the agent to release what lost containers had", 3*time.Minute, func() error {
+		left, _ := h.list(t, h.RunDir)
+		for _, a := range left {
+			for _, c := range lost {
+				if a.ContainerID == c.id {
+					return fmt.Errorf("%s still has %v", a.ContainerID, a.Addrs)
+				}
+			}
+		}
+		return nil
+	}))
+	if took := time.Since(start); took < time.Minute {
+		t.Errorf("released after %s", took)
+	}
+	if len(r.holds(living)) != 1 {
+		t.Error("a living container's address was released")
+	}
+	t.Logf("what %d lost containers had was released after %s", len(lost), time.Since(start).Round(time.Second))
 }
 
 // settled counts until the counts are those wanted, or for a while: the kernel

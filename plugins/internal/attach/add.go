@@ -46,12 +46,22 @@ func (p program) add(ctx context.Context, c *cnimain.Call) (*types100.Result, fu
 	if _, err := lock(ctx, c.Conf.RunDirectory(), a.att.Key()); err != nil {
 		return nil, nil, kernelError(err)
 	}
+	defer a.takeBackOnPanic()
 	result, err := a.run(ctx, prev)
 	if err != nil {
 		a.takeBack()
 		return nil, nil, err
 	}
 	return result, a.takeBack, nil
+}
+
+// takeBackOnPanic is deferred: a defect of ours is reported by the frame, and
+// must not leave anything behind either.
+func (a *attaching) takeBackOnPanic() {
+	if r := recover(); r != nil {
+		a.takeBack()
+		panic(r)
+	}
 }
 
 // prepare checks all input and what the agent published.

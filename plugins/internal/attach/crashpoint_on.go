@@ -9,8 +9,12 @@ import (
 )
 
 // crash kills the program, as a runtime or the kernel would, when the
-// environment names this point. Only builds for tests contain it.
+// environment names this point, or panics, as a defect of ours would. Only
+// builds for tests contain it.
 func crash(point string) {
+	if os.Getenv("OVERLAY_PANIC") == point {
+		panic("at " + point)
+	}
 	if os.Getenv("OVERLAY_CRASH") != point {
 		return
 	}
