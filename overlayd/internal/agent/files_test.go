@@ -4,9 +4,13 @@ import (
 	"bytes"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
 )
@@ -174,4 +178,34 @@ func TestStoredFiles(t *testing.T) {
 		_, ok = f.loadPeers("own", "c1")
 		refused("peers.json: "+name, ok)
 	}
+}
+
+// An agent that was killed while it started a program leaves its lock to that
+// program until it runs.
+func TestLockLeftToChild(t *testing.T) {
+	dir := t.TempDir()
+	first, err := lockDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command("cat") // lives until its stdin ends
+	child.ExtraFiles = []*os.File{first}
+	stdin, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	first.Close()
+	if f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR, 0); err != nil || unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		t.Fatalf("the child does not hold the lock (%v)", err)
+	}
+	time.AfterFunc(100*time.Millisecond, func() { stdin.Close() })
+	second, err := lockDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Close()
+	child.Wait()
 }
