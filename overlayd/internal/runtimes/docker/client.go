@@ -227,6 +227,25 @@ func (c *client) network(ctx context.Context, id string) (out network, err error
 	return out, c.call(ctx, http.MethodGet, c.path("/networks/%s", url.PathEscape(id)), nil, &out)
 }
 
+// containers are the names of all containers of a network, also of stopped ones.
+func (c *client) containers(ctx context.Context, network string) ([]string, error) {
+	filters, err := json.Marshal(map[string][]string{"network": {network}})
+	if err != nil {
+		return nil, err
+	}
+	var list []struct{ Names []string }
+	if err := c.call(ctx, http.MethodGet, c.path("/containers/json?all=true&filters=%s", url.QueryEscape(string(filters))), nil, &list); err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, l := range list {
+		for _, name := range l.Names {
+			out = append(out, strings.TrimPrefix(name, "/"))
+		}
+	}
+	return out, nil
+}
+
 func (c *client) create(ctx context.Context, n network) error {
 	return c.call(ctx, http.MethodPost, c.path("/networks/create"), n, nil)
 }

@@ -34,6 +34,13 @@ const (
 	probePause     = 3 * time.Second        // between two of those
 )
 
+// How long a request waits for an agent that has just started, and how often it
+// looks.
+const (
+	patience  = 15 * time.Second
+	pollPause = 50 * time.Millisecond
+)
+
 const (
 	typeOption  = "RequestAddressType"
 	gatewayType = "com.docker.network.gateway"
@@ -47,6 +54,9 @@ type driver struct {
 	client *client
 	log    *slog.Logger
 
+	started  time.Time
+	patience time.Duration // after started, with an agent that has not published
+
 	mu sync.Mutex
 	up bool // dockerd is there and answers
 	// While it is not: see confirm.
@@ -55,7 +65,10 @@ type driver struct {
 }
 
 func newDriver(runDir string, c *client, log *slog.Logger) *driver {
-	return &driver{stores: stores{runDir: runDir}, client: c, log: log, granted: map[ipam.Attachment]bool{}}
+	return &driver{
+		stores: stores{runDir: runDir}, client: c, log: log,
+		started: time.Now(), patience: patience, granted: map[ipam.Attachment]bool{},
+	}
 }
 
 // connected says whether dockerd is there.
@@ -325,11 +338,7 @@ func (d *driver) requestAddress(ctx context.Context, r addressRequest) (any, err
 
 // allocate takes an address of the pool.
 func (d *driver) allocate(ctx context.Context, p pool, want netip.Addr) (netip.Addr, error) {
-	state, err := d.stores.state()
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	o, err := usable(state, p)
+	state, o, err := d.ready(ctx, p)
 	if err != nil {
 		return netip.Addr{}, err
 	}
@@ -357,6 +366,23 @@ func (d *driver) take(ctx context.Context, state conf.State, overlay string, r i
 	}
 	defer s.Close()
 	return s.AllocateSingle(ctx, r)
+}
+
+// ready is what is published, and the pool's overlay in it. When a host boots,
+// dockerd starts its containers once, and the agent may not have published yet:
+// after its own start the driver waits for that.
+func (d *driver) ready(ctx context.Context, p pool) (conf.State, conf.AgentOverlay, error) {
+	for {
+		state, err := d.stores.state()
+		var o conf.AgentOverlay
+		if err == nil {
+			o, err = usable(state, p)
+		}
+		if err == nil || ctx.Err() != nil || time.Since(d.started) > d.patience {
+			return state, o, err
+		}
+		sleep(ctx, pollPause)
+	}
 }
 
 // usable is the pool's overlay if containers can be attached to it.

@@ -68,6 +68,7 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	r := &rig{t: t, dir: dir, driver: newDriver(dir, c, slog.New(slog.DiscardHandler)), state: published(t)}
+	r.driver.patience = 0
 	t.Cleanup(c.http.CloseIdleConnections)
 	r.publish()
 
@@ -351,6 +352,25 @@ func TestNoAddressWithoutALease(t *testing.T) {
 			equal(t, "left", r.filed("dcos"), []string(nil))
 		})
 	}
+}
+
+// TestWaitsForTheAgent: dockerd asks once, and the agent may have started with it.
+func TestWaitsForTheAgent(t *testing.T) {
+	r := newRig(t)
+	r.driver.patience = time.Hour
+	good := r.state
+	r.state.BootID = "of an earlier boot"
+	r.publish()
+	answer := make(chan string)
+	go func() { answer <- r.request(dcos, "") }()
+	select {
+	case got := <-answer:
+		t.Fatalf("answered %s", got)
+	case <-time.After(3 * pollPause):
+	}
+	r.state = good
+	r.publish()
+	equal(t, "once published", <-answer, "9.0.1.130/25")
 }
 
 func TestForeignPoolIDs(t *testing.T) {

@@ -119,7 +119,7 @@ func (d *Docker) ensure(ctx context.Context, o conf.AgentOverlay, mtu int, have 
 	return nil
 }
 
-// removeNetwork removes a network of ours that nobody uses.
+// removeNetwork removes a network of ours that no container uses.
 func (d *Docker) removeNetwork(ctx context.Context, n network, why string) error {
 	n, err := d.client.network(ctx, n.ID)
 	if isStatus(err, http.StatusNotFound) {
@@ -128,7 +128,11 @@ func (d *Docker) removeNetwork(ctx context.Context, n network, why string) error
 	if err != nil {
 		return fmt.Errorf("inspect: %w", err)
 	}
-	if users := n.users(); users != nil {
+	containers, err := d.client.containers(ctx, n.ID)
+	if err != nil {
+		return fmt.Errorf("list its containers: %w", err)
+	}
+	if users := n.users(containers); users != nil {
 		return fmt.Errorf("%s, and it is used by %s; remove these containers or detach them (docker network disconnect), then the agent sees to the rest",
 			why, strings.Join(users, ", "))
 	}
@@ -142,12 +146,15 @@ func (d *Docker) removeNetwork(ctx context.Context, n network, why string) error
 // maxUsers is how many containers a message names.
 const maxUsers = 5
 
-func (n network) users() []string {
-	var out []string
+// users are the containers of a network. Stopped ones are among them: they know
+// the network by its ID, and could not be started in another of its name.
+func (n network) users(containers []string) []string {
+	out := containers
 	for _, e := range n.Containers {
 		out = append(out, e.Name)
 	}
 	sort.Strings(out)
+	out = slices.Compact(out)
 	if more := len(out) - maxUsers; more > 0 {
 		out = append(out[:maxUsers], fmt.Sprintf("%d more", more))
 	}

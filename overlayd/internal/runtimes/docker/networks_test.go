@@ -29,6 +29,7 @@ type engine struct {
 	mu       sync.Mutex
 	version  string // answer to /version
 	networks map[string]network
+	stopped  []string // containers of every network
 	creates  int
 	refuse   func(method string, n network) (status int, message string)
 	streams  []chan string // of /events
@@ -59,6 +60,18 @@ func (e *engine) start() {
 			out = append(out, n)
 		}
 		json.NewEncoder(w).Encode(out)
+	})
+	mux.HandleFunc("GET /{v}/containers/json", func(w http.ResponseWriter, r *http.Request) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if !strings.Contains(r.FormValue("filters"), `"network":["`) || r.FormValue("all") != "true" {
+			e.t.Errorf("containers asked for with %s", r.URL.RawQuery)
+		}
+		list := []map[string][]string{}
+		for _, name := range e.stopped {
+			list = append(list, map[string][]string{"Names": {"/" + name}})
+		}
+		json.NewEncoder(w).Encode(list)
 	})
 	mux.HandleFunc("GET /{v}/networks/{id}", e.one)
 	mux.HandleFunc("DELETE /{v}/networks/{id}", e.one)
@@ -492,7 +505,12 @@ func TestRepair(t *testing.T) {
 	h.Set(nil, 1300)
 	eventually(t, "not removed", h.problem, "its overlay is no longer leased to this host, "+users)
 	equal(t, "left alone", mtu(), "1400")
+	h.engine.change(func() { h.engine.stopped = []string{"web1"} })
+	use(map[string]endpoint{"1": {Name: "web1"}, "2": {Name: "web2"}})
+	eventually(t, "running and stopped", h.problem, "its overlay is no longer leased to this host, and it is used by web1, web2; remove these containers or detach them (docker network disconnect), then the agent sees to the rest")
 	use(nil)
+	eventually(t, "stopped alone", h.problem, "its overlay is no longer leased to this host, and it is used by web1; remove these containers or detach them (docker network disconnect), then the agent sees to the rest")
+	h.engine.change(func() { h.engine.stopped = nil })
 	eventually(t, "removed", h.engine.names, nil)
 	eventually(t, "problems", h.Problems, nil)
 }
