@@ -87,7 +87,7 @@ func openDatabase(path string) (*database, error) {
 			MaxSize:      maxFileSize,
 			NoStatistics: true,
 			OpenFile: func(name string, flag int, perm os.FileMode) (f *os.File, err error) {
-				d.file, err = os.OpenFile(name, flag|unix.O_NOFOLLOW, perm)
+				d.file, err = openFile(name, flag|unix.O_NOFOLLOW, perm)
 				return d.file, err
 			},
 		})
@@ -105,6 +105,21 @@ func openDatabase(path string) (*database, error) {
 		return nil, damagef("open %s: %w", path, err)
 	}
 	return nil, fmt.Errorf("open %s: %w", path, err)
+}
+
+// openFile is os.OpenFile without the poller, which is of no use for a regular
+// file and takes a program that only opens a few as long as reading them.
+func openFile(name string, flag int, perm os.FileMode) (*os.File, error) {
+	for {
+		fd, err := unix.Open(name, flag|unix.O_CLOEXEC, uint32(perm.Perm()))
+		switch err {
+		case nil:
+			return os.NewFile(uintptr(fd), name), nil
+		case unix.EINTR:
+		default:
+			return nil, &os.PathError{Op: "open", Path: name, Err: err}
+		}
+	}
 }
 
 // guard turns a panic or a fault in f into ErrDamaged.

@@ -40,8 +40,8 @@ type image struct {
 	f     *os.File
 	size  int64
 	meta  metaPage
-	bytes []byte // all pages, once read
-	seen  []bool // by page
+	seen  []bool   // by page
+	spare [][]byte // buffers of pages that were walked
 }
 
 // openImage reads and checks the two meta pages. The newer one says how many
@@ -56,7 +56,7 @@ func openImage(path string) (*image, error) {
 	if !st.Mode().IsRegular() {
 		return nil, damagef("%s is not a regular file but %s", path, st.Mode().Type())
 	}
-	f, err := os.Open(path)
+	f, err := openFile(path, os.O_RDONLY, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -127,19 +127,22 @@ func parseMeta(page []byte, id uint64) (metaPage, error) {
 	return metaPage{root: native.Uint64(m[16:]), freelist: native.Uint64(m[32:]), pages: native.Uint64(m[40:]), txid: native.Uint64(m[48:])}, nil
 }
 
-// readAll reads every page that is in use.
-func (im *image) readAll() error {
-	im.bytes = make([]byte, im.meta.pages*pageSize)
-	im.seen = make([]bool, im.meta.pages)
-	return im.readAt(im.bytes, 0)
-}
-
-// page returns a page with its overflow. A page may be asked for once.
+// page reads a page with its overflow. A page may be asked for once. The caller
+// gives it back to done when it needs it no more: a walk reads many pages and
+// holds few, and fresh memory costs more than the reading.
 func (im *image) page(id uint64) ([]byte, error) {
 	if id < 2 || id >= im.meta.pages {
 		return nil, damagef("page %d is out of bounds", id)
 	}
-	p := im.bytes[id*pageSize:]
+	var p []byte
+	if n := len(im.spare); n > 0 {
+		p, im.spare = im.spare[n-1][:pageSize], im.spare[:n-1]
+	} else {
+		p = make([]byte, pageSize)
+	}
+	if err := im.readAt(p, int64(id)*pageSize); err != nil {
+		return nil, err
+	}
 	n := uint64(native.Uint32(p[12:])) + 1
 	if native.Uint64(p) != id || n > im.meta.pages-id {
 		return nil, damagef("page %d says it is page %d with %d pages", id, native.Uint64(p), n)
@@ -150,8 +153,16 @@ func (im *image) page(id uint64) ([]byte, error) {
 		}
 		im.seen[i] = true
 	}
-	return p[:n*pageSize], nil
+	if n > 1 {
+		p = make([]byte, n*pageSize)
+		if err := im.readAt(p, int64(id)*pageSize); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
 }
+
+func (im *image) done(p []byte) { im.spare = append(im.spare, p) }
 
 // checkFreelist proves that no page on the list of free pages is out of bounds
 // or, where all pages were walked before, in use.
@@ -200,9 +211,7 @@ type entryFunc func(key, value []byte) error
 // entries goes through every bucket; visit says what to call for its entries.
 // It fails if any page, element or key is not where and what it should be.
 func (im *image) entries(visit func(bucket string) entryFunc) error {
-	if err := im.readAll(); err != nil {
-		return err
-	}
+	im.seen = make([]bool, im.meta.pages)
 	return im.tree(im.meta.root, nil, nil, 0, func(flags uint32, name, v []byte) error {
 		if flags != bucketElement || len(v) < 16 {
 			return damagef("%q among the buckets is not one", name)
@@ -231,6 +240,7 @@ func (im *image) tree(id uint64, low, high []byte, depth int, fn func(flags uint
 	if err != nil {
 		return err
 	}
+	defer im.done(p)
 	switch flags := native.Uint16(p[8:]); {
 	case flags == flagLeaf:
 		return leaves(p, low, high, fn)
