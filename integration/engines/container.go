@@ -67,13 +67,18 @@ func (c *Container) Ping(ctx context.Context, to netip.Addr) error {
 }
 
 // Get fetches the page at an address from inside the container. It repeats that
-// for at most ten seconds: the other may have been started just now.
+// for at most ten seconds: the other may have been started just now, and on a
+// busy machine ctr sometimes ends before it has copied what the program said. No
+// page of ours is empty.
 func (c *Container) Get(ctx context.Context, from netip.AddrPort) (page string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	err = Wait(ctx, func() error {
 		// The limit is timeout's: wget -T crashes in Debian's static busybox.
 		page, err = c.Exec(ctx, "timeout", "5", "wget", "-q", "-O", "-", "http://"+from.String()+"/")
+		if err == nil && page == "" {
+			err = errors.New("an empty page")
+		}
 		return err
 	})
 	return page, err
