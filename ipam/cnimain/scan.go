@@ -23,8 +23,8 @@ type scanner struct {
 	lost  bool // gave up; nothing that was read counts
 }
 
-// fields are the keys of an object with the places their values go to. Keys
-// that are not listed are skipped.
+// fields are the keys of an object, at most 64, with the places their values go
+// to. Keys that are not listed are skipped.
 type fields []field
 
 type field struct {
@@ -71,25 +71,31 @@ func (s *scanner) value(to any) {
 		s.skip(true)
 		*to = append(json.RawMessage{}, s.b[start:s.i]...)
 	case encoding.TextUnmarshaler:
-		s.lost = to.UnmarshalText([]byte(s.text())) != nil || s.lost
+		s.lost = to.UnmarshalText(s.quoted()) != nil || s.lost
 	default:
 		s.lost = true
 	}
 }
 
 func (s *scanner) object(f fields) {
-	s.members(true, func(key string) {
+	var seen uint64 // by position in f
+	var others []string
+	s.members(func(key []byte) {
 		for i := range f {
-			if f[i].key == key {
+			if string(key) == f[i].key {
+				s.lost = s.lost || seen&(1<<i) != 0
+				seen |= 1 << i
 				s.value(f[i].to)
 				return
 			}
 		}
+		other := string(key)
 		for i := range f {
-			if strings.EqualFold(f[i].key, key) { // encoding/json would take it
+			if strings.EqualFold(f[i].key, other) { // encoding/json would take it
 				s.lost = true
 			}
 		}
+		others = s.unique(others, other)
 		s.skip(false)
 	})
 }
@@ -99,11 +105,17 @@ func (s *scanner) skip(uniqueKeys bool) {
 	s.space()
 	switch c := s.peek(); {
 	case c == '{':
-		s.members(uniqueKeys, func(string) { s.skip(uniqueKeys) })
+		var seen []string
+		s.members(func(key []byte) {
+			if uniqueKeys {
+				seen = s.unique(seen, string(key))
+			}
+			s.skip(uniqueKeys)
+		})
 	case c == '[':
 		s.list(func() { s.skip(uniqueKeys) })
 	case c == '"':
-		s.text()
+		s.quoted()
 	case c == 't' || c == 'f':
 		s.boolean()
 	default:
@@ -114,21 +126,23 @@ func (s *scanner) skip(uniqueKeys bool) {
 // maxKeys bounds the comparing of every key with every other.
 const maxKeys = 64
 
+// unique adds a key to those of an object, and gives up if it is there already.
+func (s *scanner) unique(seen []string, key string) []string {
+	for _, other := range seen {
+		if strings.EqualFold(key, other) {
+			s.lost = true
+		}
+	}
+	s.lost = s.lost || len(seen) == maxKeys
+	return append(seen, key)
+}
+
 // members reads an object and calls value after each key, to read its value.
-func (s *scanner) members(unique bool, value func(key string)) {
-	var seen []string
+func (s *scanner) members(value func(key []byte)) {
 	s.sequence('{', '}', func() {
-		key := s.text()
+		key := s.quoted()
 		s.want(':')
-		for _, other := range seen {
-			if strings.EqualFold(key, other) {
-				s.lost = true
-			}
-		}
-		if unique {
-			seen = append(seen, key)
-		}
-		if s.lost = s.lost || len(seen) > maxKeys; !s.lost {
+		if !s.lost {
 			value(key)
 		}
 	})
@@ -150,23 +164,25 @@ func (s *scanner) sequence(open, end byte, value func()) {
 	s.depth--
 }
 
-// text reads a string. What it means is what stands there: no escapes, nothing
+func (s *scanner) text() string { return string(s.quoted()) }
+
+// quoted reads a string. What it means is what stands there: no escapes, nothing
 // but printable ASCII.
-func (s *scanner) text() string {
+func (s *scanner) quoted() []byte {
 	s.want('"')
 	start := s.i
 	for ; s.i < len(s.b); s.i++ {
 		switch c := s.b[s.i]; {
 		case c == '"':
 			s.i++
-			return string(s.b[start : s.i-1])
+			return s.b[start : s.i-1]
 		case c < ' ' || c > '~' || c == '\\':
 			s.lost = true
-			return ""
+			return nil
 		}
 	}
 	s.lost = true
-	return ""
+	return nil
 }
 
 // number reads a whole number. A fraction or an exponent would be left over,
@@ -225,7 +241,12 @@ func (s *scanner) peek() byte {
 }
 
 func (s *scanner) space() {
-	for s.i < len(s.b) && strings.IndexByte(" \t\r\n", s.b[s.i]) >= 0 {
-		s.i++
+	for {
+		switch s.peek() {
+		case ' ', '\t', '\r', '\n':
+			s.i++
+		default:
+			return
+		}
 	}
 }
