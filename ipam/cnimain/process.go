@@ -13,7 +13,7 @@ import (
 
 // Package os and package context would start the poller, timers, a signal
 // handler and the threads for them, which is a fifth of what ADD costs and of no
-// use to a program that does one thing after the other (ADR 0005).
+// use to a program that does one thing after the other (ADR 0006).
 
 // A descriptor is one of the three files that a program starts with. A reader of
 // standard output that goes away is an error of the write, so that ADD can be

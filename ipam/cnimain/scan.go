@@ -9,7 +9,7 @@ import (
 
 // A program that lives for four milliseconds cannot afford encoding/json on its
 // usual way: the first value of each type costs a tour of reflection, 0.4 ms
-// for the documents we read (ADR 0005).
+// for the documents we read (ADR 0006).
 //
 // A scanner reads the JSON that agents and runtimes write nearly always: keys
 // as we spell them, each once, ASCII strings without escapes, whole numbers, no
