@@ -67,19 +67,24 @@ func (s *sweeper) round(ctx context.Context) {
 		return
 	}
 	found := map[abandoned]ipam.Record{}
-	for overlay := range h.Stores {
+	unread := map[string]bool{}
+	for overlay, store := range h.Stores {
+		if store.Err != nil || len(store.Problems) > 0 {
+			s.log.Warn("address store not read; trying again", "overlay", overlay, "err", store.Err, "problems", store.Problems)
+			unread[overlay] = true
+		}
 		for _, rec := range h.Abandoned(overlay) {
 			found[abandoned{overlay, rec.Half, rec.Key(), rec.Since}] = rec
 		}
 	}
-	for _, a := range s.due(s.now(), slices.Collect(maps.Keys(found))) {
+	for _, a := range s.due(s.now(), slices.Collect(maps.Keys(found)), unread) {
 		s.release(ctx, a, found[a])
 	}
 }
 
 // due takes in what was found abandoned at one look and returns what has been
-// so for long enough.
-func (s *sweeper) due(now time.Duration, found []abandoned) (out []abandoned) {
+// so for long enough. An overlay that could not be read was not looked at.
+func (s *sweeper) due(now time.Duration, found []abandoned, unread map[string]bool) (out []abandoned) {
 	seen := make(map[abandoned]time.Duration, len(found))
 	for _, a := range found {
 		first, known := s.seen[a]
@@ -89,6 +94,11 @@ func (s *sweeper) due(now time.Duration, found []abandoned) (out []abandoned) {
 		seen[a] = first
 		if known && now-first >= s.apart {
 			out = append(out, a)
+		}
+	}
+	for a, first := range s.seen {
+		if unread[a.overlay] {
+			seen[a] = first
 		}
 	}
 	s.seen = seen

@@ -38,12 +38,21 @@ func TestDue(t *testing.T) {
 	}
 	s := &sweeper{apart: time.Minute}
 	for _, l := range looks {
-		if diff := cmp.Diff(l.want, s.due(l.at, l.found), cmp.AllowUnexported(abandoned{})); diff != "" {
+		if diff := cmp.Diff(l.want, s.due(l.at, l.found, nil), cmp.AllowUnexported(abandoned{})); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", l.name, diff)
 		}
 	}
 	if len(s.seen) != 0 {
 		t.Errorf("remembers %v", s.seen)
+	}
+
+	// A look that failed neither counts nor starts anew.
+	s.due(0, list{a}, nil)
+	if got := s.due(70*time.Second, nil, map[string]bool{"dcos": true}); got != nil {
+		t.Errorf("unread: %v is due", got)
+	}
+	if got := s.due(80*time.Second, list{a}, map[string]bool{"dcos6": true}); len(got) != 1 {
+		t.Errorf("read again: %v is due", got)
 	}
 }
 
