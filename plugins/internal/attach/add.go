@@ -11,6 +11,7 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/ipam/cnimain"
+	"overlayd.internal/overlay/ipam/conntrack"
 	"overlayd.internal/overlay/ipam/veth"
 )
 
@@ -207,7 +208,7 @@ func (a *attaching) address(ctx context.Context) (addressing, error) {
 	if !got.Existing {
 		a.undo.push(a.release)
 	}
-	if err := forgetConnections(got.Flush); err != nil {
+	if err := conntrack.Forget(got.Flush); err != nil {
 		return addressing{}, kernelError(err)
 	}
 	var out addressing

@@ -19,6 +19,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/ipam/conntrack"
 )
 
 // socketFile is the driver's socket in the plugin directory: dockerd finds a
@@ -353,7 +354,7 @@ func (d *driver) allocate(ctx context.Context, p pool, want netip.Addr) (netip.A
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	if err := forgetConnections(got.Flush); err != nil {
+	if err := conntrack.Forget(got.Flush); err != nil {
 		return netip.Addr{}, errors.Join(err, d.release(ctx, p.overlay, got.Addrs[0]))
 	}
 	return got.Addrs[0], nil

@@ -1,4 +1,6 @@
-package docker
+// Package conntrack makes the kernel forget the connections of an address that
+// changes hands.
+package conntrack
 
 import (
 	"errors"
@@ -10,10 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// forgetConnections removes what connection tracking remembers of the last
-// owner of addresses that did not rest long enough: the replies of his peers
-// would reach the new one.
-func forgetConnections(addrs []netip.Addr) error {
+// Forget removes what connection tracking remembers of the last owner of
+// addresses that did not rest long enough: the replies of his peers would reach
+// the new one. It reads the whole table, so that it is only done where an
+// address is reused early.
+func Forget(addrs []netip.Addr) error {
 	for _, a := range addrs {
 		family := netlink.InetFamily(unix.AF_INET)
 		if a.Is6() {
