@@ -9,7 +9,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"syscall"
 	"unsafe"
@@ -79,25 +78,28 @@ func OpenIn(n Netns) (*Conn, error) {
 }
 
 // Inside runs f in the namespace, on the calling goroutine: a thread made for
-// it would cost more than all that f does. If there is no way back from the
-// namespace the program ends at once: whatever came next, undoing included,
-// would happen in the wrong one.
-func (n Netns) Inside(f func() error) error {
+// it would cost more than all that f does. Should there be no way back, the
+// thread is kept from everything but the caller, who has to stop: sockets that
+// are open are still good for undoing, since each stays in the namespace it was
+// made in.
+func (n Netns) Inside(f func() error) (err error) {
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	own, err := OpenNetns("/proc/thread-self/ns/net")
 	if err != nil {
+		runtime.UnlockOSThread()
 		return err
 	}
 	defer own.Close()
 	if err := unix.Setns(n.FD, unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
 		return fmt.Errorf("enter network namespace %s: %w", n.path, err)
 	}
 	defer func() {
-		if err := unix.Setns(own.FD, unix.CLONE_NEWNET); err != nil {
-			fmt.Fprintf(os.Stderr, "return from network namespace %s: %v\n", n.path, err)
-			os.Exit(1)
+		if back := unix.Setns(own.FD, unix.CLONE_NEWNET); back != nil {
+			err = errors.Join(err, fmt.Errorf("return from network namespace %s: %w", n.path, back))
+			return
 		}
+		runtime.UnlockOSThread()
 	}()
 	return f()
 }
