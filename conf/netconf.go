@@ -18,6 +18,7 @@ type NetConf struct {
 	RunDir      string `json:"runDir"`      // default: DefaultRunDir
 	MTU         int    `json:"mtu"`         // default: the host's, from the published state
 	HairpinMode *bool  `json:"hairpinMode"` // default: true
+	HostPorts   *bool  `json:"hostPorts"`   // default: true; false: somebody else maps the ports in args
 	Half        Half   `json:"half"`        // overlay-ipam alone; m-overlay and d-overlay know theirs
 
 	IPAM IPAMConf `json:"ipam"`
@@ -97,6 +98,11 @@ func (n NetConf) RunDirectory() string { return firstOf(n.RunDir, n.IPAM.RunDir,
 
 // Hairpin reports whether a container may reach itself through the bridge.
 func (n NetConf) Hairpin() bool { return n.HairpinMode == nil || *n.HairpinMode }
+
+// MapsHostPorts reports whether the host ports that a container asks for in args
+// are ours to see to. Behind mesos-cni-port-mapper, which passes them on to us
+// after all, they are not.
+func (n NetConf) MapsHostPorts() bool { return n.HostPorts == nil || *n.HostPorts }
 
 // StatePath is the published document the configuration points at.
 func (n NetConf) StatePath() string { return filepath.Join(n.RunDirectory(), StateFile) }

@@ -41,6 +41,7 @@ func scanConf(b []byte, n *conf.NetConf) bool {
 		{"runDir", &n.RunDir},
 		{"mtu", &n.MTU},
 		{"hairpinMode", &n.HairpinMode},
+		{"hostPorts", &n.HostPorts},
 		{"half", (*string)(&n.Half)},
 		{"ipam", fields{
 			{"type", &n.IPAM.Type},

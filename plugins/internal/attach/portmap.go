@@ -30,7 +30,7 @@ const portmapVersion = "1.0.0"
 func hostPorts(n conf.NetConf) []conf.PortMapping {
 	out := n.RuntimeConfig.PortMappings
 	info := n.Args.Mesos.NetworkInfo
-	if info == nil {
+	if info == nil || !n.MapsHostPorts() {
 		return out
 	}
 	for _, p := range info.PortMappings {
