@@ -127,7 +127,10 @@ func (c *Cluster) Leftovers(ctx context.Context, h *Host) (string, error) {
 			left = append(left, "link "+l)
 		}
 	}
-	files, err := h.Exec(ctx, "sh", "-c", "find /run/netns /run/docker/netns /var/lib/cni "+ucrRoot+" -mindepth 1 ! -type d 2>/dev/null; true")
+	// Docker unmounts a namespace at once, and removes the empty file under it up
+	// to two minutes later.
+	files, err := h.Exec(ctx, "sh", "-c", "find /run/netns /var/lib/cni "+ucrRoot+` -mindepth 1 ! -type d 2>/dev/null
+		grep -o ' /run/docker/netns/[^ ]*' /proc/mounts; true`)
 	if err != nil {
 		return "", err
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,18 +17,21 @@ import (
 type Docker struct {
 	Host   *Host
 	Daemon *Daemon
+	// Networks are those that an agent makes: Start returns when all are there.
+	Networks []string
 
+	name string
 	bin  []string // directories of dockerd and its helpers, before Debian's
 	args []string
 }
 
 // Docker20 is Debian's Docker.
-func Docker20(h *Host) *Docker { return &Docker{Host: h} }
+func Docker20(h *Host) *Docker { return &Docker{Host: h, name: "Docker"} }
 
 // Moby is the next Docker, with its firewall written through iptables or
 // nftables. The error says that scripts/engines was not told to build it.
 func Moby(h *Host, firewall string) (*Docker, error) {
-	d := &Docker{Host: h, args: []string{
+	d := &Docker{Host: h, name: "Docker, moby v2 beta (" + firewall + ")", args: []string{
 		"--firewall-backend=" + firewall, "--userland-proxy=false",
 		// The runc it needs is built without seccomp.
 		"--seccomp-profile=unconfined",
@@ -42,7 +46,7 @@ func Moby(h *Host, firewall string) (*Docker, error) {
 }
 
 // Name implements Engine.
-func (d *Docker) Name() string { return "Docker" }
+func (d *Docker) Name() string { return d.name }
 
 // Version implements Engine.
 func (d *Docker) Version(ctx context.Context) (string, error) {
@@ -54,8 +58,13 @@ func (d *Docker) Start(ctx context.Context) error {
 	if err := d.StartDaemon(ctx); err != nil {
 		return err
 	}
-	_, err := d.Host.Exec(ctx, "docker", "load", "-q", "-i", d.Host.lab.images)
-	return err
+	if _, err := d.Host.Exec(ctx, "docker", "load", "-q", "-i", d.Host.lab.images); err != nil {
+		return err
+	}
+	if len(d.Networks) == 0 {
+		return nil
+	}
+	return d.Host.ready(ctx, d.Daemon, append([]string{"docker", "network", "inspect"}, d.Networks...)...)
 }
 
 // StartDaemon starts dockerd and waits until it answers.
@@ -121,5 +130,8 @@ func (d *Docker) Run(ctx context.Context, s Spec) (*Container, error) {
 	c.Netns = settings.SandboxKey
 	n := settings.Networks[s.Network]
 	c.IPs, err = parseIPs(n.IPAddress, n.GlobalIPv6Address)
+	// Before 28, Docker wants IPv4 in every network: 169.254.0.0/16 where the
+	// overlay has none. It leads nowhere.
+	c.IPs = slices.DeleteFunc(c.IPs, netip.Addr.IsLinkLocalUnicast)
 	return c, err
 }
