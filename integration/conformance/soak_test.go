@@ -33,7 +33,9 @@ func (h *host) count(t testing.TB) counts {
 		links: lines("ip -o link"), addresses: lines("ip -o addr"),
 		// A bridge gets its link-local address when its first port comes up.
 		routes: lines("{ ip route show table all; ip -6 route show table all; } | grep -v fe80:"),
-		fdb:    lines("bridge fdb | grep -v self"), mounts: lines("cat /proc/self/mountinfo"),
+		fdb:    lines("bridge fdb | grep -v self"),
+		// Those of the rest of the machine come and go as they like.
+		mounts:     lines("grep -F " + h.Lab.Name + " /proc/self/mountinfo"),
 		agentFiles: files(h.Proc.Pid()), coordinatorFiles: files(h.coordinator.Pid()), ownFiles: files(os.Getpid()),
 	}
 	attachments, _ := h.list(t, h.RunDir)
