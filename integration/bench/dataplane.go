@@ -155,9 +155,9 @@ func (c *config) handPair(ctx context.Context) (pair, error) {
 			fmt.Sprintf("link add vx address 02:00:00:00:00:0%d mtu 1450 type vxlan id 1024 dstport 64000 nolearning local %s", i, node.IP),
 			"link set vx up", fmt.Sprintf("address add 45.0.0.%d/24 dev vx", i+1),
 			fmt.Sprintf("neigh add 45.0.0.%d lladdr 02:00:00:00:00:0%d nud permanent dev vx", 2-i, 1-i),
-			"link add br up mtu 1450 type bridge", fmt.Sprintf("address add 9.200.%d.1/24 dev br", i),
+			"link add name hand up mtu 1450 type bridge", fmt.Sprintf("address add 9.200.%d.1/24 dev hand", i),
 			fmt.Sprintf("route add 9.200.%d.0/24 via 45.0.0.%d", 1-i, 2-i),
-			fmt.Sprintf("link add h0 up mtu 1450 master br type veth peer name eth0 mtu 1450 netns %s", space.Name),
+			fmt.Sprintf("link add h0 up mtu 1450 master hand type veth peer name eth0 mtu 1450 netns %s", space.Name),
 		)
 		if err != nil {
 			return p, err
