@@ -1,7 +1,8 @@
 // Package bbolt keeps the coordinator's data in one file, for one coordinator.
 //
 // The file holds two buckets: "kv" with every key and "meta" with the format of
-// the file and the revision of the last transaction. Commits that wait at the
+// the file, the revision of the last transaction and the digest of all records.
+// Commits that wait at the
 // same moment share one write to the disk, and yet each of them is a
 // transaction of its own, with its own conditions and its own revision.
 package bbolt
@@ -33,7 +34,7 @@ var (
 )
 
 // format is the version of the layout described above and in record.go.
-const format = 1
+const format = 2
 
 // lockTimeout is how long Open waits for another process to let go of the file.
 const lockTimeout = time.Second
@@ -55,6 +56,7 @@ var (
 	bucketMeta  = []byte("meta")
 	keyFormat   = []byte("format")
 	keyRevision = []byte("revision")
+	keyDigest   = []byte("digest")
 )
 
 // Store implements store.Store.
@@ -196,12 +198,16 @@ func prepare(db *bbolt.DB) (revision uint64, err error) {
 			return damagedf("the format of the file is not recorded in it")
 		}
 		if n := binary.BigEndian.Uint64(f); n != format {
-			return fmt.Errorf("it has format %d and this program knows format %d; run the version that wrote it, or a newer one", n, format)
+			return fmt.Errorf("it has format %d and this program knows format %d; run the version that wrote it", n, format)
 		}
 		if revision, err = readRevision(tx); err != nil {
 			return err
 		}
-		return checkRecords(kv, revision)
+		digest, err := readDigest(meta)
+		if err != nil {
+			return err
+		}
+		return checkRecords(kv, revision, digest)
 	})
 	if fresh {
 		err = db.Update(create)
@@ -217,10 +223,14 @@ func create(tx *bbolt.Tx) error {
 	if err != nil {
 		return err
 	}
+	revision := number(0)
 	return errors.Join(
-		meta.Put(keyFormat, binary.BigEndian.AppendUint64(nil, format)),
-		meta.Put(keyRevision, binary.BigEndian.AppendUint64(nil, 0)))
+		meta.Put(keyFormat, number(format)),
+		meta.Put(keyRevision, revision),
+		meta.Put(keyDigest, number(fingerprint(keyRevision, revision))))
 }
+
+func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
 
 func readRevision(tx *bbolt.Tx) (uint64, error) {
 	r := tx.Bucket(bucketMeta).Get(keyRevision)
@@ -230,9 +240,20 @@ func readRevision(tx *bbolt.Tx) (uint64, error) {
 	return binary.BigEndian.Uint64(r), nil
 }
 
-// checkRecords reads every record once.
-func checkRecords(kv *bbolt.Bucket, revision uint64) error {
-	return kv.ForEach(func(k, v []byte) error {
+func readDigest(meta *bbolt.Bucket) (uint64, error) {
+	d := meta.Get(keyDigest)
+	if len(d) != 8 {
+		return 0, damagedf("the digest is not recorded in it")
+	}
+	return binary.BigEndian.Uint64(d), nil
+}
+
+// checkRecords reads every record once, and compares their digest with the one
+// that was written.
+func checkRecords(kv *bbolt.Bucket, revision, digest uint64) error {
+	sum := fingerprint(keyRevision, number(revision))
+	err := kv.ForEach(func(k, v []byte) error {
+		sum += fingerprint(k, v)
 		r, err := decode(k, v)
 		if err != nil {
 			return err
@@ -242,6 +263,10 @@ func checkRecords(kv *bbolt.Bucket, revision uint64) error {
 		}
 		return nil
 	})
+	if err == nil && sum != digest {
+		err = damagedf("the digest of what it holds is %016x and should be %016x, so records are missing", sum, digest)
+	}
+	return err
 }
 
 // List is described with store.Store.

@@ -1,7 +1,6 @@
 package bbolt
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -86,10 +85,15 @@ func (s *Store) write(live []*request) (outcomes []outcome, changes []change, er
 	if err != nil {
 		return refuse(fmt.Errorf("nothing was written: %w", err))
 	}
-	rev := s.revision
+	meta := tx.Bucket(bucketMeta)
+	digest, err := readDigest(meta)
+	if err != nil {
+		return refuse(errors.Join(fmt.Errorf("nothing was written: %w", err), tx.Rollback()))
+	}
+	rev, kv := s.revision, &records{Bucket: tx.Bucket(bucketKV)}
 	for _, r := range live {
 		o := outcome{request: r, rev: rev}
-		c, err := apply(tx.Bucket(bucketKV), r.txn, rev+1)
+		c, err := apply(kv, r.txn, rev+1)
 		switch {
 		case errors.Is(err, store.ErrConflict):
 			o.rev, o.err = 0, err
@@ -105,7 +109,9 @@ func (s *Store) write(live []*request) (outcomes []outcome, changes []change, er
 	if len(changes) == 0 {
 		return outcomes, nil, tx.Rollback()
 	}
-	if err := tx.Bucket(bucketMeta).Put(keyRevision, binary.BigEndian.AppendUint64(nil, rev)); err != nil {
+	before, after := number(s.revision), number(rev)
+	digest += kv.change + fingerprint(keyRevision, after) - fingerprint(keyRevision, before)
+	if err := errors.Join(meta.Put(keyRevision, after), meta.Put(keyDigest, number(digest))); err != nil {
 		return refuse(errors.Join(fmt.Errorf("nothing was written: %w", err), tx.Rollback()))
 	}
 	if err := s.commit(tx); err != nil {
@@ -140,7 +146,7 @@ func (s *Store) readBack(cause error, rev uint64) error {
 // apply checks the conditions and writes the operations of one transaction. A
 // delete of a key that is not there is no event; a transaction without events
 // has no revision of its own.
-func apply(kv *bbolt.Bucket, txn store.Txn, rev uint64) (change, error) {
+func apply(kv *records, txn store.Txn, rev uint64) (change, error) {
 	for _, c := range txn.If {
 		var mod uint64
 		if b := kv.Get([]byte(c.Key)); b != nil {
@@ -163,7 +169,7 @@ func apply(kv *bbolt.Bucket, txn store.Txn, rev uint64) (change, error) {
 			if old == nil {
 				continue
 			}
-			if err := kv.Delete(key); err != nil {
+			if err := kv.delete(key, old); err != nil {
 				return change{}, err
 			}
 			ch.events = append(ch.events, e)
@@ -178,10 +184,31 @@ func apply(kv *bbolt.Bucket, txn store.Txn, rev uint64) (change, error) {
 			e.Create = r.Create
 		}
 		e.Value = append([]byte{}, op.Value...)
-		if err := kv.Put(key, encode(key, e.Create, rev, op.Value)); err != nil {
+		if err := kv.put(key, old, encode(key, e.Create, rev, op.Value)); err != nil {
 			return change{}, err
 		}
 		ch.events = append(ch.events, e)
 	}
 	return ch, nil
+}
+
+// records are the records in a transaction, and by how much it changes the digest.
+type records struct {
+	*bbolt.Bucket
+	change uint64
+}
+
+// put and delete take what Get returns for the key.
+
+func (r *records) put(key, old, value []byte) error {
+	if old != nil {
+		r.change -= fingerprint(key, old)
+	}
+	r.change += fingerprint(key, value)
+	return r.Put(key, value)
+}
+
+func (r *records) delete(key, old []byte) error {
+	r.change -= fingerprint(key, old)
+	return r.Delete(key)
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"hash/fnv"
 
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
@@ -44,6 +45,17 @@ func decode(key, b []byte) (store.KV, error) {
 		Create: binary.BigEndian.Uint64(b),
 		Mod:    binary.BigEndian.Uint64(b[8:]),
 	}, nil
+}
+
+// fingerprint stands for one record, or for the revision, in the digest of the
+// file, which is the sum of all of them. A page that has lost an element is
+// sound in itself, and so are the records that are left: the digest misses it.
+func fingerprint(key, value []byte) uint64 {
+	h := fnv.New64a()
+	h.Write(key)
+	h.Write([]byte{0})
+	h.Write(value)
+	return h.Sum64()
 }
 
 // damagedf is the error of a file that is not what a store wrote.
