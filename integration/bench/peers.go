@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -374,35 +373,6 @@ func (c *config) oneMore(ctx context.Context, url string, client *http.Client, h
 	row := c.report.add(part, name, "ms", waits)
 	c.report.goal(part, name+", p50 (ms)", "", row.P50, "<=", 5)
 	c.report.goal(part, name+", p95 (ms)", "", row.P95, "<=", 25)
-	return nil
-}
-
-// storm has 65,536 agents ask one coordinator for a lease.
-func storm(ctx context.Context, c *config) error {
-	node, err := c.lab.Node(ctx, "coord", 2)
-	if err != nil {
-		return err
-	}
-	coordinator, err := c.lab.StartCoordinator(ctx, node, singleYAML)
-	if err != nil {
-		return err
-	}
-	const agents, part = 65536, "storm of 65,536 agents"
-	begin := time.Now()
-	waits, err := registerMany(ctx, clientIn(node, 256), coordinator.URL, 0, agents, 256)
-	if err != nil {
-		return err
-	}
-	total := time.Since(begin).Seconds()
-	rss, err := memory(coordinator.Pid(), "VmHWM")
-	if err != nil {
-		return err
-	}
-	r := c.report
-	r.add(part, "wait of one agent", "ms", waits)
-	r.goal(part, "all have a lease (s)", "", total, "<=", 120)
-	r.goal(part, "longest wait of an agent (s)", "", slices.Max(waits)/1000, "<=", 10)
-	r.goal(part, "peak memory of the coordinator (MiB)", "", rss, "<=", 2048)
 	return nil
 }
 
