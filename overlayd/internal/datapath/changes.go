@@ -3,6 +3,7 @@ package datapath
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"net/netip"
 	"os"
@@ -47,12 +48,13 @@ func (d *Datapath) Changes(ctx context.Context) <-chan struct{} {
 	for _, s := range []struct {
 		family   int
 		groups   []uint
+		filter   []unix.SockFilter
 		concerns func(nlmsg) bool
 	}{
-		{unix.NETLINK_ROUTE, routeGroups, d.index.contradicts},
-		{unix.NETLINK_NETFILTER, []uint{unix.NFNLGRP_NFTABLES}, concernsFirewall},
+		{unix.NETLINK_ROUTE, routeGroups, withoutOwn(d.conn.port), d.index.contradicts},
+		{unix.NETLINK_NETFILTER, []uint{unix.NFNLGRP_NFTABLES}, nil, concernsFirewall},
 	} {
-		f, err := subscribe(s.family, s.groups)
+		f, err := subscribe(s.family, s.groups, s.filter)
 		if err != nil {
 			d.log.Error("kernel notifications are not to be had; changes by others are only repaired now and then", "family", s.family, "err", err)
 			continue
@@ -79,7 +81,28 @@ var routeGroups = []uint{
 	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
 }
 
-func subscribe(family int, of []uint) (*os.File, error) {
+// withoutOwn is a filter for a socket that drops the news of routes and
+// neighbours that the socket with this port made: thousands when a host joins,
+// which would have to be read only to be found right. Other news are let
+// through, whoever caused them, because one change may have several effects;
+// so are FDB entries, of which VXLAN does not say who made them.
+func withoutOwn(port uint32) []unix.SockFilter {
+	const load, jumpIfEqual, answer = unix.BPF_LD | unix.BPF_ABS, unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, unix.BPF_RET | unix.BPF_K
+	// Filters load numbers in network order, netlink has them in the machine's.
+	swap32 := func(n uint32) uint32 { return binary.BigEndian.Uint32(native.AppendUint32(nil, n)) }
+	swap16 := func(n uint16) uint32 { return uint32(binary.BigEndian.Uint16(native.AppendUint16(nil, n))) }
+	return []unix.SockFilter{
+		{Code: load | unix.BPF_W, K: 12}, // nlmsg_pid
+		{Code: jumpIfEqual, K: swap32(port), Jf: 4},
+		{Code: load | unix.BPF_H, K: 4}, // nlmsg_type
+		{Code: jumpIfEqual, K: swap16(unix.RTM_NEWROUTE), Jt: 1},
+		{Code: jumpIfEqual, K: swap16(unix.RTM_NEWNEIGH), Jf: 1},
+		{Code: answer, K: 0},
+		{Code: answer, K: 1<<32 - 1},
+	}
+}
+
+func subscribe(family int, of []uint, filter []unix.SockFilter) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, family)
 	if err != nil {
 		return nil, err
@@ -89,6 +112,10 @@ func subscribe(family int, of []uint) (*os.File, error) {
 		groups |= 1 << (g - 1)
 	}
 	growReceiveBuffer(fd)
+	if len(filter) > 0 {
+		// Without it we only read more.
+		unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+	}
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
 		unix.Close(fd)
 		return nil, err

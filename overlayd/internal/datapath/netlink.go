@@ -88,9 +88,10 @@ var errInterrupted = errors.New("the kernel's tables changed while they were rea
 // conn is a netlink socket in the network namespace of the thread that dialled.
 // It is not safe for concurrent use.
 type conn struct {
-	fd  int
-	seq uint32
-	buf []byte
+	fd   int
+	port uint32 // which notifications name as the origin of a change
+	seq  uint32
+	buf  []byte
 }
 
 const receiveBuffer = 8 << 20 // bytes; room for the refusal of every message of a batch
@@ -104,6 +105,11 @@ func dial() (*conn, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("bind a netlink socket: %w", err)
 	}
+	port, err := portOf(fd)
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("address of a netlink socket: %w", err)
+	}
 	growReceiveBuffer(fd)
 	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10})
 	// Refinements, each of which an old kernel may lack: answers without a copy
@@ -111,7 +117,20 @@ func dial() (*conn, error) {
 	for _, opt := range []int{unix.NETLINK_CAP_ACK, unix.NETLINK_EXT_ACK, unix.NETLINK_GET_STRICT_CHK} {
 		unix.SetsockoptInt(fd, unix.SOL_NETLINK, opt, 1)
 	}
-	return &conn{fd: fd, buf: make([]byte, 64<<10)}, nil
+	return &conn{fd: fd, port: port, buf: make([]byte, 64<<10)}, nil
+}
+
+// portOf is the number the kernel gave to a bound socket.
+func portOf(fd int) (uint32, error) {
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return 0, err
+	}
+	addr, ok := name.(*unix.SockaddrNetlink)
+	if !ok {
+		return 0, fmt.Errorf("not a netlink socket but %T", name)
+	}
+	return addr.Pid, nil
 }
 
 func growReceiveBuffer(fd int) {
