@@ -228,7 +228,7 @@ type timing struct {
 	firstIP     time.Duration // the same at the start, when the datapath waits for it
 	backoffMin  time.Duration // of registrations and watches that fail
 	backoffMax  time.Duration
-	coalesce    time.Duration // peers that come together are applied together
+	catchUp     time.Duration // how long what was missed takes to come once it does
 	kernel      time.Duration // so are changes in the kernel
 	kernelPause time.Duration // least time between two repairs, so that we fight nobody at full speed
 	resync      time.Duration // between two looks at the whole kernel state
@@ -244,7 +244,7 @@ var defaultTiming = timing{
 	firstIP:     500 * time.Millisecond,
 	backoffMin:  200 * time.Millisecond,
 	backoffMax:  15 * time.Second,
-	coalesce:    20 * time.Millisecond,
+	catchUp:     20 * time.Millisecond,
 	kernel:      100 * time.Millisecond,
 	kernelPause: time.Second,
 	resync:      time.Minute,

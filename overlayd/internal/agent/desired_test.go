@@ -54,8 +54,7 @@ func peerMap(ps ...conf.Peer) map[string]conf.Peer {
 func TestDesired(t *testing.T) {
 	l := testLease()
 	l.Grants = append(l.Grants, conf.Grant{Overlay: conf.Overlay{Name: "full", Subnet: prefix("10.0.0.0/24"), Prefix: 26}, Error: "exhausted"})
-	peer := testPeer("b", 3, 4, "9.0.2.0/24")
-	got, lost := desired(l, addr("172.17.0.9"), peerMap(peer))
+	got := desired(l, addr("172.17.0.9"))
 	want := datapath.Config{
 		VTEP: datapath.VTEP{
 			Local: addr("172.17.0.9"), MAC: l.VTEP.MAC, IP: prefix("44.128.0.2/20"), IP6: prefix("fd01:a::2/64"),
@@ -71,20 +70,16 @@ func TestDesired(t *testing.T) {
 			{Name: "dcos6", Subnets: []netip.Prefix{prefix("fd01:b::/64")}, Agent: []netip.Prefix{prefix("fd01:b:0:0:1::/80")}, Isolation: true},
 			{Name: "full", Subnets: []netip.Prefix{prefix("10.0.0.0/24")}},
 		},
-		Peers: []conf.Peer{peer},
 	}
 	if diff := cmp.Diff(want, got, compareNetip, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("desired (-want +got):\n%s", diff)
-	}
-	if lost != "" {
-		t.Errorf("lost: %s", lost)
 	}
 }
 
 func TestDesiredWithoutBridges(t *testing.T) {
 	l := testLease()
 	l.Bridges = nil
-	got, _ := desired(l, l.AgentIP, nil)
+	got := desired(l, l.AgentIP)
 	if len(got.Bridges) != 0 {
 		t.Errorf("bridges %v, want none", got.Bridges)
 	}

@@ -45,18 +45,19 @@ type loop struct {
 	ip        netip.Addr
 	held      *heldLease    // nil: none
 	stored    time.Duration // when the lease ends (as boot.expires) by what is on disk
-	peers     map[string]conf.Peer
-	revision  uint64 // of the peers
-	caughtUp  bool   // the coordinator has told, since the start, what we missed
-	clusterID string // of the peers
-	refusal   string // why the last registration failed; "" if it did not
-	online    bool   // registered since the start
+	claims    *claims       // of the peers
+	revision  uint64        // of the peers
+	caughtUp  bool          // the coordinator has told, since the start, what we missed
+	clusterID string        // of the peers
+	refusal   string        // why the last registration failed; "" if it did not
+	online    bool          // registered since the start
 
 	// What became of it.
 	report   datapath.Report
 	applied  bool // report is of the lease we hold
 	attempts int  // rounds since the lease changed, until all was well
 	settled  bool // all was well since the lease changed
+	failing  bool // something failed in the last round
 	lost     string
 	expired  bool
 	seen     map[string]string // last text of each problem that is logged once
@@ -67,6 +68,7 @@ type loop struct {
 	state    conf.State
 
 	apply  *deadline // send the difference to the kernel
+	catch  *deadline // by then we have caught up
 	resync *deadline // compare with the kernel
 	save   *deadline // write the peers
 	saving bool      // they are being written
@@ -74,7 +76,7 @@ type loop struct {
 	retry  backoff
 	last   time.Time // of the last resync
 
-	appliedAt time.Time     // end of the last round of reconcile
+	appliedAt time.Time     // when peers that changed were last applied
 	applyTook time.Duration // and how long that took
 	stir      bool          // the kernel announced a change since
 }
@@ -97,9 +99,9 @@ func (a *Agent) newLoop(p loopParts) *loop {
 		runtimes: o.runtimeFiles(p.log),
 		peersIn:  make(chan peerChange),
 		ip:       o.IP,
-		peers:    map[string]conf.Peer{},
+		claims:   newClaims(),
 		seen:     map[string]string{},
-		apply:    newDeadline(), resync: newDeadline(), save: newDeadline(),
+		apply:    newDeadline(), catch: newDeadline(), resync: newDeadline(), save: newDeadline(),
 		saved: make(chan error, 1),
 		retry: backoff{min: a.timing.retryMin, max: a.timing.resync},
 	}
@@ -148,10 +150,10 @@ func (l *loop) recall() {
 		if p, ok := l.files.loadPeers(l.id, s.Lease.ClusterID); ok {
 			l.revision, l.clusterID = p.Revision, p.ClusterID
 			for _, peer := range p.Peers {
-				l.peers[peer.AgentID] = peer
+				l.claims.put(peer)
 			}
 		}
-		l.log.Info("lease and peers recalled; applying them until the coordinator answers", "epoch", s.Lease.Epoch, "peers", len(l.peers))
+		l.log.Info("lease and peers recalled; applying them until the coordinator answers", "epoch", s.Lease.Epoch, "peers", len(l.claims.peers))
 	}
 	l.publish()
 }
@@ -197,7 +199,11 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 		case <-l.agent.firewall:
 			l.kernelChanged()
 		case <-l.apply.timer.C:
-			l.reconcile(ctx, false)
+			l.applyPeers(ctx)
+		case <-l.catch.timer.C:
+			l.catch.clear()
+			l.caughtUp = true
+			l.applyPeers(ctx)
 		case <-l.resync.timer.C:
 			l.resync.clear()
 			l.maintain(ctx)

@@ -46,8 +46,8 @@ func (l *loop) peersChanged(c peerChange) {
 		l.log.Info("following the peers", "revision", c.event.Revision)
 		l.tellStatus(true) // the coordinator may have been restarted
 		if !l.caughtUp {
-			l.caughtUp = true
-			l.apply.in(l.timing.coalesce)
+			// What was missed while we were away comes in several events.
+			l.catch.in(l.timing.catchUp)
 		}
 	}
 	if e := c.event; e.Revision > 0 && e.Revision != l.revision {
@@ -61,13 +61,14 @@ func (l *loop) peersChanged(c peerChange) {
 }
 
 // soon is when to apply a peer that changed: at once, but never more than half
-// of the time is spent applying. What was missed while the agent was away comes
-// in several events; it is waited for.
-func (l *loop) soon() time.Duration {
-	if !l.caughtUp {
-		return l.timing.coalesce
-	}
-	return max(0, l.applyTook-time.Since(l.appliedAt))
+// of the time is spent applying.
+func (l *loop) soon() time.Duration { return max(0, l.applyTook-time.Since(l.appliedAt)) }
+
+// applyPeers sends what changed to the kernel.
+func (l *loop) applyPeers(ctx context.Context) {
+	began := time.Now()
+	l.reconcile(ctx, false)
+	l.appliedAt, l.applyTook = time.Now(), time.Since(began)
 }
 
 // patch applies an event to the peers and reports whether it changed any.
@@ -79,32 +80,32 @@ func (l *loop) patch(e api.PeerEvent) bool {
 		for _, p := range e.Put {
 			now[p.AgentID] = true
 		}
-		for id := range l.peers {
+		for id := range l.claims.peers {
 			if !now[id] {
 				gone = append(gone, id)
 			}
 		}
 	}
 	for _, id := range gone {
-		if _, ok := l.peers[id]; ok {
-			delete(l.peers, id)
+		if _, ok := l.claims.peers[id]; ok {
+			l.claims.remove(id)
 			removed++
 			l.log.Debug("peer gone", "peer", id)
 		}
 	}
 	for _, p := range e.Put {
-		old, known := l.peers[p.AgentID]
+		old, known := l.claims.peers[p.AgentID]
 		if known && samePeer(old, p) {
 			continue
 		}
-		l.peers[p.AgentID] = p
+		l.claims.put(p)
 		set++
 		l.log.Debug("peer", "peer", p.AgentID, "ip", p.AgentIP, "epoch", p.Epoch)
 	}
 	if set+removed == 0 {
 		return false
 	}
-	l.log.Info("peers changed", "set", set, "gone", removed, "peers", len(l.peers))
+	l.log.Info("peers changed", "set", set, "gone", removed, "peers", len(l.claims.peers))
 	return true
 }
 
@@ -116,7 +117,7 @@ func (l *loop) savePeers() {
 		l.save.in(l.timing.savePeers)
 		return
 	}
-	s := savedPeers{AgentID: l.id, ClusterID: l.clusterID, Revision: l.revision, Peers: slices.Collect(maps.Values(l.peers))}
+	s := savedPeers{AgentID: l.id, ClusterID: l.clusterID, Revision: l.revision, Peers: slices.Collect(maps.Values(l.claims.peers))}
 	l.saving = true
 	l.group.Go(func() error {
 		slices.SortFunc(s.Peers, func(a, b conf.Peer) int { return strings.Compare(a.AgentID, b.AgentID) })

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"overlayd.internal/overlay/overlayd/internal/datapath"
 )
 
 // kernelChanged plans a repair: soon, but not at full speed against somebody
@@ -23,17 +25,15 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 	if l.held == nil {
 		return
 	}
-	began := time.Now()
-	defer func() { l.appliedAt, l.applyTook = time.Now(), time.Since(began) }()
 	expected := l.apply.isSet() // something new is to be applied
 	l.apply.clear()
-	cfg, lost := desired(l.held.Lease, l.ip, l.peers)
-	// The peers are written now and then: who was killed may have forgotten one
-	// that containers talk to.
-	cfg.Partial = !l.caughtUp
-	report := l.dp.Set(ctx, cfg, resync)
+	report, peersOnly := l.program(ctx, resync)
 	if ctx.Err() != nil {
 		return // a round cut short says nothing
+	}
+	lost := l.claims.lost
+	if peersOnly && l.settled && !l.failing && report.Err == nil && len(report.Overlays) == 0 && lost == l.lost {
+		return // nothing that is published says how many peers there are
 	}
 	if resync {
 		l.last = time.Now()
@@ -53,8 +53,8 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 		kick(l.registrar.kick)
 	}
 	l.lost = lost
-	failed := l.logFailures()
-	l.settled = l.settled || !failed
+	l.failing = l.logFailures()
+	l.settled = l.settled || !l.failing
 
 	// Runtimes must not find an overlay before its plugins can, and who waits
 	// for readiness must find both.
@@ -66,7 +66,25 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 	}
 	l.serve(state, notReady)
 	l.tellStatus(false)
-	l.plan(failed || err != nil)
+	l.plan(l.failing || err != nil)
+}
+
+// program makes the kernel what it should be. peersOnly says that only peers
+// had to be looked at.
+func (l *loop) program(ctx context.Context, resync bool) (report datapath.Report, peersOnly bool) {
+	l.claims.setOwn(l.held.Lease, l.ip)
+	cfg := desired(l.held.Lease, l.ip)
+	// The peers are written now and then: who was killed may have forgotten one
+	// that containers talk to.
+	cfg.Partial = !l.caughtUp
+	if !resync {
+		set, gone := l.claims.changes()
+		if report, ok := l.dp.Update(ctx, cfg, set, gone); ok {
+			return report, true
+		}
+	}
+	cfg.Peers = l.claims.all()
+	return l.dp.Set(ctx, cfg, resync), false
 }
 
 // plan sets the time of the next look at the kernel.

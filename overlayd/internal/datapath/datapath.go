@@ -96,6 +96,7 @@ type applied struct {
 	indexes   map[string]int       // of the links by name
 	foreign   map[netip.Prefix]foreignRoute
 	problems  []problem // that remain until cfg or the kernel changes
+	spared    bool      // the kernel has more of ours than was asked for
 	mtu       int
 }
 
@@ -126,15 +127,15 @@ func (d *Datapath) Close() error {
 }
 
 // Set makes the kernel what cfg says. With resync it reads the kernel first;
-// without, it trusts what was last applied and sends only the difference, at a
-// cost of the peers that changed. Where more than peers changed, or the last
-// Set failed in any part, it reads the kernel in either case. cfg must not be
-// changed afterwards.
+// without, it trusts what was last applied and sends only the difference. Where
+// more than peers changed, or the last Set failed in any part, it reads the
+// kernel in either case. cfg must not be changed afterwards.
 func (d *Datapath) Set(ctx context.Context, cfg Config, resync bool) Report {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !resync {
-		if r, ok := d.setPeers(ctx, cfg); ok {
+	if l := d.last; l != nil && !resync && sameHost(l.cfg, cfg) {
+		old, now := l.difference(cfg.Peers)
+		if r, ok := d.setPeers(ctx, old, now); ok {
 			return r
 		}
 	}
@@ -146,6 +147,22 @@ func (d *Datapath) Set(ctx context.Context, cfg Config, resync bool) Report {
 		return again
 	}
 	return r
+}
+
+// Update is Set without resync for a caller who knows which peers changed since
+// the last Set or Update: those in set are new or another, those with the ids
+// in gone are no more. It costs what changed and nothing else. cfg is what Set
+// would be called with; its peers are not looked at. When ok is false it is not
+// so simple, and Set has to be called.
+func (d *Datapath) Update(ctx context.Context, cfg Config, set []conf.Peer, gone []string) (r Report, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	l := d.last
+	if l == nil || !sameHost(l.cfg, cfg) {
+		return Report{}, false
+	}
+	old, now := l.changes(set, gone)
+	return d.setPeers(ctx, old, now)
 }
 
 // setAll reads the kernel, plans and applies. The error, which is in the report
@@ -196,7 +213,7 @@ func (d *Datapath) warn(p *planned, configured int) {
 
 func (d *Datapath) remember(cfg Config, p *planned, have *state, indexes map[string]int) {
 	l := &applied{
-		cfg: cfg, supported: p.cfg, mtu: p.mtu, problems: p.problems, foreign: have.foreign,
+		cfg: cfg, supported: p.cfg, mtu: p.mtu, problems: p.problems, spared: p.spared, foreign: have.foreign,
 		peers: make(map[string]conf.Peer, len(cfg.Peers)), indexes: indexes,
 	}
 	for _, peer := range cfg.Peers {
@@ -204,19 +221,18 @@ func (d *Datapath) remember(cfg Config, p *planned, have *state, indexes map[str
 	}
 	if len(l.peers) == len(cfg.Peers) { // else two have one id, and there is no telling them apart
 		l.cfg.Peers, l.supported.Peers = nil, nil
+		l.supported.Partial = false // whoever is said to be gone later is gone for certain
 		d.last = l
 	}
 }
 
-// setPeers is Set for the case that at most peers changed since the last one.
-// ok is false when it is not so simple; then nothing was done.
-func (d *Datapath) setPeers(ctx context.Context, cfg Config) (r Report, ok bool) {
+// setPeers is Set for the case that only peers changed since the last one. ok
+// is false when it is not so simple; then the kernel has to be read.
+func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report, ok bool) {
 	l := d.last
-	// While peers may be missing, the kernel has more than we know of.
-	if l == nil || cfg.Partial || !sameHost(l.cfg, cfg) {
-		return Report{}, false
+	if l.spared {
+		return Report{}, false // one of these may be what was spared
 	}
-	old, now := l.difference(cfg.Peers)
 	c := l.supported
 	c.Peers = old
 	had := expandPeers(c)
@@ -233,10 +249,11 @@ func (d *Datapath) setPeers(ctx context.Context, cfg Config) (r Report, ok bool)
 	a.index = l.indexes
 	err := a.apply(ctx, p.ops)
 	if a.changed > 0 {
-		d.log.Debug("peers changed", "objects", a.changed, "peers", len(cfg.Peers))
+		d.log.Debug("peers changed", "objects", a.changed)
 	}
 	if errors.Is(err, errOverrun) {
-		return Report{}, false // ask the kernel what it did
+		d.last = nil // ask the kernel what it did
+		return Report{}, false
 	}
 	if err != nil || len(a.failed) > 0 {
 		d.last = nil
@@ -252,7 +269,7 @@ func (d *Datapath) setPeers(ctx context.Context, cfg Config) (r Report, ok bool)
 
 // sameHost says whether two configurations differ in peers at most.
 func sameHost(a, b Config) bool {
-	return a.VTEP == b.VTEP && a.Partial == b.Partial &&
+	return a.VTEP == b.VTEP &&
 		slices.EqualFunc(a.Bridges, b.Bridges, func(a, b Bridge) bool {
 			return a.Name == b.Name && a.Overlay == b.Overlay && slices.Equal(a.Addrs, b.Addrs)
 		}) &&
@@ -286,6 +303,26 @@ func (l *applied) difference(peers []conf.Peer) (old, now []conf.Peer) {
 	}
 	for id, was := range l.peers {
 		if _, ok := wanted[id]; !ok {
+			old = append(old, was)
+		}
+	}
+	return old, now
+}
+
+// changes is difference for somebody who knows where to look.
+func (l *applied) changes(set []conf.Peer, gone []string) (old, now []conf.Peer) {
+	for i := range set {
+		was, ok := l.peers[set[i].AgentID]
+		if ok && samePeer(&was, &set[i]) {
+			continue
+		}
+		if ok {
+			old = append(old, was)
+		}
+		now = append(now, set[i])
+	}
+	for _, id := range gone {
+		if was, ok := l.peers[id]; ok {
 			old = append(old, was)
 		}
 	}

@@ -114,6 +114,7 @@ type planned struct {
 	mtu      int
 	lowered  bool // the configured MTU does not fit
 	disputed bool // peers contradict each other
+	spared   bool // something is not wanted and stays, because peers may be missing
 	wanted   wantedEntries
 	devices  []device
 	cfg      Config // without what this host cannot have
@@ -564,27 +565,36 @@ func (p *planned) planEntries(have entries, more []routeEntry, foreign map[netip
 		p.planRoute(dst, r, olds)
 	}
 
+	p.removeLeft(have, extra)
+}
+
+// removeLeft removes what is not wanted, or leaves it where peers may be
+// missing.
+func (p *planned) removeLeft(have entries, extra map[netip.Prefix][]route) {
+	w := &p.wanted
+	remove := func(o op) {
+		if p.cfg.Partial && o.dev != "" {
+			p.spared = true
+			return
+		}
+		p.add(o)
+	}
 	for _, dst := range slices.SortedFunc(maps.Keys(have.routes), netip.Prefix.Compare) {
 		if _, keep := w.routes[dst]; keep {
 			continue
 		}
 		for _, r := range append(extra[dst], have.routes[dst]) {
-			if !p.cfg.Partial || !r.via.IsValid() {
-				p.addRoute(del, dst, r)
-			}
+			remove(p.routeOp(del, dst, r))
 		}
-	}
-	if p.cfg.Partial {
-		return
 	}
 	for _, ip := range slices.SortedFunc(maps.Keys(have.neigh), netip.Addr.Compare) {
 		if _, keep := w.neigh[ip]; !keep {
-			p.add(op{act: del, obj: neighbour, dev: conf.VTEPName, addr: ip, mac: have.neigh[ip]})
+			remove(op{act: del, obj: neighbour, dev: conf.VTEPName, addr: ip, mac: have.neigh[ip]})
 		}
 	}
 	for _, mac := range slices.SortedFunc(maps.Keys(have.fdb), compareMACs) {
 		if _, keep := w.fdb[mac]; !keep {
-			p.add(op{act: del, obj: fdbEntry, dev: conf.VTEPName, mac: mac, addr: have.fdb[mac]})
+			remove(op{act: del, obj: fdbEntry, dev: conf.VTEPName, mac: mac, addr: have.fdb[mac]})
 		}
 	}
 }
@@ -601,21 +611,21 @@ func (p *planned) planRoute(dst netip.Prefix, r route, olds []route) {
 		}
 	}
 	if act != keep {
-		p.addRoute(act, dst, r)
+		p.add(p.routeOp(act, dst, r))
 	}
 	for _, o := range olds {
 		if o != r && (o.metric != r.metric || act == keep) {
-			p.addRoute(del, dst, o)
+			p.add(p.routeOp(del, dst, o))
 		}
 	}
 }
 
-func (p *planned) addRoute(act action, dst netip.Prefix, r route) {
+func (p *planned) routeOp(act action, dst netip.Prefix, r route) op {
 	o := op{act: act, obj: routeTo, overlay: overlayOf(p.cfg, dst), prefix: dst, addr: r.via, metric: r.metric}
 	if r.via.IsValid() {
 		o.dev = conf.VTEPName
 	}
-	p.add(o)
+	return o
 }
 
 // overlayOf is the overlay a prefix lies in; empty: none of ours.

@@ -1,0 +1,106 @@
+package datapath
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"overlayd.internal/overlay/conf"
+)
+
+// Whoever says what changed gets what whoever says everything gets.
+func TestUpdate(t *testing.T) {
+	_, hosts := bothIP.plugHosts(t, 1)
+	h := hosts[0]
+	all := bothIP.config(0, 60)
+	now := all
+	now.Peers = nil
+	update := func(set []conf.Peer, gone []string) (r Report, ok bool) {
+		h.do(func() { r, ok = h.dp.Update(t.Context(), now, set, gone) })
+		return r, ok
+	}
+	h.mustSet(now, true)
+	for seed := range uint64(20) {
+		rnd := rand.New(rand.NewPCG(seed, 0))
+		var set []conf.Peer
+		var gone []string
+		next := map[string]conf.Peer{}
+		for _, p := range now.Peers {
+			next[p.AgentID] = p
+		}
+		for _, p := range all.Peers {
+			switch rnd.IntN(4) {
+			case 0:
+				delete(next, p.AgentID)
+				gone = append(gone, p.AgentID) // known or not
+			case 1:
+				if rnd.IntN(2) == 0 {
+					p.Subnets = p.Subnets[1:]
+				}
+				next[p.AgentID] = p
+				set = append(set, p) // another or the same
+			}
+		}
+		now.Peers = nil
+		for _, p := range next {
+			now.Peers = append(now.Peers, p)
+		}
+		r, ok := update(set, gone)
+		if !ok || r.Err != nil || len(r.Overlays) > 0 {
+			t.Fatalf("seed %d: ok %t, %+v", seed, ok, r)
+		}
+		h.mustBeIdle(now)
+	}
+
+	if r, ok := update(nil, []string{"agent-never"}); !ok || r.Changed != 0 {
+		t.Errorf("nothing to do: ok %t, %+v", ok, r)
+	}
+	was := now
+	now.VTEP.MTU = 1400
+	if _, ok := update(nil, nil); ok {
+		t.Error("a change of the host was taken for one of peers")
+	}
+	now = was
+	// Something that a peer which stays has: the two have to be decided between.
+	twin := now.Peers[0]
+	twin.AgentID = "twin"
+	twin.AgentIP = bothIP.agentIP(99)
+	if _, ok := update([]conf.Peer{twin}, nil); ok {
+		t.Error("a peer was given what another has")
+	}
+	h.mustBeIdle(now)
+	h.dp = h.newDatapath()
+	if _, ok := update(now.Peers, nil); ok {
+		t.Error("updated what it did not know")
+	}
+}
+
+// While peers may be missing, those that the kernel has are spared only by a
+// look at it; once none are, peers come and go as ever, and who is said to be
+// gone is gone.
+func TestUpdatePartial(t *testing.T) {
+	_, hosts := bothIP.plugHosts(t, 1)
+	h, cfg := hosts[0], bothIP.config(0, 4)
+	h.mustSet(cfg, true)
+	h.dp = h.newDatapath()
+	less := cfg
+	less.Partial, less.Peers = true, slices.Clone(cfg.Peers[:2])
+	h.mustSet(less, false)
+	update := func(set []conf.Peer, gone ...string) (ok bool) {
+		h.do(func() { _, ok = h.dp.Update(t.Context(), less, set, gone) })
+		return ok
+	}
+	if update(cfg.Peers[2:3]) {
+		t.Error("updated although the kernel has more than is known")
+	}
+	less.Peers = cfg.Peers
+	h.mustSet(less, false)
+	if !update(nil, cfg.Peers[0].AgentID) {
+		t.Error("the kernel was to be read although nothing was spared")
+	}
+	less.Partial, less.Peers = false, cfg.Peers[1:]
+	if !update(nil) {
+		t.Error("the kernel was to be read to learn that all peers are known")
+	}
+	h.mustBeIdle(less)
+}
