@@ -17,14 +17,19 @@ const (
 	PathWatch        = "/v1/watch"                     // GET ?agent=ID&revision=N -> stream of PeerEvent, one a line
 	PathAgents       = "/v1/agents"                    // GET []Agent
 	PathOverlays     = "/v1/overlays"                  // GET []Overlay
-	PathHealth       = "/healthz"
-	PathReady        = "/readyz"
 )
 
 // Paths of the agent, on <run-dir>/overlayd.sock and --listen.
 const (
 	PathAgentOverlay  = "/overlay-agent/overlay"  // GET conf.State
 	PathAgentOverlays = "/overlay-agent/overlays" // the same; the name in DC/OS's documentation
+)
+
+// Paths of both.
+const (
+	PathHealth  = "/healthz"
+	PathReady   = "/readyz"
+	PathMetrics = "/metrics" // GET text for Prometheus
 )
 
 // RegisterRequest asks for a lease, or renews the one the agent has. It may be

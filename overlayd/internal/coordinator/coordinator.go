@@ -44,6 +44,7 @@ type Coordinator struct {
 	log     *slog.Logger
 	version string
 	started time.Time
+	counts  counts
 
 	clusterID string
 	hub       *hub

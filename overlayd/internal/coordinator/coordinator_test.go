@@ -270,6 +270,8 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/v1/agents", 200, "[]"},
 		{"GET", "/v1/overlays", 200, `{"name":"dcos","prefix":24,"subnet":"9.0.0.0/8","configured":true,"leases":0,"pool":{"total":65536,"used":0}}`},
 		{"GET", "/overlay-master/state", 200, `{"network":{"overlays":[{"name":"dcos","prefix":24,"subnet":"9.0.0.0/8"}`},
+		{"GET", "/metrics", 200, `overlay_build_info{program="coordinator",version="test"} 1`},
+		{"POST", "/metrics", 405, "only GET"},
 		{"GET", "/overlay-master/agents/delete", 405, `{"error":"GET /overlay-master/agents/delete: only POST is served here"}`},
 		{"POST", "/overlay-master/state", 405, `only GET`},
 		{"DELETE", "/v1/register", 405, `only POST`},

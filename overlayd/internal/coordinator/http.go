@@ -44,6 +44,7 @@ func (c *Coordinator) handler(ended <-chan struct{}) http.Handler {
 		{http.MethodGet, api.PathOverlays, c.serveOverlays},
 		{http.MethodGet, api.PathHealth, c.serveHealth},
 		{http.MethodGet, api.PathReady, c.serveReady},
+		{http.MethodGet, api.PathMetrics, c.serveMetrics},
 	}
 	mux := http.NewServeMux()
 	var paths []string
@@ -165,6 +166,7 @@ func (c *Coordinator) serveRegister(w http.ResponseWriter, r *http.Request) erro
 		return err
 	}
 	lease, err := c.Register(r.Context(), req)
+	c.counts.registration(err)
 	if err != nil {
 		return err
 	}
