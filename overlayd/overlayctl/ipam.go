@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 
-	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/ipam/veth"
 	"overlayd.internal/overlay/overlayd/internal/audit"
@@ -66,13 +65,6 @@ func checkAddresses(ctx context.Context, e *env) error {
 	return err
 }
 
-// usage is how full one range of a half is.
-type usage struct {
-	Overlay string    `json:"overlay"`
-	Half    conf.Half `json:"half"`
-	ipam.Stats
-}
-
 // attached is one attachment.
 type attached struct {
 	Overlay string `json:"overlay"`
@@ -86,17 +78,12 @@ func listAddresses(ctx context.Context, e *env) error {
 		return err
 	}
 	var errs []error
-	usages, attachments := []usage{}, []attached{}
+	attachments := []attached{}
 	for _, overlay := range slices.Sorted(maps.Keys(h.Stores)) {
 		s := h.Stores[overlay]
 		if s.Err != nil || len(s.Problems) > 0 {
 			errs = append(errs, fmt.Errorf("overlay %s: the address store cannot be read; see overlayctl ipam check", overlay))
 			continue
-		}
-		for _, half := range conf.Halves {
-			for _, st := range s.Stats[half] {
-				usages = append(usages, usage{overlay, half, st})
-			}
 		}
 		for _, r := range s.Records {
 			attachments = append(attachments, attached{overlay, r, hostEnd(h.Links, r)})
@@ -105,7 +92,7 @@ func listAddresses(ctx context.Context, e *env) error {
 	slices.SortStableFunc(attachments, func(a, b attached) int {
 		return cmp.Or(cmp.Compare(a.Overlay, b.Overlay), slices.CompareFunc(a.Addrs, b.Addrs, netip.Addr.Compare))
 	})
-	if err := e.printAddresses(usages, attachments); err != nil {
+	if err := e.printAddresses(append([]audit.Usage{}, h.Usage()...), attachments); err != nil {
 		return err
 	}
 	return errors.Join(errs...)
@@ -120,11 +107,11 @@ func hostEnd(links []veth.Link, r ipam.Record) string {
 	return ""
 }
 
-func (e *env) printAddresses(usages []usage, attachments []attached) error {
+func (e *env) printAddresses(usages []audit.Usage, attachments []attached) error {
 	if e.output == "json" {
 		return e.printJSON(struct {
-			Usage       []usage    `json:"usage"`
-			Attachments []attached `json:"attachments"`
+			Usage       []audit.Usage `json:"usage"`
+			Attachments []attached    `json:"attachments"`
 		}{usages, attachments})
 	}
 	var rows [][]string

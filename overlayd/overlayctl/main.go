@@ -66,6 +66,9 @@ type usageError struct{ error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
+// errNoCommand: what there is to type has been listed; the exit code is 2.
+var errNoCommand = errors.New("no command")
+
 // errUnhealthy: everything has been said already; the exit code is 1.
 var errUnhealthy = errors.New("not everything is in order")
 
@@ -84,6 +87,8 @@ func run(ctx context.Context, table []command, args []string, lookup func(string
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):
 		return 0
+	case errors.Is(err, errNoCommand):
+		return 2
 	case errors.Is(err, errUnhealthy):
 		return 1
 	case errors.As(err, &usage):
@@ -112,7 +117,11 @@ func dispatch(ctx context.Context, table []command, e *env, args []string, looku
 	if err != nil {
 		return err
 	}
-	if len(before) == 0 || before[0] == "help" {
+	if len(before) == 0 {
+		list(e.stderr, table)
+		return errNoCommand
+	}
+	if before[0] == "help" {
 		list(e.stdout, table)
 		return nil
 	}

@@ -3,13 +3,16 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -137,7 +140,8 @@ func TestUsage(t *testing.T) {
 		code int
 		says string
 	}{
-		{nil, 0, "every overlay and how much of it is leased"},
+		{nil, 2, "every overlay and how much of it is leased"},
+		{[]string{"-o", "json"}, 2, "usage: overlayctl COMMAND"},
 		{[]string{"help"}, 0, "usage: overlayctl COMMAND"},
 		{[]string{"-h"}, 0, "usage: overlayctl COMMAND"},
 		{[]string{"state", "-h"}, 0, "usage: overlayctl state"},
@@ -145,6 +149,9 @@ func TestUsage(t *testing.T) {
 		{[]string{"--wrong", "state"}, 2, "-wrong"},
 		{[]string{"state", "--wrong"}, 2, "overlayctl state -h"},
 		{[]string{"state", "extra"}, 2, `"extra"`},
+		{[]string{"ipam", "what"}, 2, "want list or check"},
+		{[]string{"ipam", "--run-dir", "/nonexistent"}, 1, "run directory: stat /nonexistent: no such file"},
+		{[]string{"ipam", "check", "--run-dir", "/nonexistent"}, 1, "run directory: stat /nonexistent: no such file"},
 		{[]string{"state", "-o", "yaml"}, 2, `"yaml"`},
 		{[]string{"state", "--coordinator", "10.0.0.1"}, 2, "scheme is missing"},
 		{[]string{"state", "--coordinator", "http://127.0.0.1:1"}, 1, "refused"},
@@ -227,7 +234,9 @@ dcos     9.0.1.0/24    m-dcos 9.0.1.0/25  -              ok
 	failed.Overlays = []conf.AgentOverlay{{Info: conf.Overlay{Name: "dcos"}, State: &conf.OverlayStatus{Status: conf.StatusFailed, Error: "no VTEP"}}}
 	lost := state
 	lost.Lease.Lost = "granted to another"
-	for words, s := range map[string]conf.State{"failed: no VTEP": failed, "LOST: granted to another": lost} {
+	none := state
+	none.Lease, none.Overlays = conf.LeaseState{Lost: "there is no lease yet", Error: "no free VTEP address"}, nil
+	for words, s := range map[string]conf.State{"failed: no VTEP": failed, "LOST: granted to another": lost, "NONE YET: no free VTEP address": none} {
 		if code, stdout, _ := ctl(t, nil, "status", "--run-dir", agent(t, s), "--coordinator", url); code != 1 || !strings.Contains(stdout, words) {
 			t.Errorf("code %d, want 1 and %q\n%s", code, words, stdout)
 		}
@@ -249,5 +258,39 @@ dcos     9.0.1.0/24    m-dcos 9.0.1.0/25  -              ok
 	_, stdout, _ = ctl(t, nil, "-o", "json", "status", "--run-dir", dir, "--coordinator", url)
 	if err := json.Unmarshal([]byte(stdout), &asJSON); err != nil || asJSON.Running || asJSON.Agent.AgentID != "host-2" || !asJSON.Coordinator.Reachable {
 		t.Errorf("%v\n%s", err, stdout)
+	}
+}
+
+// Halves that nobody has attached to are listed as empty, and get no address
+// store from being looked at.
+func TestUnusedHalves(t *testing.T) {
+	prefix := netip.MustParsePrefix
+	lease := conf.Lease{Bridges: conf.Halves[:], Grants: []conf.Grant{
+		{Overlay: conf.Overlay{Name: "two"}, Subnet: prefix("9.0.1.0/24"), Subnet6: prefix("fd01:b::/125")},
+		{Overlay: conf.Overlay{Name: "one"}, Subnet: prefix("10.0.0.0/29")},
+	}}
+	dir := t.TempDir()
+	if err := conf.WriteJSON(filepath.Join(dir, conf.StateFile), conf.State{Overlays: lease.AgentOverlays(nil)}, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	want := `OVERLAY  HALF    RANGE          USED  COOLING  TOTAL  REUSED EARLY
+one      mesos   10.0.0.0/30    0     0        1      0
+one      docker  10.0.0.4/30    0     0        1      0
+two      mesos   9.0.1.0/25     0     0        125    0
+two      mesos   fd01:b::/126   0     0        2      0
+two      docker  9.0.1.128/25   0     0        125    0
+two      docker  fd01:b::4/126  0     0        2      0
+
+OVERLAY  HALF  ADDRESSES  CONTAINER  IFNAME  NETWORK  INTERFACE
+`
+	code, stdout, stderr := ctl(t, nil, "ipam", "--run-dir", dir)
+	if diff := cmp.Diff(want, stdout); diff != "" || code != 0 {
+		t.Errorf("code %d %s (-want +got):\n%s", code, stderr, diff)
+	}
+	if _, err := os.Stat(filepath.Join(dir, conf.IPAMDir)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("looking made a directory: %v", err)
+	}
+	if code, stdout, _ := ctl(t, nil, "ipam", "--run-dir", t.TempDir(), "-o", "json"); code != 0 || !strings.Contains(stdout, `"usage": []`) {
+		t.Errorf("nothing published: code %d, %s", code, stdout)
 	}
 }

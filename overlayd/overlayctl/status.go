@@ -145,11 +145,7 @@ func (e *env) printStatus(s hostStatus) error {
 		line("agent id", a.AgentID)
 		line("agent IP", a.IP.String())
 		line("MTU", fmt.Sprint(a.MTU))
-		lease := fmt.Sprintf("epoch %d", a.Lease.Epoch)
-		if a.Lease.Lost != "" {
-			lease = "LOST: " + a.Lease.Lost
-		}
-		line("lease", lease)
+		line("lease", leaseText(a.Lease))
 	}
 	reachable := "reachable"
 	if !s.Coordinator.Reachable {
@@ -165,6 +161,18 @@ func (e *env) printStatus(s hostStatus) error {
 		rows = append(rows, []string{o.Info.Name, prefixes(o.Subnet, o.Subnet6), bridge(o.MesosBridge), bridge(o.DockerBridge), statusText(o.State)})
 	}
 	return e.printTable([]string{"OVERLAY", "AGENT SUBNET", "MESOS BRIDGE", "DOCKER BRIDGE", "STATUS"}, rows)
+}
+
+func leaseText(l conf.LeaseState) string {
+	switch {
+	case l.Epoch == 0 && l.Error != "":
+		return "NONE YET: " + l.Error
+	case l.Epoch == 0:
+		return "NONE YET"
+	case l.Lost != "":
+		return "LOST: " + l.Lost
+	}
+	return fmt.Sprintf("epoch %d", l.Epoch)
 }
 
 func bridge(b *conf.Bridge) string {

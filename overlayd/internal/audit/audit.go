@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -90,9 +91,9 @@ type Host struct {
 // Store is one overlay's address store.
 type Store struct {
 	Records  []ipam.Record
-	Problems []string // from ipam's own verification
-	Err      error    // it could not be read
-	Stats    map[conf.Half][]ipam.Stats
+	Problems []string          // from ipam's own verification
+	Err      error             // it could not be read
+	Usage    []Usage           // of the halves that the host has
 	Gone     map[ipam.Key]bool // the record's namespace is no longer; see ipam.NetNS
 }
 
@@ -108,6 +109,9 @@ type Device struct {
 // Read reads the books.
 func Read(ctx context.Context, runDir string) (Host, error) {
 	h := Host{Stores: map[string]Store{}, Devices: map[string]Device{}}
+	if _, err := os.Stat(runDir); err != nil {
+		return h, fmt.Errorf("run directory: %w", err) // misspelt, or no agent was ever here
+	}
 	var err error
 	if h.Boot, err = conf.BootID(); err != nil {
 		return h, err
@@ -150,13 +154,8 @@ func (h Host) readStore(ctx context.Context, dir, overlay string) (out Store) {
 	for _, rec := range out.Records {
 		out.Gone[rec.Key()] = rec.NetNS.Gone()
 	}
-	out.Stats = map[conf.Half][]ipam.Stats{}
 	o, _ := h.State.Overlay(overlay)
-	for _, half := range conf.Halves {
-		if b := o.Bridge(half); b != nil && out.Err == nil {
-			out.Stats[half], out.Err = s.Stats(ctx, half, ranges(b))
-		}
-	}
+	out.Usage, out.Err = usage(ctx, o, s.Stats)
 	return out
 }
 
