@@ -791,11 +791,28 @@ func TestSockets(t *testing.T) {
 		t.Errorf("over TCP: %v %v", resp, err)
 	}
 	resp.Body.Close()
-	resp, err = client.Post("http://127.0.0.1:6441"+api.PathAgentOverlay, "", nil)
-	if err != nil || resp.StatusCode != http.StatusMethodNotAllowed {
-		t.Errorf("POST: %v %v, want it refused", resp, err)
+	for _, tt := range []struct {
+		method, path string
+		code         int
+		says         string
+	}{
+		{"POST", api.PathAgentOverlay, http.StatusMethodNotAllowed, "POST /overlay-agent/overlay: only GET is served here"},
+		{"GET", "/overlay-master/state", http.StatusNotFound, "this is the agent"},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), tt.method, "http://127.0.0.1:6441"+tt.path, nil)
+		must(t, err)
+		resp, err := client.Do(req)
+		must(t, err)
+		var answer api.Error
+		err = json.NewDecoder(resp.Body).Decode(&answer)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != tt.code || !strings.Contains(answer.Message, tt.says) {
+			t.Errorf("%s %s: %d %v %q, want %d and %q", tt.method, tt.path, resp.StatusCode, err, answer.Message, tt.code, tt.says)
+		}
+		if allow := resp.Header.Get("Allow"); (allow == "GET") != (tt.code == http.StatusMethodNotAllowed) {
+			t.Errorf("%s %s: Allow %q", tt.method, tt.path, allow)
+		}
 	}
-	resp.Body.Close()
 
 	other := newHost(c)
 	other.opts.Listen = "127.0.0.1:6441"

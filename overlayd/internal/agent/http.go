@@ -9,10 +9,12 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
 )
 
@@ -21,7 +23,9 @@ const maxSocketPath = 107
 
 // served is what HTTP shows at one moment. It is never changed, only replaced.
 type served struct {
-	document []byte // conf.State, as in the published file
+	document []byte // state, as in the published file
+	state    conf.State
+	peers    int
 	// notReady says why new containers cannot be attached; empty: they can,
 	// until CLOCK_BOOTTIME expires.
 	notReady string
@@ -37,31 +41,58 @@ func (s *served) reason() string {
 	return s.notReady
 }
 
+// handler serves GET only. Every error is {"error": "..."}, as the
+// coordinator's.
 func (a *Agent) handler() http.Handler {
-	mux := http.NewServeMux()
-	document := func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		w.Write(a.served.Load().document)
+	routes := []struct {
+		path  string
+		serve http.HandlerFunc
+	}{
+		{api.PathAgentOverlay, a.serveDocument},
+		{api.PathAgentOverlays, a.serveDocument},
+		{api.PathHealth, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") }},
+		{api.PathReady, a.serveReady},
+		{api.PathMetrics, a.serveMetrics},
 	}
-	mux.HandleFunc("GET "+api.PathAgentOverlay, document)
-	mux.HandleFunc("GET "+api.PathAgentOverlays, document)
-	mux.HandleFunc("GET "+api.PathHealth, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET "+api.PathReady, func(w http.ResponseWriter, _ *http.Request) {
-		reason := a.served.Load().reason()
-		if reason == "" {
-			fmt.Fprintln(w, "ok")
-			if a.docker != nil { // who uses CNI is not concerned
-				for _, problem := range a.docker.Problems() {
-					fmt.Fprintln(w, problem)
-				}
-			}
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(http.StatusServiceUnavailable)
-		json.NewEncoder(w).Encode(api.Error{Message: reason})
+	mux := http.NewServeMux()
+	var paths []string
+	for _, r := range routes {
+		mux.HandleFunc("GET "+r.path, r.serve)
+		mux.HandleFunc(r.path, func(w http.ResponseWriter, req *http.Request) {
+			w.Header().Set("Allow", http.MethodGet)
+			refuse(w, http.StatusMethodNotAllowed, "%s %s: only GET is served here", req.Method, r.path)
+		})
+		paths = append(paths, r.path)
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
+		refuse(w, http.StatusNotFound, "there is nothing at %.200q; this is the agent of a host of the overlay network and serves: %s",
+			req.URL.Path, strings.Join(paths, ", "))
 	})
 	return mux
+}
+
+func refuse(w http.ResponseWriter, code int, format string, args ...any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	json.NewEncoder(w).Encode(api.Error{Message: fmt.Sprintf(format, args...)})
+}
+
+func (a *Agent) serveDocument(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Write(a.served.Load().document)
+}
+
+func (a *Agent) serveReady(w http.ResponseWriter, _ *http.Request) {
+	if reason := a.served.Load().reason(); reason != "" {
+		refuse(w, http.StatusServiceUnavailable, "%s", reason)
+		return
+	}
+	fmt.Fprintln(w, "ok")
+	if a.docker != nil { // who uses CNI is not concerned
+		for _, problem := range a.docker.Problems() {
+			fmt.Fprintln(w, problem)
+		}
+	}
 }
 
 // listeners are the sockets of the HTTP server.

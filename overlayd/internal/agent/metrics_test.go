@@ -1,0 +1,75 @@
+package agent
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/overlayd/internal/api"
+)
+
+// The numbers are there before there is a lease, and tell how full a half is
+// after a container got an address of it.
+func TestMetrics(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	c.join("other", "172.17.0.2")
+	h := newHost(c)
+	c.stop()
+	h.start()
+	h.notReady("no lease yet")
+	h.metrics(`overlay_agent_ready 0`, `overlay_agent_lease_remaining_seconds 0`, `overlay_agent_address_stores_ok 1`)
+
+	c.start()
+	h.ready()
+	eventually(t, "the other host is a peer", func() error { return h.lines("overlay_agent_peers 1") })
+	s, err := ipam.Open(t.Context(), ipam.Options{Dir: h.path(conf.IPAMDir), Overlay: "dcos"})
+	must(t, err)
+	_, err = s.Allocate(t.Context(), ipam.Request{
+		Attachment: ipam.Attachment{Network: "dcos", ContainerID: "c", IfName: "eth0"},
+		Half:       conf.Mesos, Ranges: []netip.Prefix{prefix("9.0.1.0/25")},
+	})
+	must(t, err)
+	must(t, s.Close())
+	h.metrics(
+		`overlay_build_info{program="agent",version="1.2.3"} 1`,
+		`overlay_agent_ready 1`,
+		`overlay_agent_mtu_bytes 1450`,
+		`overlay_agent_peers 1`,
+		`overlay_agent_overlay_ok{overlay="dcos6"} 1`,
+		`overlay_agent_address_stores_ok 1`,
+		`overlay_agent_addresses{overlay="dcos",half="mesos",family="ipv4",state="used"} 1`,
+		`overlay_agent_addresses{overlay="dcos",half="mesos",family="ipv4",state="free"} 124`,
+		`overlay_agent_addresses{overlay="dcos",half="docker",family="ipv4",state="used"} 0`,
+		`overlay_agent_addresses{overlay="dcos6",half="docker",family="ipv6",state="cooling"} 0`,
+		`# TYPE overlay_agent_addresses_reused_early_total counter`,
+		`overlay_agent_addresses_reused_early_total{overlay="dcos",half="mesos",family="ipv4"} 0`,
+	)
+}
+
+// metrics checks that the page has these lines.
+func (h *testHost) metrics(want ...string) {
+	h.t.Helper()
+	if err := h.lines(want...); err != nil {
+		h.t.Error(err)
+	}
+}
+
+func (h *testHost) lines(want ...string) error {
+	code, body, err := h.get(api.PathMetrics)
+	if err != nil || code != http.StatusOK {
+		return fmt.Errorf("GET %s: %d %v %s", api.PathMetrics, code, err, body)
+	}
+	for _, line := range want {
+		if !strings.Contains("\n"+body, "\n"+line+"\n") {
+			return fmt.Errorf("no line %s in\n%s", line, body)
+		}
+	}
+	return nil
+}
