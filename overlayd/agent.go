@@ -45,7 +45,7 @@ func (f *agentFlags) options() []option {
 			help: "where the CNI plugins lie"},
 		{name: "docker-host", arg: "URL", def: "unix:///var/run/docker.sock", set: setString(&f.DockerHost),
 			help: "where dockerd serves its API; empty: no Docker"},
-		{name: "listen", arg: "ADDR", def: "127.0.0.1:6441", set: setString(&f.Listen),
+		{name: "listen", arg: "ADDR", def: "127.0.0.1:6441", set: optional(&f.Listen, setListen),
 			help: "address and port to serve the state on; empty: only the socket in the run directory"},
 		{name: "cooling", arg: "DURATION", def: cooling, set: setCooling(&f.Cooling),
 			help: "how long a released address rests before it is used again; 0: not at all"},

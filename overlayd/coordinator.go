@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -29,7 +30,7 @@ func (f *coordinatorFlags) options() []option {
 	return []option{
 		{name: "config", arg: "FILE", set: setString(&f.config),
 			help: "cluster configuration, YAML or JSON; required"},
-		{name: "listen", arg: "ADDR", def: "0.0.0.0:6440", set: setString(&f.listen),
+		{name: "listen", arg: "ADDR", def: "0.0.0.0:6440", set: setListen(&f.listen),
 			help: "address and port to serve on"},
 		{name: "store", arg: "STORE", set: setString(&f.store),
 			help: "where leases are kept, bbolt:PATH (default bbolt:<state-dir>/coordinator.db)"},
@@ -72,7 +73,9 @@ func runCoordinator(ctx context.Context, args []string, env func(string) (string
 	}
 	defer st.Close()
 	c, err := coordinator.New(ctx, coordinator.Options{Network: network, Store: st, Log: log, Version: version})
-	if err != nil {
+	if errors.Is(err, coordinator.ErrMisfit) {
+		return usageError{fmt.Errorf("%s: %w", f.config, err)}
+	} else if err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)

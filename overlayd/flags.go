@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -54,7 +55,7 @@ func parse(command string, options []option, configFile string, args []string, e
 		if !ok {
 			path, ok = env(envName(configFile))
 		}
-		if ok {
+		if ok && path != "" {
 			if fromFile, err = readConfig(path, options, configFile); err != nil {
 				return nil, err
 			}
@@ -175,6 +176,32 @@ func setBool(to *bool) func(string) error {
 			return fmt.Errorf("%q: want true or false", s)
 		}
 		return nil
+	}
+}
+
+// setListen reads an address to listen on.
+func setListen(to *string) func(string) error {
+	return func(s string) error {
+		_, port, err := net.SplitHostPort(s)
+		if err == nil {
+			_, err = net.LookupPort("tcp", port)
+		}
+		if err != nil || port == "" {
+			return fmt.Errorf("%q: want an address and a port, as in 0.0.0.0:6440", s)
+		}
+		*to = s
+		return nil
+	}
+}
+
+// optional lets a value be empty.
+func optional(to *string, set func(*string) func(string) error) func(string) error {
+	return func(s string) error {
+		if s == "" {
+			*to = ""
+			return nil
+		}
+		return set(to)(s)
 	}
 }
 

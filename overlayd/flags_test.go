@@ -105,6 +105,8 @@ func TestWhatOverrides(t *testing.T) {
 		{"file", []string{"--config", file}, nil, 3 * time.Second},
 		{"file named by the environment", nil, map[string]string{"OVERLAYD_CONFIG": file}, 3 * time.Second},
 		{"default", nil, nil, 150 * time.Second},
+		{"no file, said by the environment", nil, map[string]string{"OVERLAYD_CONFIG": ""}, 150 * time.Second},
+		{"no file after all", []string{"--config", ""}, map[string]string{"OVERLAYD_CONFIG": file}, 150 * time.Second},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -154,6 +156,8 @@ func TestParseRefuses(t *testing.T) {
 		{"address with a zone", []string{"--agent-ip", "fe80::1%eth0"}, nil, "want an IPv4 or IPv6 address"},
 		{"bad environment value", nil, map[string]string{"OVERLAYD_AGENT_IP": "here"}, `OVERLAYD_AGENT_IP: "here": want an IPv4`},
 		{"bad value in the file", []string{"--config", badValue}, nil, `agent-ip in the configuration file: "here": want an IPv4`},
+		{"listen without a port", []string{"--listen", "127.0.0.1"}, nil, `--listen: "127.0.0.1": want an address and a port, as in 0.0.0.0:6440`},
+		{"listen on no port", []string{"--listen", "127.0.0.1:"}, nil, "want an address and a port"},
 		{"bad switch", nil, map[string]string{"OVERLAYD_INSECURE": "yes please"}, `OVERLAYD_INSECURE: "yes please": want true or false`},
 		{"unknown half", []string{"--bridges", "podman"}, nil, `--bridges: "podman": want mesos,docker or one of them, or none`},
 		{"no half", []string{"--bridges", ""}, nil, `--bridges: "": want mesos,docker`},

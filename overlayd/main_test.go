@@ -65,7 +65,8 @@ func TestExitCodes(t *testing.T) {
 		{"coordinator on a file without a name", coordinator("--insecure", "--store", "bbolt:"), nil, 2, "", `--store "bbolt:": want bbolt:PATH`},
 		{"coordinator on a foreign file", coordinator("--insecure", "--store", "bbolt:"+foreign), nil, 1, "", foreign},
 		{"coordinator on a port in use", coordinator("--insecure", "--listen", busy.Addr().String()), nil, 1, "", "address already in use"},
-		{"coordinator on a bad port", coordinator("--insecure", "--listen", "127.0.0.1:99999"), nil, 1, "", "--listen: listen tcp: address 99999: invalid port"},
+		{"coordinator on a bad port", coordinator("--insecure", "--listen", "127.0.0.1:99999"), nil, 2, "", `--listen: "127.0.0.1:99999": want an address and a port`},
+		{"coordinator on no address", coordinator("--insecure", "--listen", ""), nil, 2, "", `--listen: "": want an address and a port`},
 
 		{"agent help", []string{"agent", "--help"}, nil, 0, "--cooling DURATION", ""},
 		{"agent without a coordinator", []string{"agent", "--insecure"}, nil, 2, "", "--coordinator is missing; give the URL"},
@@ -208,5 +209,35 @@ func TestCoordinator(t *testing.T) {
 	}
 	if code := d.end(t); code != 0 {
 		t.Errorf("exit code %d, want 0", code)
+	}
+}
+
+// A configuration that takes leased subnets away is a mistake in it, like any
+// other.
+func TestMisfitExitCode(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	d := startCoordinator(t, dir)
+	client, err := api.NewClient([]string{"http://" + d.addr}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Register(t.Context(), api.RegisterRequest{AgentID: "one", AgentIP: netip.MustParseAddr("172.17.0.2"), Version: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	if code := d.end(t); code != 0 {
+		t.Fatalf("exit code %d", code)
+	}
+	b, err := os.ReadFile(exampleConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := writeFile(t, "other.yaml", strings.Replace(string(b), "9.0.0.0/8", "10.0.0.0/8", 1))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var stdout, stderr strings.Builder
+	args := []string{"coordinator", "--config", other, "--listen", "127.0.0.1:0", "--state-dir", dir, "--insecure"}
+	code := run(ctx, args, environment(nil), &stdout, &stderr)
+	if want := other + ": the configuration does not fit what is leased: overlay dcos: "; code != 2 || !strings.Contains(stderr.String(), want) {
+		t.Errorf("exit code %d, want 2; stderr: %s", code, stderr.String())
 	}
 }

@@ -334,7 +334,12 @@ func TestLoadFlags(t *testing.T) {
 		t.Errorf("problems (-want +got):\n%s", diff)
 	}
 
-	for content, want := range map[string]string{"- a\n": "have a list", "": "empty", "a: [\n": "not YAML"} {
+	for _, content := range []string{"", "# agent-id: a\n#listen: b\n"} {
+		if got, problems, err := load(content); len(got) > 0 || problems != nil || err != nil {
+			t.Errorf("LoadFlags of %q = %v, %v, %v, want nothing set", content, got, problems, err)
+		}
+	}
+	for content, want := range map[string]string{"- a\n": "have a list", "a: [\n": "not YAML"} {
 		if _, _, err := load(content); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
 			t.Errorf("LoadFlags of %q = %v, want an error with %q and the file's name", content, err, want)
 		}

@@ -16,6 +16,9 @@ import (
 // maxSize bounds a configuration file; 2,000 overlays fit.
 const maxSize = 256 << 10
 
+// errEmpty: there is no document, or nothing in it.
+var errEmpty = errors.New("the file is empty")
+
 // document reads the one YAML document of a file and returns its root.
 func document(r io.Reader) (*yaml.Node, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxSize+1))
@@ -33,7 +36,7 @@ func document(r io.Reader) (*yaml.Node, error) {
 	var first, second yaml.Node
 	switch err := dec.Decode(&first); {
 	case errors.Is(err, io.EOF):
-		return nil, errors.New("the file is empty")
+		return nil, errEmpty
 	case err != nil:
 		return nil, syntaxError(err, data)
 	}

@@ -1,6 +1,7 @@
 package clusterfile
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -13,7 +14,8 @@ import (
 // LoadFlags reads a configuration file whose keys are names of flags without
 // the dashes. A value is a scalar or a list of scalars, returned as written.
 // Like Load it returns everything that is wrong, and the values are good for
-// use only if that is nothing.
+// use only if that is nothing. A file in which everything is commented out sets
+// nothing.
 func LoadFlags(path string, known []string) (map[string][]string, []conf.Problem, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -21,7 +23,9 @@ func LoadFlags(path string, known []string) (map[string][]string, []conf.Problem
 	}
 	defer f.Close()
 	root, err := document(f)
-	if err != nil {
+	if errors.Is(err, errEmpty) {
+		return nil, nil, nil
+	} else if err != nil {
 		return nil, nil, fmt.Errorf("read the configuration %s: %w", path, err)
 	}
 	if root.Kind != yaml.MappingNode {

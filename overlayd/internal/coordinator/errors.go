@@ -11,6 +11,10 @@ import (
 // errStopping: Run has ended, or was never called.
 var errStopping = errors.New("the coordinator is stopping")
 
+// ErrMisfit is an error of New: the configuration was changed in a way that
+// would take from agents what they have leased.
+var ErrMisfit = errors.New("the configuration does not fit what is leased")
+
 // refuse is an answer that says no. The message is for the person who reads the
 // agent's log.
 func refuse(code int, format string, args ...any) error {

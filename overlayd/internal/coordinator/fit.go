@@ -32,7 +32,7 @@ func (c *Coordinator) explain(stored conf.Network, misfits []*misfit) error {
 	if len(errs) == 0 {
 		return nil
 	}
-	return fmt.Errorf("the configuration does not fit what is leased: %w", errors.Join(errs...))
+	return fmt.Errorf("%w: %w", ErrMisfit, errors.Join(errs...))
 }
 
 func (c *Coordinator) explainGroup(stored conf.Network, overlay string, ipv6 bool, ms []*misfit) error {
