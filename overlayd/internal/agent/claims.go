@@ -70,7 +70,7 @@ func claimsOf(p *conf.Peer, fn func(claim)) {
 // setOwn says what we have ourselves.
 func (c *claims) setOwn(own conf.Lease, ip netip.Addr) {
 	ours := own.Peer().Subnets
-	if c.own.Epoch != own.Epoch || c.own.VTEP != own.VTEP || c.ip != ip || !slices.Equal(c.ours, ours) {
+	if c.own.VTEP != own.VTEP || c.ip != ip || !slices.Equal(c.ours, ours) {
 		c.stale = true
 	}
 	c.own, c.ours, c.ip = own, ours, ip

@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -44,8 +45,21 @@ func TestClaimsAgreeWithSettle(t *testing.T) {
 				own, ip = drawLease(t), drawAddr(t, "own ip")
 				c.setOwn(own, ip)
 			},
+			"own ip": func(t *rapid.T) {
+				ip = drawAddr(t, "own ip")
+				c.setOwn(own, ip)
+			},
+			"own vtep": func(t *rapid.T) {
+				own.VTEP = drawLease(t).VTEP
+				c.setOwn(own, ip)
+			},
 			"own epoch": func(t *rapid.T) {
 				own.Epoch = drawEpoch(t)
+				c.setOwn(own, ip)
+			},
+			"own subnet": func(t *rapid.T) {
+				own.Grants = slices.Clone(own.Grants)
+				own.Grants[0].Subnet = drawOwnSubnet(t)
 				c.setOwn(own, ip)
 			},
 			"all": func(t *rapid.T) {
@@ -149,6 +163,10 @@ func drawLease(t *rapid.T) conf.Lease {
 	if ip6 := drawAddr6(t, "own vtep6"); ip6.IsValid() {
 		l.VTEP.IP6 = netip.PrefixFrom(ip6, 64)
 	}
-	l.Grants[0].Subnet = rapid.SampledFrom([]netip.Prefix{prefix("9.0.1.0/24"), prefix("9.0.2.0/24")}).Draw(t, "own subnet")
+	l.Grants[0].Subnet = drawOwnSubnet(t)
 	return l
+}
+
+func drawOwnSubnet(t *rapid.T) netip.Prefix {
+	return rapid.SampledFrom([]netip.Prefix{prefix("9.0.1.0/24"), prefix("9.0.2.0/24")}).Draw(t, "own subnet")
 }
