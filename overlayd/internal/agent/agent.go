@@ -71,6 +71,7 @@ type Agent struct {
 	log    *slog.Logger
 	timing timing
 	served atomic.Pointer[served] // what HTTP shows; the loop replaces it
+	peers  atomic.Int64           // that are programmed; the loop counts them
 	docker *docker.Docker         // nil: no Docker
 	// firewall announces that Docker may have put rules before ours.
 	firewall chan struct{}

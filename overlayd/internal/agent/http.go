@@ -25,7 +25,6 @@ const maxSocketPath = 107
 type served struct {
 	document []byte // state, as in the published file
 	state    conf.State
-	peers    int
 	// notReady says why new containers cannot be attached; empty: they can,
 	// until CLOCK_BOOTTIME expires.
 	notReady string

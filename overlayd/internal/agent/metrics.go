@@ -22,7 +22,7 @@ func (a *Agent) serveMetrics(w http.ResponseWriter, r *http.Request) {
 	p.Gauge("overlay_agent_lease_epoch", "Epoch of the lease, 0 if there is none.", float64(s.state.Lease.Epoch))
 	p.Gauge("overlay_agent_lease_remaining_seconds", "How long the lease holds without being renewed.", max(0, s.expires-s.now()).Seconds())
 	p.Gauge("overlay_agent_mtu_bytes", "MTU of VTEP, bridges and containers.", float64(s.state.MTU))
-	p.Gauge("overlay_agent_peers", "Other hosts that packets are forwarded to.", float64(s.peers))
+	p.Gauge("overlay_agent_peers", "Other hosts that packets are forwarded to.", float64(a.peers.Load()))
 	p.Gauge("overlay_agent_configuration_attempts", "Rounds since the lease changed, until all was well.", float64(s.state.ConfigurationAttempts))
 	for _, o := range s.state.Overlays {
 		p.Bool("overlay_agent_overlay_ok", "Whether the overlay is set up on this host.",

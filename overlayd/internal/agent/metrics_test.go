@@ -51,6 +51,10 @@ func TestMetrics(t *testing.T) {
 		`# TYPE overlay_agent_addresses_reused_early_total counter`,
 		`overlay_agent_addresses_reused_early_total{overlay="dcos",half="mesos",family="ipv4"} 0`,
 	)
+
+	// A later peer changes nothing else.
+	c.join("late", "172.17.0.5")
+	eventually(t, "the late host is a peer", func() error { return h.lines("overlay_agent_peers 2") })
 }
 
 // metrics checks that the page has these lines.

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -73,9 +74,10 @@ func (l *loop) applyPeers(ctx context.Context) {
 
 // patch applies an event to the peers and reports whether it changed any.
 func (l *loop) patch(e api.PeerEvent) bool {
+	debug := l.log.Enabled(context.Background(), slog.LevelDebug) // what is not logged need not be put together
 	set, removed := 0, 0
 	gone := e.Delete
-	if e.Snapshot {
+	if e.Snapshot && len(l.claims.peers) > 0 {
 		now := map[string]bool{}
 		for _, p := range e.Put {
 			now[p.AgentID] = true
@@ -90,7 +92,9 @@ func (l *loop) patch(e api.PeerEvent) bool {
 		if _, ok := l.claims.peers[id]; ok {
 			l.claims.remove(id)
 			removed++
-			l.log.Debug("peer gone", "peer", id)
+			if debug {
+				l.log.Debug("peer gone", "peer", id)
+			}
 		}
 	}
 	for _, p := range e.Put {
@@ -100,7 +104,9 @@ func (l *loop) patch(e api.PeerEvent) bool {
 		}
 		l.claims.put(p)
 		set++
-		l.log.Debug("peer", "peer", p.AgentID, "ip", p.AgentIP, "epoch", p.Epoch)
+		if debug {
+			l.log.Debug("peer", "peer", p.AgentID, "ip", p.AgentIP, "epoch", p.Epoch)
+		}
 	}
 	if set+removed == 0 {
 		return false

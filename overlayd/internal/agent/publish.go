@@ -100,7 +100,7 @@ func (l *loop) write() (state conf.State, notReady string) {
 // serve has HTTP show the document.
 func (l *loop) serve(state conf.State, notReady string) {
 	l.agent.served.Store(&served{
-		document: mustMarshal(state), state: state, peers: len(l.claims.peers), notReady: notReady, late: cmp.Or(l.refusal, "the coordinator did not answer"),
+		document: mustMarshal(state), state: state, notReady: notReady, late: cmp.Or(l.refusal, "the coordinator did not answer"),
 		expires: time.Duration(state.Lease.ExpiresBoottime), now: l.boot.now,
 	})
 }

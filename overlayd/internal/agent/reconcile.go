@@ -28,12 +28,21 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 	expected := l.apply.isSet() // something new is to be applied
 	l.apply.clear()
 	report, peersOnly := l.program(ctx, resync)
+	if !peersOnly && l.hear() {
+		// Nearly always the first round: peers came while the host was set up.
+		// They are not to wait for the files, and whoever finds the host ready
+		// finds them.
+		more, _ := l.program(ctx, false)
+		more.Changed += report.Changed
+		report, expected = more, true
+	}
 	if ctx.Err() != nil {
 		return // a round cut short says nothing
 	}
+	l.agent.peers.Store(int64(len(l.claims.peers)))
 	lost := l.claims.lost
 	if peersOnly && l.settled && !l.failing && report.Err == nil && len(report.Overlays) == 0 && lost == l.lost {
-		return // nothing that is published says how many peers there are
+		return // the document does not tell of peers
 	}
 	if resync {
 		l.last = time.Now()
@@ -67,6 +76,19 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 	l.serve(state, notReady)
 	l.tellStatus(false)
 	l.plan(l.failing || err != nil)
+}
+
+// hear takes in an event of the watch if one waits, and reports whether it
+// brought anything to apply.
+func (l *loop) hear() bool {
+	select {
+	case p := <-l.peersIn:
+		l.peersChanged(p)
+	default:
+	}
+	apply := l.apply.isSet()
+	l.apply.clear()
+	return apply
 }
 
 // program makes the kernel what it should be. peersOnly says that only peers
