@@ -25,17 +25,23 @@ type pair struct {
 }
 
 // dataplane compares what crosses hosts over our overlay with the same VXLAN
-// made by hand.
+// made by hand: without any firewall, so that its containers reach nothing
+// outside, and with the one rule by which they do. That rule alone makes the
+// kernel track every connection of the host.
 func dataplane(ctx context.Context, c *config) error {
 	own, err := c.overlayPair(ctx)
 	if err != nil {
 		return err
 	}
-	hand, err := c.handPair(ctx)
+	hand, err := c.handPair(ctx, "by hand", 12)
 	if err != nil {
 		return err
 	}
-	pairs := []pair{own, hand}
+	masq, err := c.handPair(ctx, "by hand with masquerade", 14, "-t", "nat", "-A", "POSTROUTING", "-s", "9.200.0.0/16", "!", "-d", "9.200.0.0/16", "-j", "MASQUERADE")
+	if err != nil {
+		return err
+	}
+	pairs := []pair{own, hand, masq}
 	const part = "across hosts"
 	kinds := []struct {
 		name, unit string
@@ -55,12 +61,12 @@ func dataplane(ctx context.Context, c *config) error {
 		return err
 	}
 	for _, p := range pairs {
-		srv, err := c.lab.Start(p.server, p.name+".iperf3", "iperf3", "-s")
+		srv, err := c.lab.Start(p.server, p.server.Name+".iperf3", "iperf3", "-s")
 		if err != nil {
 			return err
 		}
 		defer srv.Kill()
-		echo, err := c.lab.Start(p.server, p.name+".pong", "taskset", "-c", "0", self, "-pong", fmt.Sprintf("0.0.0.0:%d", pongPort))
+		echo, err := c.lab.Start(p.server, p.server.Name+".pong", "taskset", "-c", "0", self, "-pong", fmt.Sprintf("0.0.0.0:%d", pongPort))
 		if err != nil {
 			return err
 		}
@@ -83,7 +89,9 @@ func dataplane(ctx context.Context, c *config) error {
 		for i, p := range pairs {
 			c.report.add(part, k.name+", "+p.name, k.unit, samples[i])
 		}
-		c.report.ratio(part, k.name+", "+own.name, k.name+", "+hand.name, k.op, k.limit)
+		for _, peer := range pairs[1:] {
+			c.report.ratio(part, k.name+", "+own.name, k.name+", "+peer.name, k.op, k.limit)
+		}
 	}
 	return nil
 }
@@ -132,19 +140,25 @@ func (c *config) overlayPair(ctx context.Context) (pair, error) {
 	return p, c.reachable(ctx, p)
 }
 
-// handPair makes the same with ip(8): VXLAN, bridge, veth, static entries.
-func (c *config) handPair(ctx context.Context) (pair, error) {
-	p := pair{name: "by hand"}
+// handPair makes the same with ip(8): VXLAN, bridge, veth, static entries, and a
+// rule for iptables if there is one. Its hosts are number n and n+1 of the lab.
+func (c *config) handPair(ctx context.Context, name string, n int, rule ...string) (pair, error) {
+	p := pair{name: name}
 	var nodes [2]*lab.Node
 	for i := range nodes {
 		var err error
-		if nodes[i], err = c.lab.Node(ctx, fmt.Sprintf("hand%d", i), byte(12+i)); err != nil {
+		if nodes[i], err = c.lab.Node(ctx, fmt.Sprintf("hand%d", n+i), byte(n+i)); err != nil {
 			return p, err
+		}
+		if len(rule) > 0 {
+			if _, err := nodes[i].Run(ctx, append([]string{"iptables"}, rule...)...); err != nil {
+				return p, err
+			}
 		}
 	}
 	for i, node := range nodes {
 		other := nodes[1-i]
-		space, err := c.lab.Netns(ctx, fmt.Sprintf("hand%d-c", i))
+		space, err := c.lab.Netns(ctx, fmt.Sprintf("hand%d-c", n+i))
 		if err != nil {
 			return p, err
 		}

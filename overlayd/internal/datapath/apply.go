@@ -182,7 +182,7 @@ func encodeVXLAN(m *messages, o op) {
 				m.attr(nl.IFLA_VXLAN_LOCAL, o.addr.AsSlice()...)
 				// No checksum around the inner one: what the VXLAN standard
 				// asks for, and some network cards spoil it.
-				m.attr(nl.IFLA_VXLAN_UDP_CSUM, 0)
+				m.attr(nl.IFLA_VXLAN_UDP_CSUM, 1)
 			} else {
 				m.attr(nl.IFLA_VXLAN_LOCAL6, o.addr.AsSlice()...)
 			}

@@ -35,6 +35,7 @@ func TestTraffic(t *testing.T) {
 			n.under6 = tc.under6
 			_, hosts := n.plugHosts(t, 3)
 			for i, h := range hosts {
+				h.mustHave("ip -d link show vtep1024", " udpcsum noudp6zerocsumtx noudp6zerocsumrx ")
 				cfg := n.config(i, 3)
 				if r := h.mustSet(cfg, true); r.Changed != 0 || r.MTU != tc.mtu {
 					t.Errorf("host %d: second Set changed %d objects, MTU %d, want 0 and %d", i, r.Changed, r.MTU, tc.mtu)
