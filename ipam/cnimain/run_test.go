@@ -400,7 +400,9 @@ func TestNetNS(t *testing.T) {
 	}
 	for name, netns := range map[string]string{
 		"missing": path("missing"), "file": path("file"), "fifo": path("fifo"), "loop": path("loop"), "directory": dir,
-		"gone process": "/proc/4194305/ns/net", "own": "/proc/self/ns/net", "another kind": "/proc/self/ns/mnt",
+		// Not /proc/self: that is the main thread, which may be in a namespace that
+		// otherNetNS made.
+		"gone process": "/proc/4194305/ns/net", "own": "/proc/thread-self/ns/net", "another kind": "/proc/self/ns/mnt",
 	} {
 		r := newRecorder()
 		p := r.plugin()

@@ -20,8 +20,16 @@ import (
 )
 
 // settleTimeout bounds the wait for the kernel to let packets through. It takes
-// a fraction of a millisecond unless the kernel is old or very busy.
-const settleTimeout = 2 * time.Second
+// a fraction of a millisecond unless the kernel is old or very busy; then most of
+// the time that ADD has is spent on it rather than a container refused.
+const settleTimeout = 7 * time.Second
+
+// The pauses between two questions to the kernel. They grow, because on a busy
+// host those who ask keep the kernel from what they wait for.
+const (
+	firstPause   = 20 * time.Microsecond
+	longestPause = 5 * time.Millisecond
+)
 
 // errExists: the interface is there already.
 var errExists = errors.New("exists already")
@@ -261,7 +269,7 @@ func (s *sandbox) settle(ctx context.Context, p pair, addrs []netip.Prefix) erro
 // wait asks until done says so, the first time at once. That is nearly always
 // enough, so nothing is set up for waiting before.
 func wait(ctx context.Context, until time.Time, what string, done func() (bool, error)) error {
-	for {
+	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		ok, err := done()
 		if ok || err != nil {
 			return err
@@ -274,7 +282,7 @@ func wait(ctx context.Context, until time.Time, what string, done func() (bool, 
 		}
 		// The thread itself sleeps: a timer of Go would start the poller and
 		// threads for it, which takes longer than the kernel.
-		_ = unix.Nanosleep(&unix.Timespec{Nsec: 20_000}, nil)
+		_ = unix.Nanosleep(&unix.Timespec{Nsec: int64(pause)}, nil)
 	}
 }
 
