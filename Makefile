@@ -1,6 +1,6 @@
 # Verbs; each is one script. A bare `make` lists them.
 
-.PHONY: help setup build demo test integration conformance bench soak lint clean
+.PHONY: help setup build demo test integration conformance bench soak lint package clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\): ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,6 +31,9 @@ soak: ## the runs that are too long for CI (root)
 
 lint: ## gofmt, go vet, staticcheck, the layer rules
 	@scripts/lint
+
+package: ## one archive with programs, examples and guides, in dist/
+	@scripts/package
 
 clean: ## remove what the other verbs built
 	@scripts/clean

@@ -204,3 +204,17 @@ func exits(f *ast.FuncDecl) bool {
 	})
 	return found
 }
+
+// TestTreeVerbs: what people and machines are told to type is there.
+func TestTreeVerbs(t *testing.T) {
+	b, err := os.ReadFile("../Makefile")
+	must(t, err)
+	for _, verb := range []string{"setup", "build", "demo", "test", "soak", "bench", "lint", "package"} {
+		if !strings.Contains(string(b), "\n"+verb+": ## ") {
+			t.Errorf("no make %s, or one that a bare make does not list", verb)
+		}
+		if fi, err := os.Stat("../scripts/" + verb); err != nil || fi.Mode()&0o111 == 0 {
+			t.Errorf("scripts/%s is not a program: %v", verb, err)
+		}
+	}
+}
