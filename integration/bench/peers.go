@@ -353,12 +353,13 @@ func (c *config) oneMore(ctx context.Context, url string, client *http.Client, h
 		return err
 	}
 	routes.drain()
-	var waits []float64
+	var asking, joining, waits []float64
 	for k := range oneMoreSamples {
 		// Hosts join one by one; a storm is another measurement.
 		if err := pause(ctx, 50*time.Millisecond); err != nil {
 			return err
 		}
+		asked := time.Now()
 		if err := register(ctx, client, url, have+k); err != nil {
 			return err
 		}
@@ -367,9 +368,14 @@ func (c *config) oneMore(ctx context.Context, url string, client *http.Client, h
 		if err != nil {
 			return err
 		}
+		asking = append(asking, ms(answered.Sub(asked)))
+		joining = append(joining, ms(last.Sub(asked)))
+		// The agent may well be done when the answer has been read.
 		waits = append(waits, max(0, ms(last.Sub(answered))))
 	}
 	const part, name = "convergence", "one more peer, 4,000 known: registered to programmed"
+	c.report.add(part, "one more peer, 4,000 known: asked to registered", "ms", asking)
+	c.report.add(part, "one more peer, 4,000 known: asked to programmed", "ms", joining)
 	row := c.report.add(part, name, "ms", waits)
 	c.report.goal(part, name+", p50 (ms)", "", row.P50, "<=", 5)
 	c.report.goal(part, name+", p95 (ms)", "", row.P95, "<=", 25)

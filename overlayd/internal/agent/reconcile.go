@@ -99,11 +99,9 @@ func (l *loop) program(ctx context.Context, resync bool) (report datapath.Report
 	// The peers are written now and then: who was killed may have forgotten one
 	// that containers talk to.
 	cfg.Partial = !l.caughtUp
-	if !resync {
-		set, gone := l.claims.changes()
-		if report, ok := l.dp.Update(ctx, cfg, set, gone); ok {
-			return report, true
-		}
+	set, gone := l.claims.changes()
+	if report, ok := l.dp.Update(ctx, cfg, set, gone, resync); ok {
+		return report, !resync
 	}
 	cfg.Peers = l.claims.all()
 	return l.dp.Set(ctx, cfg, resync), false

@@ -59,6 +59,7 @@ func BenchmarkSteady(b *testing.B) {
 			}
 		})
 		b.Run(fmt.Sprintf("resync/peers=%d", peers), func(b *testing.B) {
+			b.ReportAllocs()
 			for range b.N {
 				h.mustSet(cfg, true)
 			}

@@ -133,9 +133,9 @@ func (d *Datapath) Close() error {
 func (d *Datapath) Set(ctx context.Context, cfg Config, resync bool) Report {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if l := d.last; l != nil && !resync && sameHost(l.cfg, cfg) {
+	if l := d.last; l != nil && sameHost(l.cfg, cfg) {
 		old, now := l.difference(cfg.Peers)
-		if r, ok := d.setPeers(ctx, old, now); ok {
+		if r, ok := d.update(ctx, cfg, old, now, resync); ok {
 			return r
 		}
 	}
@@ -149,12 +149,12 @@ func (d *Datapath) Set(ctx context.Context, cfg Config, resync bool) Report {
 	return r
 }
 
-// Update is Set without resync for a caller who knows which peers changed since
-// the last Set or Update: those in set are new or another, those with the ids
-// in gone are no more. It costs what changed and nothing else. cfg is what Set
-// would be called with; its peers are not looked at. When ok is false it is not
-// so simple, and Set has to be called.
-func (d *Datapath) Update(ctx context.Context, cfg Config, set []conf.Peer, gone []string) (r Report, ok bool) {
+// Update is Set for a caller who knows which peers changed since the last Set
+// or Update: those in set are new or another, those with the ids in gone are no
+// more. It costs what changed; with resync it reads the kernel, but keeps
+// nothing of what it reads. cfg is what Set would be called with, its peers are
+// not looked at. When ok is false it is not so simple, and Set has to be called.
+func (d *Datapath) Update(ctx context.Context, cfg Config, set []conf.Peer, gone []string, resync bool) (r Report, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	l := d.last
@@ -162,19 +162,41 @@ func (d *Datapath) Update(ctx context.Context, cfg Config, set []conf.Peer, gone
 		return Report{}, false
 	}
 	old, now := l.changes(set, gone)
-	return d.setPeers(ctx, old, now)
+	return d.update(ctx, cfg, old, now, resync)
+}
+
+// update puts the peers in now into the place of those in old and, with resync,
+// looks at the kernel. ok is false when the kernel has to be read and planned
+// for as a whole.
+func (d *Datapath) update(ctx context.Context, cfg Config, old, now []conf.Peer, resync bool) (r Report, ok bool) {
+	if !resync {
+		return d.setPeers(ctx, old, now)
+	}
+	if len(old)+len(now) > 0 {
+		if r, ok = d.setPeers(ctx, old, now); !ok || d.last == nil {
+			return Report{}, false
+		}
+	}
+	checked, ok := d.check(ctx, cfg)
+	checked.Changed += r.Changed
+	return checked, ok
 }
 
 // setAll reads the kernel, plans and applies. The error, which is in the report
 // as well, says that it had to stop on the way.
 func (d *Datapath) setAll(ctx context.Context, cfg Config) (Report, error) {
 	d.last = nil
-	have, err := d.read(cfg)
+	have, err := d.read(cfg, nil)
 	if err != nil {
 		return newReport(nil, 0, 0, err), err
 	}
 	p := plan(cfg, have)
-	d.warn(&p, cfg.VTEP.MTU)
+	return d.carryOut(ctx, cfg, &p, have, byID(cfg.Peers))
+}
+
+// carryOut makes what is planned and remembers it. The error is as in setAll.
+func (d *Datapath) carryOut(ctx context.Context, cfg Config, p *planned, have *state, peers map[string]conf.Peer) (Report, error) {
+	d.warn(p, cfg.VTEP.MTU)
 
 	// The firewall comes first, so that isolation is there before traffic is.
 	changed, failed := d.syncFirewall(ctx, p.cfg, have.ipv6)
@@ -182,19 +204,37 @@ func (d *Datapath) setAll(ctx context.Context, cfg Config) (Report, error) {
 	for name, l := range have.links {
 		a.index[name] = l.index
 	}
-	d.index.expect(&p, have)
-	err = a.apply(ctx, p.ops)
-	d.index.expectLinks(&p, have, a.index)
+	d.index.expect(p, have)
+	err := a.apply(ctx, p.ops)
+	d.index.expectLinks(p, have, a.index)
 
 	changed += a.changed
 	failed = append(failed, a.failed...)
 	if changed > 0 {
-		d.log.Info("datapath changed", "objects", changed, "peers", len(cfg.Peers), "mtu", p.mtu)
+		d.log.Info("datapath changed", "objects", changed, "peers", len(peers), "mtu", p.mtu)
 	}
-	if err == nil && len(failed) == 0 && !p.disputed {
-		d.remember(cfg, &p, have, a.index)
+	if err == nil && len(failed) == 0 && !p.disputed && peers != nil {
+		l := &applied{
+			cfg: cfg, supported: p.cfg, mtu: p.mtu, problems: p.problems, spared: p.spared,
+			foreign: have.foreign, peers: peers, indexes: a.index,
+		}
+		l.cfg.Peers, l.supported.Peers = nil, nil
+		l.supported.Partial = false // whoever is said to be gone later is gone for certain
+		d.last = l
 	}
 	return newReport(append(p.problems, failed...), p.mtu, changed, err), err
+}
+
+// byID is nil when two have one id: there is no telling them apart.
+func byID(peers []conf.Peer) map[string]conf.Peer {
+	m := make(map[string]conf.Peer, len(peers))
+	for _, p := range peers {
+		m[p.AgentID] = p
+	}
+	if len(m) < len(peers) {
+		return nil
+	}
+	return m
 }
 
 // warn logs what works, but not as it was meant; once, until it changes.
@@ -209,21 +249,6 @@ func (d *Datapath) warn(p *planned, configured int) {
 		d.log.Warn("two peers claim the same subnet or VTEP; the newer lease is obeyed")
 	}
 	d.tooLarge, d.disputed = configured, p.disputed
-}
-
-func (d *Datapath) remember(cfg Config, p *planned, have *state, indexes map[string]int) {
-	l := &applied{
-		cfg: cfg, supported: p.cfg, mtu: p.mtu, problems: p.problems, spared: p.spared, foreign: have.foreign,
-		peers: make(map[string]conf.Peer, len(cfg.Peers)), indexes: indexes,
-	}
-	for _, peer := range cfg.Peers {
-		l.peers[peer.AgentID] = peer
-	}
-	if len(l.peers) == len(cfg.Peers) { // else two have one id, and there is no telling them apart
-		l.cfg.Peers, l.supported.Peers = nil, nil
-		l.supported.Partial = false // whoever is said to be gone later is gone for certain
-		d.last = l
-	}
 }
 
 // setPeers is Set for the case that only peers changed since the last one. ok

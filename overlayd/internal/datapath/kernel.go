@@ -17,9 +17,11 @@ const routeProtocol = 44
 
 // read lists what the kernel has, as far as cfg makes it our business. A
 // listing that changed while it was read is taken again, a few times.
-func (d *Datapath) read(cfg Config) (*state, error) {
+//
+// With want the entries are not kept but compared with it.
+func (d *Datapath) read(cfg Config, want *entries) (*state, error) {
 	for try := 0; ; try++ {
-		s, err := d.readOnce(cfg)
+		s, err := d.readOnce(cfg, want)
 		interrupted := errors.Is(err, errInterrupted) || errors.Is(err, netlink.ErrDumpInterrupted)
 		if err == nil || !interrupted || try == 8 {
 			return s, err
@@ -27,7 +29,7 @@ func (d *Datapath) read(cfg Config) (*state, error) {
 	}
 }
 
-func (d *Datapath) readOnce(cfg Config) (*state, error) {
+func (d *Datapath) readOnce(cfg Config, want *entries) (*state, error) {
 	s := &state{
 		ipv6:      hasIPv6(),
 		links:     map[string]link{},
@@ -39,6 +41,9 @@ func (d *Datapath) readOnce(cfg Config) (*state, error) {
 			fdb:    make(map[conf.MAC]netip.Addr, len(cfg.Peers)),
 			routes: make(map[netip.Prefix]route, len(cfg.Peers)),
 		},
+	}
+	if want != nil {
+		s.compare = &comparison{want: *want}
 	}
 	names, err := d.readLinks(s)
 	if err != nil {
@@ -171,6 +176,10 @@ func (d *Datapath) readRoutes(s *state, family uint8, names map[int]string, cfg 
 
 // addRoute records a route of ours; entries hold one for each prefix.
 func (s *state) addRoute(dst netip.Prefix, r route) {
+	if s.compare != nil {
+		s.compare.route(dst, r)
+		return
+	}
 	if _, dup := s.routes[dst]; dup {
 		s.more = append(s.more, routeEntry{dst, r})
 		return
@@ -266,9 +275,12 @@ func (d *Datapath) readNeighbours(s *state, family uint8, vtep int) error {
 		if !ok || n.family != family || n.ifindex != vtep || n.state&unix.NUD_PERMANENT == 0 {
 			return
 		}
-		if family == unix.AF_BRIDGE {
+		switch {
+		case s.compare != nil:
+			s.compare.neighbour(n)
+		case family == unix.AF_BRIDGE:
 			s.fdb[n.mac] = n.ip
-		} else {
+		default:
 			s.neigh[n.ip] = n.mac
 		}
 	})

@@ -41,6 +41,7 @@ type state struct {
 	connected map[addrKey]struct{}
 	entries
 	more    []routeEntry                  // further routes of ours to a prefix in routes
+	compare *comparison                   // in place of entries and more; nil: those are read
 	foreign map[netip.Prefix]foreignRoute // routes of others to prefixes inside overlays
 	sysctls map[string]string             // by path below /proc/sys
 	// acceptRA names the links that take router advertisements only as long as
@@ -117,7 +118,8 @@ type planned struct {
 	spared   bool // something is not wanted and stays, because peers may be missing
 	wanted   wantedEntries
 	devices  []device
-	cfg      Config // without what this host cannot have
+	fresh    map[string]bool // devices that are to be made
+	cfg      Config          // without what this host cannot have
 }
 
 // device is a link of ours with its addresses.
@@ -131,12 +133,28 @@ type device struct {
 // neighbours and FDB entries before the routes that need them, additions before
 // removals, and unwanted bridges last.
 func plan(want Config, have *state) planned {
-	p := planned{}
+	p := planDevices(want, have)
+	p.wanted = expand(p.cfg)
+	p.problems = append(p.problems, p.wanted.problems...)
+	p.disputed = p.wanted.disputed
+	had := have.entries
+	more := have.more
+	if p.fresh[conf.VTEPName] {
+		had, more = withoutVTEP(had), nil
+	}
+	p.planEntries(had, more, have.foreign)
+	p.planLeftBridges(have)
+	return p
+}
+
+// planDevices is the part of plan that is about devices and the host.
+func planDevices(want Config, have *state) (p planned) {
 	p.chooseMTU(want.VTEP, have)
 	p.cfg = p.supported(want, have)
 	p.devices = devices(p.cfg)
 
 	fresh := p.planLinks(have)
+	p.fresh = fresh
 	for _, d := range p.devices {
 		// A bridge that was only made with an MTU takes another one whenever a
 		// port comes or goes; one that was told keeps it.
@@ -153,17 +171,6 @@ func plan(want Config, have *state) planned {
 		}
 		p.planAddrs(d, have, fresh[d.name], up)
 	}
-
-	p.wanted = expand(p.cfg)
-	p.problems = append(p.problems, p.wanted.problems...)
-	p.disputed = p.wanted.disputed
-	had := have.entries
-	more := have.more
-	if fresh[conf.VTEPName] {
-		had, more = withoutVTEP(had), nil
-	}
-	p.planEntries(had, more, have.foreign)
-	p.planLeftBridges(have)
 	return p
 }
 

@@ -16,7 +16,7 @@ func TestUpdate(t *testing.T) {
 	now := all
 	now.Peers = nil
 	update := func(set []conf.Peer, gone []string) (r Report, ok bool) {
-		h.do(func() { r, ok = h.dp.Update(t.Context(), now, set, gone) })
+		h.do(func() { r, ok = h.dp.Update(t.Context(), now, set, gone, false) })
 		return r, ok
 	}
 	h.mustSet(now, true)
@@ -87,7 +87,7 @@ func TestUpdatePartial(t *testing.T) {
 	less.Partial, less.Peers = true, slices.Clone(cfg.Peers[:2])
 	h.mustSet(less, false)
 	update := func(set []conf.Peer, gone ...string) (ok bool) {
-		h.do(func() { _, ok = h.dp.Update(t.Context(), less, set, gone) })
+		h.do(func() { _, ok = h.dp.Update(t.Context(), less, set, gone, false) })
 		return ok
 	}
 	if update(cfg.Peers[2:3]) {
