@@ -235,6 +235,7 @@ type timing struct {
 	resync      time.Duration // between two looks at the whole kernel state
 	retryMin    time.Duration // of a configuration that failed
 	savePeers   time.Duration // between two writes of the peers
+	tidy        time.Duration // from the start, or from a write of the peers, to giving back memory
 	sweep       time.Duration // between two looks for abandoned addresses
 	abandoned   time.Duration // how long a container must be gone before its addresses are released
 }
@@ -251,6 +252,7 @@ var defaultTiming = timing{
 	resync:      time.Minute,
 	retryMin:    500 * time.Millisecond,
 	savePeers:   2 * time.Second,
+	tidy:        10 * time.Second,
 	sweep:       30 * time.Second,
 	abandoned:   time.Minute,
 }

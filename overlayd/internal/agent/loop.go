@@ -71,6 +71,7 @@ type loop struct {
 	catch  *deadline // by then we have caught up
 	resync *deadline // compare with the kernel
 	save   *deadline // write the peers
+	tidy   *deadline // give back memory
 	saving bool      // they are being written
 	saved  chan error
 	retry  backoff
@@ -101,7 +102,7 @@ func (a *Agent) newLoop(p loopParts) *loop {
 		ip:       o.IP,
 		claims:   newClaims(),
 		seen:     map[string]string{},
-		apply:    newDeadline(), catch: newDeadline(), resync: newDeadline(), save: newDeadline(),
+		apply:    newDeadline(), catch: newDeadline(), resync: newDeadline(), save: newDeadline(), tidy: newDeadline(),
 		saved: make(chan error, 1),
 		retry: backoff{min: a.timing.retryMin, max: a.timing.resync},
 	}
@@ -178,6 +179,7 @@ func (l *loop) recallDocument() {
 // run is the control loop. It returns nil when ctx is done.
 func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 	defer l.flushPeers()
+	l.tidy.in(l.timing.tidy)
 	if l.held != nil {
 		l.checkIP(ctx)
 		l.reconcile(ctx, true)
@@ -212,6 +214,9 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 			l.savePeers()
 		case err := <-l.saved:
 			l.peersSaved(err)
+		case <-l.tidy.timer.C:
+			l.tidy.clear()
+			l.giveBack()
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -135,10 +136,21 @@ func (l *loop) savePeers() {
 // peersSaved takes in what came of savePeers.
 func (l *loop) peersSaved(err error) {
 	l.saving = false
+	l.tidy.in(l.timing.tidy)
 	l.logOnce("storing the peers", err)
 	if err != nil {
 		l.save.in(l.timing.resync)
 	}
+}
+
+// giveBack returns to the machine what learning of many peers took for a
+// moment. The runtime would keep it, since nearly nothing is allocated from then
+// on, and this process lives beside the containers for months.
+func (l *loop) giveBack() {
+	l.group.Go(func() error {
+		debug.FreeOSMemory()
+		return nil
+	})
 }
 
 // flushPeers writes what was not yet written when the loop ends.
