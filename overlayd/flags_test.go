@@ -90,6 +90,37 @@ func TestAgentExample(t *testing.T) {
 	}
 }
 
+// The command lines of the units are understood as they stand.
+func TestUnitExamples(t *testing.T) {
+	for _, unit := range []string{"agent", "coordinator"} {
+		b, err := os.ReadFile(filepath.Join("..", "conf", "examples", "systemd", "overlayd-"+unit+".service"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, line, _ := strings.Cut(string(b), "\nExecStart=")
+		line, _, ok := strings.Cut(line, "\n")
+		argv := strings.Fields(line)
+		if !ok || len(argv) < 3 || argv[0] != "/usr/local/bin/overlayd" || argv[1] != unit {
+			t.Fatalf("%s: ExecStart=%s", unit, line)
+		}
+		if unit == "agent" {
+			if diff := cmp.Diff([]string{"--config", "/etc/overlay/agent.yaml"}, argv[2:]); diff != "" {
+				t.Errorf("agent:\n%s", diff)
+			}
+			continue
+		}
+		var got coordinatorFlags
+		rest, err := parse(unit, got.options(), "", argv[2:], environment(nil), io.Discard)
+		want := coordinatorFlags{config: "/etc/overlay/overlay.yaml", listen: "0.0.0.0:6440", stateDir: "/var/lib/overlay", insecure: true}
+		if err != nil || len(rest) > 0 {
+			t.Fatalf("coordinator: %v, left over %q", err, rest)
+		}
+		if diff := cmp.Diff(want, got, compareFlags); diff != "" {
+			t.Errorf("coordinator (-want +got):\n%s", diff)
+		}
+	}
+}
+
 // TestWhatOverrides sets the same flag in all four places and takes them away
 // one after the other.
 func TestWhatOverrides(t *testing.T) {

@@ -2,6 +2,7 @@ package runtimes
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -159,6 +160,35 @@ func TestContent(t *testing.T) {
 		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o644 {
 			t.Errorf("%s: mode %v, %v; want 0644", path, fi.Mode(), err)
 		}
+	}
+}
+
+// The examples are what the agent writes, to the byte.
+func TestExamples(t *testing.T) {
+	h := newHost(t)
+	h.install(t, "d-overlay", versions("1.0.0", "1.1.0"))
+	h.install(t, "portmap", versions("1.0.0", "1.1.0"))
+	mustSync(t, h.Files, both("dcos"))
+	examples := filepath.Join("..", "..", "..", "conf", "examples", "cni")
+	for example, written := range map[string]string{
+		"87-dcos.conflist": filepath.Join(h.CNIConfDir, "87-dcos.conflist"),
+		"ucr-dcos.conf":    filepath.Join(h.UCRConfDir, "dcos.conf"),
+	} {
+		if diff := cmp.Diff(mustRead(t, filepath.Join(examples, example)), mustRead(t, written)); diff != "" {
+			t.Errorf("%s (-example +written):\n%s", example, diff)
+		}
+	}
+	// One that people write themselves.
+	list, err := libcni.ConfListFromFile(filepath.Join(examples, "10-ptp-with-overlay-ipam.conflist"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n conf.NetConf
+	if err := json.Unmarshal(list.Plugins[0].Bytes, &n); err != nil {
+		t.Fatal(err)
+	}
+	if n.IPAM.Type != "overlay-ipam" || n.OverlayName() != "dcos" || n.IPAM.Half != conf.Docker {
+		t.Errorf("read as %+v", n)
 	}
 }
 
