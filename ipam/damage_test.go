@@ -15,6 +15,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
@@ -181,6 +182,19 @@ func TestLostCommitIsNoticed(t *testing.T) {
 			t.Errorf("meta page %d: %v", page, err)
 		}
 	}
+}
+
+// A page that claims to be millions of pages long is freed as such, and then the
+// list of free pages does not fit: TestMutations finds one now and then. That is
+// no lack of room, which would pass.
+func TestOutgrownFileIsDamage(t *testing.T) {
+	b := newBench(t)
+	b.with(func(s *Store) {
+		err := s.db.update(func(*bolt.Tx) error { return bolterrors.ErrMaxSizeReached })
+		if !errors.Is(err, ErrDamaged) {
+			t.Errorf("got %v, want it to be damage", err)
+		}
+	})
 }
 
 // Mutations: flipped bits, cut-off ends, zeroed and swapped pages. The store must

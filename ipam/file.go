@@ -138,7 +138,12 @@ func (d *database) guard(f func() error) (err error) {
 }
 
 func (d *database) update(f func(*bolt.Tx) error) error {
-	return d.guard(func() error { return d.db.Update(f) })
+	err := d.guard(func() error { return d.db.Update(f) })
+	if errors.Is(err, bolterrors.ErrMaxSizeReached) {
+		// Ours need a twentieth of it: a page lies about its length.
+		return damagef("%w", err)
+	}
+	return err
 }
 
 func (d *database) view(f func(*bolt.Tx) error) error {
