@@ -43,28 +43,36 @@ func scanConf(b []byte, n *conf.NetConf) bool {
 		{"hairpinMode", &n.HairpinMode},
 		{"hostPorts", &n.HostPorts},
 		{"half", (*string)(&n.Half)},
-		{"ipam", fields{
-			{"type", &n.IPAM.Type},
-			{"overlay", &n.IPAM.Overlay},
-			{"runDir", &n.IPAM.RunDir},
-			{"half", (*string)(&n.IPAM.Half)},
+		{"ipam", func() {
+			s.object(fields{
+				{"type", &n.IPAM.Type},
+				{"overlay", &n.IPAM.Overlay},
+				{"runDir", &n.IPAM.RunDir},
+				{"half", (*string)(&n.IPAM.Half)},
+			})
 		}},
-		{"runtimeConfig", fields{
-			{"ips", &n.RuntimeConfig.IPs},
-			{"mac", &n.RuntimeConfig.MAC},
-			{"portMappings", listOf(s, &n.RuntimeConfig.PortMappings, func(p *conf.PortMapping) fields {
-				return fields{
-					{"hostPort", &p.HostPort}, {"containerPort", &p.ContainerPort},
-					{"protocol", &p.Protocol}, {"hostIP", &p.HostIP},
-				}
-			})},
+		{"runtimeConfig", func() {
+			s.object(fields{
+				{"ips", &n.RuntimeConfig.IPs},
+				{"mac", &n.RuntimeConfig.MAC},
+				{"portMappings", listOf(s, &n.RuntimeConfig.PortMappings, func(p *conf.PortMapping) {
+					s.object(fields{
+						{"hostPort", &p.HostPort}, {"containerPort", &p.ContainerPort},
+						{"protocol", &p.Protocol}, {"hostIP", &p.HostIP},
+					})
+				})},
+			})
 		}},
-		{"args", fields{
-			{"cni", fields{{"ips", &n.Args.CNI.IPs}}},
-			{"org.apache.mesos", fields{{"network_info", func() {
-				n.Args.Mesos.NetworkInfo = new(conf.MesosNetworkInfo)
-				s.object(mesosFields(s, n.Args.Mesos.NetworkInfo))
-			}}}},
+		{"args", func() {
+			s.object(fields{
+				{"cni", func() { s.object(fields{{"ips", &n.Args.CNI.IPs}}) }},
+				{"org.apache.mesos", func() {
+					s.object(fields{{"network_info", func() {
+						n.Args.Mesos.NetworkInfo = new(conf.MesosNetworkInfo)
+						s.mesos(n.Args.Mesos.NetworkInfo)
+					}}})
+				}},
+			})
 		}},
 		{"prevResult", &n.PrevResult},
 		{"cni.dev/valid-attachments", func() { n.ValidAttachments = s.attachments() }},
@@ -72,24 +80,24 @@ func scanConf(b []byte, n *conf.NetConf) bool {
 	})
 }
 
-func mesosFields(s *scanner, n *conf.MesosNetworkInfo) fields {
-	return fields{
+func (s *scanner) mesos(n *conf.MesosNetworkInfo) {
+	s.object(fields{
 		{"name", &n.Name},
-		{"ip_addresses", listOf(s, &n.IPAddresses, func(a *conf.MesosAddress) fields {
-			return fields{{"protocol", &a.Protocol}, {"ip_address", &a.IPAddress}}
+		{"ip_addresses", listOf(s, &n.IPAddresses, func(a *conf.MesosAddress) {
+			s.object(fields{{"protocol", &a.Protocol}, {"ip_address", &a.IPAddress}})
 		})},
-		{"port_mappings", listOf(s, &n.PortMappings, func(p *conf.MesosPortMapping) fields {
-			return fields{
+		{"port_mappings", listOf(s, &n.PortMappings, func(p *conf.MesosPortMapping) {
+			s.object(fields{
 				{"host_port", &p.HostPort}, {"container_port", &p.ContainerPort}, {"protocol", &p.Protocol},
-			}
+			})
 		})},
-	}
+	})
 }
 
 func (s *scanner) attachments() *[]conf.ValidAttachment {
 	out := new([]conf.ValidAttachment)
-	listOf(s, out, func(a *conf.ValidAttachment) fields {
-		return fields{{"containerID", &a.ContainerID}, {"ifname", &a.IfName}}
+	listOf(s, out, func(a *conf.ValidAttachment) {
+		s.object(fields{{"containerID", &a.ContainerID}, {"ifname", &a.IfName}})
 	})()
 	return out
 }
@@ -102,38 +110,46 @@ func scanState(b []byte, st *conf.State) bool {
 		{"configuration_attempts", &st.ConfigurationAttempts},
 		{"cooling_seconds", &st.CoolingSeconds},
 		{"ip", &st.IP},
-		{"lease", fields{
-			{"epoch", &st.Lease.Epoch},
-			{"error", &st.Lease.Error},
-			{"expires_boottime_ns", &st.Lease.ExpiresBoottime},
-			{"lost", &st.Lease.Lost},
+		{"lease", func() {
+			s.object(fields{
+				{"epoch", &st.Lease.Epoch},
+				{"error", &st.Lease.Error},
+				{"expires_boottime_ns", &st.Lease.ExpiresBoottime},
+				{"lost", &st.Lease.Lost},
+			})
 		}},
 		{"mtu", &st.MTU},
-		{"overlays", listOf(s, &st.Overlays, s.overlayFields)},
+		{"overlays", listOf(s, &st.Overlays, s.overlay)},
 		{"version", &st.Version},
 	})
 }
 
-func (s *scanner) overlayFields(o *conf.AgentOverlay) fields {
+func (s *scanner) overlay(o *conf.AgentOverlay) {
 	vxlan, info := &o.Backend.VXLAN, &o.Info
-	return fields{
-		{"backend", fields{{"vxlan", fields{
-			{"vni", &vxlan.VNI},
-			{"vtep_ip", &vxlan.VTEPIP},
-			{"vtep_ip6", &vxlan.VTEPIP6},
-			{"vtep_mac", &vxlan.VTEPMAC},
-			{"vtep_mtu", &vxlan.VTEPMTU},
-			{"vtep_name", &vxlan.VTEPName},
-		}}}},
+	s.object(fields{
+		{"backend", func() {
+			s.object(fields{{"vxlan", func() {
+				s.object(fields{
+					{"vni", &vxlan.VNI},
+					{"vtep_ip", &vxlan.VTEPIP},
+					{"vtep_ip6", &vxlan.VTEPIP6},
+					{"vtep_mac", &vxlan.VTEPMAC},
+					{"vtep_mtu", &vxlan.VTEPMTU},
+					{"vtep_name", &vxlan.VTEPName},
+				})
+			}}})
+		}},
 		{"docker_bridge", func() { o.DockerBridge = s.bridge() }},
-		{"info", fields{
-			{"enabled", &info.Enabled},
-			{"isolation", &info.Isolation},
-			{"name", &info.Name},
-			{"prefix", &info.Prefix},
-			{"prefix6", &info.Prefix6},
-			{"subnet", &info.Subnet},
-			{"subnet6", &info.Subnet6},
+		{"info", func() {
+			s.object(fields{
+				{"enabled", &info.Enabled},
+				{"isolation", &info.Isolation},
+				{"name", &info.Name},
+				{"prefix", &info.Prefix},
+				{"prefix6", &info.Prefix6},
+				{"subnet", &info.Subnet},
+				{"subnet6", &info.Subnet6},
+			})
 		}},
 		{"mesos_bridge", func() { o.MesosBridge = s.bridge() }},
 		{"state", func() {
@@ -142,7 +158,7 @@ func (s *scanner) overlayFields(o *conf.AgentOverlay) fields {
 		}},
 		{"subnet", &o.Subnet},
 		{"subnet6", &o.Subnet6},
-	}
+	})
 }
 
 func (s *scanner) bridge() *conf.Bridge {
@@ -151,14 +167,15 @@ func (s *scanner) bridge() *conf.Bridge {
 	return b
 }
 
-// listOf returns what reads a list of objects into *to.
-func listOf[T any](s *scanner, to *[]T, of func(*T) fields) func() {
+// listOf returns what reads a list of objects into *to, each with one call of
+// read.
+func listOf[T any](s *scanner, to *[]T, read func(*T)) func() {
 	return func() {
 		*to = []T{}
 		s.list(func() {
-			var v T
-			s.object(of(&v))
-			*to = append(*to, v)
+			var zero T
+			*to = append(*to, zero)
+			read(&(*to)[len(*to)-1])
 		})
 	}
 }

@@ -15,7 +15,7 @@ import (
 // formats. ok is false for a result that has more in it than our own ones:
 // values that need escapes, DNS, routes with metrics.
 func resultText(r types.Result) (text []byte, ok bool) {
-	p := &printer{ok: true}
+	p := &printer{b: make([]byte, 0, 1024), ok: true}
 	switch r := r.(type) {
 	case *types100.Result:
 		p.result100(r)

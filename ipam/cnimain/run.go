@@ -45,6 +45,7 @@ var verbs = map[string]verb{
 
 // Main runs the program once and exits.
 func Main(p Plugin) {
+	growStack(0)
 	os.Exit(Run(context.Background(), p, os.LookupEnv, &descriptor{fd: 0}, stdout(), &descriptor{fd: 2}))
 }
 

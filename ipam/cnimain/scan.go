@@ -1,10 +1,12 @@
 package cnimain
 
 import (
-	"encoding"
 	"encoding/json"
+	"net/netip"
 	"strconv"
 	"strings"
+
+	"overlayd.internal/overlay/conf"
 )
 
 // A program that lives for four milliseconds cannot afford encoding/json on its
@@ -24,7 +26,8 @@ type scanner struct {
 }
 
 // fields are the keys of an object, at most 64, with the places their values go
-// to. Keys that are not listed are skipped.
+// to. Keys that are not listed are skipped. They stay on the stack, which they
+// would not if they were nested: a function in between reads the object below.
 type fields []field
 
 type field struct {
@@ -40,12 +43,10 @@ func (s *scanner) document(f fields) bool {
 	return !s.lost && s.i == len(s.b)
 }
 
-// value reads a value into a place: the pointer of a field, the fields of an
-// object, or a function that reads.
+// value reads a value into a place: the pointer of a field, or a function that
+// reads.
 func (s *scanner) value(to any) {
 	switch to := to.(type) {
-	case fields:
-		s.object(to)
 	case func():
 		to()
 	case *string:
@@ -70,7 +71,13 @@ func (s *scanner) value(to any) {
 		start := s.i
 		s.skip(true)
 		*to = append(json.RawMessage{}, s.b[start:s.i]...)
-	case encoding.TextUnmarshaler:
+	// By their types and not as a TextUnmarshaler, because what an interface's
+	// method is called on has to be in the heap, and all that leads to it.
+	case *netip.Addr:
+		s.lost = to.UnmarshalText(s.quoted()) != nil || s.lost
+	case *netip.Prefix:
+		s.lost = to.UnmarshalText(s.quoted()) != nil || s.lost
+	case *conf.MAC:
 		s.lost = to.UnmarshalText(s.quoted()) != nil || s.lost
 	default:
 		s.lost = true
