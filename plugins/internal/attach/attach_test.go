@@ -65,6 +65,11 @@ func TestAddIsWhatTheKernelHas(t *testing.T) {
 			if host.Attrs().MTU != testMTU || inside.Attrs().MTU != testMTU {
 				t.Errorf("MTU is %d on the host and %d in the container, want %d", host.Attrs().MTU, inside.Attrs().MTU, testMTU)
 			}
+			for _, l := range []netlink.Link{host, inside} {
+				if a := l.Attrs(); a.NumTxQueues != 1 || a.NumRxQueues != 1 {
+					t.Errorf("%s has %d queues out and %d in, want one each", a.Name, a.NumTxQueues, a.NumRxQueues)
+				}
+			}
 			if got := inside.Attrs().HardwareAddr.String(); tt.mac != "" && got != tt.mac {
 				t.Errorf("MAC is %s, want %s", got, tt.mac)
 			}
@@ -112,17 +117,22 @@ func wantAddrs(t *testing.T, container namespace, link netlink.Link, want []stri
 		t.Fatal(err)
 	}
 	var got []string
+	linkLocal := false
 	for _, a := range list {
-		if a.Flags&unix.IFA_F_TENTATIVE != 0 {
-			t.Errorf("address %s is tentative", a.IPNet)
+		if a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_OPTIMISTIC|unix.IFA_F_DADFAILED) != 0 {
+			t.Errorf("address %s has flags %#x: it is tentative, or its detection has failed", a.IPNet, a.Flags)
 		}
 		if a.IP.IsLinkLocalUnicast() {
+			linkLocal = true
 			continue
 		}
 		got = append(got, a.IPNet.String())
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("the container has %v, want %v", got, want)
+	}
+	if slices.ContainsFunc(want, func(a string) bool { return strings.Contains(a, ":") }) && !linkLocal {
+		t.Errorf("the container has IPv6 and no link-local address: %v", list)
 	}
 }
 

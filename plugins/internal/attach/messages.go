@@ -36,6 +36,9 @@ type pair struct {
 // already in the container. The container's end stays down, because bringing it
 // up in the same message fails with ENOTCONN: at that moment it has no peer.
 // The host end's MAC is given so that nobody (udev) thinks it should set one.
+//
+// One queue each way is what a veth uses. Left to itself the kernel makes as many
+// as there are processors, and then takes all but one out of use again.
 func (p pair) create() rtnl.Message {
 	header := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	header.Flags, header.Change = unix.IFF_UP, unix.IFF_UP
@@ -44,6 +47,8 @@ func (p pair) create() rtnl.Message {
 	m.Attr(unix.IFLA_IFNAME, nl.ZeroTerminated(p.host))
 	m.Attr(unix.IFLA_ADDRESS, p.hostMAC[:])
 	m.Attr(unix.IFLA_MTU, nl.Uint32Attr(uint32(p.mtu)))
+	m.Attr(unix.IFLA_NUM_TX_QUEUES, nl.Uint32Attr(1))
+	m.Attr(unix.IFLA_NUM_RX_QUEUES, nl.Uint32Attr(1))
 	m.Attr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(p.bridgeIdx)))
 
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
@@ -53,6 +58,8 @@ func (p pair) create() rtnl.Message {
 	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(p.name))
 	peer.AddRtAttr(unix.IFLA_ADDRESS, p.mac[:])
 	peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(p.mtu)))
+	peer.AddRtAttr(unix.IFLA_NUM_TX_QUEUES, nl.Uint32Attr(1))
+	peer.AddRtAttr(unix.IFLA_NUM_RX_QUEUES, nl.Uint32Attr(1))
 	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(p.netns)))
 	m.AddData(info)
 	return m
