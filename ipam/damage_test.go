@@ -197,6 +197,70 @@ func TestOutgrownFileIsDamage(t *testing.T) {
 	})
 }
 
+// A page whose header counts one element less is sound in itself, and so is the
+// rest of a large file. The address that nothing leads to any more is not free.
+func TestHiddenAddressIsNotGivenOut(t *testing.T) {
+	ranges := prefixes("9.0.0.0/16")
+	file, recs := occupied(t, 3000, ranges)
+	truth := func(context.Context) ([]Record, error) { return recs, nil }
+	owner := map[netip.Addr]string{}
+	for _, r := range recs {
+		owner[r.Addrs[0]] = r.ContainerID
+	}
+	hidden := 0
+	for p := 2; p < len(file)/pageSize; p++ {
+		page := file[p*pageSize : (p+1)*pageSize]
+		count := native.Uint16(page[10:])
+		if native.Uint16(page[8:]) != flagLeaf || count == 0 {
+			continue
+		}
+		e := page[pageHeader+(int(count)-1)*elementSize:]
+		pos, size := native.Uint32(e[4:]), native.Uint32(e[8:])
+		if size != 17 || e[pos] != kindInUse {
+			continue
+		}
+		a, err := keyAddr(e[pos : pos+size])
+		if err != nil || owner[a] == "" {
+			continue // of a page that is free, with content of earlier
+		}
+		damaged := slices.Clone(file)
+		native.PutUint16(damaged[p*pageSize+10:], count-1)
+		b := newBench(t)
+		if err := os.WriteFile(b.file(), damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r := req("thief", ranges)
+		r.Want = []netip.Addr{a}
+		allocate := func() error {
+			s, err := Open(t.Context(), b.o)
+			if err != nil {
+				return err
+			}
+			defer s.Close()
+			_, err = s.Allocate(t.Context(), r)
+			return err
+		}
+		var un *UnavailableError
+		switch err := allocate(); {
+		case errors.As(err, &un):
+			continue // of a page that is free: the real one has it
+		case !errors.Is(err, ErrDamaged):
+			t.Fatalf("page %d: %s of %s asked for by name: %v, want ErrDamaged", p, a, owner[a], err)
+		}
+		hidden++
+		b.o.Rebuild = truth
+		if err := allocate(); !errors.As(err, &un) {
+			t.Fatalf("page %d: %s of %s after the repair: %v, want that it is in use", p, a, owner[a], err)
+		}
+		if hidden == 10 {
+			break
+		}
+	}
+	if hidden < 10 {
+		t.Errorf("only %d pages were tried", hidden)
+	}
+}
+
 // Mutations: flipped bits, cut-off ends, zeroed and swapped pages. The store must
 // refuse the file or use it, and in no case may it crash or give out an address
 // that is in use. A crash would take the process, so children do it.

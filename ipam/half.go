@@ -36,6 +36,8 @@ type half struct {
 	now  time.Duration
 	cool time.Duration
 
+	walk func() error // proves that the file is whole; nil: that is known
+
 	spans      []*span
 	sum, count uint64 // digest of all entries
 	sumRead    bool
@@ -505,10 +507,22 @@ func (h *half) takeNamed(s *span, a netip.Addr) (_ netip.Addr, early bool, err e
 		return a, false, &UnavailableError{a, "is in use by " + rec.Attachment.String()}
 	}
 	t, ok, err := h.ticketOf(a)
-	if err != nil || !ok {
+	if err != nil {
 		return a, false, err
 	}
+	if !ok {
+		return a, false, h.proveAbsence()
+	}
 	return a, !t.cooled(h.now, h.cool), h.dequeue(t)
+}
+
+// proveAbsence makes sure that an address which is not filed is free. Damage can
+// hide an entry: a page that has lost an element is sound in itself.
+func (h *half) proveAbsence() error {
+	if h.walk == nil {
+		return nil
+	}
+	return h.walk()
 }
 
 func whyNot(p netip.Prefix, a netip.Addr) string {
@@ -531,8 +545,8 @@ func (h *half) takeNext(o Options, s *span) (a netip.Addr, early bool, err error
 			return netip.Addr{}, false, err
 		}
 	}
-	if a, ok := h.advance(s); ok {
-		return a, false, nil
+	if a, ok, err := h.advance(s); ok || err != nil {
+		return a, false, err
 	}
 	t, ok, err := h.oldest(s)
 	if err != nil {
@@ -541,8 +555,8 @@ func (h *half) takeNext(o Options, s *span) (a netip.Addr, early bool, err error
 	if !ok {
 		if s.sparse() && s.used < conf.Containers(s.prefix) {
 			s.restart()
-			if a, ok := h.advance(s); ok {
-				return a, false, nil
+			if a, ok, err := h.advance(s); ok || err != nil {
+				return a, false, err
 			}
 		}
 		return netip.Addr{}, false, &ExhaustedError{Overlay: o.Overlay, Half: h.name, Stats: s.stats(0)}
@@ -557,15 +571,23 @@ func (h *half) takeNext(o Options, s *span) (a netip.Addr, early bool, err error
 
 // advance moves the frontier to behind the next address that is neither in use
 // (somebody asked for it by name) nor released.
-func (h *half) advance(s *span) (netip.Addr, bool) {
+func (h *half) advance(s *span) (netip.Addr, bool, error) {
 	for !s.full {
 		a := s.frontier
 		s.pass(a)
-		if h.b.Get(addrKey(kindInUse, a)) == nil && h.b.Get(addrKey(kindReleased, a)) == nil {
-			return a, true
+		if h.b.Get(addrKey(kindInUse, a)) != nil || h.b.Get(addrKey(kindReleased, a)) != nil {
+			continue
 		}
+		// What the frontier has not reached was never given out, but by name, or
+		// before the file was made anew: then more is in use than lies behind it.
+		if s.used > s.behind(a) {
+			if err := h.proveAbsence(); err != nil {
+				return a, false, err
+			}
+		}
+		return a, true, nil
 	}
-	return netip.Addr{}, false
+	return netip.Addr{}, false, nil
 }
 
 // dropCooled forgets two of the addresses that have rested, so that the queue of

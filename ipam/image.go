@@ -311,19 +311,32 @@ func leaves(p, low, high []byte, fn func(flags uint32, k, v []byte) error) error
 
 // Files with more pages than this are not walked at every opening, because that
 // would make an ADD slower the more addresses are in use. Their records still
-// carry checksums, and Verify walks a file of any size.
+// carry checksums, so what is found there is true; that something is not there
+// is only proven by a walk, which who needs the proof asks for.
 const maxPagesWalked = 96
 
-// checkFile says whether the file can be trusted with bbolt.
-func checkFile(path string) error {
+// checkFile says whether the file can be trusted with bbolt, and whether all of
+// it was looked at.
+func checkFile(path string) (walked bool, err error) {
+	im, err := openImage(path)
+	if err != nil {
+		return false, err
+	}
+	defer im.close()
+	if im.meta.pages > maxPagesWalked {
+		return false, im.checkFreelist()
+	}
+	return true, im.checkContent()
+}
+
+// walkFile is checkFile for a file of any size: it proves that the file holds
+// what was written last, and so that what is not found there is not there.
+func walkFile(path string) error {
 	im, err := openImage(path)
 	if err != nil {
 		return err
 	}
 	defer im.close()
-	if im.meta.pages > maxPagesWalked {
-		return im.checkFreelist()
-	}
 	return im.checkContent()
 }
 

@@ -236,6 +236,12 @@ func (s *span) pass(a netip.Addr) {
 	s.frontier = a.Next()
 }
 
+// behind counts the addresses of the range before a, up to 2^64.
+func (s *span) behind(a netip.Addr) uint64 {
+	x, y := s.first.As16(), a.As16()
+	return binary.BigEndian.Uint64(y[8:]) - binary.BigEndian.Uint64(x[8:])
+}
+
 // sparse ranges have so many addresses that not every one that was ever used
 // can be remembered in the queue, as an IPv6 half has.
 func (s *span) sparse() bool { return conf.Containers(s.prefix) > 1<<16 }

@@ -53,6 +53,7 @@ type Store struct {
 	mu       sync.Mutex
 	db       *database
 	repaired string
+	walked   bool // all of the file was looked at when it was opened
 }
 
 // Boottime is CLOCK_BOOTTIME: the time since boot, suspension included. Zero in
@@ -117,9 +118,11 @@ func (s *Store) open(ctx context.Context) error {
 }
 
 func (s *Store) openChecked() error {
-	if err := checkFile(s.path); err != nil {
+	walked, err := checkFile(s.path)
+	if err != nil {
 		return err
 	}
+	s.walked = walked
 	db, err := openDatabase(s.path)
 	if err != nil {
 		return err
@@ -339,7 +342,12 @@ func (s *Store) update(fn func(*bolt.Tx) error) error {
 }
 
 func (s *Store) half(tx *bolt.Tx, name conf.Half) (*half, error) {
-	return openHalf(tx, name, s.o.Now(), s.o.Cooling)
+	h, err := openHalf(tx, name, s.o.Now(), s.o.Cooling)
+	if err == nil && !s.walked {
+		// A transaction that has not ended is not in the file.
+		h.walk = func() error { return walkFile(s.path) }
+	}
+	return h, err
 }
 
 // Allocate gives an attachment one address of each range, all or none. An
