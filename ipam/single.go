@@ -161,7 +161,7 @@ func (h *half) takeFrom(o Options, s *span, from netip.Prefix) (a netip.Addr, ea
 		total++
 		inUse := h.b.Get(addrKey(kindInUse, a)) != nil
 		if !inUse && h.b.Get(addrKey(kindReleased, a)) == nil {
-			return a, false, nil
+			return a, false, h.proveAbsence()
 		}
 		if inUse {
 			used++
