@@ -62,7 +62,8 @@ func runCoordinator(ctx context.Context, args []string, env func(string) (string
 		return err
 	}
 
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", f.listen)
+	// Serve has keepalive of its own.
+	listener, err := (&net.ListenConfig{KeepAlive: -1}).Listen(ctx, "tcp", f.listen)
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
 	}

@@ -16,6 +16,10 @@ import (
 // silence ends a stream on which nothing was heard, as in an agent.
 const silence = 30 * time.Second
 
+// readBuffer has room for most of what is published at a time, or the simulator
+// would spend its time in small reads.
+const readBuffer = 256 << 10
+
 // bigLine is from where on a line's memory is rationed.
 const bigLine = 1 << 20
 
@@ -105,7 +109,7 @@ func (w *watcher) stream(ctx context.Context) error {
 			return err
 		}
 	}
-	return w.read(c, bufio.NewReaderSize(body, 16<<10))
+	return w.read(c, bufio.NewReaderSize(body, readBuffer))
 }
 
 // read takes in one line after the other.

@@ -174,7 +174,7 @@ func (c *Client) watch(ctx context.Context, target string, fn func(PeerEvent) er
 	events := json.NewDecoder(&heardReader{resp.Body, silence})
 	for {
 		var e PeerEvent
-		if err := events.Decode(&e); errors.Is(err, io.EOF) {
+		if err := events.Decode(&e); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return heard, errors.New("the coordinator ended the stream")
 		} else if err != nil {
 			return heard, because(ctx, err)

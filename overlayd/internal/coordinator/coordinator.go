@@ -133,6 +133,10 @@ func (c *Coordinator) introduce(ctx context.Context, v *view) (written bool, err
 		txn.If = append(txn.If, store.Cond{Key: keyNetwork, Mod: v.networkMod})
 		txn.Then = append(txn.Then, store.Op{Key: keyNetwork, Value: encode(c.network)})
 	}
+	if v.deletedMod == 0 { // nobody knows whether, and when, something was deleted before
+		txn.If = append(txn.If, store.Cond{Key: keyDeleted})
+		txn.Then = append(txn.Then, store.Op{Key: keyDeleted})
+	}
 	if len(txn.Then) == 0 {
 		return false, nil
 	}

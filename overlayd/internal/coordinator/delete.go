@@ -72,5 +72,6 @@ func (c *Coordinator) planDelete(name string) (txn store.Txn, viewRev uint64, ok
 	if a.Superseded == "" {
 		remove(keyIP(a.IP))
 	}
+	txn.Then = append(txn.Then, store.Op{Key: keyDeleted, Value: []byte(a.id)})
 	return txn, c.view.rev, true
 }

@@ -60,7 +60,7 @@ func TestUnknownOutcome(t *testing.T) {
 	if _, err := n.client.Delete(t.Context(), ids); err != nil {
 		t.Error(err)
 	}
-	if got := stored(t, n.store); len(got) != 2 {
+	if got := stored(t, n.store); len(got) != 3 {
 		t.Errorf("left after the delete: %v", got)
 	}
 	checkPools(t, n, 0)

@@ -1,7 +1,6 @@
 package coordinator
 
 import (
-	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -16,41 +15,38 @@ import (
 // Peers go out as events that are encoded once and shared by every stream. The
 // first change is sent at once. Those that follow within a window are sent
 // together, and while they keep coming the window grows: when N agents join,
-// each of N streams gets a few dozen events instead of N.
+// each of N streams gets four events a second instead of N.
 const (
 	minWindow = 5 * time.Millisecond
 	maxWindow = 250 * time.Millisecond
 
 	// maxRemembered bounds the events kept for streams that are behind or
-	// reconnect, in bytes. Who is further behind gets a snapshot.
+	// reconnect, in bytes. For who is further behind see missed.go.
 	maxRemembered = 8 << 20
 )
-
-// delta is one encoded event: all that changed up to a revision since the one
-// before it.
-type delta struct {
-	to   uint64
-	data []byte
-}
 
 // hub holds what was published. A stream reads it at its own pace; nothing is
 // queued for it.
 type hub struct {
 	mu     sync.Mutex
-	deltas []delta
+	deltas []*message
 	size   int
 	first  uint64        // the deltas begin after this revision
 	more   chan struct{} // closed at the next delta
 
-	snapshotMu sync.Mutex // held while a snapshot is made, so that one is enough
-	snapshot   delta
+	// What those who are behind the deltas get; see missed.go.
+	missedMu sync.Mutex // held while one is made, so that one is enough
+	snapshot *message
+	recent   *catchUp
+
+	turns chan struct{} // has a token for every large message under way
 }
 
 func newHub(revision uint64) *hub {
-	return &hub{first: revision, more: make(chan struct{})}
+	return &hub{first: revision, more: make(chan struct{}), turns: make(chan struct{}, maxTurns)}
 }
 
-func (h *hub) add(d delta) {
+func (h *hub) add(d *message) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.deltas = append(h.deltas, d)
@@ -66,20 +62,38 @@ func (h *hub) add(d delta) {
 	h.more = make(chan struct{})
 }
 
-// since returns the deltas after a revision, their size, and a channel that is
-// closed when there are more; ok is false when they are no longer remembered.
-func (h *hub) since(revision uint64) (deltas []delta, size int, more <-chan struct{}, ok bool) {
+// next returns the delta that follows a revision, nil if there is none yet, and
+// a channel that is closed when there are more; ok is false when it is no longer
+// remembered. One at a time: a slow stream keeps nothing alive but what it is
+// writing.
+func (h *hub) next(revision uint64) (d *message, more <-chan struct{}, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if revision < h.first {
-		return nil, 0, nil, false
+		return nil, nil, false
 	}
-	i := sort.Search(len(h.deltas), func(i int) bool { return h.deltas[i].to > revision })
-	deltas = slices.Clone(h.deltas[i:])
-	for _, d := range deltas {
+	if i := h.afterLocked(revision); i < len(h.deltas) {
+		d = h.deltas[i]
+	}
+	return d, h.more, true
+}
+
+// since returns the size of the deltas after a revision; ok is false when they
+// are no longer remembered.
+func (h *hub) since(revision uint64) (size int, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if revision < h.first {
+		return 0, false
+	}
+	for _, d := range h.deltas[h.afterLocked(revision):] {
 		size += len(d.data)
 	}
-	return deltas, size, h.more, true
+	return size, true
+}
+
+func (h *hub) afterLocked(revision uint64) int {
+	return sort.Search(len(h.deltas), func(i int) bool { return h.deltas[i].to > revision })
 }
 
 // publish turns changes into deltas until ctx ends.
@@ -92,7 +106,14 @@ func (c *Coordinator) publish(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		for window := minWindow; c.flush(); window = min(2*window, maxWindow) {
+		// A window without a change halves it: the changes of a storm come in
+		// bursts, as the disk lets them.
+		for window := minWindow / 2; ; {
+			if c.flush() {
+				window = min(2*window, maxWindow)
+			} else if window /= 2; window < minWindow {
+				break
+			}
 			timer.Reset(window)
 			select {
 			case <-timer.C:
@@ -125,7 +146,7 @@ func (c *Coordinator) flush() bool {
 	c.mu.Unlock()
 
 	e.Put = c.peers(put)
-	c.hub.add(delta{e.Revision, encodeLine(e)})
+	c.hub.add(&message{to: e.Revision, data: encodeLine(e)})
 
 	c.mu.Lock()
 	c.flushing = false
@@ -142,31 +163,6 @@ func (c *Coordinator) peers(agents []*agent) []conf.Peer {
 }
 
 func encodeLine(e api.PeerEvent) []byte { return append(encode(e), '\n') }
-
-// snapshot returns an encoded event with every peer. One that was made before
-// will do as long as the deltas since then are few compared to it.
-func (c *Coordinator) snapshot() delta {
-	c.hub.snapshotMu.Lock()
-	defer c.hub.snapshotMu.Unlock()
-	last := c.hub.snapshot
-	if last.data != nil {
-		if _, size, _, ok := c.hub.since(last.to); ok && size <= len(last.data)/4 {
-			return last
-		}
-	}
-	c.mu.Lock()
-	revision := c.view.rev
-	agents := make([]*agent, 0, len(c.view.agents))
-	for _, a := range c.view.agents {
-		if a.Superseded == "" {
-			agents = append(agents, a)
-		}
-	}
-	c.mu.Unlock()
-	slices.SortFunc(agents, func(a, b *agent) int { return cmp.Compare(a.create, b.create) })
-	c.hub.snapshot = delta{revision, encodeLine(api.PeerEvent{Revision: revision, Snapshot: true, Put: c.peers(agents)})}
-	return c.hub.snapshot
-}
 
 // settled returns the revision up to which everything has been published; 0 when
 // something is about to be.

@@ -332,7 +332,7 @@ func checkExact(t testing.TB, n *node, want int) {
 	}
 	claims(t, leases)
 	checkPools(t, n, uint64(want))
-	if got, want := len(stored(t, n.store)), 2+want*7; got != want { // agents status ip vtep vtep6 and two subnets
+	if got, want := len(stored(t, n.store)), 3+want*7; got != want { // cluster network deleted; agents status ip vtep vtep6 and two subnets
 		t.Errorf("%d keys are stored, want %d", got, want)
 	}
 }

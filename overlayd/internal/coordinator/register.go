@@ -39,6 +39,9 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 		a, ok := c.finish(p, req, err == nil)
 		switch {
 		case err == nil && ok:
+			if p.old == nil || p.old.mod != a.mod {
+				c.log.Info("lease granted or changed", "agent", a.id, "ip", a.IP, "vtep", a.VTEP, "epoch", a.mod)
+			}
 			return c.lease(a, p.missing), nil
 		case err != nil && !errors.Is(err, store.ErrConflict):
 			return conf.Lease{}, fmt.Errorf("register agent %s: %w", req.AgentID, err)
@@ -262,9 +265,6 @@ func (c *Coordinator) finish(p *plan, req api.RegisterRequest, done bool) (a *ag
 		return nil, false
 	}
 	pres.told = a.mod
-	if p.old == nil || p.old.mod != a.mod {
-		c.log.Info("lease granted or changed", "agent", a.id, "ip", a.IP, "vtep", a.VTEP, "epoch", a.mod)
-	}
 	return a, true
 }
 

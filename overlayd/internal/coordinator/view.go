@@ -23,6 +23,7 @@ type view struct {
 	clusterID  string
 	network    conf.Network // as stored
 	networkMod uint64
+	deletedMod uint64 // of the last deletion of an agent
 
 	pools  pools
 	claims map[string]*claim // by key
@@ -69,6 +70,11 @@ func newView(network conf.Network) *view {
 	}
 	return v
 }
+
+// floor is the revision from which on the agents' own revisions tell what has
+// changed of the peers: before it some were deleted, or all were configured
+// otherwise.
+func (v *view) floor() uint64 { return max(v.deletedMod, v.networkMod) }
 
 // resource is the pool and the block that a key stands for. The pool is nil
 // when the block's overlay or family is not configured.
@@ -166,6 +172,9 @@ func (v *view) apply(e store.Event) (agentID string, err error) {
 		err := json.Unmarshal(e.Value, &c)
 		v.clusterID = c.ID
 		return "", err
+	case key == keyDeleted:
+		v.deletedMod = e.Mod
+		return "", nil
 	case key == keyNetwork:
 		v.networkMod = e.Mod
 		v.network = conf.Network{}

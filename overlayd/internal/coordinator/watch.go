@@ -1,24 +1,35 @@
 package coordinator
 
 import (
+	"context"
 	"errors"
+	"io"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"overlayd.internal/overlay/overlayd/internal/api"
 )
 
 const (
-	// writeTimeout ends a stream whose reader has taken nothing for so long.
+	// writeTimeout and one second more for every minRate bytes is what a reader
+	// has to take a message. It bounds what slow readers keep in memory.
 	writeTimeout = 30 * time.Second
-	// writeChunk is what has to get through within writeTimeout.
-	writeChunk = 256 << 10
+	minRate      = 32 << 10
+
+	// Large messages go out a few at a time, so that a thousand agents that
+	// want a snapshot do not keep the processors from those that want a lease.
+	// Who has not taken his within maxTurn is slow, and costs no time: then the
+	// next may begin.
+	largeMessage = 128 << 10
+	maxTurns     = 4
+	maxTurn      = 5 * time.Millisecond
 )
 
 // serveWatch streams peers: GET /v1/watch?agent=ID&revision=N. A stream holds
 // no queue; a slow one catches up with deltas or, if those are forgotten, with
-// a snapshot. It ends when ended is closed.
+// the newest state. It ends when ended is closed.
 func (c *Coordinator) serveWatch(w http.ResponseWriter, r *http.Request, ended <-chan struct{}) error {
 	id := r.URL.Query().Get("agent")
 	if err := checkAgentID(id); err != nil {
@@ -39,12 +50,19 @@ func (c *Coordinator) serveWatch(w http.ResponseWriter, r *http.Request, ended <
 
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.Header().Set("Cache-Control", "no-store")
-	s := &stream{c: c, w: w, flush: http.NewResponseController(w), revision: revision}
+	s := &stream{c: c, w: w, ctx: r.Context(), flush: http.NewResponseController(w), revision: revision}
 	if watch.ahead {
 		s.revision = 0
 	}
+	w.Header().Set("Vary", "Accept-Encoding")
+	if s.gzip = takesGzip(r.Header); s.gzip {
+		w.Header().Set("Content-Encoding", "gzip")
+		if _, err := io.WriteString(w, gzipHeader); err != nil {
+			return nil
+		}
+	}
 	if s.sync() == nil { // the agent learns at once that it is connected
-		s.follow(r, watch, ended)
+		s.follow(watch, ended)
 	}
 	return nil // the status line is out; whatever happens now ends the stream
 }
@@ -100,12 +118,14 @@ func (c *Coordinator) takeAsk(w *watch) bool {
 type stream struct {
 	c        *Coordinator
 	w        http.ResponseWriter
+	ctx      context.Context // of the request
 	flush    *http.ResponseController
-	revision uint64 // of the last event written
+	gzip     bool
+	revision uint64 // of the last message written
 }
 
 // follow writes until the agent goes, the coordinator stops, or a write fails.
-func (s *stream) follow(r *http.Request, w *watch, ended <-chan struct{}) {
+func (s *stream) follow(w *watch, ended <-chan struct{}) {
 	heartbeat := time.NewTimer(api.HeartbeatInterval)
 	defer heartbeat.Stop()
 	due := true // a heartbeat; one at once tells who is up to date that it is
@@ -115,7 +135,7 @@ func (s *stream) follow(r *http.Request, w *watch, ended <-chan struct{}) {
 		asked := s.c.takeAsk(w)
 		s.revision = max(s.revision, settled)
 		if err == nil && (asked || due && !news) {
-			news, err = true, s.write(encodeLine(api.PeerEvent{Revision: s.revision, Register: asked}))
+			news, err = true, s.write(&message{to: s.revision, data: encodeLine(api.PeerEvent{Revision: s.revision, Register: asked})})
 		}
 		if err == nil && news {
 			due = false
@@ -130,7 +150,7 @@ func (s *stream) follow(r *http.Request, w *watch, ended <-chan struct{}) {
 		case <-w.wake:
 		case <-heartbeat.C:
 			due = true
-		case <-r.Context().Done():
+		case <-s.ctx.Done():
 			return
 		case <-s.c.stopped:
 			return
@@ -140,51 +160,67 @@ func (s *stream) follow(r *http.Request, w *watch, ended <-chan struct{}) {
 	}
 }
 
-// news writes what was published since the last event, and returns a channel
+// news writes what was published since the last message, and returns a channel
 // that is closed when there is more.
 func (s *stream) news() (written bool, more <-chan struct{}, err error) {
-	deltas, _, more, ok := s.c.hub.since(s.revision)
-	for !ok || s.revision == 0 {
-		snapshot := s.c.snapshot()
-		if err := s.write(snapshot.data); err != nil {
-			return true, nil, err
+	for {
+		d, more, ok := s.c.hub.next(s.revision)
+		if !ok || s.revision == 0 {
+			d = s.c.missed(s.revision)
+		} else if d == nil {
+			return written, more, nil
 		}
-		s.revision, written = snapshot.to, true
-		deltas, _, more, ok = s.c.hub.since(s.revision)
-	}
-	for _, d := range deltas {
-		if err := s.write(d.data); err != nil {
+		if err := s.write(d); err != nil {
 			return true, nil, err
 		}
 		s.revision, written = d.to, true
 	}
-	return written, more, nil
 }
 
-// write sends in pieces, each of which has writeTimeout to be taken.
-func (s *stream) write(b []byte) error {
-	for len(b) > 0 {
-		n := min(len(b), writeChunk)
-		if err := s.deadline(); err != nil {
-			return err
-		}
-		if _, err := s.w.Write(b[:n]); err != nil {
-			return err
-		}
-		b = b[n:]
+func (s *stream) write(m *message) error {
+	data := m.data
+	if s.gzip {
+		data = m.gzipped()
 	}
-	return nil
+	if len(data) >= largeMessage {
+		done, err := s.turn()
+		if err != nil {
+			return err
+		}
+		defer done()
+	}
+	if err := s.deadline(len(data)); err != nil {
+		return err
+	}
+	_, err := s.w.Write(data)
+	return err
+}
+
+// turn waits until a large message may go out; done says that it has.
+func (s *stream) turn() (done func(), err error) {
+	turns := s.c.hub.turns
+	select {
+	case turns <- struct{}{}:
+	case <-s.ctx.Done():
+		return nil, s.ctx.Err()
+	case <-s.c.stopped:
+		return nil, errStopping
+	}
+	release := sync.OnceFunc(func() { <-turns })
+	timer := time.AfterFunc(maxTurn, release)
+	return func() { timer.Stop(); release() }, nil
 }
 
 func (s *stream) sync() error {
-	if err := s.deadline(); err != nil {
+	if err := s.deadline(0); err != nil {
 		return err
 	}
 	return s.flush.Flush()
 }
 
-func (s *stream) deadline() error {
-	err := s.flush.SetWriteDeadline(time.Now().Add(writeTimeout))
+// deadline allows for so many bytes to be taken.
+func (s *stream) deadline(bytes int) error {
+	err := s.flush.SetWriteDeadline(time.Now().Add(writeTimeout + time.Duration(bytes)*time.Second/minRate))
 	if errors.Is(err, http.ErrNotSupported) {
 		return nil // a recorder in place of a connection
 	}

@@ -3,16 +3,28 @@ package bbolt
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"go.etcd.io/bbolt"
 
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
 
+// Where many commit at the same time the committer waits for company: a batch
+// costs about as much as the pages it touches, however many commits it holds.
+// Commits that come one by one do not wait.
+const (
+	busy   = 4 // commits in the batch before
+	gather = 3 * time.Millisecond
+)
+
 // committer is the one writer. While it waits for the disk the next requests
 // gather in the queue, so that under load many share one fsync.
 func (s *Store) committer() {
 	defer close(s.done)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	last := 0
 	for {
 		var batch []*request
 		select {
@@ -21,17 +33,43 @@ func (s *Store) committer() {
 		case <-s.closing:
 			return
 		}
-		for len(batch) < maxBatch {
-			select {
-			case r := <-s.requests:
-				batch = append(batch, r)
-				continue
-			default:
-			}
-			break
+		if last >= busy {
+			timer.Reset(gather)
+			batch = s.company(batch, timer.C)
 		}
+		batch = s.queued(batch)
+		last = len(batch)
 		s.run(batch)
 	}
+}
+
+// queued adds what has come.
+func (s *Store) queued(batch []*request) []*request {
+	for len(batch) < maxBatch {
+		select {
+		case r := <-s.requests:
+			batch = append(batch, r)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// company adds what comes until the time is over, the batch is full, or the
+// store is closing.
+func (s *Store) company(batch []*request, over <-chan time.Time) []*request {
+	for len(batch) < maxBatch {
+		select {
+		case r := <-s.requests:
+			batch = append(batch, r)
+		case <-over:
+			return batch
+		case <-s.closing:
+			return batch
+		}
+	}
+	return batch
 }
 
 // outcome is what became of one request inside a batch that is not yet durable.
