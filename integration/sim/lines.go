@@ -28,9 +28,10 @@ type entry struct{ agent, version int32 }
 type lines struct {
 	seed maphash.Seed
 
-	mu    sync.Mutex
-	known map[lineKey]*line
-	peers map[peer]int32 // version of every distinct peer, from 1
+	mu     sync.Mutex
+	known  map[lineKey]*line
+	pieces map[lineKey]*piece
+	peers  map[peer]int32 // version of every distinct peer, from 1
 }
 
 type lineKey struct {
@@ -45,7 +46,7 @@ type line struct {
 }
 
 func newLines() *lines {
-	return &lines{seed: maphash.MakeSeed(), known: map[lineKey]*line{}, peers: map[peer]int32{}}
+	return &lines{seed: maphash.MakeSeed(), known: map[lineKey]*line{}, pieces: map[lineKey]*piece{}, peers: map[peer]int32{}}
 }
 
 // short lines, heartbeats above all, are cheaper to decode than to remember.

@@ -72,7 +72,7 @@ func run(ctx context.Context) (int, error) {
 	flag.IntVar(&c.cold, "cold", 128, "agents that follow the peers after the storm, from nothing")
 	flag.IntVar(&c.idle, "idle", 4096, "agents that follow the peers while nothing happens")
 	flag.IntVar(&c.conns, "conns", 256, "connections open at a time, those that follow left out")
-	flag.IntVar(&c.plain, "plain", 95, "percent of the agents that follow the peers without asking for gzip")
+	flag.IntVar(&c.plain, "plain", 5, "percent of the agents that follow the peers without asking for gzip")
 	flag.DurationVar(&c.over, "over", 0, "time over which the agents of the storm come; 0: all at the same moment")
 	flag.DurationVar(&c.window, "window", 10*time.Second, "time over which the CPU of a coordinator without work is measured")
 	jsonFile := flag.String("json", "", "write the report to this file too")

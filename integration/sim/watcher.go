@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -103,13 +102,13 @@ func (w *watcher) stream(ctx context.Context) error {
 	w.mu.Lock()
 	w.streams++
 	w.mu.Unlock()
-	body := io.Reader(resp.Body)
-	if resp.Header.Get("Content-Encoding") == "gzip" {
-		if body, err = gzip.NewReader(resp.Body); err != nil {
-			return err
-		}
+	if packed := resp.Header.Get("Content-Encoding") == "gzip"; packed != w.gzip {
+		return fmt.Errorf("watch of %s: compressed %t, asked for %t", agentID(w.agent), packed, w.gzip)
 	}
-	return w.read(c, bufio.NewReaderSize(body, readBuffer))
+	if w.gzip {
+		return w.readPacked(c, resp.Body)
+	}
+	return w.read(c, bufio.NewReaderSize(resp.Body, readBuffer))
 }
 
 // read takes in one line after the other.
