@@ -6,13 +6,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
+	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/integration/lab"
 )
@@ -118,13 +121,12 @@ func (b *box) interleaved(ctx context.Context, r *Report, rounds int, variants [
 }
 
 // burst starts k ADDs at once and takes the time until all are done, then the
-// same with the DELs; variants take turns.
+// same with the DELs; the order is left to chance, for the reason above.
 func (b *box) burst(ctx context.Context, r *Report, part string, k, rounds int, variants []variant) error {
 	addPart, delPart := fmt.Sprintf("%d %s at once", k, part+" ADD"), fmt.Sprintf("%d %s at once", k, part+" DEL")
 	add, del := make([][]float64, len(variants)), make([][]float64, len(variants))
-	for round := range rounds {
-		for j := range variants {
-			v := (j + round) % len(variants)
+	for range rounds {
+		for _, v := range rand.Perm(len(variants)) {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
@@ -152,18 +154,52 @@ func (b *box) together(k int, cmd func(int) *exec.Cmd) (time.Duration, error) {
 	start := make(chan struct{})
 	for i := range k {
 		ready.Add(1)
-		done.Add(1)
-		go func() {
-			defer done.Done()
-			c := cmd(i)
-			ready.Done()
-			<-start
-			_, errs[i] = b.run(c)
-		}()
+		done.Go(func() {
+			// Everything that is not the program is done before: the thread is in
+			// the host's namespace, and input and output are files, not pipes that
+			// somebody has to serve.
+			waiting := sync.OnceFunc(ready.Done)
+			defer waiting()
+			errs[i] = b.in(cmd(i), func(run func() error) error {
+				waiting()
+				<-start
+				return run()
+			})
+		})
 	}
 	ready.Wait()
 	t := time.Now()
 	close(start)
 	done.Wait()
 	return time.Since(t), errors.Join(errs...)
+}
+
+// in prepares a command in the host's namespace, with files for its input and
+// output, and has fn run it.
+func (b *box) in(cmd *exec.Cmd, fn func(run func() error) error) error {
+	stdin, err := io.ReadAll(cmd.Stdin)
+	if err != nil {
+		return err
+	}
+	var files [2]*os.File
+	for i := range files {
+		fd, err := unix.MemfdCreate("bench", unix.MFD_CLOEXEC)
+		if err != nil {
+			return err
+		}
+		files[i] = os.NewFile(uintptr(fd), "bench")
+		defer files[i].Close()
+	}
+	if _, err := files[0].Write(stdin); err != nil {
+		return err
+	}
+	if _, err := files[0].Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = files[0], files[1], files[1]
+	if err := ns.WithNetNSPath(b.host.Path, func(ns.NetNS) error { return fn(cmd.Run) }); err != nil {
+		out, readErr := io.ReadAll(io.NewSectionReader(files[1], 0, 1<<20))
+		return errors.Join(fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, indent(string(out))), readErr)
+	}
+	return nil
 }

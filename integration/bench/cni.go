@@ -122,7 +122,7 @@ func burst(ctx context.Context, c *config) error {
 	if err != nil {
 		return err
 	}
-	rounds := max(3, c.rounds/6)
+	rounds := max(3, c.rounds/3)
 	if err := b.burst(ctx, c.report, "attach", containers, rounds, pick(all, ours, reference, referMasq)); err != nil {
 		return err
 	}
@@ -205,7 +205,7 @@ overlays:
 		row.Part = "addresses " + row.Part
 		c.report.Rows = append(c.report.Rows, row)
 	}
-	if err := b.burst(ctx, c.report, "addresses", containers, max(3, c.rounds/6), pick(map[string]variant{oursIPAM: vs[0], hostLocal: vs[2]}, oursIPAM, hostLocal)); err != nil {
+	if err := b.burst(ctx, c.report, "addresses", containers, c.rounds, pick(map[string]variant{oursIPAM: vs[0], hostLocal: vs[2]}, oursIPAM, hostLocal)); err != nil {
 		return err
 	}
 	r := c.report
