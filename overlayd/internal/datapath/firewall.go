@@ -55,11 +55,11 @@ func chains(c Config, ip6 bool) []chain {
 		return nil
 	}
 
-	// Isolation comes before everything that accepts. Then: what belongs to a
-	// connection that is already there, or that a port mapping of this host
-	// redirected (DNAT), from wherever; what other hosts send; what our
-	// containers send. Any other new connection from outside into an overlay is
-	// left to the rules of the host.
+	// Isolation comes before everything that accepts. Then, because it is most
+	// and cheapest to tell: what other hosts send, and what our containers send.
+	// Last what belongs to a connection that is already there, or that a port
+	// mapping of this host redirected (DNAT), from wherever. Any other new
+	// connection from outside into an overlay is left to the rules of the host.
 	var forward []string
 	for _, own := range isolated {
 		for _, s := range own {
@@ -77,9 +77,7 @@ func chains(c Config, ip6 bool) []chain {
 		}
 	}
 	for _, s := range all {
-		forward = append(forward,
-			fmt.Sprintf("-d %s -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT", s),
-			fmt.Sprintf("-d %s -i %s -j ACCEPT", s, conf.VTEPName))
+		forward = append(forward, fmt.Sprintf("-d %s -i %s -j ACCEPT", s, conf.VTEPName))
 	}
 	for _, b := range c.Bridges {
 		for _, half := range of(b.Addrs) {
@@ -89,6 +87,9 @@ func chains(c Config, ip6 bool) []chain {
 				// those of neighbour discovery, which have other sources.
 				fmt.Sprintf("-i %s -o %s -j ACCEPT", b.Name, b.Name))
 		}
+	}
+	for _, s := range all {
+		forward = append(forward, fmt.Sprintf("-d %s -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT", s))
 	}
 
 	// Packets from one overlay address to another, or to a VTEP, keep their

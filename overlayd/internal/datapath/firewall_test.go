@@ -38,14 +38,14 @@ func TestChains(t *testing.T) {
 		OVERLAY-FORWARD -s 10.9.0.0/16 -d 10.8.0.0/16 -j DROP
 		OVERLAY-FORWARD -s 10.9.0.0/16 -d 9.0.0.0/8 -j DROP
 		OVERLAY-FORWARD -s 9.0.0.0/8 -d 10.9.0.0/16 -j DROP
-		OVERLAY-FORWARD -d 9.0.0.0/8 -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
 		OVERLAY-FORWARD -d 9.0.0.0/8 -i vtep1024 -j ACCEPT
-		OVERLAY-FORWARD -d 10.8.0.0/16 -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
 		OVERLAY-FORWARD -d 10.8.0.0/16 -i vtep1024 -j ACCEPT
-		OVERLAY-FORWARD -d 10.9.0.0/16 -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
 		OVERLAY-FORWARD -d 10.9.0.0/16 -i vtep1024 -j ACCEPT
 		OVERLAY-FORWARD -s 9.0.0.128/25 -i d-dcos -j ACCEPT
 		OVERLAY-FORWARD -i d-dcos -o d-dcos -j ACCEPT
+		OVERLAY-FORWARD -d 9.0.0.0/8 -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
+		OVERLAY-FORWARD -d 10.8.0.0/16 -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
+		OVERLAY-FORWARD -d 10.9.0.0/16 -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
 		OVERLAY-MASQ -d 9.0.0.0/8 -j RETURN
 		OVERLAY-MASQ -d 10.8.0.0/16 -j RETURN
 		OVERLAY-MASQ -d 10.9.0.0/16 -j RETURN
@@ -58,12 +58,12 @@ func TestChains(t *testing.T) {
 	want6 := `
 		OVERLAY-FORWARD -s fd02::/64 -d fd01:b::/64 -j DROP
 		OVERLAY-FORWARD -s fd01:b::/64 -d fd02::/64 -j DROP
-		OVERLAY-FORWARD -d fd01:b::/64 -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
 		OVERLAY-FORWARD -d fd01:b::/64 -i vtep1024 -j ACCEPT
-		OVERLAY-FORWARD -d fd02::/64 -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
 		OVERLAY-FORWARD -d fd02::/64 -i vtep1024 -j ACCEPT
 		OVERLAY-FORWARD -s fd01:b::/81 -i m-dcos6 -j ACCEPT
 		OVERLAY-FORWARD -i m-dcos6 -o m-dcos6 -j ACCEPT
+		OVERLAY-FORWARD -d fd01:b::/64 -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
+		OVERLAY-FORWARD -d fd02::/64 -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
 		OVERLAY-MASQ -d fd01:b::/64 -j RETURN
 		OVERLAY-MASQ -d fd02::/64 -j RETURN
 		OVERLAY-MASQ -d fd01:a::/64 -j RETURN
