@@ -195,14 +195,16 @@ func (c *cluster) start() {
 	coord, err := coordinator.New(ctx, coordinator.Options{Network: c.Network, Store: store, Term: c.Term, Log: log, Version: "test"})
 	must(t, err)
 	var ln net.Listener
-	c.remote.do(t, func() {
-		if c.addr == "" {
-			c.addr = "172.17.0.1:0"
-		}
-		ln, err = net.Listen("tcp", c.addr)
-		must(t, err)
-		c.addr = ln.Addr().String()
+	if c.addr == "" {
+		c.addr = "172.17.0.1:0"
+	}
+	// A program that the agent has just forked has the listener of before, too,
+	// until it is another program.
+	eventually(t, "the coordinator's address is free", func() error {
+		c.remote.do(t, func() { ln, err = net.Listen("tcp", c.addr) })
+		return err
 	})
+	c.addr = ln.Addr().String()
 	handler := coord.Handler()
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == api.PathRegister {
