@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -49,6 +50,8 @@ func (f *agentFlags) options() []option {
 			help: "address and port to serve the state on; empty: only the socket in the run directory"},
 		{name: "cooling", arg: "DURATION", def: cooling, set: setCooling(&f.Cooling),
 			help: "how long a released address rests before it is used again; 0: not at all"},
+		{name: "join-token", arg: "TOKEN", set: refuseJoinToken,
+			help: "not available yet; leave it out"},
 		{name: "config", arg: "FILE", set: setString(&f.config),
 			help: "YAML file with the names of these flags as keys"},
 		{name: "insecure", def: "false", set: setBool(&f.insecure),
@@ -101,6 +104,15 @@ func setAddr(to *netip.Addr) func(string) error {
 		*to = a
 		return nil
 	}
+}
+
+// refuseJoinToken says so rather than let anybody believe that a token keeps
+// others out. The message does not repeat a secret.
+func refuseJoinToken(s string) error {
+	if s == "" {
+		return nil
+	}
+	return errors.New("join tokens are not available yet; leave it out: with --insecure every host that reaches the coordinator may join")
 }
 
 func setBridges(to *[]conf.Half) func(string) error {

@@ -148,7 +148,7 @@ func TestWhatOverrides(t *testing.T) {
 		})
 	}
 	t.Run("an empty value is a value", func(t *testing.T) {
-		got, err := parseAgent([]string{"--config", file}, map[string]string{"OVERLAYD_LISTEN": ""})
+		got, err := parseAgent([]string{"--config", file}, map[string]string{"OVERLAYD_LISTEN": "", "OVERLAYD_JOIN_TOKEN": ""})
 		if err != nil || got.Listen != "" {
 			t.Errorf("listen %q, %v; want it empty", got.Listen, err)
 		}
@@ -174,6 +174,7 @@ func TestAgentValues(t *testing.T) {
 
 func TestParseRefuses(t *testing.T) {
 	bad := writeFile(t, "agent.yaml", "colour: red\nconfig: x\nlisten: [a, b]\ninsecure: []\n")
+	token := writeFile(t, "agent.yaml", "join-token: secret\n")
 	badValue := writeFile(t, "agent.yaml", "agent-ip: here\n")
 	tests := []struct {
 		name string
@@ -198,11 +199,14 @@ func TestParseRefuses(t *testing.T) {
 		{"cooling without a unit", []string{"--cooling", "150"}, nil, "want a time in whole seconds, as in 150s or 5m, or 0"},
 		{"cooling of less than a second", []string{"--cooling", "1500ms"}, nil, "want a time in whole seconds"},
 		{"empty item", []string{"--coordinator", "http://a:1,"}, nil, `an item between two "," is empty`},
+		{"join token", []string{"--join-token", "secret"}, nil, "--join-token: join tokens are not available yet; leave it out: with --insecure"},
+		{"join token in the environment", nil, map[string]string{"OVERLAYD_JOIN_TOKEN": "secret"}, "OVERLAYD_JOIN_TOKEN: join tokens are not available yet"},
+		{"join token in the file", []string{"--config", token}, nil, "join-token in the configuration file: join tokens are not available yet"},
 		{"file that is not there", []string{"--config", "/nonexistent/agent.yaml"}, nil, "/nonexistent/agent.yaml: no such file"},
 		{"all problems of a file", []string{"--config", bad}, nil,
 			bad + ": 4 problems\n" +
-				"  colour: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, cooling, insecure (line 1)\n" +
-				"  config: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, cooling, insecure (line 2)\n" +
+				"  colour: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, cooling, join-token, insecure (line 1)\n" +
+				"  config: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, cooling, join-token, insecure (line 2)\n" +
 				"  listen: want one value, not a list\n" +
 				"  insecure: want one value, not a list"},
 	}
@@ -211,6 +215,8 @@ func TestParseRefuses(t *testing.T) {
 			_, err := parseAgent(tt.args, tt.env)
 			if !errors.As(err, new(usageError)) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("parse = %v\nwant a usage error with %s", err, tt.want)
+			} else if strings.Contains(err.Error(), "secret") {
+				t.Errorf("parse = %v, which tells the secret", err)
 			}
 		})
 	}
