@@ -257,6 +257,7 @@ type testHost struct {
 	dir     string
 	opts    Options
 	renew   time.Duration // between renewals; 0: as usual
+	tune    func(*timing) // changes what else takes time; nil: nothing
 	log     *lockedBuffer
 	http    *http.Client // over the socket
 
@@ -303,6 +304,9 @@ func (h *testHost) start() {
 	a.timing.savePeers = 50 * time.Millisecond
 	if h.renew != 0 {
 		a.timing.renew = h.renew
+	}
+	if h.tune != nil {
+		h.tune(&a.timing)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
