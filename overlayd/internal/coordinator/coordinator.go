@@ -45,6 +45,7 @@ type Coordinator struct {
 	version string
 	started time.Time
 	counts  counts
+	pace    pace
 
 	clusterID string
 	hub       *hub
@@ -73,6 +74,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 	c := &Coordinator{
 		network: o.Network, oui: o.Network.OUI(), store: o.Store, term: o.Term, log: o.Log, version: o.Version,
 		started:  time.Now(),
+		pace:     defaultPace,
 		stopped:  make(chan struct{}),
 		presence: map[string]*presence{},
 		changed:  map[string]struct{}{},

@@ -12,12 +12,22 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/api"
 )
 
-const (
-	// writeTimeout and one second more for every minRate bytes is what a reader
-	// has to take a message. It bounds what slow readers keep in memory.
-	writeTimeout = 30 * time.Second
-	minRate      = 32 << 10
+// pace is how fast a reader must be: it has timeout, and one second more for
+// every rate bytes, to take a message. It bounds what slow readers keep in
+// memory. Tests in this package shorten it.
+type pace struct {
+	timeout time.Duration
+	rate    int
+}
 
+var defaultPace = pace{timeout: 30 * time.Second, rate: 32 << 10}
+
+// allows is how long taking so many bytes may last.
+func (p pace) allows(bytes int) time.Duration {
+	return p.timeout + time.Duration(bytes)*time.Second/time.Duration(p.rate)
+}
+
+const (
 	// Large messages go out a few at a time, so that a thousand agents that
 	// want a snapshot do not keep the processors from those that want a lease.
 	// Who has not taken his within maxTurn is slow, and costs no time: then the
@@ -220,7 +230,7 @@ func (s *stream) sync() error {
 
 // deadline allows for so many bytes to be taken.
 func (s *stream) deadline(bytes int) error {
-	err := s.flush.SetWriteDeadline(time.Now().Add(writeTimeout + time.Duration(bytes)*time.Second/minRate))
+	err := s.flush.SetWriteDeadline(time.Now().Add(s.c.pace.allows(bytes)))
 	if errors.Is(err, http.ErrNotSupported) {
 		return nil // a recorder in place of a connection
 	}

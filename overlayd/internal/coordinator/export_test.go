@@ -1,0 +1,7 @@
+package coordinator
+
+import "time"
+
+// SetPace has readers take a message in timeout and a second more for every
+// rate bytes. Call it before the first stream begins.
+func (c *Coordinator) SetPace(timeout time.Duration, rate int) { c.pace = pace{timeout, rate} }
