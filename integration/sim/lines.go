@@ -31,7 +31,8 @@ type lines struct {
 	mu     sync.Mutex
 	known  map[lineKey]*line
 	pieces map[lineKey]*piece
-	peers  map[peer]int32 // version of every distinct peer, from 1
+	peers  map[peer]int32   // version of every distinct peer, from 1
+	texts  map[string]entry // what a peer's JSON says
 }
 
 type lineKey struct {
@@ -46,7 +47,10 @@ type line struct {
 }
 
 func newLines() *lines {
-	return &lines{seed: maphash.MakeSeed(), known: map[lineKey]*line{}, pieces: map[lineKey]*piece{}, peers: map[peer]int32{}}
+	return &lines{
+		seed: maphash.MakeSeed(), known: map[lineKey]*line{}, pieces: map[lineKey]*piece{},
+		peers: map[peer]int32{}, texts: map[string]entry{},
+	}
 }
 
 // short lines, heartbeats above all, are cheaper to decode than to remember.
@@ -73,27 +77,19 @@ func (l *lines) decode(b []byte) (*event, error) {
 		Revision uint64
 		Snapshot bool
 		Register bool
-		Put      []struct {
-			ID      string   `json:"id"`
-			IP      string   `json:"ip"`
-			Epoch   uint64   `json:"epoch"`
-			VTEP    string   `json:"vtep_ip"`
-			MAC     string   `json:"vtep_mac"`
-			Subnets []string `json:"subnets"`
-		}
-		Delete []string
+		Put      []json.RawMessage
+		Delete   []string
 	}
 	if err := json.Unmarshal(b, &raw); err != nil {
 		return nil, fmt.Errorf("a line of %d bytes: %w", len(b), err)
 	}
 	e := &event{revision: raw.Revision, snapshot: raw.Snapshot, register: raw.Register}
-	for _, p := range raw.Put {
-		n, err := agentNumber(p.ID)
+	for _, text := range raw.Put {
+		p, err := l.peer(text)
 		if err != nil {
 			return nil, err
 		}
-		v := l.version(peer{p.ID, p.IP, p.Epoch, p.VTEP, p.MAC, strings.Join(p.Subnets, " ")})
-		e.put = append(e.put, entry{int32(n), v})
+		e.put = append(e.put, p)
 	}
 	for _, id := range raw.Delete {
 		n, err := agentNumber(id)
@@ -102,6 +98,36 @@ func (l *lines) decode(b []byte) (*event, error) {
 		}
 		e.deleted = append(e.deleted, n)
 	}
+	return e, nil
+}
+
+// peer decodes a peer when its text is first seen. Every snapshot repeats it.
+func (l *lines) peer(text []byte) (entry, error) {
+	l.mu.Lock()
+	e, ok := l.texts[string(text)]
+	l.mu.Unlock()
+	if ok {
+		return e, nil
+	}
+	var p struct {
+		ID      string   `json:"id"`
+		IP      string   `json:"ip"`
+		Epoch   uint64   `json:"epoch"`
+		VTEP    string   `json:"vtep_ip"`
+		MAC     string   `json:"vtep_mac"`
+		Subnets []string `json:"subnets"`
+	}
+	if err := json.Unmarshal(text, &p); err != nil {
+		return entry{}, fmt.Errorf("peer %s: %w", text, err)
+	}
+	n, err := agentNumber(p.ID)
+	if err != nil {
+		return entry{}, err
+	}
+	e = entry{int32(n), l.version(peer{p.ID, p.IP, p.Epoch, p.VTEP, p.MAC, strings.Join(p.Subnets, " ")})}
+	l.mu.Lock()
+	l.texts[string(text)] = e
+	l.mu.Unlock()
 	return e, nil
 }
 

@@ -58,7 +58,7 @@ func (p *piece) inflate(l *lines, b []byte) {
 	}
 	p.plain = int64(len(text))
 	for line := range bytes.Lines(text) {
-		e, err := l.decode(line)
+		e, err := l.read(line)
 		if err != nil {
 			p.err = err
 			return
