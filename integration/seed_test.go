@@ -3,6 +3,7 @@ package integration
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -207,5 +208,38 @@ func TestReboot(t *testing.T) {
 		waitPing(t, c.Netns, b.Addr(), 5*time.Second)
 		waitPing(t, b.Netns, c.Addr(), 5*time.Second)
 	}
+	checkTraffic(t, s)
+}
+
+// TestAddressChanged: a host whose address is replaced by another keeps its
+// lease, and the others send to the new one. The coordinator cannot know that
+// it is the same host before the connection from the old address is dead.
+func TestAddressChanged(t *testing.T) {
+	t.Parallel()
+	s := newSeed(t, seedConfig(t))
+	ctx := t.Context()
+	h := s.Agents[0]
+	h.FindsIP = true
+	must(t, s.Up(ctx))
+	a := place(t, s, 0, "a", "dcos", lab.Mesos)
+	b := place(t, s, 1, "b", "dcos", lab.Docker)
+	waitPing(t, b.Netns, a.Addr(), 5*time.Second)
+
+	was := h.IP
+	h.IP = netip.MustParseAddr("172.17.0.44")
+	must(t, h.Configure(ctx, "address delete "+was.String()+"/16 dev eth0", "address add "+h.IP.String()+"/16 dev eth0"))
+	wait(t, "the coordinator to show the new address", time.Minute, func() error {
+		state, err := s.Coordinator.State(ctx)
+		if err != nil {
+			return err
+		}
+		for _, agent := range state.Agents {
+			if agent.IP == h.IP {
+				return nil
+			}
+		}
+		return fmt.Errorf("%s is not among them", h.IP)
+	})
+	waitPing(t, b.Netns, a.Addr(), 5*time.Second)
 	checkTraffic(t, s)
 }

@@ -62,8 +62,7 @@ func runCoordinator(ctx context.Context, args []string, env func(string) (string
 		return err
 	}
 
-	// Serve has keepalive of its own.
-	listener, err := (&net.ListenConfig{KeepAlive: -1}).Listen(ctx, "tcp", f.listen)
+	listener, err := listen(ctx, f.listen)
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
 	}
@@ -88,6 +87,15 @@ func runCoordinator(ctx context.Context, args []string, env func(string) (string
 	}
 	log.Info("stopped")
 	return nil
+}
+
+// listen opens the port. Serve has keepalive of its own. Multipath TCP, which Go
+// takes where it can, refuses TCP_USER_TIMEOUT, by which Serve finds out that a
+// host has vanished.
+func listen(ctx context.Context, addr string) (net.Listener, error) {
+	config := net.ListenConfig{KeepAlive: -1}
+	config.SetMultipathTCP(false)
+	return config.Listen(ctx, "tcp", addr)
 }
 
 // loadNetwork reads the cluster configuration; its error holds every problem.

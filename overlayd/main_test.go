@@ -99,6 +99,9 @@ type daemon struct {
 	exit chan int
 	log  *bufio.Scanner
 	addr string
+
+	read     chan struct{} // closed at the end of the log
+	warnings []string      // without the one about --insecure; until read is closed its reader's
 }
 
 // startCoordinator waits until it listens.
@@ -106,7 +109,7 @@ func startCoordinator(t *testing.T, stateDir string) *daemon {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	r, w := io.Pipe()
-	d := &daemon{stop: stop, exit: make(chan int, 1), log: bufio.NewScanner(r)}
+	d := &daemon{stop: stop, exit: make(chan int, 1), log: bufio.NewScanner(r), read: make(chan struct{})}
 	go func() {
 		args := []string{"coordinator", "--config", exampleConfig, "--listen", "127.0.0.1:0", "--state-dir", stateDir, "--insecure"}
 		d.exit <- run(ctx, args, environment(nil), io.Discard, w)
@@ -127,7 +130,14 @@ func startCoordinator(t *testing.T, stateDir string) *daemon {
 	if !warned {
 		t.Error("no loud warning about --insecure")
 	}
-	go io.Copy(io.Discard, r) // the writer of the log waits for its reader
+	go func() { // the writer of the log waits for its reader
+		defer close(d.read)
+		for d.log.Scan() {
+			if line := d.log.Text(); !strings.Contains(line, "level=INFO") {
+				d.warnings = append(d.warnings, line)
+			}
+		}
+	}()
 	return d
 }
 
@@ -137,6 +147,7 @@ func (d *daemon) end(t *testing.T) int {
 	d.stop()
 	select {
 	case code := <-d.exit:
+		<-d.read
 		return code
 	case <-time.After(10 * time.Second):
 		t.Fatal("the coordinator does not end")
@@ -184,6 +195,9 @@ func TestCoordinator(t *testing.T) {
 	}
 	if took := time.Since(before); took > 4*time.Second {
 		t.Errorf("stopping took %v: it waited for the watch", took)
+	}
+	if len(d.warnings) > 0 { // among them: the kernel does not let it limit dead connections
+		t.Errorf("warnings without a reason:\n%s", strings.Join(d.warnings, "\n"))
 	}
 	select {
 	case <-watched:

@@ -25,6 +25,8 @@ type Host struct {
 	Dir  string // parent of the others
 	Proc *Proc  // the agent, once started
 
+	FindsIP bool // the agent is not told its IP
+
 	RunDir, StateDir, CNIConfDir, UCRConfDir string
 	cniCache                                 string
 }
@@ -156,13 +158,15 @@ func (c *Coordinator) State(ctx context.Context) (s MasterState, err error) {
 // it in the lab; of a flag given twice the last counts.
 func (h *Host) StartAgent(coordinator string, args ...string) (err error) {
 	argv := append([]string{
-		filepath.Join(h.Lab.Bin, "overlayd"), "agent", "--insecure", "--coordinator", coordinator,
-		"--agent-ip", h.Underlay().String(), "--listen", "",
+		filepath.Join(h.Lab.Bin, "overlayd"), "agent", "--insecure", "--coordinator", coordinator, "--listen", "",
 		"--run-dir", h.RunDir, "--state-dir", h.StateDir, "--cni-conf-dir", h.CNIConfDir, "--ucr-conf-dir", h.UCRConfDir,
 		"--cni-bin-dir", h.Lab.Bin,
 		// The nodes of a lab share the directory of the machine's Docker.
 		"--docker-host", "",
 	}, args...)
+	if !h.FindsIP {
+		argv = append(argv, "--agent-ip", h.Underlay().String())
+	}
 	h.Proc, err = h.Lab.Start(h.Netns, "agent-"+filepath.Base(h.Dir), argv...)
 	return err
 }
