@@ -2,6 +2,7 @@ package conf
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -21,12 +22,12 @@ func WriteFile(path string, data []byte, perm fs.FileMode, tmpDir string) error 
 	}
 	f, err := os.CreateTemp(tmpDir, "."+filepath.Base(path)+".*.tmp")
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return fmt.Errorf("write %s: temporary file in %s: %w", path, tmpDir, withoutPath(err))
 	}
 	fail := func(err error) error {
 		f.Close()
 		os.Remove(f.Name())
-		return fmt.Errorf("write %s: %w", path, err)
+		return fmt.Errorf("write %s: %w", path, withoutPath(err))
 	}
 	if _, err := f.Write(data); err != nil {
 		return fail(err)
@@ -44,6 +45,20 @@ func WriteFile(path string, data []byte, perm fs.FileMode, tmpDir string) error 
 		return fail(err)
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// withoutPath takes the temporary name out of an error: it is another one each
+// time, and who logs a problem once would take it for a new one.
+func withoutPath(err error) error {
+	var path *fs.PathError
+	var link *os.LinkError
+	switch {
+	case errors.As(err, &path):
+		return fmt.Errorf("%s: %w", path.Op, path.Err)
+	case errors.As(err, &link):
+		return fmt.Errorf("%s: %w", link.Op, link.Err)
+	}
+	return err
 }
 
 func syncDir(dir string) error {

@@ -168,6 +168,10 @@ func TestWriteFileFailureLeavesNothing(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), "write "+tt.path) {
 				t.Errorf("WriteFile = %v, want an error that names the file", err)
 			}
+			// The agent logs a problem once: the next error has to be recognised.
+			if again := conf.WriteFile(tt.path, []byte("x"), 0o644, tt.tmpDir); again == nil || again.Error() != err.Error() {
+				t.Errorf("WriteFile = %v, and before it was %v", again, err)
+			}
 			if diff := cmp.Diff([]string{"occupied"}, names(t, dir)); diff != "" {
 				t.Errorf("files (-want +got):\n%s", diff)
 			}

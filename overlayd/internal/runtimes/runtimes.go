@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -199,8 +200,8 @@ func (f *Files) sync(d directory, want map[string][]byte) error {
 		return fmt.Errorf("make the directory for runtime configurations: %w", err)
 	}
 	var errs []error
-	for name, content := range want {
-		errs = append(errs, f.put(d, d.file(name), content))
+	for _, name := range slices.Sorted(maps.Keys(want)) { // in order: the errors are logged when they change
+		errs = append(errs, f.put(d, d.file(name), want[name]))
 	}
 	entries, err := os.ReadDir(d.path)
 	if err != nil {
