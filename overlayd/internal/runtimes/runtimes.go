@@ -255,15 +255,16 @@ func (f *Files) remove(d directory, path string) error {
 // writeUCR writes a file for Mesos, which tries every regular file in the
 // directory whatever its name, so that a temporary one must not lie there. It
 // goes beside the directory, or, where that is another file system (the
-// directory is a mount point), in a subdirectory, which Mesos passes over.
+// directory is a mount point) or must not be written to, in a subdirectory,
+// which Mesos passes over.
 func writeUCR(path string, data []byte) error {
 	dir := filepath.Dir(path)
 	err := conf.WriteFile(path, data, filePerm, filepath.Dir(dir))
-	if !errors.Is(err, unix.EXDEV) {
+	if !errors.Is(err, unix.EXDEV) && !errors.Is(err, unix.EROFS) && !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
-	tmp, err := os.MkdirTemp(dir, ".overlay-")
-	if err != nil {
+	tmp := filepath.Join(dir, ".overlay-tmp")
+	if err := os.Mkdir(tmp, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	defer os.RemoveAll(tmp)

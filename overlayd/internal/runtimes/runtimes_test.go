@@ -463,6 +463,33 @@ func TestUCRDirectoryIsMountPoint(t *testing.T) {
 	if diff := cmp.Diff([]string{"dcos.conf"}, names(t, h.UCRConfDir)); diff != "" {
 		t.Errorf("UCR directory (-want +got):\n%s", diff)
 	}
+
+	// As under systemd with ProtectSystem=strict and ReadWritePaths=.
+	beside := filepath.Dir(h.UCRConfDir)
+	if err := unix.Mount(beside, beside, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(beside, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := unix.Mount("", beside, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	mustSync(t, h.Files, both("dcos"), both("other"))
+	if diff := cmp.Diff([]string{"dcos.conf", "other.conf"}, names(t, h.UCRConfDir)); diff != "" {
+		t.Errorf("UCR directory below a read-only one (-want +got):\n%s", diff)
+	}
+
+	if err := unix.Mount("", h.UCRConfDir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	more := []conf.AgentOverlay{both("dcos"), both("other"), both("third")}
+	first, again := h.Sync(t.Context(), more), h.Sync(t.Context(), more)
+	if !errors.Is(first, unix.EROFS) || again == nil || first.Error() != again.Error() {
+		t.Errorf("Sync into a read-only directory = %v, then %v; want the same error", first, again)
+	}
 }
 
 // watch returns a function that lists the names which regular files had in dir
