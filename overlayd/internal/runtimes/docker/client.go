@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -260,20 +261,12 @@ func (c *client) remove(ctx context.Context, id string) error {
 }
 
 // event is something that happened in dockerd.
-type event struct {
-	Type, Action string
-	Actor        struct{ Attributes map[string]string }
-}
+type event struct{ Type, Action string }
 
 // changesFirewall reports whether Docker inserts rules at the top of FORWARD
 // for it.
 func (e event) changesFirewall() bool {
-	return e.Type == "daemon" || e.Type == "network" && e.Action == "create" || e.removes()
-}
-
-// removes reports whether a network is gone.
-func (e event) removes() bool {
-	return e.Type == "network" && (e.Action == "destroy" || e.Action == "remove")
+	return e.Type == "daemon" || e.Type == "network" && slices.Contains([]string{"create", "destroy", "remove"}, e.Action)
 }
 
 // events follows what happens to networks and dockerd itself until ctx is done

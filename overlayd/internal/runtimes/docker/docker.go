@@ -62,6 +62,7 @@ type Docker struct {
 
 	// Of the goroutine that follows dockerd.
 	missing map[ipam.Key]suspect // records of addresses that no container has
+	there   map[string]bool      // networks at the last look
 	removed map[string]time.Time // networks that somebody removed, and when
 }
 
@@ -116,6 +117,7 @@ func New(o Options) (*Docker, error) {
 		wake:     make(chan struct{}, 1),
 		problems: map[string]string{},
 		missing:  map[ipam.Key]suspect{},
+		there:    map[string]bool{},
 		removed:  map[string]time.Time{},
 	}, nil
 }
@@ -266,6 +268,7 @@ func (d *Docker) session(ctx context.Context) (lasted bool, err error) {
 	d.o.FirewallChanged()
 
 	clear(d.missing)
+	clear(d.there)
 	clear(d.removed)
 	d.keep(ctx, events)
 	return true, nil
@@ -294,9 +297,6 @@ func (d *Docker) keep(ctx context.Context, events <-chan event) {
 			if e.changesFirewall() {
 				d.o.FirewallChanged()
 			}
-			if e.removes() {
-				d.removed[e.Actor.Attributes["name"]] = time.Now()
-			}
 			in(d.timing.coalesce)
 		case <-d.wake:
 			in(0)
@@ -307,10 +307,11 @@ func (d *Docker) keep(ctx context.Context, events <-chan event) {
 				look = time.Now().Add(d.timing.look)
 			}
 			maps.DeleteFunc(d.removed, func(_ string, at time.Time) bool { return time.Since(at) >= d.timing.grace })
+			fine := d.sync(ctx, addresses)
 			if len(d.removed) > 0 {
 				in(d.timing.grace)
 			}
-			if d.sync(ctx, addresses) {
+			if fine {
 				pause = d.timing.retryMin
 				in(time.Until(look))
 				continue

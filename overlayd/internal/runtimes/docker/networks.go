@@ -9,6 +9,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"time"
 
 	"overlayd.internal/overlay/conf"
 )
@@ -53,6 +54,7 @@ func (d *Docker) syncNetworks(ctx context.Context, w wanted) bool {
 	if !d.note(ctx, engineProblem, err) {
 		return false
 	}
+	d.noteRemoved(have)
 	overlays := map[string]conf.AgentOverlay{}
 	for _, o := range w.overlays {
 		if len(halves(o)) > 0 {
@@ -85,6 +87,22 @@ func (d *Docker) syncNetworks(ctx context.Context, w wanted) bool {
 	return fine
 }
 
+// noteRemoved notes which networks have gone since the last look. Docker's event
+// comes too late for that: a network is off the list before its bridge and its
+// addresses are, and only then Docker tells.
+func (d *Docker) noteRemoved(have []network) {
+	before := d.there
+	d.there = make(map[string]bool, len(have))
+	for _, n := range have {
+		d.there[n.Name] = true
+	}
+	for name := range before {
+		if !d.there[name] {
+			d.removed[name] = time.Now()
+		}
+	}
+}
+
 // ensure makes the overlay's network what it should be.
 func (d *Docker) ensure(ctx context.Context, o conf.AgentOverlay, mtu int, have []network) error {
 	name := o.Info.Name
@@ -115,6 +133,7 @@ func (d *Docker) ensure(ctx context.Context, o conf.AgentOverlay, mtu int, have 
 	if err != nil {
 		return fmt.Errorf("create: %w", err)
 	}
+	d.there[name] = true
 	d.log.Info("docker network created", "network", name, "bridge", want.Options[optionName], "subnets", join(halves(o)))
 	return nil
 }
@@ -139,6 +158,7 @@ func (d *Docker) removeNetwork(ctx context.Context, n network, why string) error
 	if err := d.client.remove(ctx, n.ID); err != nil {
 		return fmt.Errorf("%s; remove it: %w", why, err)
 	}
+	delete(d.there, n.Name)
 	d.log.Info("docker network removed", "network", n.Name, "reason", why)
 	return nil
 }
