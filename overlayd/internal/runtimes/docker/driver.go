@@ -42,6 +42,10 @@ const (
 	pollPause = 50 * time.Millisecond
 )
 
+// socketLook is the time between two looks at whether the socket is still
+// there. dockerd tries for 15 seconds to find it.
+const socketLook = 2 * time.Second
+
 const (
 	typeOption  = "RequestAddressType"
 	gatewayType = "com.docker.network.gateway"
@@ -57,6 +61,7 @@ type driver struct {
 
 	started  time.Time
 	patience time.Duration // after started, with an agent that has not published
+	look     time.Duration // between two looks at the socket
 
 	mu sync.Mutex
 	up bool // dockerd is there and answers
@@ -68,7 +73,7 @@ type driver struct {
 func newDriver(runDir string, c *client, log *slog.Logger) *driver {
 	return &driver{
 		stores: stores{runDir: runDir}, client: c, log: log,
-		started: time.Now(), patience: patience, granted: map[ipam.Attachment]bool{},
+		started: time.Now(), patience: patience, look: socketLook, granted: map[ipam.Attachment]bool{},
 	}
 }
 
@@ -80,38 +85,63 @@ func (d *driver) connected(up bool) {
 }
 
 // serve answers dockerd on the socket at path until ctx is done, and returns
-// the reason where it cannot. ready is called once it listens.
+// the reason where it cannot, or can no longer. ready is called once it listens.
 func (d *driver) serve(ctx context.Context, path string, ready func()) error {
 	l, err := listen(ctx, path)
 	if err != nil {
 		return err
+	}
+	made, err := os.Lstat(path)
+	if err != nil {
+		l.Close()
+		return fmt.Errorf("listen: %w", err)
 	}
 	s := &http.Server{
 		Handler: d.handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
 		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}
+	ready()
+	served, stop := context.WithCancel(ctx)
 	stopped := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
+	go func() {
 		defer close(stopped)
+		d.whileThere(served, path, made)
+		if ctx.Err() == nil {
+			l.SetUnlinkOnClose(false) // what is at path now is not ours
+		}
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
 		if s.Shutdown(grace) != nil {
 			s.Close()
 		}
-	})
-	ready()
+	}()
 	err = s.Serve(l)
-	if !stop() {
-		<-stopped
+	stop()
+	<-stopped
+	switch {
+	case ctx.Err() != nil:
 		return nil
+	case errors.Is(err, http.ErrServerClosed):
+		err = errors.New("somebody removed the socket")
 	}
-	s.Close()
 	return fmt.Errorf("serve on %s: %w", path, err)
 }
 
+// whileThere returns when the socket is no longer the one that was made, or ctx
+// is done.
+func (d *driver) whileThere(ctx context.Context, path string, made fs.FileInfo) {
+	for ctx.Err() == nil {
+		now, err := os.Lstat(path)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(made, now) {
+			return
+		}
+		sleep(ctx, d.look)
+	}
+}
+
 // listen makes the socket. One that somebody serves on is another agent's.
-func listen(ctx context.Context, path string) (net.Listener, error) {
+func listen(ctx context.Context, path string) (*net.UnixListener, error) {
 	// Root alone talks to plugins, as to dockerd itself.
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory for Docker plugins: %w", err)
@@ -140,7 +170,7 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 		l.Close()
 		return nil, fmt.Errorf("listen: %w", err)
 	}
-	return l, nil
+	return l.(*net.UnixListener), nil
 }
 
 func (d *driver) handler() http.Handler {

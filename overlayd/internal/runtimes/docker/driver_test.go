@@ -425,7 +425,7 @@ func TestListen(t *testing.T) {
 		t.Errorf("a second one: %v", err)
 	}
 	// One that was killed leaves its socket.
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.SetUnlinkOnClose(false)
 	l.Close()
 	if l, err = listen(t.Context(), path); err != nil {
 		t.Fatalf("after a crash: %v", err)

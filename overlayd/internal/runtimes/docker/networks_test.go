@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -329,6 +330,41 @@ func TestAbsentSlowAndGone(t *testing.T) {
 	h.engine.change(func() { clear(h.engine.networks) })
 	h.engine.tell(`{"Type":"network","Action":"destroy","Actor":{"Attributes":{"name":"dcos"}}}`)
 	eventually(t, "made anew", h.engine.names, all)
+}
+
+// TestSocketRemoved: whoever cleans up /run/docker takes the driver's socket
+// along.
+func TestSocketRemoved(t *testing.T) {
+	h := newHost(t)
+	h.driver.look = 5 * time.Millisecond
+	h.run()
+	path := filepath.Join(h.dir, "plugins", socketFile)
+	answers := func() bool {
+		c, err := net.Dial("unix", path)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	}
+	eventually(t, "answers", answers, true)
+	if err := os.RemoveAll(filepath.Dir(path)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "answers again", answers, true)
+	eventually(t, "problems", h.Problems, nil)
+
+	// A socket of somebody else in its place stays.
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "problems", h.Problems, []string{"docker IPAM driver: listen: somebody serves on " + path + " already; does a second agent run on this host?"})
+	equal(t, "theirs answers", answers(), true)
+	theirs.Close()
+	eventually(t, "problems", h.Problems, nil)
 }
 
 func TestDoesNotAnswer(t *testing.T) {
