@@ -2,6 +2,7 @@ package engines
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -110,6 +111,28 @@ func parseAddrs(out string) ([]netip.Addr, error) {
 		}
 	}
 	return addrs, nil
+}
+
+// networkSettings are what Docker and Podman know of a container's networks.
+type networkSettings struct {
+	SandboxKey string
+	Networks   map[string]endpoint
+}
+
+type endpoint struct{ IPAddress, GlobalIPv6Address string }
+
+func (e endpoint) ips() ([]netip.Addr, error) { return parseIPs(e.IPAddress, e.GlobalIPv6Address) }
+
+// inspect asks docker or podman for the network settings of a container.
+func (h *Host) inspect(ctx context.Context, program, container string) (out networkSettings, err error) {
+	text, err := h.Exec(ctx, program, "inspect", "-f", "{{json .NetworkSettings}}", container)
+	if err != nil {
+		return out, err
+	}
+	if err := json.Unmarshal([]byte(text), &out); err != nil {
+		return out, fmt.Errorf("%s inspect: %w", program, err)
+	}
+	return out, nil
 }
 
 // parseIPs reads addresses of which some may be empty.

@@ -2,7 +2,6 @@ package engines
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -68,12 +67,21 @@ func (d *Docker) Start(ctx context.Context) error {
 }
 
 // StartDaemon starts dockerd and waits until it answers.
-func (d *Docker) StartDaemon(ctx context.Context) (err error) {
-	path := strings.Join(append(slices.Clone(d.bin), "/usr/sbin", "/usr/bin", "/sbin", "/bin"), ":")
-	args := append([]string{"env", "PATH=" + path, "dockerd", "--cgroup-parent=/" + d.Host.ID}, d.args...)
-	if d.Daemon, err = d.Host.Start("dockerd", args...); err != nil {
+func (d *Docker) StartDaemon(ctx context.Context) error {
+	if err := d.launch(); err != nil {
 		return err
 	}
+	return d.answers(ctx)
+}
+
+func (d *Docker) launch() (err error) {
+	path := strings.Join(append(slices.Clone(d.bin), "/usr/sbin", "/usr/bin", "/sbin", "/bin"), ":")
+	args := append([]string{"env", "PATH=" + path, "dockerd", "--cgroup-parent=/" + d.Host.ID}, d.args...)
+	d.Daemon, err = d.Host.Start("dockerd", args...)
+	return err
+}
+
+func (d *Docker) answers(ctx context.Context) error {
 	return d.Host.ready(ctx, d.Daemon, "docker", "version")
 }
 
@@ -116,20 +124,12 @@ func (d *Docker) Run(ctx context.Context, s Spec) (*Container, error) {
 		_, err := d.Host.Exec(ctx, "docker", "rm", "-f", s.Name)
 		return err
 	}
-	out, err := d.Host.Exec(ctx, "docker", "inspect", "-f", "{{json .NetworkSettings}}", id)
+	settings, err := d.Host.inspect(ctx, "docker", id)
 	if err != nil {
 		return c, err
 	}
-	var settings struct {
-		SandboxKey string
-		Networks   map[string]struct{ IPAddress, GlobalIPv6Address string }
-	}
-	if err := json.Unmarshal([]byte(out), &settings); err != nil {
-		return c, fmt.Errorf("docker inspect: %w", err)
-	}
 	c.Netns = settings.SandboxKey
-	n := settings.Networks[s.Network]
-	c.IPs, err = parseIPs(n.IPAddress, n.GlobalIPv6Address)
+	c.IPs, err = settings.Networks[s.Network].ips()
 	// Before 28, Docker wants IPv4 in every network: 169.254.0.0/16 where the
 	// overlay has none. It leads nowhere.
 	c.IPs = slices.DeleteFunc(c.IPs, netip.Addr.IsLinkLocalUnicast)

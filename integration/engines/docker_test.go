@@ -4,6 +4,7 @@ package engines
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -43,12 +44,63 @@ func TestDockerOptions(t *testing.T) {
 		}
 	}
 	talk(t, ctx, all[0], all[1])
-	for _, k := range all {
+
+	// Both families by name.
+	ranges := halves(t, h, Both, "docker_bridge")
+	wanted := []netip.Addr{nthOf(ranges[0], 99), nthOf(ranges[1], 99)}
+	k, err := d.Run(ctx, Spec{Name: "both", Network: Both, Args: []string{"--ip", wanted[0].String(), "--ip6", wanted[1].String()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(k.IPs, wanted) {
+		t.Errorf("--ip and --ip6 %s: got %s", wanted, k.IPs)
+	}
+	checkAddrs(t, ctx, h, k, Both, "docker_bridge")
+	for _, k := range append(all, k) {
 		if err := k.Remove(ctx); err != nil {
 			t.Error(err)
 		}
 	}
+	replaceNetwork(t, ctx, h, d, subnet)
 	nothingLeft(t, ctx, c, h)
+}
+
+// replaceNetwork puts a network for the last quarter of an overlay's half in the
+// place of the agent's, as the guide to Docker says.
+func replaceNetwork(t *testing.T, ctx context.Context, h *Host, d *Docker, subnet netip.Prefix) {
+	t.Helper()
+	part := netip.PrefixFrom(nthOf(subnet, 96), subnet.Bits()+2)
+	if _, err := h.Exec(ctx, "docker", "network", "rm", IPv4); err != nil {
+		t.Fatal(err)
+	}
+	_, err := h.Exec(ctx, "docker", "network", "create", "--ipam-driver", "overlay", "--ipam-opt", "overlay="+IPv4,
+		"--subnet", subnet.String(), "--ip-range", part.String(),
+		"-o", "com.docker.network.bridge.name=d-"+IPv4, "-o", "com.docker.network.bridge.inhibit_ipv4=true",
+		"-o", "com.docker.network.bridge.enable_ip_masquerade=false", "-o", "com.docker.network.driver.mtu=1450", IPv4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := networkID(t, ctx, h, IPv4)
+	k, err := d.Run(ctx, Spec{Name: "in-range", Network: IPv4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(k.IPs) != 1 || !part.Contains(k.IPs[0]) {
+		t.Errorf("--ip-range %s: got %s", part, k.IPs)
+	}
+	// Longer than the agent waits for somebody's network.
+	later, cancel := context.WithTimeout(ctx, 6*time.Second)
+	defer cancel()
+	<-later.Done()
+	if _, err := h.Exec(ctx, "busybox", "wget", "-q", "-O-", "http://127.0.0.1:6441/readyz"); err != nil {
+		t.Errorf("the agent does not agree with the network: %v", err)
+	}
+	if err := k.Remove(ctx); err != nil {
+		t.Error(err)
+	}
+	if now := networkID(t, ctx, h, IPv4); now != before {
+		t.Errorf("the network is another one: %s, before %s", now, before)
+	}
 }
 
 // TestDockerLives ends and starts dockerd and the agent under a running
@@ -72,7 +124,7 @@ func TestDockerLives(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	network := networkID(t, ctx, h)
+	network := networkID(t, ctx, h, Both)
 	for _, tt := range []struct {
 		name  string
 		end   func() error
@@ -93,7 +145,7 @@ func TestDockerLives(t *testing.T) {
 			}
 			talk(t, ctx, far, near)
 			talk(t, ctx, near, far)
-			if now := networkID(t, ctx, h); now != network {
+			if now := networkID(t, ctx, h, Both); now != network {
 				t.Errorf("the network is another one: %s, before %s", now, network)
 			}
 			another, err := d.Run(ctx, Spec{Name: "another", Network: Both})
@@ -119,9 +171,9 @@ func startAgent(ctx context.Context, c *Cluster, host int) error {
 	return c.AgentReady(ctx, host)
 }
 
-func networkID(t *testing.T, ctx context.Context, h *Host) string {
+func networkID(t *testing.T, ctx context.Context, h *Host, name string) string {
 	t.Helper()
-	id, err := h.Exec(ctx, "docker", "network", "inspect", "-f", "{{.ID}}", Both)
+	id, err := h.Exec(ctx, "docker", "network", "inspect", "-f", "{{.ID}}", name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +237,8 @@ type errLeft []string
 
 func (e errLeft) Error() string { return "left: " + strings.Join(e, ", ") }
 
-// TestDockerFirst: dockerd is there before the agent.
+// TestDockerFirst: dockerd is there before the agent; first a new one, then one
+// whose networks need the agent, which comes while dockerd looks for it.
 func TestDockerFirst(t *testing.T) {
 	ctx, c := newCluster(t)
 	h := c.Hosts[0]
@@ -202,7 +255,40 @@ func TestDockerFirst(t *testing.T) {
 	if err := h.ready(ctx, c.Agents[0], append([]string{"docker", "network", "inspect"}, allNetworks...)...); err != nil {
 		t.Fatal(err)
 	}
-	k, err := d.Run(ctx, Spec{Name: "first", Network: Both})
+	k, err := d.Run(ctx, Spec{Name: "first", Network: Both, Args: []string{"--restart=always"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkAddrs(t, ctx, h, k, Both, "docker_bridge")
+
+	for _, daemon := range []*Daemon{d.Daemon, c.Agents[0]} {
+		if err := daemon.Stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.launch(); err != nil {
+		t.Fatal(err)
+	}
+	err = Wait(ctx, func() error {
+		if tail := d.Daemon.Tail(20); !strings.Contains(tail, "Unable to locate plugin: overlay") {
+			return fmt.Errorf("dockerd has not looked for the driver yet: %s", tail)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := startAgent(ctx, c, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.answers(ctx); err != nil {
+		t.Fatal(err)
+	}
+	// It has been started again, with other addresses.
+	settings, err := h.inspect(ctx, "docker", k.ID)
+	if err == nil {
+		k.IPs, err = settings.Networks[Both].ips()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

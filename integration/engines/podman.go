@@ -1,10 +1,6 @@
 package engines
 
-import (
-	"context"
-	"encoding/json"
-	"fmt"
-)
+import "context"
 
 // Podman with its CNI backend. It has no daemon.
 type Podman struct {
@@ -60,20 +56,13 @@ func (p *Podman) Run(ctx context.Context, s Spec) (*Container, error) {
 		_, err := p.Host.Exec(ctx, "podman", "rm", "-f", "-t", "5", s.Name)
 		return err
 	}
-	out, err := p.Host.Exec(ctx, "podman", "inspect", "-f", "{{json .NetworkSettings}}", s.Name)
+	settings, err := p.Host.inspect(ctx, "podman", s.Name)
 	if err != nil {
 		return c, err
 	}
-	var settings struct {
-		SandboxKey string
-		Networks   map[string]struct{ IPAddress, GlobalIPv6Address string }
-	}
-	if err := json.Unmarshal([]byte(out), &settings); err != nil {
-		return c, fmt.Errorf("podman inspect: %w", err)
-	}
 	c.Netns = settings.SandboxKey
 	for _, n := range settings.Networks { // all of them: Network may be a list with options
-		ips, err := parseIPs(n.IPAddress, n.GlobalIPv6Address)
+		ips, err := n.ips()
 		if err != nil {
 			return c, err
 		}
