@@ -52,7 +52,8 @@ func (tab *table) String() string {
 	fmt.Fprintf(&b, "# Runtimes\n\n"+
 		"Written by the runtime tests (`make integration`). Passed means: on two hosts, a container launched by the\n"+
 		"real program has the address the program reports, pings and reads the one on the other host over IPv4\n"+
-		"and IPv6, is reached through a host port where the runtime has them, and leaves nothing behind.\n\n"+
+		"and IPv6, is reached through a host port where the runtime has them, and leaves nothing behind. The images\n"+
+		"are made on the machine; no registry is asked.\n\n"+
 		"| runtime | version | result |\n|---|---|---|\n")
 	for _, r := range append(tab.rows, notRun...) {
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", r[0], r[1], r[2])
