@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -455,6 +457,46 @@ func agentAt(c *cluster, id, ip string) error {
 		}
 	}
 	return fmt.Errorf("agents are %v", agents)
+}
+
+// A host with a copy of our agent id that registers after us and before we
+// follow the peers is noticed at once, and when it has gone, the lease is ours.
+func TestCopiedIdentity(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	h := newHost(c)
+	h.opts.ID = "copied"
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	left := make(chan struct{})
+	var came atomic.Bool
+	c.beforeWatch = func() {
+		if came.Swap(true) {
+			return
+		}
+		c.join("copied", "172.17.0.9")
+		following := make(chan struct{}, 1000)
+		go func() {
+			defer close(left)
+			c.client().Watch(ctx, "copied", 0, func(api.PeerEvent) error {
+				following <- struct{}{}
+				return nil
+			})
+		}()
+		<-following
+	}
+	h.start()
+	h.published("the conflict", func(s conf.State) bool {
+		return strings.Contains(s.Lease.Error, "agent id copied is in use by the host at 172.17.0.9")
+	})
+	leave()
+	<-left
+	eventually(t, "the agent has its lease back", func() error { return agentAt(c, "copied", "172.17.0.4") })
+	h.published("it is told of", func(s conf.State) bool { return s.Lease.Error == "" })
+	c.join("peer", "172.17.0.5")
+	eventually(t, "peers are followed again", func() error { return hasRoute(prefix("9.0.1.0/24")) })
 }
 
 // A deleted agent registers anew and lives with what it gets.

@@ -158,6 +158,7 @@ type cluster struct {
 	addr          string // of the HTTP server, once it has one
 	stop          func()
 	registrations atomic.Int64 // requests so far
+	beforeWatch   func()       // called before a stream begins; nil: nothing is
 }
 
 // seedNetwork is the configuration that DC/OS comes with.
@@ -209,6 +210,9 @@ func (c *cluster) start() {
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == api.PathRegister {
 			c.registrations.Add(1)
+		}
+		if r.URL.Path == api.PathWatch && c.beforeWatch != nil {
+			c.beforeWatch()
 		}
 		handler.ServeHTTP(w, r)
 	})}

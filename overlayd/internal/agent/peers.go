@@ -36,6 +36,7 @@ func (l *loop) unfollow() bool {
 	}
 	l.stopWatch()
 	l.stopWatch = nil
+	l.catch.clear() // what we missed has not come over this stream
 	return true
 }
 
@@ -60,6 +61,21 @@ func (l *loop) peersChanged(c peerChange) {
 		l.save.in(l.timing.savePeers)
 		l.apply.in(l.soon())
 	}
+	l.checkSelf(c.self)
+}
+
+// checkSelf looks for another host that got our lease, because it has a copy of
+// our agent id. The coordinator takes this stream for that host's and would
+// refuse us because of it, even when the other has gone. So the stream ends, and
+// we ask again: either we are told that the other is connected, or the lease is
+// ours again. News of an older registration are none.
+func (l *loop) checkSelf(self conf.Peer) {
+	if !self.AgentIP.IsValid() || self.AgentIP == l.ip || self.Epoch <= l.held.Epoch {
+		return
+	}
+	l.log.Warn("a host at another address has registered with this agent id; registering again", "ip", self.AgentIP, "epoch", self.Epoch)
+	l.unfollow()
+	kick(l.registrar.kick)
 }
 
 // soon is when to apply a peer that changed: at once, but never more than half

@@ -12,9 +12,10 @@ import (
 
 // peerChange is what the loop hears of the watch.
 type peerChange struct {
-	generation int  // of the watcher
-	connected  bool // first of a stream
-	event      api.PeerEvent
+	generation int           // of the watcher
+	connected  bool          // first of a stream
+	self       conf.Peer     // this agent as the coordinator tells of it; zero: it does not
+	event      api.PeerEvent // without self
 }
 
 // watcher follows the peers from a revision on.
@@ -63,12 +64,13 @@ func (w *watcher) stream(ctx context.Context) (heard bool, err error) {
 	err = w.watch(ctx, w.id, w.revision, func(e api.PeerEvent) error {
 		first := !heard
 		heard = true
+		self := w.self(e.Put)
 		if w.withoutSelf(&e) {
 			kick(w.register)
 		}
 		if first || e.Snapshot || len(e.Put) > 0 || len(e.Delete) > 0 || e.Revision > w.revision {
 			select {
-			case w.out <- peerChange{generation: w.generation, connected: first, event: e}:
+			case w.out <- peerChange{generation: w.generation, connected: first, self: self, event: e}:
 			case <-ctx.Done():
 				return context.Cause(ctx)
 			}
@@ -81,15 +83,24 @@ func (w *watcher) stream(ctx context.Context) (heard bool, err error) {
 	return heard, err
 }
 
+// self is this agent as the coordinator tells of it, zero if it does not.
+func (w *watcher) self(put []conf.Peer) (p conf.Peer) {
+	if i := slices.IndexFunc(put, w.isSelf); i >= 0 {
+		p = put[i]
+	}
+	return p
+}
+
+func (w *watcher) isSelf(p conf.Peer) bool { return p.AgentID == w.id }
+
 // withoutSelf takes this agent, and what nobody could forward to, out of an
 // event. It reports whether the lease should be asked for again: the
 // coordinator says so, or it does not have it any more.
 func (w *watcher) withoutSelf(e *api.PeerEvent) (register bool) {
-	self := func(p conf.Peer) bool { return p.AgentID == w.id }
 	register = e.Register || slices.Contains(e.Delete, w.id) ||
-		e.Snapshot && !slices.ContainsFunc(e.Put, self)
+		e.Snapshot && !slices.ContainsFunc(e.Put, w.isSelf)
 	e.Put = slices.DeleteFunc(e.Put, func(p conf.Peer) bool {
-		if self(p) {
+		if w.isSelf(p) {
 			return true
 		}
 		err := checkPeer(p)

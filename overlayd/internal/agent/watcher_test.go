@@ -105,12 +105,12 @@ func TestWatcherResumes(t *testing.T) {
 			got = append(got, c)
 		}
 		want := []peerChange{
-			{generation: 3, connected: true, event: api.PeerEvent{Revision: 7, Snapshot: true}},
+			{generation: 3, connected: true, self: testPeer("own", 4, 1), event: api.PeerEvent{Revision: 7, Snapshot: true}},
 			{generation: 3, event: api.PeerEvent{Revision: 8, Delete: []string{"b"}}},
 			{generation: 3, connected: true},
 			{generation: 3, event: api.PeerEvent{Revision: 9, Delete: []string{"c"}}},
 		}
-		if diff := cmp.Diff(want, got, cmp.AllowUnexported(peerChange{}), cmpopts.EquateEmpty()); diff != "" {
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(peerChange{}), compareNetip, cmpopts.EquateEmpty()); diff != "" {
 			t.Errorf("changes (-want +got):\n%s", diff)
 		}
 		time.Sleep(time.Minute) // the bubble's clock: let it connect again
@@ -122,4 +122,33 @@ func TestWatcherResumes(t *testing.T) {
 			t.Errorf("revisions watched from (-want +got):\n%s", diff)
 		}
 	})
+}
+
+// Only a newer registration at another address is another host's. After a move
+// the stream still tells where we were.
+func TestCheckSelf(t *testing.T) {
+	for _, tc := range []struct {
+		name      string
+		self      conf.Peer
+		following bool
+	}{
+		{name: "not told of", following: true},
+		{name: "as we know it", self: testPeer("own", 4, 7), following: true},
+		{name: "before we moved", self: testPeer("own", 3, 6), following: true},
+		{name: "our own change, before its answer", self: testPeer("own", 4, 8), following: true},
+		{name: "another host", self: testPeer("own", 3, 8)},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			l := &loop{
+				log: slog.New(slog.DiscardHandler), ip: testPeer("own", 4, 7).AgentIP,
+				held:      &heldLease{Lease: conf.Lease{Epoch: 7}},
+				registrar: &registrar{kick: make(chan struct{}, 1)},
+				catch:     newDeadline(), stopWatch: func() {},
+			}
+			l.checkSelf(tc.self)
+			if following := l.stopWatch != nil; following != tc.following || (len(l.registrar.kick) == 0) != tc.following {
+				t.Errorf("following %t, kicks %d; want to follow: %t", following, len(l.registrar.kick), tc.following)
+			}
+		})
+	}
 }
