@@ -96,6 +96,7 @@ type State struct {
 	BootID                string         `json:"boot_id"` // of the boot in which it was written
 	ConfigurationAttempts int            `json:"configuration_attempts"`
 	CoolingSeconds        int            `json:"cooling_seconds"`
+	Coordinators          []string       `json:"coordinators,omitempty"` // URLs; for overlayctl
 	IP                    netip.Addr     `json:"ip"`
 	Lease                 LeaseState     `json:"lease"`
 	MTU                   int            `json:"mtu"` // of VTEP, bridges and container interfaces

@@ -109,6 +109,7 @@ func scanState(b []byte, st *conf.State) bool {
 		{"boot_id", &st.BootID},
 		{"configuration_attempts", &st.ConfigurationAttempts},
 		{"cooling_seconds", &st.CoolingSeconds},
+		{"coordinators", &st.Coordinators},
 		{"ip", &st.IP},
 		{"lease", func() {
 			s.object(fields{

@@ -19,7 +19,7 @@ func runAgents(ctx context.Context, e *env, args []string) error {
 	if err := noArgs(args); err != nil {
 		return err
 	}
-	client, err := e.client()
+	client, err := e.client(ctx)
 	if err != nil {
 		return err
 	}

@@ -47,14 +47,34 @@ type command struct {
 // env is what every command gets.
 type env struct {
 	stdout, stderr io.Writer
-	coordinator    string // one URL or several, separated by commas
+	coordinator    string // one URL or several, separated by commas; "": those of the agent of this host
 	runDir         string
 	output         string // table or json
 }
 
-// client is a client of the coordinator.
-func (e *env) client() (*api.Client, error) {
-	c, err := api.NewClient(strings.Split(e.coordinator, ","), nil)
+// client is a client of the coordinator: the one asked for, or else that of the
+// agent of this host.
+func (e *env) client(ctx context.Context) (*api.Client, error) {
+	if e.coordinator != "" {
+		return e.clientOr(nil)
+	}
+	state, err := askAgent(ctx, e.runDir)
+	if err != nil {
+		state, _ = lastPublished(e.runDir) // it need not be there
+	}
+	return e.clientOr(state.Coordinators)
+}
+
+// clientOr is client, with the agent's coordinators known.
+func (e *env) clientOr(agents []string) (*api.Client, error) {
+	urls := []string{defaultCoordinator}
+	switch {
+	case e.coordinator != "":
+		urls = strings.Split(e.coordinator, ",")
+	case len(agents) > 0:
+		urls = agents
+	}
+	c, err := api.NewClient(urls, nil)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("--coordinator: %w", err)}
 	}
@@ -105,9 +125,6 @@ func dispatch(ctx context.Context, table []command, e *env, args []string, looku
 			*at = v
 		}
 	}
-	if e.coordinator == "" {
-		e.coordinator = defaultCoordinator
-	}
 	if e.runDir == "" {
 		e.runDir = conf.DefaultRunDir
 	}
@@ -150,7 +167,7 @@ func parse(e *env, table []command, c *command, args []string, untilCommand bool
 	}
 	fs := flag.NewFlagSet(name, flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
-	fs.StringVar(&e.coordinator, "coordinator", e.coordinator, "`URL` of the coordinator, several separated by commas")
+	fs.StringVar(&e.coordinator, "coordinator", e.coordinator, "`URL` of the coordinator, several separated by commas (default: that of the agent on this host, or "+defaultCoordinator+")")
 	fs.StringVar(&e.runDir, "run-dir", e.runDir, "run `directory` of the agent on this host")
 	fs.StringVar(&e.output, "o", e.output, "output, `table or json`")
 	if c != nil && c.flags != nil {
@@ -188,7 +205,7 @@ func list(w io.Writer, table []command) {
 		fmt.Fprintf(tw, "  %s\t%s\n", strings.TrimSpace(c.name+" "+c.args), c.summary)
 	}
 	tw.Flush()
-	fmt.Fprintf(w, "\n%s and %s stand for the first two flags.\n", envCoordinator, envRunDir)
+	fmt.Fprintf(w, "\nWithout --coordinator the one of this host's agent is asked, or %s.\n%s and %s stand for the first two flags.\n", defaultCoordinator, envCoordinator, envRunDir)
 }
 
 func help(w io.Writer, table []command, c *command, fs *flag.FlagSet) {

@@ -225,6 +225,23 @@ dcos     9.0.1.0/24    m-dcos 9.0.1.0/25  -              ok
 	if diff := cmp.Diff(want, stdout); diff != "" || code != 0 {
 		t.Errorf("code %d %s (-want +got):\n%s", code, stderr, diff)
 	}
+	// It is the agent's, unless another one is asked for.
+	state.Coordinators = []string{"http://127.0.0.1:1", url}
+	want = strings.Replace(want, url, "http://127.0.0.1:1,"+url, 1)
+	code, stdout, stderr = ctl(t, nil, "status", "--run-dir", agent(t, state))
+	if diff := cmp.Diff(want, stdout); diff != "" || code != 0 {
+		t.Errorf("code %d %s (-want +got):\n%s", code, stderr, diff)
+	}
+	published := t.TempDir()
+	if err := conf.WriteJSON(filepath.Join(published, conf.StateFile), state, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if code, stdout, stderr := ctl(t, map[string]string{envRunDir: published}, "agents"); code != 0 || !strings.Contains(stdout, "host-3") {
+		t.Errorf("agents, asked of the published coordinators: code %d\n%s%s", code, stdout, stderr)
+	}
+	if code, _, stderr := ctl(t, map[string]string{envRunDir: published}, "agents", "--coordinator", "http://127.0.0.1:2"); code != 1 || !strings.Contains(stderr, "127.0.0.1:2") {
+		t.Errorf("agents, asked of another coordinator: code %d\n%s", code, stderr)
+	}
 	// The coordinator may be away; containers are attached all the same.
 	if code, stdout, _ := ctl(t, nil, "status", "--run-dir", agent(t, state), "--coordinator", "http://127.0.0.1:1"); code != 0 || !strings.Contains(stdout, "NOT REACHABLE") {
 		t.Errorf("without coordinator: code %d\n%s", code, stdout)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"overlayd.internal/overlay/conf"
@@ -40,10 +41,6 @@ func runStatus(ctx context.Context, e *env, args []string) error {
 	if err := noArgs(args); err != nil {
 		return err
 	}
-	client, err := e.client()
-	if err != nil {
-		return err
-	}
 	var s hostStatus
 	state, err := askAgent(ctx, e.runDir)
 	s.Running = err == nil
@@ -54,7 +51,11 @@ func runStatus(ctx context.Context, e *env, args []string) error {
 	if err == nil {
 		s.Agent = &state
 	}
-	s.Coordinator.URL = e.coordinator
+	client, err := e.clientOr(state.Coordinators)
+	if err != nil {
+		return err
+	}
+	s.Coordinator.URL = strings.Join(client.URLs(), ",")
 	if err := client.Ready(ctx); err != nil {
 		s.Coordinator.Error = err.Error()
 	} else {

@@ -50,6 +50,9 @@ func TestJoin(t *testing.T) {
   "boot_id": %q,
   "configuration_attempts": 1,
   "cooling_seconds": 150,
+  "coordinators": [
+    "%s"
+  ],
   "ip": "172.17.0.4",
   "lease": {
     "epoch": %d,
@@ -115,7 +118,7 @@ func TestJoin(t *testing.T) {
     }
   ],
   "version": "1.2.3"
-}`, h.id(), boot, doc.Lease.Epoch, doc.Lease.ExpiresBoottime)
+}`, h.id(), boot, c.urls()[0], doc.Lease.Epoch, doc.Lease.ExpiresBoottime)
 	raw, err := os.ReadFile(h.path(conf.StateFile))
 	must(t, err)
 	if diff := cmp.Diff(want, indented(t, raw)); diff != "" {

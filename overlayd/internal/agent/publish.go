@@ -58,8 +58,8 @@ func (l *loop) publish() { l.serve(l.write()) }
 func (l *loop) write() (state conf.State, notReady string) {
 	state = conf.State{
 		AgentID: l.id, BootID: l.boot.id, ConfigurationAttempts: l.attempts,
-		CoolingSeconds: int(l.opts.Cooling / time.Second),
-		IP:             l.ip, MTU: l.report.MTU, Version: l.opts.Version,
+		CoolingSeconds: int(l.opts.Cooling / time.Second), Coordinators: l.opts.CoordinatorURLs,
+		IP: l.ip, MTU: l.report.MTU, Version: l.opts.Version,
 		Lease: conf.LeaseState{Error: l.refusal, Lost: l.lost},
 	}
 	if l.held == nil {
