@@ -60,6 +60,9 @@ func (c *Coordinator) serveWatch(w http.ResponseWriter, r *http.Request, ended <
 
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.Header().Set("Cache-Control", "no-store")
+	// The connection ends with the stream, so there is no need for chunks: each
+	// would be three writes to the connection, and wake the reader three times.
+	w.Header().Set("Transfer-Encoding", "identity")
 	s := &stream{c: c, w: w, ctx: r.Context(), flush: http.NewResponseController(w), revision: revision}
 	if watch.ahead {
 		s.revision = 0

@@ -1,9 +1,12 @@
 package coordinator_test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -230,5 +233,57 @@ func TestServe(t *testing.T) {
 		case <-time.After(patience):
 			t.Fatalf("%s does not end", name)
 		}
+	}
+}
+
+// countingListener remembers what is written to the connections it accepts.
+type countingListener struct {
+	net.Listener
+	writes chan int // sizes
+}
+
+type countingConn struct {
+	net.Conn
+	writes chan<- int
+}
+
+func (l countingListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return countingConn{c, l.writes}, err
+}
+
+func (c countingConn) Write(p []byte) (int, error) {
+	c.writes <- len(p)
+	return c.Conn.Write(p)
+}
+
+// A message goes out in one piece: every piece is a way through the network and
+// wakes the reader, for each of thousands of streams.
+func TestMessageIsOneWrite(t *testing.T) {
+	n := start(t, newStore(t), seedNetwork)
+	for i := range 100 {
+		n.register(t, nth(i))
+	}
+	server := httptest.NewUnstartedServer(n.Handler())
+	l := countingListener{server.Listener, make(chan int, 100)}
+	server.Listener = l
+	server.Start()
+	defer server.Close()
+	plain := http.Client{Transport: &http.Transport{DisableCompression: true, DisableKeepAlives: true}}
+	resp, err := plain.Get(server.URL + api.PathWatch + "?agent=" + nth(0).AgentID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	line, err := bufio.NewReader(resp.Body).ReadBytes('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(line) < 8<<10 {
+		t.Fatalf("the snapshot has %d bytes, too few to need more than a buffer", len(line))
+	}
+	<-l.writes // the header
+	if size := <-l.writes; size != len(line) {
+		t.Errorf("a snapshot of %d bytes begins with a write of %d", len(line), size)
 	}
 }
