@@ -118,7 +118,10 @@ func insecure(flag bool, log *slog.Logger) error {
 
 // openStore opens what --store names.
 func openStore(name, stateDir string, log *slog.Logger) (store.Store, error) {
-	if name == "" {
+	switch {
+	case name == "" && stateDir == "":
+		return nil, usagef("--state-dir is empty; name the directory that the leases are to be kept in")
+	case name == "":
 		name = "bbolt:" + filepath.Join(stateDir, "coordinator.db")
 	}
 	path, isBbolt := strings.CutPrefix(name, "bbolt:")

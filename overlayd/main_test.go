@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -33,6 +34,11 @@ func TestExitCodes(t *testing.T) {
 	foreign := writeFile(t, "foreign.db", strings.Repeat("not a database ", 1000))
 	coordinator := func(more ...string) []string {
 		return append([]string{"coordinator", "--config", exampleConfig, "--listen", "127.0.0.1:0", "--state-dir", dir}, more...)
+	}
+	// A command that starts although it should not is not to touch this host.
+	elsewhere := map[string]string{
+		"OVERLAYD_RUN_DIR": filepath.Join(dir, "run"), "OVERLAYD_STATE_DIR": filepath.Join(dir, "state"), "OVERLAYD_LISTEN": "127.0.0.1:0",
+		"OVERLAYD_CNI_CONF_DIR": filepath.Join(dir, "cni"), "OVERLAYD_DOCKER_HOST": "",
 	}
 	tests := []struct {
 		name   string
@@ -63,6 +69,7 @@ func TestExitCodes(t *testing.T) {
 		{"coordinator on nothing known", coordinator("--insecure"), map[string]string{"OVERLAYD_STORE": "redis:x"}, 2, "",
 			`--store "redis:x": want bbolt:PATH`},
 		{"coordinator on a file without a name", coordinator("--insecure", "--store", "bbolt:"), nil, 2, "", `--store "bbolt:": want bbolt:PATH`},
+		{"coordinator on no directory", coordinator("--insecure", "--state-dir", ""), nil, 2, "", "--state-dir is empty"},
 		{"coordinator on a foreign file", coordinator("--insecure", "--store", "bbolt:"+foreign), nil, 1, "", foreign},
 		{"coordinator on a port in use", coordinator("--insecure", "--listen", busy.Addr().String()), nil, 1, "", "address already in use"},
 		{"coordinator on a bad port", coordinator("--insecure", "--listen", "127.0.0.1:99999"), nil, 2, "", `--listen: "127.0.0.1:99999": want an address and a port`},
@@ -74,6 +81,8 @@ func TestExitCodes(t *testing.T) {
 		{"agent with a bad URL", []string{"agent", "--insecure", "--coordinator", "10.0.0.1:6440"}, nil, 2, "", "--coordinator: "},
 		{"agent without --insecure", []string{"agent", "--coordinator", "http://127.0.0.1:1"}, nil, 2, "", "TLS is not available yet; start with --insecure"},
 		{"agent with a bad variable", []string{"agent", "--insecure"}, map[string]string{"OVERLAYD_COOLING": "soon"}, 2, "", `OVERLAYD_COOLING: "soon": want a time`},
+		{"agent with a join token", []string{"agent", "--insecure", "--coordinator", "http://127.0.0.1:1"}, map[string]string{"OVERLAYD_JOIN_TOKEN": "secret"}, 2, "",
+			"OVERLAYD_JOIN_TOKEN: join tokens are not available yet"},
 		{"agent with a bad id", []string{"agent", "--insecure", "--coordinator", "http://127.0.0.1:1", "--agent-id", "a/b"}, nil, 2, "", "a/b"},
 	}
 	for _, tt := range tests {
@@ -81,7 +90,9 @@ func TestExitCodes(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			var stdout, stderr strings.Builder
-			code := run(ctx, tt.args, environment(tt.env), &stdout, &stderr)
+			env := maps.Clone(elsewhere)
+			maps.Copy(env, tt.env)
+			code := run(ctx, tt.args, environment(env), &stdout, &stderr)
 			if code != tt.code || !strings.Contains(stdout.String(), tt.stdout) || !strings.Contains(stderr.String(), tt.stderr) {
 				t.Errorf("exit code %d, want %d\nstdout: %s\nwant in it: %s\nstderr: %s\nwant in it: %s",
 					code, tt.code, stdout.String(), tt.stdout, stderr.String(), tt.stderr)
