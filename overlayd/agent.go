@@ -27,7 +27,7 @@ func (f *agentFlags) options() []option {
 	cooling := (conf.DefaultCoolingSeconds * time.Second).String()
 	return []option{
 		{name: "coordinator", arg: "URL[,URL...]", list: ",", set: setList(&f.CoordinatorURLs, ","),
-			help: "where the coordinators serve, as in http://10.0.0.1:6440; required"},
+			help: "where the coordinator serves, as in http://10.0.0.1:6440; required"},
 		{name: "agent-ip", arg: "IP", set: setAddr(&f.IP),
 			help: "underlay address of this host (default: the one it reaches the coordinator from)"},
 		{name: "agent-id", arg: "ID", set: setString(&f.ID),

@@ -82,7 +82,7 @@ func TestAgentExample(t *testing.T) {
 	want := agentDefaults
 	want.config = path
 	want.insecure = true
-	want.CoordinatorURLs = []string{"http://10.10.0.120:6440", "http://10.10.0.119:6440"}
+	want.CoordinatorURLs = []string{"http://10.10.0.120:6440"}
 	want.IP = netip.MustParseAddr("10.10.0.117")
 	want.UCRConfDir = "/etc/mesos/cni"
 	if diff := cmp.Diff(want, got, compareFlags); diff != "" {
