@@ -271,6 +271,25 @@ func TestSetupTeardown(t *testing.T) {
 	m.expect("no namespace", container(dcos), `{"error":"CNI_NETNS: open /nonexistent: no such file or directory"}`, "setup", "/nonexistent")
 }
 
+// TestTeardownOfChangedNetwork: what is wrong with the definition by now does
+// not keep a container from being detached.
+func TestTeardownOfChangedNetwork(t *testing.T) {
+	m := newMachine(t)
+	m.boot()
+	box := m.namespace("box")
+	if out, status := m.exec(container(m.network("dcos")), nil, "setup", box); status != 0 {
+		t.Fatalf("setup: %s", out)
+	}
+	changed := container(m.network("dcos", "options", object{"hairpinMode": "maybe", "mtu": "big", "runDir": m.run, "vlan": "3"}),
+		"port_mappings", []object{{"host_port": 0, "container_port": 80}})
+	m.expect("setup", changed, `{"error":"option hairpinMode=maybe: want true or false\noption mtu=big: want a number\noption vlan is unknown; the options are overlay, runDir, mtu, hairpinMode\nport mapping 0:80, 1 ports: ports are from 1 to 65535"}`, "setup", box)
+	m.expect("teardown", changed, "", "teardown", box)
+	same(t, "links left in the container", m.inside(box, `ip -o link | wc -l`), "1")
+	if out, status := m.exec(container(m.network("dcos"), "network_options", object{"static_ips": []string{"9.0.1.130"}}), nil, "setup", box); status != 0 {
+		t.Errorf("setup with the address that was released: %s", out)
+	}
+}
+
 // TestPorts: through portmap, which notes how it was called.
 func TestPorts(t *testing.T) {
 	m := newMachine(t)

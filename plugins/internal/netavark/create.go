@@ -35,7 +35,10 @@ type settings struct {
 // optionNames are those of d-overlay's configuration.
 var optionNames = []string{"overlay", "runDir", "mtu", "hairpinMode"}
 
-func (n network) settings() (s settings, err error) {
+// settings reads the options. With an error they are those that can be read.
+func (n network) settings() (settings, error) {
+	var s settings
+	var errs []error
 	for _, key := range slices.Sorted(maps.Keys(n.Options)) {
 		value := n.Options[key]
 		switch key {
@@ -44,20 +47,24 @@ func (n network) settings() (s settings, err error) {
 		case "runDir":
 			s.runDir = value
 		case "mtu":
-			if s.mtu, err = strconv.Atoi(value); err != nil {
-				return s, fmt.Errorf("option mtu=%s: want a number", value)
+			mtu, err := strconv.Atoi(value)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("option mtu=%s: want a number", value))
+				continue
 			}
+			s.mtu = mtu
 		case "hairpinMode":
 			on, err := strconv.ParseBool(value)
 			if err != nil {
-				return s, fmt.Errorf("option hairpinMode=%s: want true or false", value)
+				errs = append(errs, fmt.Errorf("option hairpinMode=%s: want true or false", value))
+				continue
 			}
 			s.hairpin = &on
 		default:
-			return s, fmt.Errorf("option %s is unknown; the options are %s", key, strings.Join(optionNames, ", "))
+			errs = append(errs, fmt.Errorf("option %s is unknown; the options are %s", key, strings.Join(optionNames, ", ")))
 		}
 	}
-	return s, nil
+	return s, errors.Join(errs...)
 }
 
 // create checks the definition of a network and completes it: the addresses are

@@ -14,6 +14,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -171,7 +172,7 @@ type subnet struct {
 // cni runs d-overlay in process.
 func (p program) cni(ctx context.Context, command, netns string, c container) (int, error) {
 	input, err := c.netConf()
-	if err != nil {
+	if err != nil && command != "DEL" { // which takes what can be read
 		return 1, err
 	}
 	vars := map[string]string{
@@ -242,16 +243,11 @@ func (p program) path() string {
 	return strings.Join(dirs, string(os.PathListSeparator))
 }
 
-// netConf is the configuration that d-overlay would get from a CNI runtime.
+// netConf is the configuration that d-overlay would get from a CNI runtime. With
+// an error it has what could be read.
 func (c container) netConf() ([]byte, error) {
-	s, err := c.Network.settings()
-	if err != nil {
-		return nil, err
-	}
-	ports, err := c.ports()
-	if err != nil {
-		return nil, err
-	}
+	s, bad := c.Network.settings()
+	ports, wrong := c.ports()
 	out := map[string]any{
 		"cniVersion": "1.0.0", "name": c.Network.Name, "type": "d-overlay",
 		"overlay": s.overlay, "runDir": s.runDir, "mtu": s.mtu,
@@ -260,7 +256,8 @@ func (c container) netConf() ([]byte, error) {
 	if s.hairpin != nil {
 		out["hairpinMode"] = *s.hairpin
 	}
-	return json.Marshal(out)
+	b, err := json.Marshal(out)
+	return b, errors.Join(bad, wrong, err)
 }
 
 // ports are the port mappings one by one.
