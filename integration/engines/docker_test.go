@@ -76,6 +76,7 @@ func replaceNetwork(t *testing.T, ctx context.Context, h *Host, d *Docker, subne
 	_, err := h.Exec(ctx, "docker", "network", "create", "--ipam-driver", "overlay", "--ipam-opt", "overlay="+IPv4,
 		"--subnet", subnet.String(), "--ip-range", part.String(),
 		"-o", "com.docker.network.bridge.name=d-"+IPv4, "-o", "com.docker.network.bridge.inhibit_ipv4=true",
+		"-o", "com.docker.network.bridge.gateway_mode_ipv4=nat-unprotected",
 		"-o", "com.docker.network.bridge.enable_ip_masquerade=false", "-o", "com.docker.network.driver.mtu=1450", IPv4)
 	if err != nil {
 		t.Fatal(err)
