@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -191,6 +192,27 @@ func TestIPv6SwitchedOff(t *testing.T) {
 			want = append(want, ip.Address.String())
 		}
 		wantAddrs(t, container, link, want)
+	}
+}
+
+// TestMTUBelowIPv6: the kernel has no IPv6 on an interface with an MTU below
+// 1280, nor on any where it was started with ipv6.disable=1, and refuses what is
+// said about it in the same way.
+func TestMTUBelowIPv6(t *testing.T) {
+	m := newMachine(t)
+	for _, mtu := range []int{1279, 552} {
+		container := newNamespace(t)
+		c := call{id: strconv.Itoa(mtu), netns: container.path, conf: m.config("dcos", "1.0.0", "mtu", mtu)}
+		r := m.add(c)
+		ping(t, container, addrOf(r.IPs[0].Gateway))
+		link, err := container.LinkByName("eth0")
+		if err != nil || link.Attrs().MTU != mtu {
+			t.Errorf("eth0 has MTU %d, %v; want %d", link.Attrs().MTU, err, mtu)
+		}
+		host, err := m.host.LinkByName(r.Interfaces[0].Name)
+		if err != nil || host.Attrs().Alias == "" {
+			t.Errorf("%s is not marked as ours: alias %q, %v", r.Interfaces[0].Name, host.Attrs().Alias, err)
+		}
 	}
 }
 

@@ -116,12 +116,17 @@ func isErrno(err error, errno unix.Errno) bool { return errors.Is(err, errno) }
 // that the container has got from it. What it made is on the undo stack, also
 // when it fails.
 func (s *sandbox) connect(ctx context.Context, p pair, addrs []netip.Prefix, want []wantedRoute, undo *undoStack) ([]route, error) {
-	errs := s.host.Send(p.create(), p.mark())
+	errs := s.host.Send(p.create(), p.mark(true))
 	if errs[0] == nil {
 		undo.push(func() error {
 			_, err := removeHost(s.host, p.host)
 			return err
 		})
+	}
+	if errs[0] == nil && isErrno(errs[1], unix.EAFNOSUPPORT) {
+		// The link has no IPv6: its MTU is below 1280, or the kernel was started
+		// with ipv6.disable=1. The kernel finds that first, and has done nothing.
+		errs[1] = s.host.Send(p.mark(false))[0]
 	}
 	crash("linked")
 	if isErrno(errs[0], unix.EEXIST) {

@@ -68,7 +68,8 @@ func (p pair) create() rtnl.Message {
 // mark says whose the host end is and sets it up as a bridge port; the kernel
 // takes none of this when it creates a link. A bridge port needs no link-local
 // address, so it gets none: that saves the packets of announcing one.
-func (p pair) mark() rtnl.Message {
+// Of a link without IPv6 the kernel does not take that.
+func (p pair) mark(ipv6 bool) rtnl.Message {
 	m := rtnl.New("set up interface "+p.host, unix.RTM_NEWLINK, 0, nl.NewIfInfomsg(unix.AF_UNSPEC))
 	m.Attr(unix.IFLA_IFNAME, nl.ZeroTerminated(p.host))
 	m.Attr(unix.IFLA_IFALIAS, nl.NonZeroTerminated(p.alias))
@@ -78,6 +79,9 @@ func (p pair) mark() rtnl.Message {
 	info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated("bridge"))
 	info.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil).AddRtAttr(nl.IFLA_BRPORT_MODE, flag(p.hairpin))
 	m.AddData(info)
+	if !ipv6 {
+		return m
+	}
 
 	family := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	family.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(ifla6AddrGenMode, nl.Uint8Attr(nl.IN6_ADDR_GEN_MODE_NONE))
