@@ -932,3 +932,27 @@ func refuseNames(t *testing.T) {
 		}
 	}
 }
+
+// What cannot be published is not offered to the runtimes either, and is
+// published soon after it can be: as when the run directory was full.
+func TestPublishingFails(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	h := newHost(c)
+	inTheWay := filepath.Join(h.path(conf.StateFile), "directory")
+	must(t, os.MkdirAll(inTheWay, 0o755))
+	h.start()
+	h.notReady("the state cannot be published")
+	list := filepath.Join(h.opts.CNIConfDir, "87-dcos.conflist")
+	must(t, exists(list, false))
+
+	must(t, os.RemoveAll(filepath.Dir(inTheWay)))
+	before := time.Now()
+	h.ready()
+	must(t, exists(list, true))
+	if took := time.Since(before); took > 10*time.Second {
+		t.Errorf("published %s after it could be; want the time of a retry", took)
+	}
+}

@@ -65,6 +65,7 @@ type loop struct {
 
 	// What is published.
 	document []byte // in state.json; nil: nothing of ours
+	behind   bool   // what is to be published could not be written
 	state    conf.State
 
 	apply  *deadline // send the difference to the kernel

@@ -85,6 +85,7 @@ func (l *loop) write() (state conf.State, notReady string) {
 			l.document, l.state = document, state
 		}
 	}
+	l.behind = err != nil
 	l.logOnce("publishing", err)
 	switch {
 	case l.lost != "":

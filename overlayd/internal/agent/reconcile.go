@@ -68,14 +68,17 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 	// Runtimes must not find an overlay before its plugins can, and who waits
 	// for readiness must find both.
 	state, notReady := l.write()
-	err := l.runtimes.Sync(ctx, l.held.AgentOverlays(nil))
-	l.logOnce("files of the container runtimes", err)
+	var err error
+	if !l.behind {
+		err = l.runtimes.Sync(ctx, l.held.AgentOverlays(nil))
+		l.logOnce("files of the container runtimes", err)
+	}
 	if l.agent.docker != nil && l.report.MTU != 0 {
 		l.agent.docker.Set(l.held.AgentOverlays(nil), l.report.MTU)
 	}
 	l.serve(state, notReady)
 	l.tellStatus(false)
-	l.plan(l.failing || err != nil)
+	l.plan(l.failing || l.behind || err != nil)
 }
 
 // hear takes in an event of the watch if one waits, and reports whether it
