@@ -128,7 +128,7 @@ func (f *Files) conflist(ctx context.Context, name string) list {
 		Capabilities: map[string]bool{"ips": true, "mac": true},
 		IPAM:         &ipam{Type: "overlay-ipam"},
 	}}}
-	if f.find("portmap") != "" {
+	if f.copies("portmap") != nil {
 		l.Plugins = append(l.Plugins, plugin{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}})
 	}
 	lacking := func(p plugin) bool { return !f.speaks(ctx, p.Type, statusVersion) }

@@ -256,6 +256,38 @@ func TestVersions(t *testing.T) {
 	}
 }
 
+// TestVersionsOfEveryCopy: a runtime uses the portmap in its own directory, not
+// the first that we find.
+func TestVersionsOfEveryCopy(t *testing.T) {
+	old, current := versions("0.4.0", "1.0.0"), versions("0.4.0", "1.0.0", "1.1.0")
+	for _, tc := range []struct {
+		name      string
+		second    map[string]string // plugins in the second directory; all in the first are current
+		announced bool
+	}{
+		{"one directory", nil, true},
+		{"as new in both", map[string]string{"d-overlay": current, "portmap": current}, true},
+		{"portmap older in the second", map[string]string{"d-overlay": current, "portmap": old}, false},
+		{"d-overlay older in the second", map[string]string{"d-overlay": old}, false},
+		{"portmap older where nobody looks for d-overlay", map[string]string{"portmap": old}, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			h := newHost(t)
+			h.install(t, "d-overlay", current)
+			h.install(t, "portmap", current)
+			second := host{Files: h.Files, bin: t.TempDir()}
+			h.CNIBinDirs = append(h.CNIBinDirs, second.bin)
+			for name, script := range tc.second {
+				second.install(t, name, script)
+			}
+			mustSync(t, h.Files, both("dcos"))
+			if got := strings.Contains(mustRead(t, filepath.Join(h.CNIConfDir, "87-dcos.conflist")), "1.1.0"); got != tc.announced {
+				t.Errorf("1.1.0 announced: %t, want %t", got, tc.announced)
+			}
+		})
+	}
+}
+
 // A plugin is asked once, with next to no environment, and again when the
 // binary has changed.
 func TestVersionsAskedOnce(t *testing.T) {

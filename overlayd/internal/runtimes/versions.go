@@ -32,39 +32,64 @@ type answer struct {
 	failed   time.Time // zero: it answered
 }
 
-// find returns the path of a plugin in the binary directories, or "".
-func (f *Files) find(plugin string) string {
-	path, _ := f.look(plugin)
-	return path
+// program is what there is to know of an executable file; nil: it is none.
+func program(path string) fs.FileInfo {
+	fi, err := os.Stat(path)
+	if err != nil || !fi.Mode().IsRegular() || fi.Mode()&0o111 == 0 {
+		return nil
+	}
+	return fi
 }
 
-func (f *Files) look(plugin string) (string, fs.FileInfo) {
+// copies are the paths of a plugin that runtimes may use with our lists: those
+// beside d-overlay, since many look in one directory only; without any, all.
+func (f *Files) copies(plugin string) []string {
+	var beside, all []string
 	for _, dir := range f.CNIBinDirs {
 		path := filepath.Join(dir, plugin)
-		if fi, err := os.Stat(path); err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 {
-			return path, fi
+		if program(path) == nil {
+			continue
+		}
+		all = append(all, path)
+		if program(filepath.Join(dir, "d-overlay")) != nil {
+			beside = append(beside, path)
 		}
 	}
-	return "", nil
+	if beside != nil {
+		return beside
+	}
+	return all
 }
 
-// speaks reports whether the plugin says that it speaks a CNI version. One that
+// speaks reports whether the plugin says that it speaks a CNI version, in every
+// copy: one that does not would refuse what it is then called with. One that
 // cannot be found or asked does not.
 func (f *Files) speaks(ctx context.Context, plugin, v string) bool {
-	path, fi := f.look(plugin)
-	if path == "" {
-		return false
+	paths := f.copies(plugin)
+	for _, path := range paths {
+		if !slices.Contains(f.versionsOf(ctx, path), v) {
+			return false
+		}
+	}
+	return len(paths) > 0
+}
+
+// versionsOf are the versions one binary speaks; it is asked when it is new.
+func (f *Files) versionsOf(ctx context.Context, path string) []string {
+	fi := program(path)
+	if fi == nil {
+		return nil
 	}
 	known, ok := f.versions[path]
 	if ok && known.modified.Equal(fi.ModTime()) && known.size == fi.Size() &&
 		(known.failed.IsZero() || time.Since(known.failed) < retryAfter) {
-		return slices.Contains(known.versions, v)
+		return known.versions
 	}
 	a := answer{modified: fi.ModTime(), size: fi.Size()}
 	var err error
 	if a.versions, err = askVersions(ctx, path); err != nil {
 		if ctx.Err() != nil {
-			return false // we are being stopped; that says nothing about the plugin
+			return nil // we are being stopped; that says nothing about the plugin
 		}
 		a.failed = time.Now()
 		f.Log.Warn("plugin does not say which CNI versions it speaks; only "+baseVersion+" is announced", "path", path, "err", err)
@@ -73,7 +98,7 @@ func (f *Files) speaks(ctx context.Context, plugin, v string) bool {
 		f.versions = map[string]answer{}
 	}
 	f.versions[path] = a
-	return slices.Contains(a.versions, v)
+	return a.versions
 }
 
 // askVersions runs the VERSION verb of one plugin.
