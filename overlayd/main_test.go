@@ -184,7 +184,7 @@ func TestCoordinator(t *testing.T) {
 	watching, watched := make(chan struct{}), make(chan error, 1)
 	go func() {
 		opened := false
-		watched <- client.Watch(t.Context(), "one", 0, func(api.PeerEvent) error {
+		watched <- client.Watch(t.Context(), "one", api.Known{}, func(api.PeerEvent) error {
 			if !opened {
 				close(watching)
 			}

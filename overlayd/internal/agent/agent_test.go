@@ -483,7 +483,7 @@ func TestCopiedIdentity(t *testing.T) {
 		following := make(chan struct{}, 1000)
 		go func() {
 			defer close(left)
-			c.client().Watch(ctx, "copied", 0, func(api.PeerEvent) error {
+			c.client().Watch(ctx, "copied", api.Known{}, func(api.PeerEvent) error {
 				following <- struct{}{}
 				return nil
 			})
@@ -500,6 +500,50 @@ func TestCopiedIdentity(t *testing.T) {
 	h.published("it is told of", func(s conf.State) bool { return s.Lease.Error == "" })
 	c.join("peer", "172.17.0.5")
 	eventually(t, "peers are followed again", func() error { return hasRoute(prefix("9.0.1.0/24")) })
+}
+
+// The coordinator's store is put back as it was before while the agent is away,
+// and has come as far again: what the agent remembers is of another history.
+func TestRestoredStore(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	h := newHost(c)
+	peers := func(want ...string) func() error {
+		return func() error {
+			var s savedPeers
+			if err := conf.ReadJSON(h.stored(peersFile), &s); err != nil {
+				return err
+			}
+			var ids []string
+			for _, p := range s.Peers {
+				ids = append(ids, p.AgentID)
+			}
+			if !slices.Equal(ids, want) {
+				return fmt.Errorf("peers %v of revision %d, want %v", ids, s.Revision, want)
+			}
+			return nil
+		}
+	}
+	h.start()
+	h.ready()
+	h.statusAt("it is told that all is well", allOK)
+	db := filepath.Join(c.dir, "coordinator.db")
+	c.stop()
+	before, err := os.ReadFile(db)
+	must(t, err)
+	c.start()
+	c.join("lost", "172.17.0.5")
+	eventually(t, "the host that is forgotten is a peer", peers("lost"))
+	h.stop()
+	c.stop()
+	must(t, os.WriteFile(db, before, 0o600))
+	c.start()
+	c.join("b", "172.17.0.6")
+	c.join("c", "172.17.0.7")
+	h.start()
+	eventually(t, "the peers are those that there are now", peers("b", "c"))
 }
 
 // A deleted agent registers anew and lives with what it gets.

@@ -191,6 +191,7 @@ type savedPeers struct {
 	AgentID   string      `json:"agent_id"`
 	ClusterID string      `json:"cluster_id"`
 	Revision  uint64      `json:"revision"`
+	Run       string      `json:"run,omitempty"` // of the coordinator that told
 	Peers     []conf.Peer `json:"peers"`
 }
 

@@ -46,7 +46,7 @@ type loop struct {
 	held      *heldLease    // nil: none
 	stored    time.Duration // when the lease ends (as boot.expires) by what is on disk
 	claims    *claims       // of the peers
-	revision  uint64        // of the peers
+	known     api.Known     // of the peers
 	caughtUp  bool          // the coordinator has told, since the start, what we missed
 	clusterID string        // of the peers
 	refusal   string        // why the last registration failed; "" if it did not
@@ -150,7 +150,7 @@ func (l *loop) recall() {
 			l.ip = s.Lease.AgentIP
 		}
 		if p, ok := l.files.loadPeers(l.id, s.Lease.ClusterID); ok {
-			l.revision, l.clusterID = p.Revision, p.ClusterID
+			l.known, l.clusterID = api.Known{Revision: p.Revision, Run: p.Run}, p.ClusterID
 			for _, peer := range p.Peers {
 				l.claims.put(peer)
 			}

@@ -13,16 +13,16 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/api"
 )
 
-// follow watches the peers, from the revision we know them at if they are of
-// the same cluster.
+// follow watches the peers, from where we know them if they are of the same
+// cluster.
 func (l *loop) follow(ctx context.Context) {
 	l.unfollow()
 	if l.clusterID != l.held.ClusterID {
-		l.clusterID, l.revision = l.held.ClusterID, 0
+		l.clusterID, l.known = l.held.ClusterID, api.Known{}
 	}
 	l.watches++
 	w := &watcher{
-		watch: l.opts.Coordinator.Watch, id: l.id, generation: l.watches, revision: l.revision,
+		watch: l.opts.Coordinator.Watch, id: l.id, generation: l.watches, known: l.known,
 		timing: l.timing, log: l.log, register: l.registrar.kick, out: l.peersIn,
 	}
 	ctx, l.stopWatch = context.WithCancel(ctx)
@@ -53,8 +53,8 @@ func (l *loop) peersChanged(c peerChange) {
 			l.catch.in(l.timing.catchUp)
 		}
 	}
-	if e := c.event; e.Revision > 0 && e.Revision != l.revision {
-		l.revision = e.Revision
+	if now := (api.Known{Revision: c.event.Revision, Run: c.event.Run}); now.Revision > 0 && now != l.known {
+		l.known = now
 		l.save.in(l.timing.resync) // no hurry: an older revision only costs a longer answer
 	}
 	if l.patch(c.event) {
@@ -140,7 +140,7 @@ func (l *loop) savePeers() {
 		l.save.in(l.timing.savePeers)
 		return
 	}
-	s := savedPeers{AgentID: l.id, ClusterID: l.clusterID, Revision: l.revision, Peers: slices.Collect(maps.Values(l.claims.peers))}
+	s := savedPeers{AgentID: l.id, ClusterID: l.clusterID, Revision: l.known.Revision, Run: l.known.Run, Peers: slices.Collect(maps.Values(l.claims.peers))}
 	l.saving = true
 	l.group.Go(func() error {
 		slices.SortFunc(s.Peers, func(a, b conf.Peer) int { return strings.Compare(a.AgentID, b.AgentID) })

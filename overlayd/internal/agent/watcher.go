@@ -18,12 +18,12 @@ type peerChange struct {
 	event      api.PeerEvent // without self
 }
 
-// watcher follows the peers from a revision on.
+// watcher follows the peers from what is known of them on.
 type watcher struct {
-	watch      func(ctx context.Context, agentID string, revision uint64, fn func(api.PeerEvent) error) error
+	watch      func(ctx context.Context, agentID string, known api.Known, fn func(api.PeerEvent) error) error
 	id         string
 	generation int
-	revision   uint64
+	known      api.Known
 	timing     timing
 	log        *slog.Logger
 	register   chan<- struct{} // kicked when the lease may have changed
@@ -61,14 +61,14 @@ func (w *watcher) run(ctx context.Context) error {
 // stream follows one connection to its end and reports whether anything was
 // heard over it.
 func (w *watcher) stream(ctx context.Context) (heard bool, err error) {
-	err = w.watch(ctx, w.id, w.revision, func(e api.PeerEvent) error {
+	err = w.watch(ctx, w.id, w.known, func(e api.PeerEvent) error {
 		first := !heard
 		heard = true
 		self := w.self(e.Put)
 		if w.withoutSelf(&e) {
 			kick(w.register)
 		}
-		if first || e.Snapshot || len(e.Put) > 0 || len(e.Delete) > 0 || e.Revision > w.revision {
+		if first || e.Snapshot || len(e.Put) > 0 || len(e.Delete) > 0 || e.Revision > w.known.Revision {
 			select {
 			case w.out <- peerChange{generation: w.generation, connected: first, self: self, event: e}:
 			case <-ctx.Done():
@@ -76,7 +76,7 @@ func (w *watcher) stream(ctx context.Context) (heard bool, err error) {
 			}
 		}
 		if e.Revision > 0 {
-			w.revision = e.Revision
+			w.known = api.Known{Revision: e.Revision, Run: e.Run}
 		}
 		return nil
 	})

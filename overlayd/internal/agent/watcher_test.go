@@ -72,16 +72,16 @@ func TestWatcherResumes(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		streams := [][]api.PeerEvent{
-			{{Revision: 7, Snapshot: true, Put: []conf.Peer{testPeer("own", 4, 1)}}, {}, {Revision: 8, Delete: []string{"b"}}},
+			{{Revision: 7, Snapshot: true, Put: []conf.Peer{testPeer("own", 4, 1)}}, {}, {Revision: 8, Run: "r", Delete: []string{"b"}}},
 			{}, // breaks at once
 			{{}, {}, {Revision: 9, Delete: []string{"c"}}},
 		}
-		var from []uint64
+		var from []api.Known
 		out := make(chan peerChange)
 		w := &watcher{
-			watch: func(ctx context.Context, id string, revision uint64, fn func(api.PeerEvent) error) error {
+			watch: func(ctx context.Context, id string, known api.Known, fn func(api.PeerEvent) error) error {
 				n := len(from)
-				from = append(from, revision)
+				from = append(from, known)
 				if n >= len(streams) {
 					<-ctx.Done()
 					return ctx.Err()
@@ -93,7 +93,7 @@ func TestWatcherResumes(t *testing.T) {
 				}
 				return errors.New("stream broke")
 			},
-			id: "own", generation: 3, revision: 5, timing: defaultTiming, log: slog.New(slog.DiscardHandler),
+			id: "own", generation: 3, known: api.Known{Revision: 5}, timing: defaultTiming, log: slog.New(slog.DiscardHandler),
 			register: make(chan struct{}, 1), out: out,
 		}
 		done := make(chan error)
@@ -106,7 +106,7 @@ func TestWatcherResumes(t *testing.T) {
 		}
 		want := []peerChange{
 			{generation: 3, connected: true, self: testPeer("own", 4, 1), event: api.PeerEvent{Revision: 7, Snapshot: true}},
-			{generation: 3, event: api.PeerEvent{Revision: 8, Delete: []string{"b"}}},
+			{generation: 3, event: api.PeerEvent{Revision: 8, Run: "r", Delete: []string{"b"}}},
 			{generation: 3, connected: true},
 			{generation: 3, event: api.PeerEvent{Revision: 9, Delete: []string{"c"}}},
 		}
@@ -118,7 +118,7 @@ func TestWatcherResumes(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		if diff := cmp.Diff([]uint64{5, 8, 8, 9}, from); diff != "" {
+		if diff := cmp.Diff([]api.Known{{Revision: 5}, {Revision: 8, Run: "r"}, {Revision: 8, Run: "r"}, {Revision: 9}}, from); diff != "" {
 			t.Errorf("revisions watched from (-want +got):\n%s", diff)
 		}
 	})

@@ -14,7 +14,7 @@ const (
 	PathAgentsDelete = "/overlay-master/agents/delete" // POST DeleteRequest -> conf.MasterState
 	PathRegister     = "/v1/register"                  // POST RegisterRequest -> conf.Lease
 	PathStatus       = "/v1/status"                    // POST StatusReport -> 204
-	PathWatch        = "/v1/watch"                     // GET ?agent=ID&revision=N -> stream of PeerEvent, one a line
+	PathWatch        = "/v1/watch"                     // GET ?agent=ID&revision=N&run=R -> stream of PeerEvent, one a line
 	PathAgents       = "/v1/agents"                    // GET []Agent
 	PathOverlays     = "/v1/overlays"                  // GET []Overlay
 )
@@ -47,12 +47,23 @@ type StatusReport struct {
 	Overlays map[string]conf.OverlayStatus `json:"overlays"`
 }
 
+// HeaderRun is the header of a watch that names the run of the coordinator. It
+// is another one after each start.
+const HeaderRun = "Overlay-Run"
+
+// Known is what a watcher has heard so far, as in its last event.
+type Known struct {
+	Revision uint64 // 0: nothing
+	Run      string // of the coordinator that told; empty: any
+}
+
 // PeerEvent is one line of the watch. The first line of a stream is a snapshot
 // (Snapshot set, Put holds every peer) unless the coordinator still knows what
 // happened since the revision asked for. An empty event is a heartbeat. The
 // watching agent's own lease is among the peers; the agent leaves it out.
 type PeerEvent struct {
 	Revision uint64      `json:"revision"`
+	Run      string      `json:"-"` // from HeaderRun
 	Snapshot bool        `json:"snapshot,omitempty"`
 	Put      []conf.Peer `json:"put,omitempty"`
 	Delete   []string    `json:"delete,omitempty"` // agent ids

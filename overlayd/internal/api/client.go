@@ -141,12 +141,15 @@ func (c *Client) Ready(ctx context.Context) error {
 	return c.do(ctx, http.MethodGet, PathReady, nil, nil)
 }
 
-// Watch calls fn for every event of the stream that follows the revision (0:
-// from a snapshot), until ctx ends, fn fails, or the stream breaks. It fails
-// when nothing was heard for WatchTimeout. It never returns nil: call it again
-// with the revision of the last event.
-func (c *Client) Watch(ctx context.Context, agentID string, revision uint64, fn func(PeerEvent) error) error {
-	query := url.Values{"agent": {agentID}, "revision": {strconv.FormatUint(revision, 10)}}
+// Watch calls fn for every event of the stream that follows what is known
+// (nothing: from a snapshot), until ctx ends, fn fails, or the stream breaks. It
+// fails when nothing was heard for WatchTimeout. It never returns nil: call it
+// again with the revision and the run of the last event.
+func (c *Client) Watch(ctx context.Context, agentID string, known Known, fn func(PeerEvent) error) error {
+	query := url.Values{"agent": {agentID}, "revision": {strconv.FormatUint(known.Revision, 10)}}
+	if known.Run != "" {
+		query.Set("run", known.Run)
+	}
 	err := c.try(ctx, func(base string) (heard bool, err error) {
 		return c.watch(ctx, base+PathWatch+"?"+query.Encode(), fn)
 	})
@@ -179,7 +182,7 @@ func (c *Client) watch(ctx context.Context, target string, fn func(PeerEvent) er
 		} else if err != nil {
 			return heard, because(ctx, err)
 		}
-		heard = true
+		heard, e.Run = true, resp.Header.Get(HeaderRun)
 		silence.Stop() // fn may take its time
 		if err := fn(e); err != nil {
 			return true, err

@@ -200,7 +200,7 @@ func TestWatch(t *testing.T) {
 	defer s.Close()
 	c := newClient(t, dead(t), s.URL)
 	var revisions []uint64
-	err := c.Watch(t.Context(), "a&b", 5, func(e api.PeerEvent) error {
+	err := c.Watch(t.Context(), "a&b", api.Known{Revision: 5}, func(e api.PeerEvent) error {
 		revisions = append(revisions, e.Revision)
 		return nil
 	})
@@ -211,11 +211,11 @@ func TestWatch(t *testing.T) {
 		t.Error(diff)
 	}
 	enough := errors.New("enough")
-	if err := c.Watch(t.Context(), "a&b", 5, func(api.PeerEvent) error { return enough }); !errors.Is(err, enough) {
+	if err := c.Watch(t.Context(), "a&b", api.Known{Revision: 5}, func(api.PeerEvent) error { return enough }); !errors.Is(err, enough) {
 		t.Errorf("error %v, want that of fn", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	err = c.Watch(ctx, "a&b", 5, func(api.PeerEvent) error { cancel(); return nil })
+	err = c.Watch(ctx, "a&b", api.Known{Revision: 5}, func(api.PeerEvent) error { cancel(); return nil })
 	if err == nil {
 		t.Error("no error of a watch whose context ended")
 	}
@@ -243,7 +243,7 @@ func TestWatchSilence(t *testing.T) {
 			}
 		}()
 		events := 0
-		err = c.Watch(t.Context(), "a", 0, func(api.PeerEvent) error {
+		err = c.Watch(t.Context(), "a", api.Known{}, func(api.PeerEvent) error {
 			events++
 			time.Sleep(2 * api.WatchTimeout) // a slow fn is not silence
 			return nil

@@ -48,6 +48,8 @@ type Coordinator struct {
 	pace    pace
 
 	clusterID string
+	run       string // differs at each start
+	began     uint64 // revision of the store at the start
 	hub       *hub
 	stopped   chan struct{} // closed when Run has ended
 
@@ -74,6 +76,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 	c := &Coordinator{
 		network: o.Network, oui: o.Network.OUI(), store: o.Store, term: o.Term, log: o.Log, version: o.Version,
 		started:  time.Now(),
+		run:      rand.Text(),
 		pace:     defaultPace,
 		stopped:  make(chan struct{}),
 		presence: map[string]*presence{},
@@ -94,7 +97,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 			break
 		}
 	}
-	c.clusterID = c.view.clusterID
+	c.clusterID, c.began = c.view.clusterID, c.view.rev
 	c.hub = newHub(c.view.rev)
 	c.logUnconfigured()
 	return c, nil

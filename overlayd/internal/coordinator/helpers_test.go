@@ -156,12 +156,18 @@ type stream struct {
 	stop   func()
 }
 
+// watch begins a stream after a revision, whichever coordinator told it.
 func (n *node) watch(t testing.TB, id string, revision uint64) *stream {
+	t.Helper()
+	return n.watchFrom(t, id, api.Known{Revision: revision})
+}
+
+func (n *node) watchFrom(t testing.TB, id string, known api.Known) *stream {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &stream{events: make(chan api.PeerEvent), done: make(chan error, 1)}
 	go func() {
-		s.done <- n.client.Watch(ctx, id, revision, func(e api.PeerEvent) error {
+		s.done <- n.client.Watch(ctx, id, known, func(e api.PeerEvent) error {
 			select {
 			case s.events <- e:
 				return nil

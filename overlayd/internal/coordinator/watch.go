@@ -37,7 +37,7 @@ const (
 	maxTurn      = 5 * time.Millisecond
 )
 
-// serveWatch streams peers: GET /v1/watch?agent=ID&revision=N. A stream holds
+// serveWatch streams peers: GET /v1/watch?agent=ID&revision=N&run=R. A stream holds
 // no queue; a slow one catches up with deltas or, if those are forgotten, with
 // the newest state. It ends when ended is closed.
 func (c *Coordinator) serveWatch(w http.ResponseWriter, r *http.Request, ended <-chan struct{}) error {
@@ -45,14 +45,14 @@ func (c *Coordinator) serveWatch(w http.ResponseWriter, r *http.Request, ended <
 	if err := checkAgentID(id); err != nil {
 		return err
 	}
-	var revision uint64
+	known := api.Known{Run: r.URL.Query().Get("run")}
 	if s := r.URL.Query().Get("revision"); s != "" {
 		var err error
-		if revision, err = strconv.ParseUint(s, 10, 64); err != nil {
+		if known.Revision, err = strconv.ParseUint(s, 10, 64); err != nil {
 			return refuse(http.StatusBadRequest, "revision %.80q: want a number, 0 for a snapshot", s)
 		}
 	}
-	watch, err := c.beginWatch(id, revision)
+	watch, err := c.beginWatch(id, known)
 	if err != nil {
 		return err
 	}
@@ -60,10 +60,11 @@ func (c *Coordinator) serveWatch(w http.ResponseWriter, r *http.Request, ended <
 
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set(api.HeaderRun, c.run)
 	// The connection ends with the stream, so there is no need for chunks: each
 	// would be three writes to the connection, and wake the reader three times.
 	w.Header().Set("Transfer-Encoding", "identity")
-	s := &stream{c: c, w: w, ctx: r.Context(), flush: http.NewResponseController(w), revision: revision}
+	s := &stream{c: c, w: w, ctx: r.Context(), flush: http.NewResponseController(w), revision: known.Revision}
 	if watch.ahead {
 		s.revision = 0
 	}
@@ -81,7 +82,7 @@ func (c *Coordinator) serveWatch(w http.ResponseWriter, r *http.Request, ended <
 }
 
 // beginWatch connects a stream to its agent.
-func (c *Coordinator) beginWatch(id string, revision uint64) (*watch, error) {
+func (c *Coordinator) beginWatch(id string, known api.Known) (*watch, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a := c.view.agents[id]
@@ -93,8 +94,12 @@ func (c *Coordinator) beginWatch(id string, revision uint64) (*watch, error) {
 	}
 	p := c.presenceLocked(id)
 	// A revision that the view has not reached comes from a store that is no
-	// longer, or from a coordinator that is ahead of this one.
-	w := &watch{ip: a.IP, wake: make(chan struct{}, 1), ahead: revision > c.view.rev}
+	// longer, or from a coordinator that is ahead of this one. So does one that
+	// another run has told and that was not there when this one began: the store
+	// was put back as it was before, and the revision is another one now.
+	revision := known.Revision
+	ahead := revision > c.view.rev || revision > c.began && known.Run != "" && known.Run != c.run
+	w := &watch{ip: a.IP, wake: make(chan struct{}, 1), ahead: ahead}
 	p.watches[w] = struct{}{}
 	// Its lease, or the configuration, may have changed while it was away.
 	stale := revision > 0 && (a.mod > revision || c.view.networkMod > revision)

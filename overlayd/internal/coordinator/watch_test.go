@@ -23,14 +23,14 @@ func TestWatch(t *testing.T) {
 	a := n.register(t, request("a", "10.0.0.1", conf.Mesos))
 	w := n.watch(t, "a", 0)
 	snapshot := w.next(t)
-	want := api.PeerEvent{Revision: snapshot.Revision, Snapshot: true, Put: []conf.Peer{a.Peer()}}
+	want := api.PeerEvent{Revision: snapshot.Revision, Run: snapshot.Run, Snapshot: true, Put: []conf.Peer{a.Peer()}}
 	same := cmp.Options{cmp.Comparer(samePrefix), cmp.Comparer(sameAddr)}
 	if diff := cmp.Diff(want, snapshot, same); diff != "" {
 		t.Errorf("snapshot (-want +got):\n%s", diff)
 	}
 	b := n.register(t, request("b", "10.0.0.2"))
 	e := w.next(t)
-	if diff := cmp.Diff(api.PeerEvent{Revision: e.Revision, Put: []conf.Peer{b.Peer()}}, e, same); diff != "" {
+	if diff := cmp.Diff(api.PeerEvent{Revision: e.Revision, Run: snapshot.Run, Put: []conf.Peer{b.Peer()}}, e, same); diff != "" {
 		t.Errorf("new peer (-want +got):\n%s", diff)
 	}
 	if e.Revision <= snapshot.Revision {
@@ -153,7 +153,7 @@ func TestWatchStorm(t *testing.T) {
 	done := fmt.Errorf("done")
 	results := make(chan error, 2)
 	go func() {
-		results <- n.client.Watch(ctx, "agent-199", 0, func(e api.PeerEvent) error {
+		results <- n.client.Watch(ctx, "agent-199", api.Known{}, func(e api.PeerEvent) error {
 			if apply(fast, e) {
 				return done
 			}
@@ -161,11 +161,11 @@ func TestWatchStorm(t *testing.T) {
 		})
 	}()
 	go func() {
-		var revision uint64
+		var known api.Known
 		again := fmt.Errorf("again")
 		for {
-			err := n.client.Watch(ctx, "agent-199", revision, func(e api.PeerEvent) error {
-				revision = e.Revision
+			err := n.client.Watch(ctx, "agent-199", known, func(e api.PeerEvent) error {
+				known = api.Known{Revision: e.Revision, Run: e.Run}
 				if apply(reconnecting, e) {
 					return done
 				}
@@ -217,7 +217,7 @@ func TestServe(t *testing.T) {
 	first := make(chan struct{}, 1)
 	watched := make(chan error, 1)
 	go func() {
-		watched <- client.Watch(context.WithoutCancel(t.Context()), "a", 0, func(api.PeerEvent) error {
+		watched <- client.Watch(context.WithoutCancel(t.Context()), "a", api.Known{}, func(api.PeerEvent) error {
 			first <- struct{}{}
 			return nil
 		})
