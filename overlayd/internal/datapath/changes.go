@@ -221,12 +221,14 @@ func concernsFirewall(h nlmsg) bool {
 		return name == "filter" || name == "nat"
 	case unix.NFT_MSG_DELCHAIN:
 		name := names[unix.NFTA_CHAIN_NAME]
-		return name == forwardChain || name == masqChain
+		return name == vxlanChain || name == forwardChain || name == masqChain
 	case unix.NFT_MSG_DELRULE:
 		name := names[unix.NFTA_RULE_CHAIN]
-		return name == forwardChain || name == masqChain || name == "FORWARD" || name == "POSTROUTING"
+		return name == vxlanChain || name == forwardChain || name == masqChain ||
+			name == "PREROUTING" || name == "FORWARD" || name == "POSTROUTING"
 	case unix.NFT_MSG_NEWRULE:
-		return names[unix.NFTA_RULE_CHAIN] == "FORWARD"
+		name := names[unix.NFTA_RULE_CHAIN]
+		return name == "FORWARD" || name == "PREROUTING" && names[unix.NFTA_RULE_TABLE] == "nat"
 	}
 	return false
 }

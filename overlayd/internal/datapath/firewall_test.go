@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
 )
@@ -32,6 +34,9 @@ func TestChains(t *testing.T) {
 		return strings.Join(lines, "\n")
 	}
 	want4 := `
+		OVERLAY-VXLAN -i m-+ -p udp -m udp --dport 64000 -j REDIRECT --to-ports 9
+		OVERLAY-VXLAN -i d-+ -p udp -m udp --dport 64000 -j REDIRECT --to-ports 9
+		OVERLAY-VXLAN -i vtep1024 -p udp -m udp --dport 64000 -j REDIRECT --to-ports 9
 		OVERLAY-FORWARD -s 10.8.0.0/16 -d 9.0.0.0/8 -j DROP
 		OVERLAY-FORWARD -s 9.0.0.0/8 -d 10.8.0.0/16 -j DROP
 		OVERLAY-FORWARD -s 10.8.0.0/16 -d 10.9.0.0/16 -j DROP
@@ -56,6 +61,9 @@ func TestChains(t *testing.T) {
 		OVERLAY-MASQ -s 10.9.0.0/16 -j MASQUERADE
 	`
 	want6 := `
+		OVERLAY-VXLAN -i m-+ -p udp -m udp --dport 64000 -j REDIRECT --to-ports 9
+		OVERLAY-VXLAN -i d-+ -p udp -m udp --dport 64000 -j REDIRECT --to-ports 9
+		OVERLAY-VXLAN -i vtep1024 -p udp -m udp --dport 64000 -j REDIRECT --to-ports 9
 		OVERLAY-FORWARD -s fd02::/64 -d fd01:b::/64 -j DROP
 		OVERLAY-FORWARD -s fd01:b::/64 -d fd02::/64 -j DROP
 		OVERLAY-FORWARD -d fd01:b::/64 -i vtep1024 -j ACCEPT
@@ -104,8 +112,8 @@ func TestChains(t *testing.T) {
 			}
 			h.mustBeIdle(c)
 			h.sh("iptables -A OVERLAY-FORWARD -j RETURN; ip6tables -t nat -F; iptables -I FORWARD -j OVERLAY-FORWARD; iptables -I FORWARD -s 1.2.3.4 -j ACCEPT")
-			if r := h.mustSet(c, true); r.Changed != 2 {
-				t.Errorf("%d tables were repaired, want 2", r.Changed)
+			if r := h.mustSet(c, true); r.Changed != 3 {
+				t.Errorf("%d chains were repaired, want 3", r.Changed)
 			}
 			h.mustBeIdle(c)
 			if got := h.lines("iptables -S FORWARD"); got[1] != "-A FORWARD -j OVERLAY-FORWARD" || len(got) != 3 {
@@ -254,6 +262,97 @@ func TestIsolation(t *testing.T) {
 	at["open0"].mustNotPing("", at["safe1"].addr)
 }
 
+// What a container sends to the VXLAN port of a host, by any address it can
+// reach, is not taken for a packet of another host: it could carry anything into
+// any overlay.
+func TestVXLANFromContainers(t *testing.T) {
+	n := network{overlays: []Overlay{overlay4("open", "9.0.0.0/8"), overlay4("safe", "10.8.0.0/16")}, length: 24}
+	n.overlays[1].Isolation = true
+	_, hosts := n.plugHosts(t, 2)
+	here, there := n.config(0, 2), n.config(1, 2)
+	attacker, _ := hosts[0].container(here.Bridges[0].Name, here.Bridges[0].Addrs[0], 5)
+	friend, from := hosts[0].container(here.Bridges[2].Name, here.Bridges[2].Addrs[0], 5)
+	near, nearAddr := hosts[0].container(here.Bridges[3].Name, here.Bridges[3].Addrs[0], 5)
+	far, farAddr := hosts[1].container(there.Bridges[3].Name, there.Bridges[3].Addrs[0], 5)
+	for _, tt := range []struct {
+		name   string
+		to     netip.Addr
+		mac    conf.MAC
+		victim *netNS
+		addr   string
+	}{
+		{"its own host", here.VTEP.Local, here.VTEP.MAC, near, nearAddr},
+		{"its own gateway", here.Bridges[0].Addrs[0].Addr(), here.VTEP.MAC, near, nearAddr},
+		{"another host", there.VTEP.Local, there.VTEP.MAC, far, farAddr},
+		{"a gateway of another host", there.Bridges[0].Addrs[0].Addr(), there.VTEP.MAC, far, farAddr},
+		{"the VTEP of another host", there.VTEP.IP.Addr(), there.VTEP.MAC, far, farAddr},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var victim net.PacketConn
+			var err error
+			tt.victim.do(func() { victim, err = net.ListenPacket("udp4", net.JoinHostPort(tt.addr, "0")) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer victim.Close()
+			to := victim.LocalAddr().(*net.UDPAddr).AddrPort()
+			// As if from the other host: its loose rp_filter wants a way back by the VTEP.
+			source := netip.MustParseAddr(from)
+			if tt.victim == near {
+				source = netip.MustParseAddr(farAddr)
+			}
+			sendUDP(t, attacker, netip.AddrPortFrom(tt.to, conf.VXLANPort), vxlanPacket(tt.mac, source, to, "injected"))
+			sendUDP(t, friend, to, []byte("the end"))
+			if err := victim.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			b := make([]byte, 100)
+			if size, _, err := victim.ReadFrom(b); err != nil || string(b[:size]) != "the end" {
+				t.Errorf("the container got %q, %v", b[:size], err)
+			}
+		})
+	}
+}
+
+func sendUDP(t *testing.T, from *netNS, to netip.AddrPort, payload []byte) {
+	t.Helper()
+	var c net.Conn
+	var err error
+	from.do(func() { c, err = net.Dial("udp", to.String()) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write(payload); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// vxlanPacket is a UDP packet in IPv4 in Ethernet in VXLAN.
+func vxlanPacket(mac conf.MAC, from netip.Addr, to netip.AddrPort, payload string) []byte {
+	udp := binary.BigEndian.AppendUint16(nil, 1)
+	udp = binary.BigEndian.AppendUint16(udp, to.Port())
+	udp = binary.BigEndian.AppendUint16(udp, uint16(8+len(payload)))
+	udp = append(udp, 0, 0) // no checksum
+	udp = append(udp, payload...)
+
+	ip := []byte{0x45, 0}
+	ip = binary.BigEndian.AppendUint16(ip, uint16(20+len(udp)))
+	ip = append(ip, 0, 1, 0, 0, 64, unix.IPPROTO_UDP, 0, 0)
+	ip = append(append(ip, from.AsSlice()...), to.Addr().AsSlice()...)
+	sum := uint32(0)
+	for i := 0; i < len(ip); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(ip[i:]))
+	}
+	sum = sum>>16 + sum&0xffff
+	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum>>16+sum))
+
+	out := binary.BigEndian.AppendUint32([]byte{8, 0, 0, 0}, conf.VNI<<8)
+	out = append(append(out, mac[:]...), testOUI[:]...) // any source
+	out = binary.BigEndian.AppendUint16(out, unix.ETH_P_IP)
+	return append(append(out, ip...), udp...)
+}
+
 // Without iptables everything else is there, and the report says what to do.
 func TestNoIptables(t *testing.T) {
 	l := newLAN(t)
@@ -271,8 +370,8 @@ func TestNoIptables(t *testing.T) {
 	}
 	h.mustHave("ip route", "9.0.1.0/24 via 44.128.0.2")
 	h.mustHave("ip addr", conf.GatewayPrefix(conf.Mesos.Of(prefix("9.0.0.0/24"))).String())
-	if r := h.mustSet(cfg, false); r.Changed != 4 {
-		t.Errorf("installed, it changed %d tables, want 4", r.Changed)
+	if r := h.mustSet(cfg, false); r.Changed != 6 {
+		t.Errorf("installed, it changed %d tables, want 6", r.Changed)
 	}
 	h.mustBeIdle(cfg)
 }
