@@ -9,9 +9,12 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -149,6 +152,31 @@ func TestCoordinatorKilled(t *testing.T) {
 		t.Errorf("VTEP addresses go from %s to %s; want 44.128.0.1 to 44.128.0.%d", first, last, agents)
 	}
 	t.Logf("%d agents, %d kills, %d attempts met a dead coordinator", agents, kills, again)
+}
+
+// TestSignals: whatever ends a program on purpose, the closing of its terminal
+// too, ends it in order. One that was told to outlive its terminal does.
+func TestSignals(t *testing.T) {
+	t.Parallel()
+	s := newSeed(t, seedConfig(t))
+	ctx := t.Context()
+	must(t, s.StartCoordinator(ctx))
+	h := s.Agents[0]
+	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		must(t, s.StartAgent(h))
+		must(t, h.WaitReady(ctx))
+		must(t, h.Proc.StopBy(signal))
+		must(t, s.Coordinator.StopBy(signal))
+		must(t, s.Coordinator.Restart(ctx))
+	}
+	config := filepath.Join(s.Dir, "stays.yaml")
+	must(t, os.WriteFile(config, []byte(seedConfig(t)), 0o644))
+	stays, err := s.Lab.Start(s.Master.Netns, "stays", "nohup", filepath.Join(s.Lab.Bin, "overlayd"), "coordinator",
+		"--insecure", "--config", config, "--state-dir", t.TempDir(), "--listen", "127.0.0.1:0")
+	must(t, err)
+	wait(t, "it to listen", 10*time.Second, func() error { return stays.LogContains("listening") })
+	must(t, syscall.Kill(stays.Pid(), syscall.SIGHUP))
+	must(t, stays.Stop())
 }
 
 // TestPools: who finds a pool empty learns which one, the others go on.

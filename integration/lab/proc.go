@@ -73,16 +73,19 @@ func (p *Proc) Kill() {
 
 // Stop asks the program to end with SIGTERM. It fails when that takes longer
 // than ten seconds or the exit status is not 0.
-func (p *Proc) Stop() error {
-	p.cmd.Process.Signal(syscall.SIGTERM)
+func (p *Proc) Stop() error { return p.StopBy(syscall.SIGTERM) }
+
+// StopBy is Stop by another signal.
+func (p *Proc) StopBy(signal syscall.Signal) error {
+	p.cmd.Process.Signal(signal)
 	select {
 	case <-p.exited:
 	case <-time.After(10 * time.Second):
 		p.Kill()
-		return fmt.Errorf("%s did not end within 10 s of SIGTERM", p.Name)
+		return fmt.Errorf("%s did not end within 10 s of %v", p.Name, signal)
 	}
 	if !p.cmd.ProcessState.Success() {
-		return fmt.Errorf("%s ended with %s after SIGTERM", p.Name, p.cmd.ProcessState)
+		return fmt.Errorf("%s ended with %s after %v", p.Name, p.cmd.ProcessState, signal)
 	}
 	return nil
 }
