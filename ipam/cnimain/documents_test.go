@@ -105,7 +105,7 @@ var oddConfs = []string{
 	`{"args":{"org.apache.mesos":{"network_info":null}}}`, `{"args":{"cni":{"ips":["9.0.0.1/25"]}}}`, `{"args":{"labels":[{"key":"a"},{"key":"b"}]}}`,
 	`{"cni.dev/valid-attachments":[]}`, `{"cni.dev/valid-attachments":[{"containerID":"a","ifname":"b"}],"cni.dev/attachments":null}`, `{"cni.dev/valid-attachments":{}}`,
 	`{"x":` + strings.Repeat("[", 63) + strings.Repeat("]", 63) + `}`, `{"x":` + strings.Repeat("[", 64) + strings.Repeat("]", 64) + `}`,
-	`{"agent_id":"a","boot_id":"b","ip":"","lease":{"epoch":18446744073709551615}}`, `{"ip":"9.0.0.1","lease":{"epoch":-1}}`, `{"ip":"9.0.0"}`, `{"lease":{"epoch":1,"expires_boottime_ns":-5}}`,
+	`{"agent_id":"a","boot_id":"b","ip":"","lease":{"epoch":18446744073709551615}}`, `{"ip":"9.0.0.1","lease":{"epoch":-1}}`, `{"lease":{"epoch":-0}}`, `{"ip":"9.0.0"}`, `{"lease":{"epoch":1,"expires_boottime_ns":-5}}`,
 	`{"overlays":[{"backend":{"vxlan":{"vtep_mac":"70:b3:d5:80:00:01","vtep_ip":""}},"info":{"name":"a","enabled":false},"mesos_bridge":{},"docker_bridge":null,"subnet":"9.0.0.0/24"}]}`,
 	`{"overlays":[{"mesos_bridge":{"ip":"9.0.0.0/24"},"mesos_bridge":{"name":"x"}}]}`, `{"overlays":null}`, `{"overlays":[]}`, `{"overlays":[{"backend":{"vxlan":{"vtep_mac":"x"}}}]}`,
 }

@@ -56,8 +56,9 @@ func (s *scanner) value(to any) {
 	case *int64:
 		*to = s.number(64)
 	case *uint64: // half the range, which is what the scanner can tell
-		n := s.number(64)
-		*to, s.lost = uint64(n), s.lost || n < 0
+		s.space()
+		s.lost = s.lost || s.peek() == '-' // -0 is none for encoding/json either
+		*to = uint64(s.number(64))
 	case *bool:
 		*to = s.boolean()
 	case **bool:
