@@ -87,7 +87,16 @@ func (c *Container) Get(ctx context.Context, from netip.AddrPort) (page string, 
 
 // Addrs are the global addresses the container's interface really has.
 func (c *Container) Addrs(ctx context.Context, ifname string) ([]netip.Addr, error) {
-	out, err := c.Exec(ctx, "ip", "-o", "addr", "show", "dev", ifname)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var out string
+	err := Wait(ctx, func() (err error) {
+		out, err = c.Exec(ctx, "ip", "-o", "addr", "show", "dev", ifname)
+		if err == nil && out == "" {
+			err = fmt.Errorf("interface %s has no address", ifname) // or ctr lost the output, as in Get
+		}
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
