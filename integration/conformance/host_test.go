@@ -127,12 +127,15 @@ func (h *host) command(ctx context.Context, argv ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + h.Path, "--mount=" + h.mountsPath(), "--"}, argv...)...)
 }
 
-// sh runs a shell script on the host and returns its output.
+// sh runs a shell script on the host and returns what it printed; see lab.Netns.Run.
 func (h *host) sh(t testing.TB, script string, args ...string) string {
 	t.Helper()
-	out, err := h.command(context.Background(), append([]string{"sh", "-euc", script, "sh"}, args...)...).CombinedOutput()
+	cmd := h.command(context.Background(), append([]string{"sh", "-euc", script, "sh"}, args...)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("%s: %v\n%s", script, err, out)
+		t.Fatalf("%s: %v\n%s%s", script, err, out, &stderr)
 	}
 	return string(out)
 }

@@ -93,6 +93,13 @@ func TestLab(t *testing.T) {
 		}
 	}
 
+	if out, err := a.Run(ctx, "sh", "-c", "echo said; echo complained >&2"); out != "said\n" || err != nil {
+		t.Errorf("output %q, %v", out, err)
+	}
+	if out, err := a.Run(ctx, "sh", "-c", "echo said; echo complained >&2; exit 3"); out != "said\n" || err == nil || !strings.Contains(err.Error(), "complained") {
+		t.Errorf("output %q, %v", out, err)
+	}
+
 	p, err := l.Start(a.Netns, "sleeper", "sleep", "1000")
 	if err != nil {
 		t.Fatal(err)

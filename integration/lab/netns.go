@@ -43,13 +43,16 @@ func (n *Netns) Command(ctx context.Context, argv ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + n.Path, "--"}, argv...)...)
 }
 
-// Run runs a program inside the namespace and returns its output. The error
-// holds command line and output.
+// Run runs a program inside the namespace and returns what it printed, without
+// standard error: ip(8) complains there of namespaces that go while it looks for
+// the name of a peer's. The error holds command line and both.
 func (n *Netns) Run(ctx context.Context, argv ...string) (string, error) {
 	cmd := n.Command(ctx, argv...)
-	out, err := cmd.CombinedOutput()
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
 	if err != nil {
-		return string(out), fmt.Errorf("%s: %s: %w: %s", n.Name, strings.Join(argv, " "), err, out)
+		return string(out), fmt.Errorf("%s: %s: %w: %s%s", n.Name, strings.Join(argv, " "), err, out, &stderr)
 	}
 	return string(out), nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -87,9 +88,12 @@ func (m *machine) namespace(name string) string {
 
 func (m *machine) inside(namespace, script string) string {
 	m.t.Helper()
-	out, err := exec.Command("nsenter", "--net="+namespace, "sh", "-ec", script).CombinedOutput()
+	cmd := exec.Command("nsenter", "--net="+namespace, "sh", "-ec", script)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
 	if err != nil {
-		m.t.Fatalf("%s: %v: %s", script, err, out)
+		m.t.Fatalf("%s: %v: %s%s", script, err, out, &stderr)
 	}
 	return strings.TrimSpace(string(out))
 }

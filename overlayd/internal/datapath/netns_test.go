@@ -60,14 +60,19 @@ func (h *netNS) do(f func()) {
 	}
 }
 
-func (h *netNS) try(script string) (out string, err error) {
+// try runs a script in the namespace. It returns what it printed, and with an
+// error what it complained of: ip(8) does so of namespaces that go meanwhile.
+func (h *netNS) try(script string) (string, error) {
 	h.t.Helper()
-	h.do(func() {
-		var b []byte
-		b, err = exec.Command("sh", "-ec", script).CombinedOutput()
-		out = string(b)
-	})
-	return out, err
+	cmd := exec.Command("sh", "-ec", script)
+	var out, complaints strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &complaints
+	var err error
+	h.do(func() { err = cmd.Run() })
+	if err != nil {
+		return out.String() + complaints.String(), err
+	}
+	return out.String(), nil
 }
 
 // sh runs a script in the namespace and returns what it printed.
