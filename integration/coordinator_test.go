@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -158,15 +159,21 @@ func TestCoordinatorKilled(t *testing.T) {
 // too, ends it in order. One that was told to outlive its terminal does.
 func TestSignals(t *testing.T) {
 	t.Parallel()
+	// Programs inherit what is ignored, and the tests may run under nohup. What is
+	// caught they do not.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP)
+	defer signal.Stop(caught)
+
 	s := newSeed(t, seedConfig(t))
 	ctx := t.Context()
 	must(t, s.StartCoordinator(ctx))
 	h := s.Agents[0]
-	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
 		must(t, s.StartAgent(h))
 		must(t, h.WaitReady(ctx))
-		must(t, h.Proc.StopBy(signal))
-		must(t, s.Coordinator.StopBy(signal))
+		must(t, h.Proc.StopBy(sig))
+		must(t, s.Coordinator.StopBy(sig))
 		must(t, s.Coordinator.Restart(ctx))
 	}
 	config := filepath.Join(s.Dir, "stays.yaml")
