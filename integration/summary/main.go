@@ -1,6 +1,7 @@
 // Command summary reads what `go test -json` prints and makes it readable: one
 // line per package, the whole output of every test that failed, and at the end
-// the count of tests that passed, failed and were skipped, with the reasons.
+// the count of tests that passed, failed and were skipped, with what the failed
+// said first and why the others were skipped.
 //
 // It exits 1 when a test or a build failed, and, where nothing may be skipped
 // (CI=true and root), when a test was skipped.
@@ -97,7 +98,7 @@ func (s *summary) line(line string) {
 	case "pass":
 		s.passed++
 	case "fail":
-		s.failed = append(s.failed, key)
+		s.failed = append(s.failed, key+complaint(s.output[key]))
 		fmt.Fprint(s.out, strings.Join(s.output[key], ""))
 	case "skip":
 		s.skipped = append(s.skipped, key+": "+reason(s.output[key]))
@@ -136,6 +137,17 @@ func (s *summary) packageEvent(e event) {
 			fmt.Fprint(s.out, lines[len(lines)-1])
 		}
 	}
+}
+
+// complaint is the first line that a test gave t.Error or t.Log, with its file
+// and line number; "" if there is none, as with one whose subtests failed.
+func complaint(output []string) string {
+	for _, l := range output {
+		if strings.Contains(l, ".go:") {
+			return ": " + strings.TrimSpace(l)
+		}
+	}
+	return ""
 }
 
 // reason is what a test gave t.Skip: the line before its "--- SKIP", less the

@@ -30,7 +30,7 @@ func TestSummarise(t *testing.T) {
 {"Action":"fail","Package":"p","Test":"TestB"}
 {"Action":"output","Package":"p","Output":"FAIL\tp\t0.1s\n"}
 {"Action":"fail","Package":"p"}
-`, false, false, []string{"b_test.go:3: wrong\n", "FAIL\tp", "1 passed, 1 failed", "  failed: p TestB\n"}},
+`, false, false, []string{"b_test.go:3: wrong\n", "FAIL\tp", "1 passed, 1 failed", "  failed: p TestB: b_test.go:3: wrong\n"}},
 		{"panic in a test", `{"Action":"output","Package":"p","Test":"TestC","Output":"panic: oh\n"}
 {"Action":"output","Package":"p","Output":"FAIL\tp\t0.1s\n"}
 {"Action":"fail","Package":"p"}
