@@ -16,10 +16,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
 	"overlayd.internal/overlay/overlayd/internal/store/bbolt"
@@ -205,7 +207,8 @@ func agent(t *testing.T, state conf.State) (runDir string) {
 func TestStatus(t *testing.T) {
 	url := cluster(t)
 	state := conf.State{
-		AgentID: "host-2", IP: netip.MustParseAddr("172.17.0.3"), MTU: 1450, Version: "1.0", Lease: conf.LeaseState{Epoch: 3},
+		AgentID: "host-2", IP: netip.MustParseAddr("172.17.0.3"), MTU: 1450, Version: "1.0",
+		Lease: conf.LeaseState{Epoch: 3, ExpiresBoottime: int64(ipam.Boottime() + time.Hour)},
 		Overlays: []conf.AgentOverlay{{
 			Info: conf.Overlay{Name: "dcos"}, Subnet: netip.MustParsePrefix("9.0.1.0/24"), State: &conf.OverlayStatus{Status: conf.StatusOK},
 			MesosBridge: &conf.Bridge{Name: "m-dcos", IP: netip.MustParsePrefix("9.0.1.0/25")},
@@ -247,13 +250,25 @@ dcos     9.0.1.0/24    m-dcos 9.0.1.0/25  -              ok
 		t.Errorf("without coordinator: code %d\n%s", code, stdout)
 	}
 
+	// Nor is renewal needed as long as the term lasts.
+	late := state
+	late.Lease.Error = "agent id is in use"
+	if code, stdout, _ := ctl(t, nil, "status", "--run-dir", agent(t, late), "--coordinator", url); code != 0 || !strings.Contains(stdout, "epoch 3, NOT RENEWED, good for another 59m") || !strings.Contains(stdout, "agent id is in use") {
+		t.Errorf("a lease that is not renewed: code %d\n%s", code, stdout)
+	}
+
 	failed := state
 	failed.Overlays = []conf.AgentOverlay{{Info: conf.Overlay{Name: "dcos"}, State: &conf.OverlayStatus{Status: conf.StatusFailed, Error: "no VTEP"}}}
 	lost := state
 	lost.Lease.Lost = "granted to another"
 	none := state
 	none.Lease, none.Overlays = conf.LeaseState{Lost: "there is no lease yet", Error: "no free VTEP address"}, nil
-	for words, s := range map[string]conf.State{"failed: no VTEP": failed, "LOST: granted to another": lost, "NONE YET: no free VTEP address": none} {
+	over := state
+	over.Lease.Error, over.Lease.ExpiresBoottime = "connection refused", int64(ipam.Boottime()-time.Second)
+	for words, s := range map[string]conf.State{
+		"failed: no VTEP": failed, "LOST: granted to another": lost, "NONE YET: no free VTEP address": none,
+		"RUN OUT, no new containers until it is renewed: connection refused": over,
+	} {
 		if code, stdout, _ := ctl(t, nil, "status", "--run-dir", agent(t, s), "--coordinator", url); code != 1 || !strings.Contains(stdout, words) {
 			t.Errorf("code %d, want 1 and %q\n%s", code, words, stdout)
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/api"
 )
 
@@ -76,7 +78,7 @@ func runStatus(ctx context.Context, e *env, args []string) error {
 // healthy reports whether containers can be attached on this host. That the
 // coordinator answers is not needed for it.
 func (s hostStatus) healthy() bool {
-	if !s.Running || s.Agent.Lease.Lost != "" {
+	if !s.Running || s.Agent.Lease.Lost != "" || left(s.Agent.Lease) <= 0 {
 		return false
 	}
 	for _, o := range s.Agent.Overlays {
@@ -164,6 +166,11 @@ func (e *env) printStatus(s hostStatus) error {
 	return e.printTable([]string{"OVERLAY", "AGENT SUBNET", "MESOS BRIDGE", "DOCKER BRIDGE", "STATUS"}, rows)
 }
 
+// left is how long new containers may be attached without a renewal, to the second.
+func left(l conf.LeaseState) time.Duration {
+	return (time.Duration(l.ExpiresBoottime) - ipam.Boottime()).Truncate(time.Second)
+}
+
 func leaseText(l conf.LeaseState) string {
 	switch {
 	case l.Epoch == 0 && l.Error != "":
@@ -172,6 +179,10 @@ func leaseText(l conf.LeaseState) string {
 		return "NONE YET"
 	case l.Lost != "":
 		return "LOST: " + l.Lost
+	case left(l) <= 0:
+		return fmt.Sprintf("epoch %d, RUN OUT, no new containers until it is renewed: %s", l.Epoch, cmp.Or(l.Error, "the coordinator did not answer"))
+	case l.Error != "":
+		return fmt.Sprintf("epoch %d, NOT RENEWED, good for another %s: %s", l.Epoch, left(l), l.Error)
 	}
 	return fmt.Sprintf("epoch %d", l.Epoch)
 }
