@@ -246,6 +246,28 @@ func create(path string, fill func(*bolt.Tx) error) error {
 	return nil
 }
 
+// CheckRoom says why no store can be made in dir, and changes nothing: the file
+// system is read-only or full. A dir that is missing is made with the store.
+func CheckRoom(dir string) error {
+	var st unix.Statfs_t
+	err := unix.Statfs(dir, &st)
+	for errors.Is(err, unix.ENOENT) && dir != filepath.Dir(dir) {
+		dir = filepath.Dir(dir)
+		err = unix.Statfs(dir, &st)
+	}
+	switch {
+	case err != nil:
+	case st.Flags&unix.ST_RDONLY != 0:
+		err = unix.EROFS
+	case st.Bfree*uint64(st.Bsize) < minFileSize || st.Files > 0 && st.Ffree == 0:
+		err = unix.ENOSPC
+	}
+	if err != nil {
+		return fmt.Errorf("no address store can be made in %s: %w", dir, err)
+	}
+	return nil
+}
+
 // makeDir makes the directory of the stores, for us alone.
 func makeDir(dir string) error {
 	st, err := os.Stat(dir)

@@ -146,6 +146,26 @@ var statusLines = []line{
 	{id: "S01", level: "M", what: "0 if and only if ADD would be served; else an error document on stdout", run: func(r *rig) {
 		r.ok(r.call().as("STATUS"))
 		r.refused(r.call().as("STATUS").set("overlay", "unknown").set("ipam", map[string]any{"overlay": "unknown", "half": r.p.half, "runDir": r.dir}), 50, "unknown")
+		// The address store, before and after it is there, is of the same opinion.
+		r.onTmpfs()
+		c := r.call()
+		both := func(words string) {
+			r.Helper()
+			r.refused(c.as("STATUS"), 50, words)
+			r.refused(c, 11, words)
+		}
+		r.sh(r, `mount -o remount,ro "$1"`, r.dir)
+		both("read-only")
+		r.sh(r, `mount -o remount,rw "$1"; dd if=/dev/zero of="$1/fill" bs=4k 2>/dev/null || true`, r.dir)
+		both("no space left")
+		r.sh(r, `rm "$1/fill"`, r.dir)
+		r.ok(c.as("STATUS"))
+		r.attach(c)
+		c = r.call()
+		r.sh(r, `mount -o remount,ro "$1"`, r.dir)
+		both("read-only")
+		r.sh(r, `mount -o remount,rw "$1"`, r.dir)
+		r.ok(c.as("STATUS"))
 	}},
 	{id: "S02", level: "S", what: "50: nothing published, another boot, no overlay, exhausted; 51: VTEP or bridge missing, lease run out or lost",
 		note: "a damaged store is rebuilt from the kernel and is no reason; overlay-ipam: bridge and VTEP are not its business", run: func(r *rig) {

@@ -406,7 +406,7 @@ func Status(ctx context.Context, c *Call, half conf.Half) error {
 		return StatusError(err)
 	}
 	if !storeExists(c) {
-		return nil
+		return StatusError(StoreError(ipam.CheckRoom(c.Conf.IPAMPath())))
 	}
 	s, err := OpenStore(ctx, c, state.CoolingSeconds)
 	if err != nil {
