@@ -310,7 +310,8 @@ func TestPorts(t *testing.T) {
 	same(t, "links left in the container", m.inside(box, `ip -o link | wc -l`), "1")
 
 	dir := t.TempDir()
-	script := "#!/bin/sh\n[ $CNI_COMMAND = ADD ] || exec cat > $0.del\ntee $0.add\n"
+	script := "#!/bin/sh\necho $CNI_COMMAND $CNI_CONTAINERID $CNI_NETNS $CNI_IFNAME $CNI_PATH >> $0.calls\n" +
+		"[ $CNI_COMMAND = ADD ] || exec cat > $0.del\ntee $0.add\n"
 	if err := os.WriteFile(filepath.Join(dir, "portmap"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -320,6 +321,14 @@ func TestPorts(t *testing.T) {
 	}
 	if out, status = m.exec(web, path, "teardown", box); status != 0 || out != "" {
 		t.Fatalf("teardown: %s", out)
+	}
+	calls, err := os.ReadFile(filepath.Join(dir, "portmap.calls"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	called := fmt.Sprintf(" %s %s eth0 %s\n", web["container_id"], box, dir)
+	if d := cmp.Diff("ADD"+called+"DEL"+called, string(calls)); d != "" {
+		t.Errorf("environment of portmap (-want +got):\n%s", d)
 	}
 	for _, verb := range []string{"add", "del"} {
 		b, err := os.ReadFile(filepath.Join(dir, "portmap."+verb))
@@ -360,4 +369,32 @@ func TestResultThatNobodyReads(t *testing.T) {
 		t.Errorf("exit: %v", err)
 	}
 	same(t, "links left in the container", m.inside(box, `ip -o link | wc -l`), "1")
+}
+
+// TestPortsForReal: the reference plugin gets all it needs to know.
+func TestPortsForReal(t *testing.T) {
+	const dir = "/usr/lib/cni"
+	if _, err := os.Stat(dir + "/portmap"); err != nil {
+		t.Skipf("needs portmap, which scripts/engines installs: %v", err)
+	}
+	m := newMachine(t)
+	m.boot()
+	box := m.namespace("box")
+	path := []string{"CNI_PATH=" + dir}
+	web := container(m.network("dcos"), "port_mappings", []object{{"host_ip": "", "host_port": 8080, "container_port": 80, "protocol": "tcp", "range": 1}})
+	leads := func() string {
+		return m.inside(m.host, `iptables -t nat -S | grep -c -- '--to-destination 9.0.1.130:80' || true`)
+	}
+	if out, status := m.exec(web, path, "setup", box); status != 0 {
+		t.Fatalf("setup: %s", out)
+	}
+	if n := leads(); n != "1" {
+		t.Errorf("%s rules lead to the container after setup", n)
+	}
+	if out, status := m.exec(web, path, "teardown", box); status != 0 || out != "" {
+		t.Errorf("teardown: %s", out)
+	}
+	if n := leads(); n != "0" {
+		t.Errorf("%s rules lead to the container after teardown", n)
+	}
 }

@@ -34,7 +34,7 @@ const (
 )
 
 // execPlugin runs another CNI plugin as the specification says: found through
-// CNI_PATH, with our environment and stdin, its stderr passed on. It returns
+// CNI_PATH, with the environment of the call, its stderr passed on. It returns
 // what the plugin printed.
 func execPlugin(ctx context.Context, c *cnimain.Call, plugin, command string, stdin []byte) ([]byte, error) {
 	path, err := findPlugin(plugin, c.Path)
@@ -42,7 +42,7 @@ func execPlugin(ctx context.Context, c *cnimain.Call, plugin, command string, st
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, path)
-	cmd.Env = append(os.Environ(), "CNI_COMMAND="+command) // the last one counts
+	cmd.Env = append(os.Environ(), environment(c, command)...) // the last one counts
 	cmd.Stdin = bytes.NewReader(stdin)
 	var printed bytes.Buffer
 	stdout := &limited{&printed, maxOutput}
@@ -64,6 +64,21 @@ func execPlugin(ctx context.Context, c *cnimain.Call, plugin, command string, st
 		return nil, cnimain.Errorf(cnimain.ErrCodeDelegate, "plugin %s printed more than %d bytes on %s", plugin, maxOutput, command)
 	}
 	return printed.Bytes(), nil
+}
+
+// environment is what the call is about, as another plugin is told it. Nothing of
+// it is in our own environment where the runtime does not speak CNI.
+func environment(c *cnimain.Call, command string) []string {
+	env := []string{"CNI_COMMAND=" + command}
+	for _, v := range [...]struct{ name, value string }{
+		{"CNI_CONTAINERID", c.ContainerID}, {"CNI_NETNS", c.NetNS}, {"CNI_IFNAME", c.IfName},
+		{"CNI_PATH", strings.Join(c.Path, string(os.PathListSeparator))},
+	} {
+		if v.value != "" {
+			env = append(env, v.name+"="+v.value)
+		}
+	}
+	return env
 }
 
 // missingPlugin is the error of a plugin that is not installed.
