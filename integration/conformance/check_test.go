@@ -32,7 +32,7 @@ var checkLines = []line{
 			{`ip -n "$1" route del default`, "route"},
 			{`ip -n "$1" link set eth0 down`, "down"},
 			{`ip -n "$1" link set eth0 down; ip -n "$1" link set eth0 name eth9`, "eth0 is missing"},
-			{`ip -n "$1" link set eth0 mtu 1280`, "MTU"},
+			{`ip -n "$1" link set eth0 mtu 9000`, "MTU"},
 			{`ip -n "$1" link set eth0 address 0e:00:00:00:00:09`, "MAC"},
 			{`ip link set "$3" nomaster`, "not a port"},
 			{`ip link set "$3" down`, "down"},
@@ -46,7 +46,7 @@ var checkLines = []line{
 			r.gone(c)
 		}
 	}},
-	{id: "K03", level: "M", what: "later changes that the chain made are fine: MAC as prevResult has it, more routes, more addresses", not: ipamDoesNot(noLinks), run: func(r *rig) {
+	{id: "K03", level: "M", what: "later changes that the chain made are fine: MAC as prevResult has it, smaller MTU, more addresses, more routes, routes in other tables", not: ipamDoesNot(noLinks), run: func(r *rig) {
 		c := r.call()
 		res := r.attach(c)
 		r.sh(r, `ip -n "$1" link set eth0 address 0e:00:00:00:00:09; ip -n "$1" route add 198.51.100.0/24 dev eth0; ip -n "$1" addr add 192.0.2.1/24 dev eth0`, filepath.Base(c.netns))
@@ -54,6 +54,13 @@ var checkLines = []line{
 			m["interfaces"].([]any)[1].(map[string]any)["mac"] = "0e:00:00:00:00:09"
 			m["interfaces"] = append(m["interfaces"].([]any), map[string]any{"name": "ifb0"})
 		})))
+		// What tuning and sbr do, and do not mention in their results.
+		for _, change := range []string{`ip -n "$1" link set eth0 mtu 1280`, `ip -n "$1" route del default; ip -n "$1" route add default via "$2" dev eth0 table 1000`} {
+			c := r.call()
+			res := r.attach(c)
+			r.sh(r, change, filepath.Base(c.netns), res.IPs[0].Gateway.String())
+			r.ok(c.as("CHECK").set("prevResult", res.raw))
+		}
 	}},
 	{id: "K04", level: "S", what: "the reservation is missing, or of another address: error", run: func(r *rig) {
 		c := r.call()

@@ -98,7 +98,8 @@ func (p program) checkContainer(c *cnimain.Call, s *sandbox, prev *types100.Resu
 	if mac, err := conf.ParseMAC(want.Mac); err == nil && mac != l.mac {
 		return missing("interface %s has MAC %s, and prevResult says %s", c.IfName, l.mac, mac)
 	}
-	if want.Mtu != 0 && want.Mtu != l.mtu {
+	// Of an MTU it does not say so (tuning). A smaller one harms nobody else.
+	if want.Mtu != 0 && want.Mtu < l.mtu {
 		return missing("interface %s has MTU %d, and prevResult says %d", c.IfName, l.mtu, want.Mtu)
 	}
 	have, err := addresses(s.inside, l.index)
@@ -119,7 +120,8 @@ func (p program) checkContainer(c *cnimain.Call, s *sandbox, prev *types100.Resu
 	return p.checkRoutes(s, prev, families)
 }
 
-// checkRoutes checks the routes of our families. The container may have more.
+// checkRoutes checks the routes of our families. The container may have more, and
+// in any table.
 func (p program) checkRoutes(s *sandbox, prev *types100.Result, families map[int]bool) error {
 	have, err := routes(s.inside)
 	if err != nil {

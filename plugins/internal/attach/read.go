@@ -140,7 +140,8 @@ func addresses(c *rtnl.Conn, index int) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// routes reads the main routing tables of a namespace.
+// routes reads the routes of a namespace that lead somewhere, from all tables:
+// a plugin such as sbr moves them to one of its own.
 func routes(c *rtnl.Conn) ([]route, error) {
 	dump, err := c.Dump(rtnl.New("read routes", unix.RTM_GETROUTE, 0, nl.NewRtMsg()))
 	if err != nil {
@@ -166,7 +167,7 @@ func routes(c *rtnl.Conn) ([]route, error) {
 				r.gw, _ = netip.AddrFromSlice(data)
 			}
 		})
-		if header.Table == unix.RT_TABLE_MAIN {
+		if header.Type == unix.RTN_UNICAST {
 			out = append(out, r)
 		}
 	}
