@@ -39,7 +39,7 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 	if ctx.Err() != nil {
 		return // a round cut short says nothing
 	}
-	l.agent.peers.Store(int64(len(l.claims.peers)))
+	l.agent.peers.Store(int64(l.dp.Peers()))
 	lost := l.claims.lost
 	if peersOnly && l.settled && !l.failing && report.Err == nil && len(report.Overlays) == 0 && lost == l.lost {
 		return // the document does not tell of peers

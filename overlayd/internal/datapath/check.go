@@ -16,7 +16,7 @@ import (
 // case, or not known to be this one.
 func (d *Datapath) check(ctx context.Context, cfg Config) (r Report, ok bool) {
 	l := d.last
-	if l.spared || len(l.problems) > 0 {
+	if l.spared || l.noticed || len(l.problems) > 0 {
 		return Report{}, false
 	}
 	cfg.Peers = nil

@@ -83,8 +83,9 @@ type Datapath struct {
 	ip6    firewall
 	last   *applied // nil: nothing is known, the next Set reads the kernel
 
-	tooLarge int  // configured MTU that was warned of
-	disputed bool // claims of peers that were warned of
+	tooLarge int      // configured MTU that was warned of
+	disputed bool     // claims of peers that were warned of
+	noticed  []string // what else was warned of
 }
 
 // applied is what the last Set left behind. It is only kept when everything
@@ -96,6 +97,7 @@ type applied struct {
 	indexes   map[string]int       // of the links by name
 	foreign   map[netip.Prefix]foreignRoute
 	problems  []problem // that remain until cfg or the kernel changes
+	noticed   bool      // there is something to look at that only a whole plan finds
 	spared    bool      // the kernel has more of ours than was asked for
 	mtu       int
 }
@@ -215,7 +217,7 @@ func (d *Datapath) carryOut(ctx context.Context, cfg Config, p *planned, have *s
 	}
 	if err == nil && len(failed) == 0 && !p.disputed && peers != nil {
 		l := &applied{
-			cfg: cfg, supported: p.cfg, mtu: p.mtu, problems: p.problems, spared: p.spared,
+			cfg: cfg, supported: p.cfg, mtu: p.mtu, problems: p.problems, noticed: len(p.notices) > 0, spared: p.spared,
 			foreign: have.foreign, peers: peers, indexes: a.index,
 		}
 		l.cfg.Peers, l.supported.Peers = nil, nil
@@ -249,6 +251,29 @@ func (d *Datapath) warn(p *planned, configured int) {
 		d.log.Warn("two peers claim the same subnet or VTEP; the newer lease is obeyed")
 	}
 	d.tooLarge, d.disputed = configured, p.disputed
+
+	notices := p.notices
+	if n := len(notices) - maxTold; n > 0 {
+		notices = append(notices[:maxTold:maxTold], fmt.Sprintf("and %d more", n))
+	}
+	for _, n := range notices {
+		if !slices.Contains(d.noticed, n) {
+			d.log.Warn("not as it should be; the rest works", "what", n)
+		}
+	}
+	for _, n := range d.noticed {
+		if !slices.Contains(notices, n) {
+			d.log.Info("no longer so", "what", n)
+		}
+	}
+	d.noticed = notices
+}
+
+// Peers is how many other hosts are forwarded to.
+func (d *Datapath) Peers() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.index.fdb)
 }
 
 // setPeers is Set for the case that only peers changed since the last one. ok
@@ -263,7 +288,7 @@ func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report
 	had := expandPeers(c)
 	c.Peers = now
 	want := expandPeers(c)
-	if had.disputed || want.disputed || len(want.problems) > 0 || d.taken(had.entries, want.entries) {
+	if had.disputed || want.disputed || len(want.problems)+len(want.notices) > 0 || d.taken(had.entries, want.entries) {
 		return Report{}, false
 	}
 

@@ -112,6 +112,7 @@ type problem struct {
 type planned struct {
 	ops      []op
 	problems []problem // they stay until the configuration or the kernel changes
+	notices  []string  // what somebody should look at, though overlays work without it
 	mtu      int
 	lowered  bool // the configured MTU does not fit
 	disputed bool // peers contradict each other
@@ -136,6 +137,7 @@ func plan(want Config, have *state) planned {
 	p := planDevices(want, have)
 	p.wanted = expand(p.cfg)
 	p.problems = append(p.problems, p.wanted.problems...)
+	p.notices = append(p.notices, p.wanted.notices...)
 	p.disputed = p.wanted.disputed
 	had := have.entries
 	more := have.more
@@ -392,8 +394,9 @@ func (p *planned) planLeftBridges(have *state) {
 		switch {
 		case !ours || l.kind != "bridge" || wanted[name]:
 		case l.ports > 0:
-			p.complain(overlay, "bridge %s of overlay %s is no longer wanted but has %d ports; it is removed when the last container has gone",
-				name, overlay, l.ports)
+			// The other half and new containers elsewhere have nothing to do with it.
+			p.notices = append(p.notices, fmt.Sprintf("bridge %s of overlay %s is no longer wanted but has %d ports; it is removed when the last container has gone",
+				name, overlay, l.ports))
 		default:
 			p.add(op{act: del, obj: bridgeLink, dev: name, overlay: overlay})
 		}
@@ -407,6 +410,7 @@ type wantedEntries struct {
 	fdbOrder   []conf.MAC
 	routeOrder []netip.Prefix
 	problems   []problem
+	notices    []string
 	disputed   bool
 }
 
@@ -432,7 +436,8 @@ func expand(c Config) wantedEntries {
 	return w
 }
 
-// expandPeers lets a later peer win over an earlier one.
+// expandPeers lets a later peer win over an earlier one. A host that can reach
+// none of its peers has a problem; one that cannot reach a few takes notice.
 func expandPeers(c Config) wantedEntries {
 	n := len(c.Peers)
 	w := wantedEntries{entries: entries{
@@ -440,12 +445,22 @@ func expandPeers(c Config) wantedEntries {
 		fdb:    make(map[conf.MAC]netip.Addr, n),
 		routes: make(map[netip.Prefix]route, n),
 	}}
+	var cut []*conf.Peer
 	for i := range c.Peers {
-		if why := unreachable(&c.Peers[i], c.VTEP); why != "" {
-			w.complain(c, &c.Peers[i], why)
+		if unreachable(&c.Peers[i], c.VTEP) != "" {
+			cut = append(cut, &c.Peers[i])
 			continue
 		}
 		w.addPeer(&c.Peers[i], c.VTEP)
+	}
+	for _, p := range cut {
+		why := unreachable(p, c.VTEP)
+		if len(w.fdb) == 0 {
+			w.complain(c, p, why)
+			continue
+		}
+		// One odd host among many must not stop the overlays of all of them.
+		w.notices = append(w.notices, fmt.Sprintf("peer %s %s", p.AgentID, why))
 	}
 	return w
 }

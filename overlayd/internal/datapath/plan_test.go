@@ -70,6 +70,8 @@ func TestPlan(t *testing.T) {
 		have *state
 		ops  string
 		bad  string // the problems, one a line
+
+		notices string // one a line
 	}{
 		{
 			name: "bare kernel, IPv4",
@@ -304,10 +306,22 @@ func TestPlan(t *testing.T) {
 				c.Peers = append(append([]conf.Peer{}, c.Peers...), bad, six, self)
 			}),
 			have: kernelWith(v4),
-			bad: `
-				dcos: peer agent-3 has no agent IP or no IPv4 VTEP address
-				dcos: peer agent-4 at fd00::1 cannot be reached from agent IP 172.16.0.2: one is IPv4, the other IPv6
+			notices: `
+				peer agent-3 has no agent IP or no IPv4 VTEP address
+				peer agent-4 at fd00::1 cannot be reached from agent IP 172.16.0.2: one is IPv4, the other IPv6
 			`,
+		},
+		{
+			name: "no peer can be reached",
+			want: edit(v4, func(c *Config) {
+				six := onlyIPv4.peer(1)
+				six.AgentIP = netip.MustParseAddr("fd00::1")
+				c.Peers = []conf.Peer{six}
+			}),
+			have: kernel(kernelWith(v4), func(s *state) {
+				s.neigh, s.fdb, s.routes = nil, nil, map[netip.Prefix]route{prefix("9.0.0.0/24"): {metric: blackholeMetric}}
+			}),
+			bad: `dcos: peer agent-1 at fd00::1 cannot be reached from agent IP 172.16.0.2: one is IPv4, the other IPv6`,
 		},
 		{
 			name: "a name that is taken, a VNI that is taken",
@@ -367,7 +381,7 @@ func TestPlan(t *testing.T) {
 				link set m-dcos alias "overlay: dcos/mesos"
 				link delete m-old
 			`,
-			bad: `old: bridge d-old of overlay old is no longer wanted but has 2 ports; it is removed when the last container has gone`,
+			notices: `bridge d-old of overlay old is no longer wanted but has 2 ports; it is removed when the last container has gone`,
 		},
 		{
 			name: "what another program put on a bridge of its own stays",
@@ -410,6 +424,9 @@ func TestPlan(t *testing.T) {
 			}
 			if diff := cmp.Diff(block(tc.bad), strings.Join(bad, "\n")); diff != "" {
 				t.Errorf("problems (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(block(tc.notices), strings.Join(p.notices, "\n")); diff != "" {
+				t.Errorf("notices (-want +got):\n%s", diff)
 			}
 		})
 	}
