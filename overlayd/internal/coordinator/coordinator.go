@@ -121,7 +121,7 @@ func (c *Coordinator) load(ctx context.Context) (*view, error) {
 			return nil, fmt.Errorf("read the store: %w", err)
 		}
 	}
-	return v, c.explain(v.network, misfits)
+	return v, c.explain(v, misfits)
 }
 
 // introduce writes the cluster's id and the configured network where the view

@@ -1,6 +1,7 @@
 package coordinator_test
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -230,7 +231,7 @@ func TestMisfit(t *testing.T) {
 		"other VTEP6":     {"fd01:a::/64", "fd01:d::/64", []string{"vtep_subnet6 fd01:d::/64", "fd01:a::1"}},
 		"larger subnet":   {"9.0.0.0/8", "8.0.0.0/7", nil},
 		"smaller fits":    {"9.0.0.0/8", "9.0.0.0/20", nil},
-		"name is removed": {`"dcos"`, `"other"`, nil},
+		"name is removed": {`"dcos", "subnet": "9.0.0.0/8"`, `"other", "subnet": "10.0.0.0/8"`, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := coordinator.New(t.Context(), coordinator.Options{
@@ -369,4 +370,56 @@ func TestTwoCoordinators(t *testing.T) {
 	eventually(t, "the other one sees the delete", func() bool { return len(b.Agents()) == agents-1 })
 	b.register(t, nth(2000))
 	checkExact(t, b, agents)
+}
+
+// What is leased of an overlay that is no longer configured is not given out
+// under another name: the host that has it keeps the subnet as long as there are
+// containers in it.
+func TestRangeReused(t *testing.T) {
+	s := newStore(t)
+	n := start(t, s, seedNetwork)
+	n.register(t, request("a", "10.0.0.1"))
+	n.register(t, request("b", "10.0.0.2"))
+	n.stop()
+	const without4, without6 = `{"name": "more", "subnet": "10.128.0.0/16", "prefix": 24}`, `{"name": "more6", "subnet6": "fd01:e::/64", "prefix6": 80}`
+	const was4, was6 = `{"name": "dcos", "subnet": "9.0.0.0/8", "prefix": 24}`, `{"name": "dcos6", "subnet6": "fd01:b::/64", "prefix6": 80}`
+	fits := func(network string) error {
+		_, err := coordinator.New(t.Context(), coordinator.Options{Network: parseNetwork(t, network), Store: s, Log: slog.New(slog.DiscardHandler)})
+		return err
+	}
+	replaced := func(old, by string) string { return strings.Replace(seedNetwork, old, by, 1) }
+	for _, tt := range []struct {
+		name, network string
+		words         []string // none: it fits
+	}{
+		{"renamed", replaced(`"dcos"`, `"other"`), []string{"overlay other: subnet 9.0.0.0/8", "overlay dcos", "9.0.0.0/24 by agent a", "9.0.1.0/24 by agent b", "put back overlay dcos"}},
+		{"renamed, IPv6", replaced(`"dcos6"`, `"other"`), []string{"overlay other: subnet6 fd01:b::/64", "fd01:b:0:0:1::/80 by agent b"}},
+		{"removed", replaced(was4, without4), nil},
+		{"removed, then renamed", replaced(`"dcos"`, `"other"`), []string{"overlay other"}},
+		{"a part of it", replaced(was4, `{"name": "other", "subnet": "9.0.1.0/24", "prefix": 26}`), []string{"9.0.1.0/24 by agent b"}},
+		{"a part that was not leased", replaced(was4, `{"name": "other", "subnet": "9.1.0.0/16", "prefix": 24}`), nil},
+		{"that part, made larger", replaced(was4, `{"name": "other", "subnet": "9.0.0.0/15", "prefix": 24}`), []string{"overlay other: subnet 9.0.0.0/15"}},
+		{"back", seedNetwork, nil},
+		{"removed, IPv6", replaced(was6, without6), nil},
+		{"for VTEPs", strings.Replace(replaced(was6, without4), `"fd01:a::/64"`, `"fd01:b::/64"`, 1), []string{"vtep_subnet6 fd01:b::/64", "overlay dcos6"}},
+	} {
+		err := fits(tt.network)
+		if (err == nil) != (tt.words == nil) || err != nil && !errors.Is(err, coordinator.ErrMisfit) {
+			t.Fatalf("%s: error %v, want one: %v", tt.name, err, tt.words != nil)
+		}
+		for _, w := range tt.words {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("%s: message %q does not say %q", tt.name, err, w)
+			}
+		}
+	}
+
+	n = start(t, s, seedNetwork)
+	if _, err := n.client.Delete(t.Context(), []string{"a", "b"}); err != nil {
+		t.Fatal(err)
+	}
+	n.stop()
+	if err := fits(replaced(`"dcos"`, `"other"`)); err != nil {
+		t.Errorf("with the leases given back: %v", err)
+	}
 }
