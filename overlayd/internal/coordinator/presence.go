@@ -23,7 +23,7 @@ type presence struct {
 
 // watch is one connected stream of peers.
 type watch struct {
-	ip       netip.Addr    // the agent's address when the stream began
+	ip       netip.Addr    // the agent's address when the stream began; invalid: not known
 	ahead    bool          // the stream must begin with a snapshot
 	wake     chan struct{} // has a token when register was set
 	register bool          // the agent is to register again; Coordinator.mu
@@ -59,7 +59,7 @@ func (c *Coordinator) presenceLocked(id string) *presence {
 func (c *Coordinator) checkLiveLocked(req api.RegisterRequest) error {
 	if p := c.presence[req.AgentID]; p != nil {
 		for w := range p.watches {
-			if w.ip != req.AgentIP {
+			if w.ip.IsValid() && w.ip != req.AgentIP {
 				return refuse(http.StatusConflict,
 					"agent id %s is in use by the host at %s, which is connected, so the host at %s cannot register with it; "+
 						"give each host its own agent id (remove the copied agent-id file or pass --agent-id). "+

@@ -265,6 +265,11 @@ func (c *Coordinator) finish(p *plan, req api.RegisterRequest, done bool) (a *ag
 		return nil, false
 	}
 	pres.told = a.mod
+	for w := range pres.watches {
+		if !w.ip.IsValid() {
+			w.ip = a.IP
+		}
+	}
 	return a, true
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"sync"
 	"time"
@@ -100,9 +101,13 @@ func (c *Coordinator) beginWatch(id string, known api.Known) (*watch, error) {
 	revision := known.Revision
 	ahead := revision > c.view.rev || revision > c.began && known.Run != "" && known.Run != c.run
 	w := &watch{ip: a.IP, wake: make(chan struct{}, 1), ahead: ahead}
+	if ahead && p.told != a.mod { // the agent may have moved since what the store says
+		w.ip = netip.Addr{}
+	}
 	p.watches[w] = struct{}{}
-	// Its lease, or the configuration, may have changed while it was away.
-	stale := revision > 0 && (a.mod > revision || c.view.networkMod > revision)
+	// Its lease, or the configuration, may have changed while it was away, or in
+	// a store that is no longer.
+	stale := ahead || revision > 0 && (a.mod > revision || c.view.networkMod > revision)
 	if p.told != a.mod && (stale || a.Superseded != "") {
 		w.ask()
 	}
