@@ -46,6 +46,7 @@ type Coordinator struct {
 	started time.Time
 	counts  counts
 	pace    pace
+	body    time.Duration // bodyTimeout; tests in this package shorten it
 
 	clusterID string
 	run       string // differs at each start
@@ -78,6 +79,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 		started:  time.Now(),
 		run:      rand.Text(),
 		pace:     defaultPace,
+		body:     bodyTimeout,
 		stopped:  make(chan struct{}),
 		presence: map[string]*presence{},
 		changed:  map[string]struct{}{},

@@ -5,3 +5,6 @@ import "time"
 // SetPace has readers take a message in timeout and a second more for every
 // rate bytes. Call it before the first stream begins.
 func (c *Coordinator) SetPace(timeout time.Duration, rate int) { c.pace = pace{timeout, rate} }
+
+// SetBodyTimeout is how long a request may take to come from now on.
+func (c *Coordinator) SetBodyTimeout(timeout time.Duration) { c.body = timeout }

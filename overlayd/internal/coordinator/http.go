@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -18,8 +19,8 @@ import (
 // maxBody bounds a request, in bytes.
 const maxBody = 1 << 20
 
-// readTimeout is how long a client may take to send it.
-const readTimeout = 30 * time.Second
+// bodyTimeout is how long a client may take to send it.
+const bodyTimeout = 30 * time.Second
 
 // handler answers a request, or returns the error to answer with.
 type handler func(http.ResponseWriter, *http.Request) error
@@ -78,6 +79,11 @@ func (c *Coordinator) guard(h handler) http.Handler {
 			writeError(w, refuse(http.StatusInternalServerError, "internal error; it is in the coordinator's log"))
 		}()
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		if r.ContentLength != 0 {
+			// What the handler does not read of it the server does, and then only
+			// answers. (There is no ReadTimeout, because that would end streams.)
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(c.body)) // a recorder has none
+		}
 		if err := h(w, r); err != nil {
 			c.logError(r, err)
 			writeError(w, err)
@@ -119,13 +125,9 @@ func writeJSON(w http.ResponseWriter, code int, v any) {
 	w.Write(append(b, '\n')) // an error means that the client is gone
 }
 
-// readJSON reads one JSON document into v. (The server has no ReadTimeout,
-// because that would end streams too.)
+// readJSON reads one JSON document into v. After that a client may be silent for
+// as long as the answer takes.
 func readJSON(w http.ResponseWriter, r *http.Request, v any) error {
-	rc := http.NewResponseController(w)
-	if rc.SetReadDeadline(time.Now().Add(readTimeout)) == nil {
-		defer rc.SetReadDeadline(time.Time{})
-	}
 	dec := json.NewDecoder(r.Body)
 	err := dec.Decode(v)
 	if err == nil {
@@ -136,7 +138,10 @@ func readJSON(w http.ResponseWriter, r *http.Request, v any) error {
 	var tooLarge *http.MaxBytesError
 	switch {
 	case err == nil:
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // a recorder has none
 		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return refuse(http.StatusRequestTimeout, "the body took too long to come")
 	case errors.As(err, &tooLarge):
 		return refuse(http.StatusRequestEntityTooLarge, "the body has more than %d bytes", tooLarge.Limit)
 	case errors.Is(err, io.EOF):
