@@ -61,6 +61,7 @@ type Coordinator struct {
 	changed  map[string]struct{}  // agents whose peers have not been told yet
 	flushing bool                 // a flush is between reading changed and publishing
 	running  bool
+	failed   error         // of the last write to the store; nil: it was written
 	dirty    chan struct{} // has a token when changed may not be empty
 }
 

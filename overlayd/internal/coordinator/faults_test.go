@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -128,6 +130,62 @@ func TestStoreFails(t *testing.T) {
 	if _, err := c.Register(t.Context(), nth(0)); err == nil {
 		t.Error("registered without a store")
 	}
+}
+
+// full is a real store that takes no writes while it is told to.
+type full struct {
+	store.Store
+	now atomic.Bool
+}
+
+var errFull = errors.New("no space left on device")
+
+func (f *full) Commit(ctx context.Context, txn store.Txn) (uint64, error) {
+	if f.now.Load() {
+		return 0, errFull
+	}
+	return f.Store.Commit(ctx, txn)
+}
+
+// A coordinator that cannot write says so where one looks, renews nevertheless,
+// and grants again as soon as it can.
+func TestStoreTakesNoWrites(t *testing.T) {
+	s := &full{Store: newStore(t)}
+	n := start(t, s, seedNetwork)
+	n.register(t, nth(0))
+	metric := func(value string) {
+		t.Helper()
+		resp, err := http.Get(n.url + api.PathMetrics)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := "overlay_coordinator_ready " + value + "\n"; !strings.Contains(string(b), want) {
+			t.Errorf("the metrics do not say %q", want)
+		}
+	}
+	metric("1")
+
+	s.now.Store(true)
+	if _, err := n.client.Register(t.Context(), nth(1)); err == nil {
+		t.Fatal("registered without a write")
+	}
+	refused(t, n.client.Ready(t.Context()), http.StatusServiceUnavailable, "last write", errFull.Error())
+	metric("0")
+	n.register(t, nth(0))
+	refused(t, n.client.Ready(t.Context()), http.StatusServiceUnavailable, "last write")
+
+	s.now.Store(false)
+	n.register(t, nth(1))
+	if err := n.client.Ready(t.Context()); err != nil {
+		t.Error(err)
+	}
+	metric("1")
+	checkPools(t, n, 2)
 }
 
 // childEnv holds the path of the store when the test binary is to be the

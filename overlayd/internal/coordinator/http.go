@@ -218,13 +218,13 @@ func (c *Coordinator) serveHealth(w http.ResponseWriter, _ *http.Request) error 
 	return nil
 }
 
-// serveReady says yes while the store is being followed.
+// serveReady says yes while leases can be granted, as far as is known.
 func (c *Coordinator) serveReady(w http.ResponseWriter, _ *http.Request) error {
 	c.mu.Lock()
-	running := c.running
+	err := c.readyLocked()
 	c.mu.Unlock()
-	if !running {
-		return refuse(http.StatusServiceUnavailable, "not ready: the store is not being followed")
+	if err != nil {
+		return refuse(http.StatusServiceUnavailable, "not ready: %v", err)
 	}
 	writeJSON(w, http.StatusOK, map[string]string{"status": "ready"})
 	return nil

@@ -68,7 +68,7 @@ func (c *Coordinator) agentMetrics(p *metrics.Page) {
 func (c *Coordinator) storeMetrics(p *metrics.Page) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p.Bool("overlay_coordinator_ready", "Whether leases can be granted.", c.running)
+	p.Bool("overlay_coordinator_ready", "Whether leases can be granted.", c.readyLocked() == nil)
 	p.Gauge("overlay_coordinator_store_revision", "Revision of the store.", float64(c.view.rev))
 	each := func(name, help string, value func(*allocate.Pool) uint64) {
 		add := func(pool *allocate.Pool, family string, labels ...string) {

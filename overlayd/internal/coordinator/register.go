@@ -216,10 +216,33 @@ func (c *Coordinator) commit(ctx context.Context, txn store.Txn) error {
 		c.log.Warn("outcome of a transaction is unknown, reading it back", "key", txn.Then[0].Key, "err", err)
 		rev, err = c.readBack(ctx, txn)
 	}
+	c.noteWrite(err)
 	if err != nil {
 		return err
 	}
 	return c.await(ctx, rev)
+}
+
+// noteWrite remembers whether the store takes writes. A conflict does not say, nor
+// does who did not wait.
+func (c *Coordinator) noteWrite(err error) {
+	if errors.Is(err, store.ErrConflict) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failed = err
+}
+
+// readyLocked says why leases cannot be granted, or nil.
+func (c *Coordinator) readyLocked() error {
+	switch {
+	case !c.running:
+		return errors.New("the store is not being followed")
+	case c.failed != nil:
+		return fmt.Errorf("nothing new can be leased, for the last write to the store failed: %w", c.failed)
+	}
+	return nil
 }
 
 // readBack finds out whether a transaction was written, by its first write.
