@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
@@ -158,6 +159,9 @@ func openFile(path string) (db *bbolt.DB, err error) {
 			if err := checkFile(f); err != nil {
 				return nil, errors.Join(err, f.Close())
 			}
+			if err := makeRoom(f); err != nil {
+				return nil, errors.Join(err, f.Close())
+			}
 			opened = f
 			return f, nil
 		},
@@ -171,6 +175,23 @@ func openFile(path string) (db *bbolt.DB, err error) {
 		}
 	}
 	return db, nil
+}
+
+// makeRoom sets aside the pages that bbolt begins a new file with. On a disk that
+// is nearly full it would write some of them, and what it leaves is no store.
+func makeRoom(f *os.File) error {
+	const begin = 4 * pageSize
+	info, err := f.Stat()
+	if err != nil || info.Size() > 0 {
+		return err
+	}
+	err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, begin)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+		return nil // a file system that cannot tell beforehand
+	} else if err != nil {
+		return fmt.Errorf("make room for a new store: %w", err)
+	}
+	return nil
 }
 
 func syncDir(dir string) error {

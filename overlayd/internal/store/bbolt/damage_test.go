@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
@@ -402,4 +403,37 @@ func TestCommitFails(t *testing.T) {
 			t.Error("a watch on a store that failed goes on")
 		}
 	})
+}
+
+// A disk too full for a new store leaves nothing behind that is in the way when
+// there is room again.
+func TestNewOnFullDisk(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to mount a tmpfs")
+	}
+	dir := t.TempDir()
+	for pages := 1; pages <= 5; pages++ {
+		size := func(n int) string { return fmt.Sprintf("size=%d", n*pageSize) }
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, size(pages)); err != nil {
+			t.Skipf("mount a tmpfs: %v", err)
+		}
+		path := filepath.Join(dir, "store.db")
+		if s, err := open(path); err == nil {
+			s.Close()
+			t.Errorf("%d pages were enough; the test shows nothing", pages)
+		} else if !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("with %d pages: %v, want %v", pages, err, unix.ENOSPC)
+		}
+		if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT, size(100)); err != nil {
+			t.Error(err)
+		}
+		if s, err := open(path); err != nil {
+			t.Errorf("with room again, after %d pages: %v", pages, err)
+		} else if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
