@@ -120,8 +120,13 @@ func otherBolt(path string) error {
 	return errors.Join(err, db.Close())
 }
 
+// Whatever the directory is called.
 func TestThreeDamagedFilesAreKept(t *testing.T) {
 	b := newBench(t)
+	b.o.Dir = filepath.Join(b.o.Dir, "run [*")
+	if err := os.Mkdir(b.o.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	b.o.Rebuild = func(context.Context) ([]Record, error) { return nil, nil }
 	for range 5 {
 		if err := os.WriteFile(b.file(), []byte("x"), 0o600); err != nil {
@@ -129,14 +134,15 @@ func TestThreeDamagedFilesAreKept(t *testing.T) {
 		}
 		b.with(func(*Store) {})
 	}
-	names, err := filepath.Glob(b.file() + ".corrupt-*")
+	entries, err := os.ReadDir(b.o.Dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range names {
-		names[i] = strings.TrimPrefix(names[i], b.file())
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
 	}
-	diff(t, "kept", names, []string{".corrupt-3", ".corrupt-4", ".corrupt-5"})
+	diff(t, "kept", names, []string{"dcos.db", "dcos.db.corrupt-3", "dcos.db.corrupt-4", "dcos.db.corrupt-5", "dcos.lock"})
 }
 
 func TestNewerFormatIsRefusedAndKept(t *testing.T) {

@@ -183,12 +183,13 @@ func (d *database) close() error {
 // its new name. The last few are kept.
 func quarantine(path string) (string, error) {
 	var kept []int
-	names, err := filepath.Glob(path + ".corrupt-*")
+	entries, err := os.ReadDir(filepath.Dir(path))
 	if err != nil {
 		return "", fmt.Errorf("set %s aside: %w", path, err)
 	}
-	for _, name := range names {
-		if n, err := strconv.Atoi(strings.TrimPrefix(name, path+".corrupt-")); err == nil {
+	for _, e := range entries {
+		number, ok := strings.CutPrefix(e.Name(), filepath.Base(path)+".corrupt-")
+		if n, err := strconv.Atoi(number); ok && err == nil {
 			kept = append(kept, n)
 		}
 	}
