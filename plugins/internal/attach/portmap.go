@@ -74,7 +74,12 @@ func (a *attaching) mapPorts(ctx context.Context, r *types100.Result) error {
 	a.undo.push(func() error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		defer cancel()
-		return unmapPorts(ctx, a.call)
+		// A plugin that could not do the one can often not do the other either. As
+		// in DEL, the rest goes all the same.
+		if err := unmapPorts(ctx, a.call); err != nil {
+			a.warn(a.call, "take back the host ports of a failed ADD: %v; DEL will try again", err)
+		}
+		return nil
 	})
 	_, err = execPlugin(ctx, a.call, portmapPlugin, "ADD", stdin)
 	return err

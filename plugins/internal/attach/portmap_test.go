@@ -66,6 +66,12 @@ func TestMesosPortsFail(t *testing.T) {
 		t.Errorf("calls (-want +got):\n%s", diff)
 	}
 	m.wantNothing(container)
+
+	// Nor does it keep the rest from being taken back, as with DEL.
+	m.path = nil
+	m.script("portmap", `echo '{"code":999,"msg":"no iptables"}'; exit 1`)
+	m.refused(c, cnimain.ErrCodeDelegate, "plugin portmap: ADD: no iptables")
+	m.wantNothing(container)
 }
 
 // TestMesosPortsForReal: through the reference plugin, Debian's and a newer one,
