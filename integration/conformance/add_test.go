@@ -353,6 +353,14 @@ var addLines = []line{
 			}
 		}
 	}},
+	{id: "A21", level: "X", what: "looks for no interface that is not there in a way that makes the kernel run modprobe", not: ipamDoesNot(noLinks), run: func(r *rig) {
+		c := r.call()
+		r.ids[c.id] = c
+		// Given a name without an interface, every ioctl does, twice.
+		if asked := r.trace(c, "ioctl"); strings.Contains(asked, "ENODEV") {
+			r.Errorf("asked the kernel to load modules:\n%s", asked)
+		}
+	}},
 }
 
 // The steps of a verb at which the programs that were built for it can be killed.

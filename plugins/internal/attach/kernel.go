@@ -69,13 +69,10 @@ func (s *sandbox) close() {
 // vacant makes sure that neither end of the pair is there. The host end that a
 // killed ADD left behind is removed; one that serves a container is not.
 func (s *sandbox) vacant(host, ifName string) error {
-	if _, ok, err := s.inside.Find(ifName); err != nil {
+	if _, ok, err := getLink(s.inside, ifName); err != nil {
 		return err
 	} else if ok {
 		return fmt.Errorf("interface %s %w in the container", ifName, errExists)
-	}
-	if _, ok, err := s.host.Find(host); err != nil || !ok {
-		return err
 	}
 	l, ok, err := getLink(s.host, host)
 	if err != nil || !ok {

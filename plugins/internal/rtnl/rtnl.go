@@ -314,7 +314,9 @@ type Interface struct {
 }
 
 // Find looks an interface up by name: two ioctls on the socket, which cost a
-// tenth of reading the link. ok is false where there is none.
+// tenth of reading the link. ok is false where there is none. It is for one that
+// should be there: asked for another, the kernel first runs modprobe, twice, to
+// see whether a module brings it.
 func (c *Conn) Find(name string) (i Interface, ok bool, err error) {
 	req, err := unix.NewIfreq(name)
 	if err != nil {
