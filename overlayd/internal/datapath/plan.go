@@ -223,7 +223,7 @@ func (p *planned) supported(c Config, have *state) Config {
 	case p.mtu < minMTU6:
 		why = fmt.Sprintf("the MTU of the overlay is %d and IPv6 needs at least %d; raise vtep_mtu or the MTU of the underlay", p.mtu, minMTU6)
 	case !c.VTEP.IP6.IsValid():
-		why = "the lease has no IPv6 VTEP address; configure vtep_subnet6"
+		why = "the lease has no IPv6 VTEP address; configure vtep_subnet6, or a larger one"
 	default:
 		return c
 	}

@@ -262,7 +262,7 @@ func TestPlan(t *testing.T) {
 			name: "a lease without an IPv6 VTEP",
 			want: edit(v6, func(c *Config) { c.VTEP.IP6 = netip.Prefix{}; c.Bridges, c.Peers = nil, nil }),
 			have: kernelWith(edit(v6, func(c *Config) { c.VTEP.IP6, c.Overlays, c.Bridges, c.Peers = netip.Prefix{}, nil, nil, nil })),
-			bad:  `dcos6: overlay dcos6 has no IPv6 here: the lease has no IPv6 VTEP address; configure vtep_subnet6`,
+			bad:  `dcos6: overlay dcos6 has no IPv6 here: the lease has no IPv6 VTEP address; configure vtep_subnet6, or a larger one`,
 		},
 		{
 			name: "foreign routes: in the way, equal, harmless",
