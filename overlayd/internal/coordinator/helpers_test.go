@@ -154,6 +154,7 @@ type stream struct {
 	events chan api.PeerEvent
 	done   chan error
 	stop   func()
+	last   api.Known // of the event that next returned last
 }
 
 // watch begins a stream after a revision, whichever coordinator told it.
@@ -192,6 +193,7 @@ func (s *stream) next(t testing.TB) api.PeerEvent {
 	t.Helper()
 	select {
 	case e := <-s.events:
+		s.last = api.Known{Revision: e.Revision, Run: e.Run}
 		return e
 	case err := <-s.done:
 		s.done <- err
