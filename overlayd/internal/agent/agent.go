@@ -206,7 +206,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	l := a.newLoop(loopParts{id: id, bootID: bootID, log: log, files: files, dp: dp, group: group})
 	l.recall()
 
-	group.Go(func() error { return listeners.serve(ctx, a.handler()) })
+	group.Go(func() error { return listeners.serve(ctx, a.handler(), a.timing.socket) })
 	group.Go(func() error { return l.registrar.run(ctx) })
 	group.Go(func() error { return l.reporter.run(ctx) })
 	group.Go(func() error { return a.newSweeper(log).run(ctx) })
@@ -237,6 +237,7 @@ type timing struct {
 	savePeers   time.Duration // between two writes of the peers
 	tidy        time.Duration // from the start, or from a write of the peers, to giving back memory
 	sweep       time.Duration // between two looks for abandoned addresses
+	socket      time.Duration // between two looks at whether our socket is there
 	abandoned   time.Duration // how long a container must be gone before its addresses are released
 }
 
@@ -254,6 +255,7 @@ var defaultTiming = timing{
 	savePeers:   2 * time.Second,
 	tidy:        10 * time.Second,
 	sweep:       30 * time.Second,
+	socket:      2 * time.Second,
 	abandoned:   time.Minute,
 }
 

@@ -28,32 +28,30 @@ const (
 
 // files are the agent's two directories, locked against a second agent.
 type files struct {
-	runDir, stateDir string
-	locks            []*os.File
-	log              *slog.Logger
+	run, store lockedDir
+	log        *slog.Logger
+}
+
+// lockedDir is a directory that we hold the lock of.
+type lockedDir struct {
+	path string
+	perm fs.FileMode
+	lock *os.File
 }
 
 // openFiles makes and locks the directories and removes temporary files that a
 // killed agent left.
 func openFiles(runDir, stateDir string, log *slog.Logger) (*files, error) {
-	f := &files{runDir: runDir, stateDir: stateDir, log: log}
-	for _, d := range []struct {
-		path string
-		perm fs.FileMode
-	}{
-		{runDir, 0o755},   // the CNI programs and people read it
-		{stateDir, 0o700}, // keys will lie there
-	} {
-		if err := makeDir(d.path, d.perm); err != nil {
+	f := &files{
+		run:   lockedDir{path: runDir, perm: 0o755},   // the CNI programs and people read it
+		store: lockedDir{path: stateDir, perm: 0o700}, // keys will lie there
+		log:   log,
+	}
+	for _, d := range []*lockedDir{&f.run, &f.store} {
+		if err := d.open(); err != nil {
 			f.close()
 			return nil, err
 		}
-		lock, err := lockDir(d.path)
-		if err != nil {
-			f.close()
-			return nil, err
-		}
-		f.locks = append(f.locks, lock)
 	}
 	for _, path := range []string{f.state(), f.lease(), f.peers(), f.id()} {
 		f.removeTemporary(path)
@@ -63,15 +61,43 @@ func openFiles(runDir, stateDir string, log *slog.Logger) (*files, error) {
 
 // close gives the directories free.
 func (f *files) close() {
-	for _, l := range f.locks {
-		l.Close()
+	for _, d := range []*lockedDir{&f.run, &f.store} {
+		if d.lock != nil {
+			d.lock.Close()
+		}
 	}
 }
 
-func (f *files) state() string { return filepath.Join(f.runDir, conf.StateFile) }
-func (f *files) id() string    { return filepath.Join(f.stateDir, idFile) }
-func (f *files) lease() string { return filepath.Join(f.stateDir, leaseFile) }
-func (f *files) peers() string { return filepath.Join(f.stateDir, peersFile) }
+func (f *files) state() string { return filepath.Join(f.run.path, conf.StateFile) }
+func (f *files) id() string    { return filepath.Join(f.store.path, idFile) }
+func (f *files) lease() string { return filepath.Join(f.store.path, leaseFile) }
+func (f *files) peers() string { return filepath.Join(f.store.path, peersFile) }
+
+// open makes the directory if it is not there, and locks it.
+func (d *lockedDir) open() error {
+	if err := makeDir(d.path, d.perm); err != nil {
+		return err
+	}
+	lock, err := lockDir(d.path)
+	if err != nil {
+		return err
+	}
+	if d.lock != nil {
+		d.lock.Close()
+	}
+	d.lock = lock
+	return nil
+}
+
+// removed reports whether somebody removed the directory, or all that is in it.
+func (d *lockedDir) removed() bool {
+	ours, err := d.lock.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Stat(d.lock.Name())
+	return errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(ours, there)
+}
 
 // makeDir makes a directory with exactly these permissions, whatever the
 // umask. One that is there stays as it is.

@@ -95,12 +95,32 @@ func (a *Agent) serveReady(w http.ResponseWriter, _ *http.Request) {
 }
 
 // listeners are the sockets of the HTTP server.
-type listeners []net.Listener
+type listeners struct {
+	unix *net.UnixListener
+	tcp  net.Listener // nil: none
+	path string       // of the unix socket
+}
 
 // listen opens the unix socket and, if addr is not empty, the TCP socket, so
 // that an address in use is a start-up error. The caller holds the lock of the
 // run directory: a socket that lies there is nobody's.
-func listen(ctx context.Context, socket, addr string) (listeners, error) {
+func listen(ctx context.Context, socket, addr string) (*listeners, error) {
+	l, err := listenUnix(ctx, socket)
+	if err != nil {
+		return nil, err
+	}
+	ls := &listeners{unix: l, path: socket}
+	if addr == "" {
+		return ls, nil
+	}
+	if ls.tcp, err = new(net.ListenConfig).Listen(ctx, "tcp", addr); err != nil {
+		ls.close()
+		return nil, err
+	}
+	return ls, nil
+}
+
+func listenUnix(ctx context.Context, socket string) (*net.UnixListener, error) {
 	fi, err := os.Lstat(socket)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -113,37 +133,28 @@ func listen(ctx context.Context, socket, addr string) (listeners, error) {
 			return nil, fmt.Errorf("listen: replace the old socket: %w", err)
 		}
 	}
-	var ls listeners
-	var config net.ListenConfig
-	l, err := config.Listen(ctx, "unix", socket)
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", socket)
 	if err != nil {
 		return nil, err
 	}
-	ls = append(ls, l)
 	if err := os.Chmod(socket, 0o660); err != nil {
-		ls.close()
+		l.Close()
 		return nil, fmt.Errorf("listen: %w", err)
 	}
-	if addr == "" {
-		return ls, nil
-	}
-	if l, err = config.Listen(ctx, "tcp", addr); err != nil {
-		ls.close()
-		return nil, err
-	}
-	return append(ls, l), nil
+	return l.(*net.UnixListener), nil
 }
 
 // close closes what serve did not get to; closing twice is harmless.
-func (ls listeners) close() {
-	for _, l := range ls {
-		l.Close()
+func (ls *listeners) close() {
+	ls.unix.Close()
+	if ls.tcp != nil {
+		ls.tcp.Close()
 	}
 }
 
 // serve answers until ctx is done, then lets requests in progress finish and
 // returns nil.
-func (ls listeners) serve(ctx context.Context, h http.Handler) error {
+func (ls *listeners) serve(ctx context.Context, h http.Handler, look time.Duration) error {
 	s := &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: 5 * time.Second,
@@ -153,14 +164,15 @@ func (ls listeners) serve(ctx context.Context, h http.Handler) error {
 		MaxHeaderBytes:    64 << 10,
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	for _, l := range ls {
+	if ls.tcp != nil {
 		group.Go(func() error {
-			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-				return fmt.Errorf("serve on %s: %w", l.Addr(), err)
+			if err := s.Serve(ls.tcp); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve on %s: %w", ls.tcp.Addr(), err)
 			}
 			return nil
 		})
 	}
+	group.Go(func() error { return serveUnix(ctx, s, ls.unix, ls.path, look) })
 	group.Go(func() error {
 		<-ctx.Done()
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
@@ -171,4 +183,72 @@ func (ls listeners) serve(ctx context.Context, h http.Handler) error {
 		return nil
 	})
 	return group.Wait()
+}
+
+// serveUnix serves on l until s is shut down, and on another socket at path when
+// somebody removed that of l. It looks for that now and then.
+func serveUnix(ctx context.Context, s *http.Server, l *net.UnixListener, path string, look time.Duration) error {
+	for {
+		served, stop := context.WithCancel(ctx)
+		removed := make(chan bool, 1)
+		go func() {
+			gone := socketRemoved(served, path, look)
+			if gone {
+				l.SetUnlinkOnClose(false) // nothing of ours is at path
+				l.Close()
+			}
+			removed <- gone
+		}()
+		err := s.Serve(l)
+		stop()
+		gone := <-removed
+		if errors.Is(err, http.ErrServerClosed) {
+			return nil
+		}
+		if !gone {
+			return fmt.Errorf("serve on %s: %w", path, err)
+		}
+		if l, err = listenAgain(ctx, path, look); err != nil {
+			return nil // ctx is done
+		}
+	}
+}
+
+// socketRemoved waits until the socket is no longer the one that is there now,
+// or, with false, ctx is done.
+func socketRemoved(ctx context.Context, path string, look time.Duration) bool {
+	made, err := os.Lstat(path)
+	if err != nil {
+		return ctx.Err() == nil
+	}
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+		}
+		if now, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(made, now) {
+			return true
+		}
+	}
+}
+
+// listenAgain tries until it has a socket or ctx is done: the directory may
+// have to be made first.
+func listenAgain(ctx context.Context, path string, look time.Duration) (*net.UnixListener, error) {
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	for {
+		l, err := listenUnix(ctx, path)
+		if err == nil {
+			return l, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
 }

@@ -66,6 +66,7 @@ type loop struct {
 	// What is published.
 	document []byte // in state.json; nil: nothing of ours
 	behind   bool   // what is to be published could not be written
+	putBack  bool   // the state directory has to be filled again
 	state    conf.State
 
 	apply  *deadline // send the difference to the kernel
@@ -240,11 +241,40 @@ func (l *loop) maintain(ctx context.Context) {
 		kick(l.registrar.kick) // the agent IP may be another one now
 	}
 	l.stir = false
+	l.keepDirs()
 	if b, err := os.ReadFile(l.files.state()); err != nil || !bytes.Equal(b, l.document) {
 		l.document = nil // somebody changed or removed it
 	}
 	l.reconcile(ctx, true)
 	l.checkTerm()
+}
+
+// keepDirs makes directories anew that somebody removed while we run, and puts
+// back what belongs into the one that survives a reboot: without it this host
+// would be another at the next start, with other subnets. A single file is not
+// put back; who removes the agent id of a copied host means it.
+func (l *loop) keepDirs() {
+	var errs []error
+	if l.files.run.removed() {
+		errs = append(errs, l.files.run.open())
+	}
+	if l.files.store.removed() {
+		l.putBack = true
+		errs = append(errs, l.files.store.open())
+	}
+	err := errors.Join(errs...)
+	if l.putBack && err == nil {
+		if err = conf.WriteFile(l.files.id(), []byte(l.id+"\n"), 0o600, ""); err == nil {
+			l.putBack = false
+			l.log.Warn("somebody removed the state directory; put back", "path", l.files.store.path)
+			l.save.in(0)
+			if l.held != nil {
+				l.stored = 0 // if it cannot be stored now, then with the next renewal
+				l.saveLease()
+			}
+		}
+	}
+	l.logOnce("directories", err)
 }
 
 // registered takes in what came of a registration.
