@@ -98,6 +98,7 @@ type applied struct {
 	foreign   map[netip.Prefix]foreignRoute
 	problems  []problem // that remain until cfg or the kernel changes
 	noticed   bool      // there is something to look at that only a whole plan finds
+	contrary  bool      // some of the problems are with peers
 	spared    bool      // the kernel has more of ours than was asked for
 	mtu       int
 }
@@ -217,7 +218,7 @@ func (d *Datapath) carryOut(ctx context.Context, cfg Config, p *planned, have *s
 	}
 	if err == nil && len(failed) == 0 && !p.disputed && peers != nil {
 		l := &applied{
-			cfg: cfg, supported: p.cfg, mtu: p.mtu, problems: p.problems, noticed: len(p.notices) > 0, spared: p.spared,
+			cfg: cfg, supported: p.cfg, mtu: p.mtu, problems: p.problems, noticed: len(p.notices) > 0, contrary: len(p.wanted.problems) > 0, spared: p.spared,
 			foreign: have.foreign, peers: peers, indexes: a.index,
 		}
 		l.cfg.Peers, l.supported.Peers = nil, nil
@@ -280,15 +281,15 @@ func (d *Datapath) Peers() int {
 // is false when it is not so simple; then the kernel has to be read.
 func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report, ok bool) {
 	l := d.last
-	if l.spared {
-		return Report{}, false // one of these may be what was spared
+	if l.spared || l.contrary {
+		return Report{}, false // one of these may be what was spared, or end a problem
 	}
 	c := l.supported
 	c.Peers = old
 	had := expandPeers(c)
 	c.Peers = now
 	want := expandPeers(c)
-	if had.disputed || want.disputed || len(want.problems)+len(want.notices) > 0 || d.taken(had.entries, want.entries) {
+	if had.disputed || want.disputed || had.odd() || want.odd() || d.taken(had.entries, want.entries) {
 		return Report{}, false
 	}
 

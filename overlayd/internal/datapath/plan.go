@@ -414,6 +414,9 @@ type wantedEntries struct {
 	disputed   bool
 }
 
+// odd says whether some peers are not as they should be.
+func (w *wantedEntries) odd() bool { return len(w.problems)+len(w.notices) > 0 }
+
 // expand turns peers and our own agent subnets into entries. Where two peers
 // claim the same thing, the higher epoch has it.
 func expand(c Config) wantedEntries {

@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -103,4 +104,45 @@ func TestUpdatePartial(t *testing.T) {
 		t.Error("the kernel was to be read to learn that all peers are known")
 	}
 	h.mustBeIdle(less)
+}
+
+// What was wrong with a peer is over when the peer has gone, or is another.
+func TestUpdateEndsProblem(t *testing.T) {
+	_, hosts := onlyIPv4.plugHosts(t, 1)
+	h, cfg := hosts[0], onlyIPv4.config(0, 3)
+	odd := cfg.Peers[0]
+	odd.AgentIP = netip.MustParseAddr("fd00::1")
+	update := func(set []conf.Peer, gone ...string) (r Report) {
+		h.do(func() {
+			var ok bool
+			if r, ok = h.dp.Update(t.Context(), cfg, set, gone, false); !ok {
+				r = h.dp.Set(t.Context(), cfg, false)
+			}
+		})
+		return r
+	}
+	alone := func() {
+		t.Helper()
+		cfg.Peers = []conf.Peer{odd}
+		if r := h.set(cfg, true); len(r.Overlays) != 1 {
+			t.Fatalf("with a peer of the other family only: %+v", r)
+		}
+	}
+
+	alone()
+	cfg.Peers = nil
+	if r := update(nil, odd.AgentID); len(r.Overlays) > 0 {
+		t.Errorf("the odd peer has gone: %v", r.Overlays)
+	}
+	alone()
+	cfg = onlyIPv4.config(0, 3)
+	if r := update(cfg.Peers[:1]); len(r.Overlays) > 0 {
+		t.Errorf("the odd peer is one of ours now: %v", r.Overlays)
+	}
+	alone()
+	other := onlyIPv4.config(0, 3).Peers[1]
+	cfg.Peers = []conf.Peer{odd, other}
+	if r := update([]conf.Peer{other}); len(r.Overlays) > 0 {
+		t.Errorf("there is another peer: %v", r.Overlays)
+	}
 }
