@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -28,6 +29,7 @@ type sweeper struct {
 	log     *slog.Logger
 
 	seen map[abandoned]time.Duration // when it was first found gone
+	told map[string]string           // last text of each problem
 }
 
 // abandoned is one attachment at one time: an attachment that is made again has
@@ -43,6 +45,7 @@ func (a *Agent) newSweeper(log *slog.Logger) *sweeper {
 	return &sweeper{
 		runDir: a.opts.RunDir, cooling: a.opts.Cooling,
 		every: a.timing.sweep, apart: a.timing.abandoned, now: ipam.Boottime, log: log,
+		told: map[string]string{},
 	}
 }
 
@@ -63,16 +66,19 @@ func (s *sweeper) run(ctx context.Context) error {
 func (s *sweeper) round(ctx context.Context) {
 	h, err := audit.Read(ctx, s.runDir)
 	if err != nil {
-		s.log.Warn("abandoned addresses not looked for; trying again", "err", err)
+		s.tell("abandoned addresses", err.Error())
 		return
 	}
+	s.tell("abandoned addresses", "")
 	found := map[abandoned]ipam.Record{}
 	unread := map[string]bool{}
 	for overlay, store := range h.Stores {
+		text := ""
 		if store.Err != nil || len(store.Problems) > 0 {
-			s.log.Warn("address store not read; trying again", "overlay", overlay, "err", store.Err, "problems", store.Problems)
+			text = fmt.Sprint(store.Err, store.Problems)
 			unread[overlay] = true
 		}
+		s.tell("address store of "+overlay, text)
 		for _, rec := range h.Abandoned(overlay) {
 			found[abandoned{overlay, rec.Half, rec.Key(), rec.Since}] = rec
 		}
@@ -80,6 +86,19 @@ func (s *sweeper) round(ctx context.Context) {
 	for _, a := range s.due(s.now(), slices.Collect(maps.Keys(found)), unread) {
 		s.release(ctx, a, found[a])
 	}
+}
+
+// tell logs a problem when it begins or becomes another, and its end.
+func (s *sweeper) tell(what, text string) {
+	switch {
+	case s.told[what] == text:
+		return
+	case text == "":
+		s.log.Info("works again", "what", what)
+	default:
+		s.log.Warn("does not work; trying again", "what", what, "err", text)
+	}
+	s.told[what] = text
 }
 
 // due takes in what was found abandoned at one look and returns what has been

@@ -4,7 +4,9 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -127,5 +129,22 @@ func TestSweep(t *testing.T) {
 	s.round(ctx)
 	if diff := cmp.Diff([]string{"living"}, attachments(), sorted); diff != "" {
 		t.Errorf("half a minute later (-want +got):\n%s", diff)
+	}
+}
+
+// What cannot be looked at is told once, not at every look.
+func TestSweepTellsOnce(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	log := &lockedBuffer{}
+	s := &sweeper{runDir: dir, now: ipam.Boottime, log: slog.New(slog.NewTextHandler(log, nil)), told: map[string]string{}}
+	for range 3 {
+		s.round(t.Context())
+	}
+	must(t, os.Mkdir(dir, 0o755))
+	for range 2 {
+		s.round(t.Context())
+	}
+	if begun, ended := strings.Count(log.String(), "level=WARN"), strings.Count(log.String(), "works again"); begun != 1 || ended != 1 {
+		t.Errorf("told %d times that it began and %d times that it ended:\n%s", begun, ended, log)
 	}
 }
