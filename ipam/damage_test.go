@@ -509,3 +509,26 @@ func TestReadOnlyFileSystem(t *testing.T) {
 	remount(0)
 	diff(t, "as before", b.get(req("a", small)), Allocation{Addrs: addrs("9.0.1.2"), Existing: true})
 }
+
+// Some file systems do not say how large they are: a ramfs, a tmpfs without limits.
+func TestCheckRoom(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to mount a tmpfs")
+	}
+	for options, want := range map[string]error{"size=0,nr_inodes=0": nil, "size=1m": nil, "size=64k": unix.ENOSPC} {
+		t.Run(options, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
+				t.Skipf("mount a tmpfs: %v", err)
+			}
+			t.Cleanup(func() {
+				if err := unix.Unmount(dir, 0); err != nil {
+					t.Error(err)
+				}
+			})
+			if err := CheckRoom(filepath.Join(dir, "ipam")); !errors.Is(err, want) {
+				t.Errorf("got %v, want %v", err, want)
+			}
+		})
+	}
+}

@@ -248,7 +248,8 @@ func create(path string, fill func(*bolt.Tx) error) error {
 }
 
 // CheckRoom says why no store can be made in dir, and changes nothing: the file
-// system is read-only or full. A dir that is missing is made with the store.
+// system is read-only or full. One without limits, as ramfs is, has no blocks. A
+// dir that is missing is made with the store.
 func CheckRoom(dir string) error {
 	var st unix.Statfs_t
 	err := unix.Statfs(dir, &st)
@@ -260,7 +261,7 @@ func CheckRoom(dir string) error {
 	case err != nil:
 	case st.Flags&unix.ST_RDONLY != 0:
 		err = unix.EROFS
-	case st.Bfree*uint64(st.Bsize) < minFileSize || st.Files > 0 && st.Ffree == 0:
+	case st.Blocks > 0 && st.Bfree*uint64(st.Bsize) < minFileSize || st.Files > 0 && st.Ffree == 0:
 		err = unix.ENOSPC
 	}
 	if err != nil {
