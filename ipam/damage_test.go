@@ -120,6 +120,20 @@ func otherBolt(path string) error {
 	return errors.Join(err, db.Close())
 }
 
+// What was cooling in a damaged file is not known, also where nothing is in use.
+func TestDamageWithNothingInUse(t *testing.T) {
+	b := newBench(t)
+	b.o.Rebuild = func(context.Context) ([]Record, error) { return nil, nil }
+	diff(t, "first", b.get(req("a", small)), Allocation{Addrs: addrs("9.0.1.2")})
+	b.release("a")
+	if err := os.Truncate(b.file(), pageSize); err != nil {
+		t.Fatal(err)
+	}
+	diff(t, "before it cooled", b.get(req("b", small)), Allocation{Addrs: addrs("9.0.1.2"), Flush: addrs("9.0.1.2")})
+	b.now += cooling
+	diff(t, "later", b.get(req("c", small)), Allocation{Addrs: addrs("9.0.1.3")})
+}
+
 // Whatever the directory is called.
 func TestThreeDamagedFilesAreKept(t *testing.T) {
 	b := newBench(t)

@@ -107,7 +107,7 @@ func (s *Store) open(ctx context.Context) error {
 	err := s.openChecked()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if err := s.create(ctx); err != nil {
+		if err := s.create(ctx, false); err != nil {
 			return err
 		}
 		return s.openChecked()
@@ -152,7 +152,7 @@ func (s *Store) rebuild(ctx context.Context, why error) error {
 	if err != nil {
 		return fmt.Errorf("%w; %w", why, err)
 	}
-	if err := s.create(ctx); err != nil {
+	if err := s.create(ctx, true); err != nil {
 		return fmt.Errorf("%w; %w", why, err)
 	}
 	s.repaired = fmt.Sprintf("%s was set aside as %s and made anew from the kernel's links: %v", s.path, filepath.Base(aside), why)
@@ -166,8 +166,9 @@ func (s *Store) Repaired() string {
 	return s.repaired
 }
 
-// create makes the file, with what Rebuild knows in it.
-func (s *Store) create(ctx context.Context) error {
+// create makes the file, with what Rebuild knows in it. There was one before if it
+// is again, or if something is in use.
+func (s *Store) create(ctx context.Context, again bool) error {
 	var recs []Record
 	if s.o.Rebuild != nil {
 		var err error
@@ -176,7 +177,7 @@ func (s *Store) create(ctx context.Context) error {
 		}
 	}
 	var rebuilt time.Duration
-	if len(recs) > 0 {
+	if again || len(recs) > 0 {
 		rebuilt = s.o.Now()
 	}
 	return create(s.path, func(tx *bolt.Tx) error {
