@@ -193,6 +193,42 @@ func (r *rig) killedAtCall(name string, n int) bool {
 	return out.status != 0
 }
 
+// TestLostAnswers: the kernel has done what it was asked for, and ADD does not get
+// to know, one answer after the other. What an ADD that fails may have made is
+// taken back by itself.
+func TestLostAnswers(t *testing.T) {
+	h := newHost(t)
+	for _, p := range programs {
+		if !p.links {
+			continue
+		}
+		t.Run(p.name, func(t *testing.T) {
+			r := newRig(t, h, p)
+			r.net = "dual"
+			lost := 0
+			for n, through := 1, 0; through < 3; n++ {
+				c := r.call()
+				out := r.host.run(r, c.in("strace", "-f", "-qqq", "-o", "/dev/null", "-e", "trace=recvfrom", "-e", fmt.Sprintf("inject=recvfrom:error=ENOBUFS:when=%d", n)))
+				if out.status == 0 {
+					through++
+					r.ok(c.as("DEL"))
+				} else {
+					lost, through = lost+1, 0
+				}
+				r.gone(c)
+				if d := r.checkIn(r, r.dir); d != "" {
+					r.Errorf("answer %d lost: %s\noverlayctl ipam check:\n%s", n, out.stdout, d)
+				}
+				r.ok(c.as("DEL"))
+				r.recycle()
+			}
+			if lost < 5 {
+				t.Errorf("only %d answers were lost", lost)
+			}
+		})
+	}
+}
+
 // recycle gives the namespaces of containers that are gone to those to come.
 func (r *rig) recycle() {
 	for _, n := range r.namespaces {

@@ -114,7 +114,9 @@ func isErrno(err error, errno unix.Errno) bool { return errors.Is(err, errno) }
 // when it fails.
 func (s *sandbox) connect(ctx context.Context, p pair, addrs []netip.Prefix, want []wantedRoute, undo *undoStack) ([]route, error) {
 	errs := s.host.Send(p.create(), p.mark(true))
-	if errs[0] == nil {
+	// Without an answer from the kernel the pair may be there. No other link of
+	// that name was before, and the undo leaves what is not ours.
+	if !errors.As(errs[0], new(*rtnl.Error)) {
 		undo.push(func() error {
 			_, err := removeHost(s.host, p.host)
 			return err
