@@ -361,6 +361,18 @@ var addLines = []line{
 			r.Errorf("asked the kernel to load modules:\n%s", asked)
 		}
 	}},
+	{id: "A22", level: "X", what: "an address that is used again early: others can have theirs while its connections are looked for", not: ipamDoesNot("leaves connections alone"), run: func(r *rig) {
+		r.net = "tiny"
+		first := r.call()
+		r.attach(first)
+		r.ok(first.as("DEL"))
+		c := r.call()
+		r.ids[c.id] = c
+		trace := r.trace(c, "flock,socket")
+		if before, _, ok := strings.Cut(trace, "NETLINK_NETFILTER"); !ok || strings.LastIndex(before, "LOCK_UN") < strings.LastIndex(before, "LOCK_EX") {
+			r.Errorf("conntrack is not asked, or with the store locked:\n%s", trace)
+		}
+	}},
 }
 
 // The steps of a verb at which the programs that were built for it can be killed.

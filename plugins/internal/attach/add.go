@@ -198,8 +198,10 @@ func (a *attaching) address(ctx context.Context) (addressing, error) {
 	if err != nil {
 		return addressing{}, err
 	}
-	defer store.Close()
 	got, err := store.Allocate(ctx, a.request)
+	// Others need not wait for what follows: a large connection table takes longer
+	// to read than they would.
+	store.Close()
 	if err != nil {
 		return addressing{}, cnimain.StoreError(err)
 	}
