@@ -380,6 +380,42 @@ func TestCoordinatorRestarts(t *testing.T) {
 	}
 }
 
+// While the coordinator is away the way to it may be a detour with another
+// source address. What the other hosts send to stays as long as it is there.
+func TestAgentIPStaysDuringOutage(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	h := newHost(c)
+	h.opts.IP, h.renew = netip.Addr{}, 50*time.Millisecond
+	h.start()
+	h.ready()
+	ip := h.document().IP
+	refused := func(times int) {
+		t.Helper()
+		eventually(t, "the lease is not renewed", func() error {
+			if n := strings.Count(h.log.String(), "lease not renewed"); n < times {
+				return fmt.Errorf("%d times", n)
+			}
+			return nil
+		})
+	}
+
+	c.stop()
+	refused(1)
+	routeFrom(t, "172.17.0.9")
+	h.restart()
+	refused(2)
+	h.published("the document is of this run", func(s conf.State) bool { return s.Lease.Error != "" })
+	if now := h.document().IP; now != ip || strings.Contains(h.log.String(), "agent IP changed") {
+		t.Errorf("agent IP %s, before the outage it was %s", now, ip)
+	}
+
+	c.start()
+	h.published("the coordinator has heard of the other address", func(s conf.State) bool { return s.IP == addr("172.17.0.9") })
+}
+
 // The agent IP is found, and followed when it changes; the lease stays.
 func TestAgentIPChanges(t *testing.T) {
 	if !onOwnHost(t) {
@@ -401,6 +437,11 @@ func TestAgentIPChanges(t *testing.T) {
 	h.stop()
 	c.stop()
 	routeFrom(t, "172.17.0.7")
+	u0, err := netlink.LinkByName("u0")
+	must(t, err)
+	old, err := netlink.ParseAddr("172.17.0.6/24")
+	must(t, err)
+	must(t, netlink.AddrDel(u0, old))
 	h.start()
 	h.ready()
 	h.published("the new IP is used at once", func(s conf.State) bool { return s.IP == addr("172.17.0.7") })

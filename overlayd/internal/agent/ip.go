@@ -82,5 +82,21 @@ func source(ctx context.Context, to netip.Addr) (netip.Addr, error) {
 	return src, checkAgentIP(src)
 }
 
+// onHost reports whether an interface of this host has the address. While the
+// coordinator does not answer, the way to it, and with it the source address,
+// may be a detour; the other hosts go on sending to the address they know.
+func onHost(ip netip.Addr) bool {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr() == ip {
+			return true
+		}
+	}
+	return false
+}
+
 // discardPort is the discard port. Any would do.
 const discardPort = 9

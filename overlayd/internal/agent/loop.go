@@ -224,11 +224,12 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 }
 
 // checkIP finds out whether the agent IP changed while the agent was away. It
-// does not wait for name servers: the registrar finds out, too.
+// does not wait for name servers: the registrar finds out, too. An address that
+// this host still has stays until the coordinator has answered another one.
 func (l *loop) checkIP(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, l.timing.firstIP)
 	defer cancel()
-	if ip, err := l.findIP(ctx); err == nil && ip != l.ip {
+	if ip, err := l.findIP(ctx); err == nil && ip != l.ip && !onHost(l.ip) {
 		l.log.Info("agent IP changed while the agent was away", "from", l.ip, "to", ip)
 		l.ip = ip
 	}
@@ -279,7 +280,7 @@ func (l *loop) keepDirs() {
 
 // registered takes in what came of a registration.
 func (l *loop) registered(ctx context.Context, o outcome) {
-	moved := o.ip.IsValid() && o.ip != l.ip
+	moved := o.ip.IsValid() && o.ip != l.ip && (answered(o.err) || !onHost(l.ip))
 	if moved {
 		if l.ip.IsValid() {
 			l.log.Info("agent IP changed", "from", l.ip, "to", o.ip)

@@ -103,6 +103,9 @@ func refused(err error) bool {
 	return errors.As(err, &e) && (e.Code < 500 || e.Code == http.StatusInsufficientStorage)
 }
 
+// answered reports whether the coordinator was reached, whatever it said.
+func answered(err error) bool { return err == nil || errors.As(err, new(*api.Error)) }
+
 // reporter tells the coordinator what became of the lease, the newest report
 // only, until it is taken.
 type reporter struct {
