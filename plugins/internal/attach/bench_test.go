@@ -113,11 +113,11 @@ func TestFastEnough(t *testing.T) {
 // BenchmarkProgram measures ADD and DEL, interleaved with the floor program. It
 // prints medians in microseconds.
 //
-// ADD sends eleven netlink messages in seven system calls, thirteen with both
-// families: whether either name is taken; the pair and its marks; the link-local
-// address, an address of each family, the link up, a route of each family; the
-// state of three links. DEL sends three: it looks for the host end of either half
-// and removes the one that is there.
+// ADD sends nine netlink messages in five system calls, eleven with both
+// families: the pair and its marks; the link-local address, an address of each
+// family, the link up, a route of each family; the state of three links. DEL
+// sends three: it looks for the host end of either half and removes the one that
+// is there.
 func BenchmarkProgram(b *testing.B) {
 	d := newDuel(b)
 	for b.Loop() {

@@ -69,10 +69,13 @@ func (s *sandbox) close() {
 // vacant makes sure that neither end of the pair is there. The host end that a
 // killed ADD left behind is removed; one that serves a container is not.
 func (s *sandbox) vacant(host, ifName string) error {
-	if _, ok, err := getLink(s.inside, ifName); err != nil {
+	if taken, err := s.inside.Has(ifName); err != nil {
 		return err
-	} else if ok {
+	} else if taken {
 		return fmt.Errorf("interface %s %w in the container", ifName, errExists)
+	}
+	if taken, err := s.host.Has(host); err != nil || !taken {
+		return err
 	}
 	l, ok, err := getLink(s.host, host)
 	if err != nil || !ok {

@@ -307,6 +307,24 @@ func EachAttr(b []byte, f func(typ uint16, data []byte)) {
 	}
 }
 
+// Has reports whether there is an interface of that name. It asks by binding the
+// socket, to which a netlink socket pays no heed, because that only looks: for a
+// netlink request the kernel waits until all others have made their changes, and
+// for an ioctl with a name that is not there it first runs modprobe, twice.
+func (c *Conn) Has(name string) (bool, error) {
+	err := unix.BindToDevice(c.fd, name)
+	if errors.Is(err, unix.ENODEV) {
+		return false, nil
+	}
+	if err == nil {
+		err = unix.BindToDevice(c.fd, "")
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for interface %s: %w", name, err)
+	}
+	return true, nil
+}
+
 // Interface is what the interface ioctls say about one device.
 type Interface struct {
 	Index int
@@ -315,8 +333,7 @@ type Interface struct {
 
 // Find looks an interface up by name: two ioctls on the socket, which cost a
 // tenth of reading the link. ok is false where there is none. It is for one that
-// should be there: asked for another, the kernel first runs modprobe, twice, to
-// see whether a module brings it.
+// should be there; see Has for others.
 func (c *Conn) Find(name string) (i Interface, ok bool, err error) {
 	req, err := unix.NewIfreq(name)
 	if err != nil {
