@@ -97,7 +97,7 @@ func TestDocumented(t *testing.T) {
 			}
 		}
 	}
-	source, err := os.ReadFile(filepath.Join(top, "ipam/cnimain/cnimain.go"))
+	source, err := os.ReadFile(filepath.Join(top, "internal/cni/cni.go"))
 	must(t, err)
 	codes := regexp.MustCompile(`(?m)^\s+ErrCode\w+\s+uint = (\d+)`).FindAllSubmatch(source, -1)
 	if len(codes) == 0 {

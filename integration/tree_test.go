@@ -78,9 +78,12 @@ var layers = []struct {
 }{
 	{"conf/clusterfile", []string{"conf"}, "reads files, knows only the vocabulary"},
 	{"conf", nil, "is the vocabulary and imports nothing of ours"},
-	{"ipam", []string{"conf", "ipam"}, "knows only the vocabulary"},
-	{"plugins", []string{"conf", "ipam", "plugins"}, "runs without the daemon"},
-	{"overlayd", []string{"conf", "ipam", "overlayd"}, "never links a plugin"},
+	{"internal/cni", []string{"conf", "internal", "ipam"}, "is the frame of the CNI programs"},
+	{"internal", []string{"conf", "internal"}, "is what several rooms stand on, and knows only the vocabulary"},
+	{"ipam/overlay-ipam", []string{"conf", "internal", "ipam"}, "is a CNI program on the address store"},
+	{"ipam", []string{"conf", "internal", "ipam"}, "is the address store alone"},
+	{"plugins", []string{"conf", "internal", "ipam", "plugins"}, "runs without the daemon"},
+	{"overlayd", []string{"conf", "internal", "ipam", "overlayd"}, "never links a plugin"},
 	{"integration", []string{"integration"}, "knows the programs from outside only"},
 }
 

@@ -172,7 +172,7 @@ func (h *half) between(kind byte, first, last netip.Addr, fn func(a netip.Addr))
 
 // Attachments.
 
-func (h *half) attachment(k Key) (Record, bool, error) {
+func (h *half) attachment(k conf.Key) (Record, bool, error) {
 	payload, err := h.get(attachmentKey(k))
 	if payload == nil || err != nil {
 		return Record{}, false, err
@@ -187,7 +187,7 @@ func (h *half) attachments() ([]Record, error) {
 		if len(k) != 17 {
 			return false, damagef("attachment key %x has %d bytes", k, len(k))
 		}
-		rec, err := decodeRecord(h.name, Key(k[1:]), payload)
+		rec, err := decodeRecord(h.name, conf.Key(k[1:]), payload)
 		out = append(out, rec)
 		return true, err
 	})
@@ -195,15 +195,15 @@ func (h *half) attachments() ([]Record, error) {
 }
 
 // owner is the attachment that has the address in use.
-func (h *half) owner(a netip.Addr) (Key, bool, error) {
+func (h *half) owner(a netip.Addr) (conf.Key, bool, error) {
 	payload, err := h.get(addrKey(kindInUse, a))
 	if payload == nil || err != nil {
-		return Key{}, false, err
+		return conf.Key{}, false, err
 	}
-	if len(payload) != len(Key{}) {
-		return Key{}, false, damagef("owner of %s has %d bytes", a, len(payload))
+	if len(payload) != len(conf.Key{}) {
+		return conf.Key{}, false, damagef("owner of %s has %d bytes", a, len(payload))
 	}
-	return Key(payload), true, nil
+	return conf.Key(payload), true, nil
 }
 
 // bind gives free addresses to an attachment.

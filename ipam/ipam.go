@@ -13,54 +13,18 @@
 package ipam
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/netns"
 )
-
-// Attachment is CNI's key of an address: one interface of one container in one
-// network.
-type Attachment struct {
-	Network     string `json:"network"`
-	ContainerID string `json:"container_id"`
-	IfName      string `json:"ifname"`
-}
-
-// Key is a short, fixed-size stand-in for an attachment.
-type Key [16]byte
-
-// String is the key in lower case hex, 32 digits.
-func (k Key) String() string { return hex.EncodeToString(k[:]) }
-
-// Key is the first half of the sha256 of the three names, each behind its
-// length, so that no two attachments share a text.
-func (a Attachment) Key() Key {
-	b := make([]byte, 0, 128)
-	for _, s := range [...]string{a.Network, a.ContainerID, a.IfName} {
-		b = binary.BigEndian.AppendUint32(b, uint32(len(s)))
-		b = append(b, s...)
-	}
-	sum := sha256.Sum256(b)
-	return Key(sum[:16])
-}
-
-// String is network/container/interface, for messages.
-func (a Attachment) String() string {
-	if a.IsDocker() {
-		return "a container of Docker"
-	}
-	return a.Network + "/" + a.ContainerID + "/" + a.IfName
-}
 
 // Request asks for one address of each family that the half has.
 type Request struct {
-	Attachment
+	conf.Attachment
 	Half conf.Half
 	// Ranges are the half's prefixes, one per family: conf.Half.Of the agent subnets.
 	Ranges []netip.Prefix
@@ -68,7 +32,7 @@ type Request struct {
 	// granted or refused with a reason, never ignored.
 	Want []netip.Addr
 	// NetNS is given where the attachment gets no host end of ours; see Record.
-	NetNS NetNS
+	NetNS netns.Ref
 }
 
 // Allocation is the answer: addresses in the order of Request.Ranges.
@@ -84,7 +48,7 @@ type Allocation struct {
 
 // Record is one stored attachment.
 type Record struct {
-	Attachment
+	conf.Attachment
 	Half   conf.Half     `json:"half"`
 	Addrs  []netip.Addr  `json:"addrs"`
 	BootID string        `json:"boot_id"`
@@ -92,7 +56,7 @@ type Record struct {
 	// NetNS tells whether the container is still there, where no host end of ours
 	// can: the address is for another main plugin's interface. Zero: there is a
 	// host end, or the attachment is Docker's.
-	NetNS NetNS `json:"netns,omitzero"`
+	NetNS netns.Ref `json:"netns,omitzero"`
 }
 
 // Stats is how full a half is, per family.

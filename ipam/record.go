@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/netns"
 )
 
 // Every value in the file is sealed: one byte of format version, the payload,
@@ -77,7 +78,7 @@ func damagef(format string, args ...any) error {
 
 // Keys.
 
-func attachmentKey(k Key) []byte { return append([]byte{kindAttachment}, k[:]...) }
+func attachmentKey(k conf.Key) []byte { return append([]byte{kindAttachment}, k[:]...) }
 
 func addrKey(kind byte, a netip.Addr) []byte {
 	b := a.As16()
@@ -165,7 +166,7 @@ func encodeRecord(r Record) []byte {
 	return b
 }
 
-func decodeRecord(half conf.Half, key Key, payload []byte) (Record, error) {
+func decodeRecord(half conf.Half, key conf.Key, payload []byte) (Record, error) {
 	r := reader{b: payload}
 	rec := Record{Half: half}
 	rec.Network, rec.ContainerID, rec.IfName, rec.BootID = r.text(), r.text(), r.text(), r.text()
@@ -174,7 +175,7 @@ func decodeRecord(half conf.Half, key Key, payload []byte) (Record, error) {
 		rec.Addrs = append(rec.Addrs, r.addr())
 	}
 	if len(r.b) > 0 {
-		rec.NetNS = NetNS{Path: r.text(), Inode: r.u64(), Mount: r.u64()}
+		rec.NetNS = netns.Ref{Path: r.text(), Inode: r.u64(), Mount: r.u64()}
 	}
 	if err := r.end("attachment " + key.String()); err != nil {
 		return Record{}, err

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -16,19 +15,6 @@ import (
 // Docker asks an IPAM driver for one address at a time, says nothing about who
 // it is for, and gives it back by the address alone. So its addresses are filed
 // under themselves.
-
-// dockerNetwork starts the network name of Docker's attachments. No CNI network
-// can be called so, because of the slash.
-const dockerNetwork = "docker/"
-
-// DockerAttachment is what an address that Docker has is filed under.
-func DockerAttachment(overlay string, a netip.Addr) Attachment {
-	return Attachment{Network: dockerNetwork + overlay, ContainerID: a.String(), IfName: "docker"}
-}
-
-// IsDocker reports whether the attachment is one of Docker's. It has no link of
-// ours: Docker makes its own, and the agent asks Docker what is in use.
-func (a Attachment) IsDocker() bool { return strings.HasPrefix(a.Network, dockerNetwork) }
 
 // SingleRequest asks for one address of one family.
 type SingleRequest struct {
@@ -41,7 +27,7 @@ type SingleRequest struct {
 	Want netip.Addr
 	// Name says what the chosen address is filed under. That must not be filed
 	// yet.
-	Name func(netip.Addr) Attachment
+	Name func(netip.Addr) conf.Attachment
 }
 
 // AllocateSingle gives out one address. It fails with *ExhaustedError or
@@ -89,7 +75,7 @@ func (s *Store) AllocateSingle(ctx context.Context, r SingleRequest) (Allocation
 }
 
 func (r SingleRequest) checked() (SingleRequest, error) {
-	all := Request{Attachment: Attachment{"n", "c", "i"}, Half: r.Half, Ranges: r.Ranges}
+	all := Request{Attachment: conf.Attachment{Network: "n", ContainerID: "c", IfName: "i"}, Half: r.Half, Ranges: r.Ranges}
 	all, err := all.checked()
 	if err != nil {
 		return r, fmt.Errorf("allocate an address: %w", err)
@@ -133,7 +119,7 @@ func (h *half) single(o Options, r SingleRequest) (a netip.Addr, early bool, err
 		s.changed = true
 	}
 	att := r.Name(a)
-	if err := att.check(); err != nil {
+	if err := checkAttachment(att); err != nil {
 		return a, false, err
 	}
 	rec, found, err := h.attachment(att.Key())

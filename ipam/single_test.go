@@ -15,7 +15,7 @@ var dual = prefixes("9.0.1.0/25", "fd01:b::/81")
 func single(from string, want ...string) SingleRequest {
 	r := SingleRequest{
 		Half: conf.Docker, Ranges: dual, From: netip.MustParsePrefix(from),
-		Name: func(a netip.Addr) Attachment { return DockerAttachment("dcos", a) },
+		Name: func(a netip.Addr) conf.Attachment { return conf.DockerAttachment("dcos", a) },
 	}
 	for _, w := range want {
 		r.Want = netip.MustParseAddr(w)
@@ -41,7 +41,7 @@ func (b *bench) mustSingle(r SingleRequest) string {
 func (b *bench) releaseDocker(a string) {
 	b.t.Helper()
 	b.with(func(s *Store) {
-		got, err := s.Release(b.t.Context(), DockerAttachment("dcos", netip.MustParseAddr(a)))
+		got, err := s.Release(b.t.Context(), conf.DockerAttachment("dcos", netip.MustParseAddr(a)))
 		if err != nil || len(got) != 1 {
 			b.t.Fatalf("release %s: %v, %v", a, got, err)
 		}
@@ -59,9 +59,9 @@ func TestSingleSharesTheHalf(t *testing.T) {
 	diff(t, "next", b.mustSingle(single("9.0.1.0/25")), "9.0.1.5")
 
 	b.with(func(s *Store) {
-		rec, found, err := s.Get(t.Context(), DockerAttachment("dcos", netip.MustParseAddr("9.0.1.2")))
+		rec, found, err := s.Get(t.Context(), conf.DockerAttachment("dcos", netip.MustParseAddr("9.0.1.2")))
 		diff(t, "record", []any{rec, found, err}, []any{Record{
-			Attachment: Attachment{"docker/dcos", "9.0.1.2", "docker"}, Half: conf.Docker,
+			Attachment: conf.Attachment{Network: "docker/dcos", ContainerID: "9.0.1.2", IfName: "docker"}, Half: conf.Docker,
 			Addrs: addrs("9.0.1.2"), BootID: "boot-1", Since: time.Hour,
 		}, true, nil})
 		diff(t, "is Docker's", rec.IsDocker(), true)
@@ -155,7 +155,7 @@ func TestSingleRefused(t *testing.T) {
 
 	b := newBench(t)
 	taken := single("9.0.1.0/25")
-	taken.Name = func(netip.Addr) Attachment { return att("one") }
+	taken.Name = func(netip.Addr) conf.Attachment { return att("one") }
 	b.mustSingle(taken)
 	if _, err := b.single(taken); err == nil || err.Error() != "allocate an address: net/one/eth0 has [9.0.1.2] already" {
 		t.Errorf("a name that is filed: %v", err)

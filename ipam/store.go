@@ -402,7 +402,7 @@ func (s *Store) settle(r Request, out Allocation, unknown error) error {
 	return nil
 }
 
-func (s *Store) find(name conf.Half, k Key) (rec Record, found bool, err error) {
+func (s *Store) find(name conf.Half, k conf.Key) (rec Record, found bool, err error) {
 	err = s.db.view(func(tx *bolt.Tx) error {
 		h, err := s.half(tx, name)
 		if err != nil {
@@ -416,7 +416,7 @@ func (s *Store) find(name conf.Half, k Key) (rec Record, found bool, err error) 
 
 // checked returns the request with masked ranges, or says what is wrong.
 func (r Request) checked() (Request, error) {
-	if err := r.Attachment.check(); err != nil {
+	if err := checkAttachment(r.Attachment); err != nil {
 		return r, err
 	}
 	if _, err := conf.ParseHalf(string(r.Half)); err != nil {
@@ -446,7 +446,8 @@ func (r Request) checked() (Request, error) {
 	return r, nil
 }
 
-func (a Attachment) check() error {
+// checkAttachment refuses one that cannot be stored under its names.
+func checkAttachment(a conf.Attachment) error {
 	for _, s := range [...]string{a.Network, a.ContainerID, a.IfName} {
 		if s == "" || len(s) > 4096 {
 			return fmt.Errorf("attachment %q: network, container and interface must be named, with at most 4096 bytes each", a)
@@ -457,7 +458,7 @@ func (a Attachment) check() error {
 
 // Release takes the addresses of an attachment back, in both halves, and
 // returns them. An attachment that has none is no error.
-func (s *Store) Release(ctx context.Context, a Attachment) ([]netip.Addr, error) {
+func (s *Store) Release(ctx context.Context, a conf.Attachment) ([]netip.Addr, error) {
 	var out []netip.Addr
 	err := s.run(ctx, func() error {
 		err := s.update(func(tx *bolt.Tx) error {
@@ -497,7 +498,7 @@ func (s *Store) Release(ctx context.Context, a Attachment) ([]netip.Addr, error)
 
 // settleReleased turns an unknown outcome into success if the attachments are
 // gone.
-func (s *Store) settleReleased(err error, keys ...Key) error {
+func (s *Store) settleReleased(err error, keys ...conf.Key) error {
 	var unknown *unknownError
 	if !errors.As(err, &unknown) || s.db == nil {
 		return err
@@ -515,7 +516,7 @@ func (s *Store) settleReleased(err error, keys ...Key) error {
 }
 
 // Get returns the record of an attachment, of either half.
-func (s *Store) Get(ctx context.Context, a Attachment) (Record, bool, error) {
+func (s *Store) Get(ctx context.Context, a conf.Attachment) (Record, bool, error) {
 	var rec Record
 	var found bool
 	err := s.run(ctx, func() (err error) {
@@ -631,7 +632,7 @@ func (s *Store) GC(ctx context.Context, network string, name conf.Half, keep fun
 			}
 			return h.flush()
 		})
-		var keys []Key
+		var keys []conf.Key
 		for _, rec := range out {
 			keys = append(keys, rec.Key())
 		}

@@ -64,14 +64,14 @@ func (v *verifier) half(h *half, boot string) error {
 	if err != nil {
 		return err
 	}
-	inUse := map[netip.Addr]Key{}
+	inUse := map[netip.Addr]conf.Key{}
 	if err := h.each([]byte{kindInUse}, func(k, payload []byte) (bool, error) {
 		a, err := keyAddr(k)
-		if err == nil && len(payload) != len(Key{}) {
+		if err == nil && len(payload) != len(conf.Key{}) {
 			err = damagef("owner of %s has %d bytes", a, len(payload))
 		}
 		if err == nil {
-			inUse[a] = Key(payload)
+			inUse[a] = conf.Key(payload)
 		}
 		return true, err
 	}); err != nil {
@@ -91,7 +91,7 @@ func (v *verifier) half(h *half, boot string) error {
 }
 
 // owners compares the attachments with the addresses in use.
-func (v *verifier) owners(h *half, recs []Record, inUse map[netip.Addr]Key, boot string) {
+func (v *verifier) owners(h *half, recs []Record, inUse map[netip.Addr]conf.Key, boot string) {
 	for _, rec := range recs {
 		if rec.BootID != boot {
 			v.problem("%s half: %s is of boot %s, this is %s", h.name, rec.Attachment, rec.BootID, boot)
@@ -155,7 +155,7 @@ func (v *verifier) queue(h *half) (map[netip.Addr]bool, error) {
 }
 
 // ranges counts again, and checks that what lies below a frontier is known.
-func (v *verifier) ranges(h *half, inUse map[netip.Addr]Key, released map[netip.Addr]bool) error {
+func (v *verifier) ranges(h *half, inUse map[netip.Addr]conf.Key, released map[netip.Addr]bool) error {
 	if err := h.loadSpans(); err != nil {
 		return err
 	}

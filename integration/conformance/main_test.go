@@ -50,7 +50,7 @@ func buildAndRun(m *testing.M) (int, error) {
 		args []string
 	}{
 		{binDir, slices.Concat(cni, []string{"./overlayd", "./overlayd/overlayctl", "github.com/containernetworking/cni/cnitool"})},
-		{binDir + "/mesos-cni-port-mapper", []string{"./integration/ucr/port-mapper"}},
+		{binDir + "/mesos-cni-port-mapper", []string{"./integration/lab/ucr/port-mapper"}},
 		{crashDir, append([]string{"-tags", "crashpoints"}, cni...)},
 	} {
 		out := b.dir

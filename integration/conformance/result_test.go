@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"overlayd.internal/overlay/integration/ucr"
+	"overlayd.internal/overlay/integration/lab/ucr"
 )
 
 // 1.9: conversion of results.

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"overlayd.internal/overlay/integration/ucr"
+	"overlayd.internal/overlay/integration/lab/ucr"
 )
 
 const notMesos = "is not what Mesos runs; m- and d-overlay have their addresses from the same code"

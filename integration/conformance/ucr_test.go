@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"overlayd.internal/overlay/integration/ucr"
+	"overlayd.internal/overlay/integration/lab/ucr"
 )
 
 // TestUCR launches containers as Mesos does, through the files the agent wrote.

@@ -10,7 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"overlayd.internal/overlay/integration/ucr"
+	"overlayd.internal/overlay/integration/lab/ucr"
 )
 
 // The halves of an agent subnet.

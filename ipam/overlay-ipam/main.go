@@ -10,18 +10,18 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam"
-	"overlayd.internal/overlay/ipam/cnimain"
+	"overlayd.internal/overlay/internal/cni"
+	"overlayd.internal/overlay/internal/netns"
 )
 
 func main() {
-	cnimain.Main(cnimain.Plugin{
+	cni.Main(cni.Plugin{
 		Name:   "overlay-ipam",
 		Add:    add,
 		Del:    del,
-		Check:  withHalf(cnimain.CheckAddresses),
-		GC:     withHalf(cnimain.GC),
-		Status: withHalf(cnimain.Status),
+		Check:  withHalf(cni.CheckAddresses),
+		GC:     withHalf(cni.GC),
+		Status: withHalf(cni.Status),
 	})
 }
 
@@ -33,13 +33,13 @@ func half(n conf.NetConf) (conf.Half, error) {
 	}
 	h, err := conf.ParseHalf(string(s))
 	if err != nil {
-		return "", cnimain.Errorf(types.ErrInvalidNetworkConfig, "configuration: ipam.half: %w", err)
+		return "", cni.Errorf(types.ErrInvalidNetworkConfig, "configuration: ipam.half: %w", err)
 	}
 	return h, nil
 }
 
-func withHalf(f func(context.Context, *cnimain.Call, conf.Half) error) func(context.Context, *cnimain.Call) error {
-	return func(ctx context.Context, c *cnimain.Call) error {
+func withHalf(f func(context.Context, *cni.Call, conf.Half) error) func(context.Context, *cni.Call) error {
+	return func(ctx context.Context, c *cni.Call) error {
 		h, err := half(c.Conf)
 		if err != nil {
 			return err
@@ -48,46 +48,46 @@ func withHalf(f func(context.Context, *cnimain.Call, conf.Half) error) func(cont
 	}
 }
 
-func add(ctx context.Context, c *cnimain.Call) (*types100.Result, func(), error) {
+func add(ctx context.Context, c *cni.Call) (*types100.Result, func(), error) {
 	h, err := half(c.Conf)
 	if err != nil {
 		return nil, nil, err
 	}
-	state, err := cnimain.LoadState(c.Conf)
+	state, err := cni.LoadState(c.Conf)
 	if err != nil {
 		return nil, nil, err
 	}
 	c.BootID = state.BootID
-	o, bridge, err := cnimain.Overlay(state, c.Conf.OverlayName(), h)
+	o, bridge, err := cni.Overlay(state, c.Conf.OverlayName(), h)
 	if err != nil {
 		return nil, nil, err
 	}
-	request, err := cnimain.AddressRequest(c, h, o)
+	request, err := cni.AddressRequest(c, h, o)
 	if err != nil {
 		return nil, nil, err
 	}
 	// The only way to find out, should DEL never come, that the container is gone.
-	request.NetNS = ipam.LookUpNetNS(c.NetNS)
-	store, err := cnimain.OpenStore(ctx, c, state.CoolingSeconds)
+	request.NetNS = netns.Look(c.NetNS)
+	store, err := cni.OpenStore(ctx, c, state.CoolingSeconds)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer store.Close()
 	got, err := store.Allocate(ctx, request)
 	if err != nil {
-		return nil, nil, cnimain.StoreError(err)
+		return nil, nil, cni.StoreError(err)
 	}
 	undo := func() {
 		if !got.Existing {
-			_, _ = cnimain.Release(ctx, c) // it cannot be reported any more; GC finds it
+			_, _ = cni.Release(ctx, c) // it cannot be reported any more; GC finds it
 		}
 	}
 	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
-	r.IPs, r.Routes = cnimain.Addresses(bridge, got.Addrs)
+	r.IPs, r.Routes = cni.Addresses(bridge, got.Addrs)
 	return r, undo, nil
 }
 
-func del(ctx context.Context, c *cnimain.Call) error {
-	_, err := cnimain.Release(ctx, c)
+func del(ctx context.Context, c *cni.Call) error {
+	_, err := cni.Release(ctx, c)
 	return err
 }

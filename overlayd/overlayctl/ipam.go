@@ -11,8 +11,8 @@ import (
 	"slices"
 	"strings"
 
+	"overlayd.internal/overlay/internal/veth"
 	"overlayd.internal/overlay/ipam"
-	"overlayd.internal/overlay/ipam/veth"
 	"overlayd.internal/overlay/overlayd/internal/audit"
 )
 

@@ -36,7 +36,7 @@ func TestMetrics(t *testing.T) {
 	s, err := ipam.Open(t.Context(), ipam.Options{Dir: h.path(conf.IPAMDir), Overlay: "dcos"})
 	must(t, err)
 	_, err = s.Allocate(t.Context(), ipam.Request{
-		Attachment: ipam.Attachment{Network: "dcos", ContainerID: "c", IfName: "eth0"},
+		Attachment: conf.Attachment{Network: "dcos", ContainerID: "c", IfName: "eth0"},
 		Half:       conf.Mesos, Ranges: []netip.Prefix{prefix("9.0.1.0/25")},
 	})
 	must(t, err)

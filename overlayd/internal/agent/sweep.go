@@ -37,7 +37,7 @@ type sweeper struct {
 type abandoned struct {
 	overlay string
 	half    conf.Half
-	key     ipam.Key
+	key     conf.Key
 	since   time.Duration
 }
 

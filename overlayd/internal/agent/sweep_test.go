@@ -13,12 +13,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/netns"
 	"overlayd.internal/overlay/ipam"
 )
 
 func TestDue(t *testing.T) {
-	a := abandoned{"dcos", conf.Mesos, ipam.Key{1}, 10}
-	b := abandoned{"dcos", conf.Docker, ipam.Key{2}, 20}
+	a := abandoned{"dcos", conf.Mesos, conf.Key{1}, 10}
+	b := abandoned{"dcos", conf.Docker, conf.Key{2}, 20}
 	again := a
 	again.since = 30
 	type list = []abandoned
@@ -82,36 +83,36 @@ func TestSweep(t *testing.T) {
 		}
 		return out
 	}
-	allocate := func(boot, id string, netns ipam.NetNS) {
+	allocate := func(boot, id string, netns netns.Ref) {
 		s := open(boot)
 		defer s.Close()
 		_, err := s.Allocate(ctx, ipam.Request{
-			Attachment: ipam.Attachment{Network: "n", ContainerID: id, IfName: "eth0"}, Half: conf.Mesos,
+			Attachment: conf.Attachment{Network: "n", ContainerID: id, IfName: "eth0"}, Half: conf.Mesos,
 			Ranges: []netip.Prefix{netip.MustParsePrefix("9.0.1.0/25")}, NetNS: netns,
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	living := ipam.LookUpNetNS("/proc/self/ns/net")
+	living := netns.Look("/proc/self/ns/net")
 	dead := living
 	dead.Path, dead.Inode = "/nonexistent", 1
 
 	s := &sweeper{runDir: dir, apart: time.Minute, now: func() time.Duration { return now }, log: slog.New(slog.DiscardHandler)}
 	s.round(ctx) // there is nothing yet
 
-	allocate("earlier boot", "rebooted", ipam.NetNS{})
+	allocate("earlier boot", "rebooted", netns.Ref{})
 	s.round(ctx)
 	if got := attachments(); len(got) > 0 {
 		t.Errorf("of an earlier boot: %v", got)
 	}
 
-	allocate("", "killed", ipam.NetNS{})
+	allocate("", "killed", netns.Ref{})
 	allocate("", "dead", dead)
 	allocate("", "living", living)
 	s.round(ctx)
 	now += 30 * time.Second
-	allocate("", "killed", ipam.NetNS{}) // its ADD is tried again
+	allocate("", "killed", netns.Ref{}) // its ADD is tried again
 	s.round(ctx)
 	now += 30 * time.Second
 	s.round(ctx)

@@ -22,8 +22,8 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/veth"
 	"overlayd.internal/overlay/ipam"
-	"overlayd.internal/overlay/ipam/veth"
 )
 
 // Difference is one thing about which two of the books disagree.
@@ -94,7 +94,7 @@ type Store struct {
 	Problems []string          // from ipam's own verification
 	Err      error             // it could not be read
 	Usage    []Usage           // of the halves that the host has
-	Gone     map[ipam.Key]bool // the record's namespace is no longer; see ipam.NetNS
+	Gone     map[conf.Key]bool // the record's namespace is no longer; see netns.Ref
 }
 
 // Device is a link of the host that the agent makes.
@@ -150,7 +150,7 @@ func (h Host) readStore(ctx context.Context, dir, overlay string) (out Store) {
 	if out.Records, out.Err = s.List(ctx); out.Err != nil {
 		return out
 	}
-	out.Gone = map[ipam.Key]bool{}
+	out.Gone = map[conf.Key]bool{}
 	for _, rec := range out.Records {
 		out.Gone[rec.Key()] = rec.NetNS.Gone()
 	}

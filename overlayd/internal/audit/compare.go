@@ -7,8 +7,8 @@ import (
 	"slices"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/veth"
 	"overlayd.internal/overlay/ipam"
-	"overlayd.internal/overlay/ipam/veth"
 )
 
 // overlays are the names of all that any book knows, in order.
@@ -91,8 +91,8 @@ func (c *comparison) store(name string) {
 	if len(s.Problems) > 0 {
 		return
 	}
-	entries := map[ipam.Key]*entry{}
-	at := func(k ipam.Key) *entry {
+	entries := map[conf.Key]*entry{}
+	at := func(k conf.Key) *entry {
 		if entries[k] == nil {
 			entries[k] = &entry{}
 		}
@@ -115,13 +115,13 @@ func (c *comparison) store(name string) {
 			owners[a] = l.Name
 		}
 	}
-	keys := slices.SortedFunc(maps.Keys(entries), func(a, b ipam.Key) int { return cmp.Compare(a.String(), b.String()) })
+	keys := slices.SortedFunc(maps.Keys(entries), func(a, b conf.Key) int { return cmp.Compare(a.String(), b.String()) })
 	for _, k := range keys {
 		c.entry(name, k, *entries[k])
 	}
 }
 
-func (c *comparison) entry(overlay string, key ipam.Key, e entry) {
+func (c *comparison) entry(overlay string, key conf.Key, e entry) {
 	if e.rec != nil {
 		c.lease(overlay, *e.rec)
 	}
@@ -144,7 +144,7 @@ func (c *comparison) entry(overlay string, key ipam.Key, e entry) {
 }
 
 // noLink looks at a record without an interface of ours.
-func (c *comparison) noLink(overlay string, key ipam.Key, rec ipam.Record) {
+func (c *comparison) noLink(overlay string, key conf.Key, rec ipam.Record) {
 	switch {
 	case rec.NetNS.Path == "":
 		c.add(overlay, "%s has %v in the address store and no interface %s; delete the container, or leave it to the agent, which releases it after a minute",
@@ -158,7 +158,7 @@ func (c *comparison) noLink(overlay string, key ipam.Key, rec ipam.Record) {
 // Abandoned are the overlay's records whose container is gone: neither a host
 // end nor, where there never was one, the namespace is there.
 func (h Host) Abandoned(overlay string) (out []ipam.Record) {
-	linked := map[ipam.Key]bool{}
+	linked := map[conf.Key]bool{}
 	for _, l := range h.Links {
 		linked[l.Key()] = true
 	}

@@ -10,12 +10,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/netns"
+	"overlayd.internal/overlay/internal/veth"
 	"overlayd.internal/overlay/ipam"
-	"overlayd.internal/overlay/ipam/veth"
 )
 
 var (
-	att   = ipam.Attachment{Network: "dcos", ContainerID: "c1", IfName: "eth0"}
+	att   = conf.Attachment{Network: "dcos", ContainerID: "c1", IfName: "eth0"}
 	addr  = netip.MustParseAddr("9.0.1.2")
 	other = netip.MustParseAddr("9.0.1.3")
 )
@@ -41,7 +42,7 @@ func sound() Host {
 	}
 }
 
-func link(bridge string, master int, a ipam.Attachment, addrs ...netip.Addr) veth.Link {
+func link(bridge string, master int, a conf.Attachment, addrs ...netip.Addr) veth.Link {
 	half := conf.Mesos
 	if bridge[0] == 'd' {
 		half = conf.Docker
@@ -54,7 +55,7 @@ func dockers(h *Host, addrs ...string) {
 	s := h.Stores["dcos"]
 	for _, text := range addrs {
 		a := netip.MustParseAddr(text)
-		s.Records = append(s.Records, ipam.Record{Attachment: ipam.DockerAttachment("dcos", a), Half: conf.Docker, Addrs: []netip.Addr{a}, BootID: "b"})
+		s.Records = append(s.Records, ipam.Record{Attachment: conf.DockerAttachment("dcos", a), Half: conf.Docker, Addrs: []netip.Addr{a}, BootID: "b"})
 	}
 	h.Stores["dcos"] = s
 }
@@ -88,13 +89,13 @@ func TestCompare(t *testing.T) {
 		{"interface gone", func(h *Host) { h.Links = nil }, []string{"overlay dcos: dcos/c1/eth0 has [9.0.1.2] in the address store and no interface " + vm + ";"}},
 		{"another's interface", func(h *Host) {
 			h.Links = nil
-			h.Stores["dcos"].Records[0].NetNS = ipam.NetNS{Path: "/run/netns/x", Inode: 1}
+			h.Stores["dcos"].Records[0].NetNS = netns.Ref{Path: "/run/netns/x", Inode: 1}
 		}, nil},
 		{"another's interface, namespace gone", func(h *Host) {
 			h.Links = nil
 			s := h.Stores["dcos"]
-			s.Records[0].NetNS = ipam.NetNS{Path: "/run/netns/x", Inode: 1}
-			s.Gone = map[ipam.Key]bool{att.Key(): true}
+			s.Records[0].NetNS = netns.Ref{Path: "/run/netns/x", Inode: 1}
+			s.Gone = map[conf.Key]bool{att.Key(): true}
 			h.Stores["dcos"] = s
 		}, []string{"overlay dcos: dcos/c1/eth0 has [9.0.1.2] in the address store, and its network namespace /run/netns/x is gone;"}},
 		{"record gone", func(h *Host) { h.Stores["dcos"] = Store{} }, []string{"overlay dcos: interface " + vm + " of dcos/c1/eth0 has [9.0.1.2], and the address store does not know it;"}},
@@ -158,22 +159,22 @@ func TestAbandoned(t *testing.T) {
 		return out
 	}
 	h := sound()
-	add := func(id string, netns ipam.NetNS, gone bool) {
+	add := func(id string, netns netns.Ref, gone bool) {
 		s := h.Stores["dcos"]
 		rec := ipam.Record{Attachment: att, Half: conf.Mesos, Addrs: []netip.Addr{other}, NetNS: netns}
 		rec.ContainerID = id
 		s.Records = append(s.Records, rec)
 		if s.Gone == nil {
-			s.Gone = map[ipam.Key]bool{}
+			s.Gone = map[conf.Key]bool{}
 		}
 		s.Gone[rec.Key()] = gone
 		h.Stores["dcos"] = s
 	}
-	add("no-link", ipam.NetNS{}, false)
-	add("living", ipam.NetNS{Path: "/run/netns/l", Inode: 1}, false)
-	add("dead", ipam.NetNS{Path: "/run/netns/d", Inode: 2}, true)
+	add("no-link", netns.Ref{}, false)
+	add("living", netns.Ref{Path: "/run/netns/l", Inode: 1}, false)
+	add("dead", netns.Ref{Path: "/run/netns/d", Inode: 2}, true)
 	s := h.Stores["dcos"]
-	s.Records = append(s.Records, ipam.Record{Attachment: ipam.DockerAttachment("dcos", other), Half: conf.Docker, Addrs: []netip.Addr{other}})
+	s.Records = append(s.Records, ipam.Record{Attachment: conf.DockerAttachment("dcos", other), Half: conf.Docker, Addrs: []netip.Addr{other}})
 	h.Stores["dcos"] = s
 	if diff := cmp.Diff([]string{"no-link", "dead"}, ids(h)); diff != "" {
 		t.Errorf("abandoned (-want +got):\n%s", diff)

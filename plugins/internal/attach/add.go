@@ -9,10 +9,10 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/cni"
+	"overlayd.internal/overlay/internal/conntrack"
+	"overlayd.internal/overlay/internal/veth"
 	"overlayd.internal/overlay/ipam"
-	"overlayd.internal/overlay/ipam/cnimain"
-	"overlayd.internal/overlay/ipam/conntrack"
-	"overlayd.internal/overlay/ipam/veth"
 )
 
 // undoTimeout bounds what a failed ADD takes back, whose own time may be over.
@@ -22,8 +22,8 @@ const undoTimeout = 10 * time.Second
 type attaching struct {
 	program
 	place
-	call *cnimain.Call
-	att  ipam.Attachment
+	call *cni.Call
+	att  conf.Attachment
 	host string // name of the host end
 	mtu  int
 	mac  conf.MAC // zero: derived from the address
@@ -34,12 +34,12 @@ type attaching struct {
 
 // add attaches a container: everything is checked before anything is touched,
 // and what was done is taken back, last first, if a later step fails.
-func (p program) add(ctx context.Context, c *cnimain.Call) (*types100.Result, func(), error) {
+func (p program) add(ctx context.Context, c *cni.Call) (*types100.Result, func(), error) {
 	a, err := p.prepare(c)
 	if err != nil {
 		return nil, nil, err
 	}
-	prev, err := cnimain.PrevResult(c)
+	prev, err := cni.PrevResult(c)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -66,8 +66,8 @@ func (a *attaching) takeBackOnPanic() {
 }
 
 // prepare checks all input and what the agent published.
-func (p program) prepare(c *cnimain.Call) (*attaching, error) {
-	rebuild(c)
+func (p program) prepare(c *cni.Call) (*attaching, error) {
+	rebuildFromLinks(c)
 	where, err := p.place(c.Conf)
 	if err != nil {
 		return nil, err
@@ -81,7 +81,7 @@ func (p program) prepare(c *cnimain.Call) (*attaching, error) {
 	if a.mac, err = requestedMAC(c); err != nil {
 		return nil, err
 	}
-	if a.request, err = cnimain.AddressRequest(c, p.half, a.overlay); err != nil {
+	if a.request, err = cni.AddressRequest(c, p.half, a.overlay); err != nil {
 		return nil, err
 	}
 	return a, nil
@@ -102,14 +102,14 @@ func (a *attaching) chooseMTU() (int, error) {
 		}
 	}
 	if mtu < least || mtu > a.state.MTU {
-		return 0, cnimain.Errorf(types.ErrInvalidNetworkConfig, "mtu %d: must be from %d to %d on this host, or left out", mtu, least, a.state.MTU)
+		return 0, cni.Errorf(types.ErrInvalidNetworkConfig, "mtu %d: must be from %d to %d on this host, or left out", mtu, least, a.state.MTU)
 	}
 	return mtu, nil
 }
 
 // requestedMAC is the MAC asked for by capability or, failing that, by
 // CNI_ARGS.
-func requestedMAC(c *cnimain.Call) (conf.MAC, error) {
+func requestedMAC(c *cni.Call) (conf.MAC, error) {
 	text := c.Conf.RuntimeConfig.MAC
 	if text == "" {
 		text = c.Args.MAC
@@ -119,10 +119,10 @@ func requestedMAC(c *cnimain.Call) (conf.MAC, error) {
 	}
 	mac, err := conf.ParseMAC(text)
 	if err != nil {
-		return conf.MAC{}, cnimain.Errorf(types.ErrInvalidNetworkConfig, "%v", err)
+		return conf.MAC{}, cni.Errorf(types.ErrInvalidNetworkConfig, "%v", err)
 	}
 	if mac[0]&1 != 0 || mac == (conf.MAC{}) {
-		return conf.MAC{}, cnimain.Errorf(types.ErrInvalidNetworkConfig, "MAC address %s: is not a unicast address", mac)
+		return conf.MAC{}, cni.Errorf(types.ErrInvalidNetworkConfig, "MAC address %s: is not a unicast address", mac)
 	}
 	return mac, nil
 }
@@ -194,7 +194,7 @@ func (a *attaching) address(ctx context.Context) (addressing, error) {
 	if delegates(a.call.Conf) {
 		return a.addressByPlugin(ctx)
 	}
-	store, err := cnimain.OpenStore(ctx, a.call, a.state.CoolingSeconds)
+	store, err := cni.OpenStore(ctx, a.call, a.state.CoolingSeconds)
 	if err != nil {
 		return addressing{}, err
 	}
@@ -203,7 +203,7 @@ func (a *attaching) address(ctx context.Context) (addressing, error) {
 	// to read than they would.
 	store.Close()
 	if err != nil {
-		return addressing{}, cnimain.StoreError(err)
+		return addressing{}, cni.StoreError(err)
 	}
 	// An address that the attachment had before belongs to an ADD that was
 	// killed, or whose result got lost; DEL releases it.
@@ -227,7 +227,7 @@ func (a *attaching) address(ctx context.Context) (addressing, error) {
 func (a *attaching) release() error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
-	_, err := cnimain.Release(ctx, a.call)
+	_, err := cni.Release(ctx, a.call)
 	return err
 }
 

@@ -21,19 +21,19 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/cni"
+	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/ipam"
-	"overlayd.internal/overlay/ipam/cnimain"
-	"overlayd.internal/overlay/ipam/veth"
-	"overlayd.internal/overlay/plugins/internal/rtnl"
+	"overlayd.internal/overlay/ipam/rebuild"
 )
 
 // Main runs the CNI program of one half and exits.
-func Main(half conf.Half) { cnimain.Main(New(half)) }
+func Main(half conf.Half) { cni.Main(New(half)) }
 
 // New returns the CNI program of one half: m-overlay or d-overlay.
-func New(half conf.Half) cnimain.Plugin {
+func New(half conf.Half) cni.Plugin {
 	p := program{half: half, name: string(half[0]) + "-overlay"}
-	return cnimain.Plugin{
+	return cni.Plugin{
 		Name: p.name, Interface: true,
 		Add: p.add, Del: p.del, Check: p.check, GC: p.gc, Status: p.status,
 	}
@@ -61,18 +61,18 @@ type place struct {
 // place reads the published state. Its error says what the agent has not done
 // yet, or no longer does.
 func (p program) place(n conf.NetConf) (place, error) {
-	state, err := cnimain.LoadState(n)
+	state, err := cni.LoadState(n)
 	if err != nil {
 		return place{}, err
 	}
-	overlay, bridge, err := cnimain.Overlay(state, n.OverlayName(), p.half)
+	overlay, bridge, err := cni.Overlay(state, n.OverlayName(), p.half)
 	if err != nil {
 		return place{}, err
 	}
 	if s := overlay.State; s != nil && s.Status != conf.StatusOK {
-		return place{}, cnimain.Errorf(types.ErrTryAgainLater, "overlay %s is not ready on this host: %s", overlay.Info.Name, why(*s))
+		return place{}, cni.Errorf(types.ErrTryAgainLater, "overlay %s is not ready on this host: %s", overlay.Info.Name, why(*s))
 	}
-	return place{state: state, overlay: overlay, bridge: bridge.Name, ranges: cnimain.Ranges(bridge)}, nil
+	return place{state: state, overlay: overlay, bridge: bridge.Name, ranges: cni.Ranges(bridge)}, nil
 }
 
 func why(s conf.OverlayStatus) string {
@@ -89,16 +89,16 @@ func (p place) findBridge(c *rtnl.Conn) (rtnl.Interface, error) {
 	case err != nil:
 		return bridge, kernelError(err)
 	case !ok:
-		return bridge, cnimain.Errorf(types.ErrTryAgainLater, "bridge %s is missing on this host; the agent makes it again if it runs", p.bridge)
+		return bridge, cni.Errorf(types.ErrTryAgainLater, "bridge %s is missing on this host; the agent makes it again if it runs", p.bridge)
 	case !bridge.Up:
-		return bridge, cnimain.Errorf(types.ErrTryAgainLater, "bridge %s is down on this host; the agent brings it up if it runs", p.bridge)
+		return bridge, cni.Errorf(types.ErrTryAgainLater, "bridge %s is down on this host; the agent brings it up if it runs", p.bridge)
 	}
 	return bridge, nil
 }
 
-// rebuild tells the address store what the kernel knows.
-func rebuild(c *cnimain.Call) {
-	c.Rebuild = func(context.Context) ([]ipam.Record, error) { return veth.Records(c.Conf.OverlayName()) }
+// rebuildFromLinks tells the address store what the kernel knows.
+func rebuildFromLinks(c *cni.Call) {
+	c.Rebuild = func(context.Context) ([]ipam.Record, error) { return rebuild.Records(c.Conf.OverlayName()) }
 }
 
 // kernelError is the CNI error of a refusal by the kernel; the text names the
@@ -109,14 +109,14 @@ func kernelError(err error) error {
 	}
 	switch {
 	case errors.Is(err, errExists):
-		return cnimain.Errorf(cnimain.ErrCodeExists, "%v", err)
+		return cni.Errorf(cni.ErrCodeExists, "%v", err)
 	case errors.Is(err, errLocked), errors.Is(err, context.DeadlineExceeded):
-		return cnimain.Errorf(types.ErrTryAgainLater, "%v", err)
+		return cni.Errorf(types.ErrTryAgainLater, "%v", err)
 	}
-	return cnimain.Errorf(cnimain.ErrCodeKernel, "%v", err)
+	return cni.Errorf(cni.ErrCodeKernel, "%v", err)
 }
 
 // warn tells the runtime's log about something that is not an error.
-func (p program) warn(c *cnimain.Call, format string, args ...any) {
+func (p program) warn(c *cni.Call, format string, args ...any) {
 	fmt.Fprintf(c.Stderr, p.name+": "+format+"\n", args...)
 }

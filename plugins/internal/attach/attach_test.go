@@ -18,9 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/cni"
+	"overlayd.internal/overlay/internal/veth"
 	"overlayd.internal/overlay/ipam"
-	"overlayd.internal/overlay/ipam/cnimain"
-	"overlayd.internal/overlay/ipam/veth"
 )
 
 // TestAddIsWhatTheKernelHas: each line of a result, read back from the kernel.
@@ -45,7 +45,7 @@ func TestAddIsWhatTheKernelHas(t *testing.T) {
 			c := call{plugin: tt.plugin, netns: container.path, conf: m.config(tt.overlay, "1.1.0")}
 			r := m.add(c)
 
-			att := ipam.Attachment{Network: tt.overlay, ContainerID: "c1", IfName: "eth0"}
+			att := conf.Attachment{Network: tt.overlay, ContainerID: "c1", IfName: "eth0"}
 			hostName := veth.Name(tt.half, att.Key())
 			host, err := m.host.LinkByName(hostName)
 			if err != nil {
@@ -231,11 +231,11 @@ func TestSecondAddHarmsNothing(t *testing.T) {
 
 	again := c
 	again.command = "ADD"
-	m.refused(again, cnimain.ErrCodeExists, "interface eth0 exists already in the container")
+	m.refused(again, cni.ErrCodeExists, "interface eth0 exists already in the container")
 	again.netns = elsewhere.path
-	m.refused(again, cnimain.ErrCodeExists, "in another network namespace")
+	m.refused(again, cni.ErrCodeExists, "in another network namespace")
 	again.netns, again.id = container.path, "c2"
-	m.refused(again, cnimain.ErrCodeExists, "interface eth0 exists already in the container")
+	m.refused(again, cni.ErrCodeExists, "interface eth0 exists already in the container")
 
 	if diff := cmp.Diff(before.links, m.left().links); diff != "" {
 		t.Errorf("links changed:\n%s", diff)
@@ -335,11 +335,11 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 		{"nothing published", func(m *machine, _ namespace, _ *call) { os.Remove(filepath.Join(m.run, conf.StateFile)) },
 			types.ErrTryAgainLater, "has not published yet"},
 		{"another overlay", func(m *machine, _ namespace, c *call) { c.conf = m.config("none-such", "1.0.0") },
-			cnimain.ErrCodeNoOverlay, "overlay none-such is not known on this host"},
+			cni.ErrCodeNoOverlay, "overlay none-such is not known on this host"},
 		{"no bridge of the half", func(m *machine, _ namespace, _ *call) {
 			m.state.Overlays[0].DockerBridge = nil
 			m.publish()
-		}, cnimain.ErrCodeNoOverlay, "has no bridge for the docker half"},
+		}, cni.ErrCodeNoOverlay, "has no bridge for the docker half"},
 		{"overlay failed", func(m *machine, _ namespace, _ *call) {
 			m.state.Overlays[0].State = &conf.OverlayStatus{Status: conf.StatusFailed, Error: "no VXLAN in this kernel"}
 			m.publish()
@@ -355,22 +355,22 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 		{"bridge is no bridge", func(m *machine, _ namespace, _ *call) {
 			m.deleteLink("d-dcos")
 			m.stranger("d-dcos")
-		}, cnimain.ErrCodeKernel, "create interface vd"},
+		}, cni.ErrCodeKernel, "create interface vd"},
 		{"MTU too large", func(_ *machine, _ namespace, c *call) { c.conf["mtu"] = 1500 },
 			types.ErrInvalidNetworkConfig, "mtu 1500: must be from 68 to 1450"},
 		{"MAC is multicast", func(_ *machine, _ namespace, c *call) { c.env = []string{"CNI_ARGS=MAC=01:00:5e:00:00:01"} },
 			types.ErrInvalidNetworkConfig, "is not a unicast address"},
 		{"address of the gateway", func(_ *machine, _ namespace, c *call) { c.env = []string{"CNI_ARGS=IP=9.0.1.129"} },
-			cnimain.ErrCodeAddress, "9.0.1.129"},
+			cni.ErrCodeAddress, "9.0.1.129"},
 		{"MAC the kernel refuses to route", func(_ *machine, _ namespace, c *call) {
 			c.conf["runtimeConfig"] = map[string]any{"mac": "0a:58:00:00:00:zz"}
 		}, types.ErrInvalidNetworkConfig, "is not a hex byte"},
 		{"host link of another", func(m *machine, _ namespace, _ *call) {
-			m.stranger(veth.Name(conf.Docker, ipam.Attachment{Network: "dcos", ContainerID: "c1", IfName: "eth0"}.Key()))
-		}, cnimain.ErrCodeExists, "is not ours"},
+			m.stranger(veth.Name(conf.Docker, conf.Attachment{Network: "dcos", ContainerID: "c1", IfName: "eth0"}.Key()))
+		}, cni.ErrCodeExists, "is not ours"},
 		{"the plugin for addresses is absent", func(_ *machine, _ namespace, c *call) {
 			c.conf["ipam"] = map[string]any{"type": "no-such-ipam"}
-		}, cnimain.ErrCodeDelegate, "plugin no-such-ipam is in none of the directories of CNI_PATH"},
+		}, cni.ErrCodeDelegate, "plugin no-such-ipam is in none of the directories of CNI_PATH"},
 		{"route conflict", func(m *machine, container namespace, c *call) {
 			// The connected route of our subnet is there, on another link.
 			container.up(m.t, "lo")
@@ -382,7 +382,7 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 				m.t.Fatal(err)
 			}
 			c.conf["ipam"] = map[string]any{"type": m.script("conflict", `echo '{"cniVersion":"1.0.0","ips":[{"address":"9.0.1.200/25"}],"routes":[{"dst":"9.7.0.0/16"}]}'`)}
-		}, cnimain.ErrCodeKernel, "add route 9.7.0.0/16 via 9.0.1.129: file exists"},
+		}, cni.ErrCodeKernel, "add route 9.7.0.0/16 via 9.0.1.129: file exists"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -24,7 +24,7 @@ func newDuel(t testing.TB) *duel {
 	d := &duel{machine: newMachine(t), container: newNamespace(t), times: map[string][]time.Duration{}}
 	dir := t.TempDir()
 	linked := filepath.Join(dir, "linked")
-	if out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", linked, "overlayd.internal/overlay/integration/bench/floor").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", linked, "overlayd.internal/overlay/integration/tools/bench/floor").CombinedOutput(); err != nil {
 		t.Fatalf("build floor: %v\n%s", err, out)
 	}
 	// Copies, as they are installed: what a linker wrote starts more slowly.

@@ -8,25 +8,25 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam/cnimain"
-	"overlayd.internal/overlay/ipam/veth"
+	"overlayd.internal/overlay/internal/cni"
+	"overlayd.internal/overlay/internal/veth"
 )
 
 // check compares what ADD said, as later plugins of the chain have changed it,
 // with the kernel and the address store. It changes nothing.
-func (p program) check(ctx context.Context, c *cnimain.Call) error {
-	rebuild(c)
-	prev, err := cnimain.PrevResult(c)
+func (p program) check(ctx context.Context, c *cni.Call) error {
+	rebuildFromLinks(c)
+	prev, err := cni.PrevResult(c)
 	if err != nil {
 		return err
 	}
 	if prev == nil {
-		return cnimain.Errorf(types.ErrInvalidNetworkConfig, "configuration: prevResult: missing; CHECK compares with it")
+		return cni.Errorf(types.ErrInvalidNetworkConfig, "configuration: prevResult: missing; CHECK compares with it")
 	}
 	if delegates(c.Conf) {
 		err = delegateVerb(ctx, c)
 	} else {
-		err = cnimain.CheckAddresses(ctx, c, p.half)
+		err = cni.CheckAddresses(ctx, c, p.half)
 	}
 	if err != nil {
 		return err
@@ -46,18 +46,18 @@ func (p program) check(ctx context.Context, c *cnimain.Call) error {
 }
 
 func missing(format string, args ...any) error {
-	return cnimain.Errorf(cnimain.ErrCodeMissing, format, args...)
+	return cni.Errorf(cni.ErrCodeMissing, format, args...)
 }
 
 // checkHost checks the host end: there, up and a forwarding port of the bridge.
-func (p program) checkHost(c *cnimain.Call, s *sandbox) error {
+func (p program) checkHost(c *cni.Call, s *sandbox) error {
 	bridgeName := p.half.Bridge(c.Conf.OverlayName())
 	bridge, ok, err := s.host.Find(bridgeName)
 	if err != nil {
 		return kernelError(err)
 	}
 	if !ok || !bridge.Up {
-		return cnimain.Errorf(types.ErrTryAgainLater, "bridge %s is missing or down on this host; the agent repairs it if it runs", bridgeName)
+		return cni.Errorf(types.ErrTryAgainLater, "bridge %s is missing or down on this host; the agent repairs it if it runs", bridgeName)
 	}
 	name := veth.Name(p.half, c.Attachment().Key())
 	l, ok, err := getLink(s.host, name)
@@ -75,7 +75,7 @@ func (p program) checkHost(c *cnimain.Call, s *sandbox) error {
 }
 
 // checkContainer checks the container's end against prevResult.
-func (p program) checkContainer(c *cnimain.Call, s *sandbox, prev *types100.Result) error {
+func (p program) checkContainer(c *cni.Call, s *sandbox, prev *types100.Result) error {
 	index := slices.IndexFunc(prev.Interfaces, func(i *types100.Interface) bool {
 		return i.Name == c.IfName && i.Sandbox != ""
 	})

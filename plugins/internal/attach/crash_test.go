@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam/veth"
+	"overlayd.internal/overlay/internal/veth"
 )
 
 // crashPoints finds the calls of crash in the files named.

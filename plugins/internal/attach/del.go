@@ -5,10 +5,9 @@ import (
 	"errors"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam"
-	"overlayd.internal/overlay/ipam/cnimain"
-	"overlayd.internal/overlay/ipam/veth"
-	"overlayd.internal/overlay/plugins/internal/rtnl"
+	"overlayd.internal/overlay/internal/cni"
+	"overlayd.internal/overlay/internal/rtnl"
+	"overlayd.internal/overlay/internal/veth"
 )
 
 // del detaches a container. It needs to know the attachment and nothing else:
@@ -17,8 +16,8 @@ import (
 //
 // The interface goes first and its address only then, so that no address is
 // free while an interface still has it, wherever the program is killed.
-func (p program) del(ctx context.Context, c *cnimain.Call) error {
-	rebuild(c)
+func (p program) del(ctx context.Context, c *cni.Call) error {
+	rebuildFromLinks(c)
 	unlock, err := lock(ctx, c.Conf.RunDirectory(), c.Attachment().Key())
 	if err != nil {
 		return kernelError(err)
@@ -32,7 +31,7 @@ func (p program) del(ctx context.Context, c *cnimain.Call) error {
 		return kernelError(err)
 	}
 	crash("unlinked")
-	_, err = cnimain.Release(ctx, c)
+	_, err = cni.Release(ctx, c)
 	for _, a := range aliases {
 		err = errors.Join(err, releaseAlias(ctx, c, a))
 	}
@@ -46,7 +45,7 @@ func (p program) del(ctx context.Context, c *cnimain.Call) error {
 // removeHostEnds removes the host end of the attachment and returns what it
 // said. Both halves are looked at: the configuration may have changed its type
 // since ADD.
-func removeHostEnds(att ipam.Attachment) (aliases []veth.Alias, _ error) {
+func removeHostEnds(att conf.Attachment) (aliases []veth.Alias, _ error) {
 	conn, err := rtnl.Open()
 	if err != nil {
 		return nil, err
@@ -67,16 +66,16 @@ func removeHostEnds(att ipam.Attachment) (aliases []veth.Alias, _ error) {
 // releaseAlias releases what the link said it had, where that is kept under
 // another name than the configuration now gives: the overlay has changed since
 // ADD, or the store was rebuilt from an alias that could not hold all names.
-func releaseAlias(ctx context.Context, c *cnimain.Call, a veth.Alias) error {
+func releaseAlias(ctx context.Context, c *cni.Call, a veth.Alias) error {
 	var errs []error
-	for _, att := range [...]ipam.Attachment{c.Attachment(), a.Attachment} {
+	for _, att := range [...]conf.Attachment{c.Attachment(), a.Attachment} {
 		if a.Overlay == c.Conf.OverlayName() && att == c.Attachment() {
 			continue // done
 		}
 		then := *c
 		then.Conf.Overlay, then.Conf.Name = a.Overlay, att.Network
 		then.ContainerID, then.IfName = att.ContainerID, att.IfName
-		_, err := cnimain.Release(ctx, &then)
+		_, err := cni.Release(ctx, &then)
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

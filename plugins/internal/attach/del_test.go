@@ -11,8 +11,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam"
-	"overlayd.internal/overlay/ipam/veth"
+	"overlayd.internal/overlay/internal/veth"
 )
 
 // TestDel: however a runtime calls it, everything is gone and it succeeds.
@@ -93,7 +92,7 @@ func TestDelInRecycledNamespace(t *testing.T) {
 
 func TestDelLeavesLinksOfOthers(t *testing.T) {
 	m := newMachine(t)
-	name := veth.Name(conf.Docker, ipam.Attachment{Network: "dcos", ContainerID: "c1", IfName: "eth0"}.Key())
+	name := veth.Name(conf.Docker, conf.Attachment{Network: "dcos", ContainerID: "c1", IfName: "eth0"}.Key())
 	m.stranger(name)
 	m.ok(call{command: "DEL", conf: m.config("dcos", "1.0.0")})
 	if !slices.Contains(m.host.links(t), name) {
@@ -154,8 +153,8 @@ func TestAddAgainstDel(t *testing.T) {
 // TestLock: one attachment at a time, others at will.
 func TestLock(t *testing.T) {
 	dir := t.TempDir()
-	a := ipam.Attachment{Network: "n", ContainerID: "c", IfName: "eth0"}.Key()
-	b := ipam.Attachment{Network: "n", ContainerID: "d", IfName: "eth0"}.Key()
+	a := conf.Attachment{Network: "n", ContainerID: "c", IfName: "eth0"}.Key()
+	b := conf.Attachment{Network: "n", ContainerID: "d", IfName: "eth0"}.Key()
 	unlockA, err := lock(t.Context(), dir, a)
 	if err != nil {
 		t.Fatal(err)

@@ -18,7 +18,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam/cnimain"
+	"overlayd.internal/overlay/internal/cni"
 )
 
 // The plugins of others that we run. containernetworking's own package for this
@@ -36,7 +36,7 @@ const (
 // execPlugin runs another CNI plugin as the specification says: found through
 // CNI_PATH, with the environment of the call, its stderr passed on. It returns
 // what the plugin printed.
-func execPlugin(ctx context.Context, c *cnimain.Call, plugin, command string, stdin []byte) ([]byte, error) {
+func execPlugin(ctx context.Context, c *cni.Call, plugin, command string, stdin []byte) ([]byte, error) {
 	path, err := findPlugin(plugin, c.Path)
 	if err != nil {
 		return nil, err
@@ -57,18 +57,18 @@ func execPlugin(ctx context.Context, c *cnimain.Call, plugin, command string, st
 	}
 	switch {
 	case ctx.Err() != nil:
-		return nil, cnimain.Errorf(types.ErrTryAgainLater, "plugin %s did not finish %s in time and was stopped", plugin, command)
+		return nil, cni.Errorf(types.ErrTryAgainLater, "plugin %s did not finish %s in time and was stopped", plugin, command)
 	case err != nil:
 		return nil, pluginError(plugin, command, printed.Bytes(), err)
 	case stdout.left < 0:
-		return nil, cnimain.Errorf(cnimain.ErrCodeDelegate, "plugin %s printed more than %d bytes on %s", plugin, maxOutput, command)
+		return nil, cni.Errorf(cni.ErrCodeDelegate, "plugin %s printed more than %d bytes on %s", plugin, maxOutput, command)
 	}
 	return printed.Bytes(), nil
 }
 
 // environment is what the call is about, as another plugin is told it. Nothing of
 // it is in our own environment where the runtime does not speak CNI.
-func environment(c *cnimain.Call, command string) []string {
+func environment(c *cni.Call, command string) []string {
 	env := []string{"CNI_COMMAND=" + command}
 	for _, v := range [...]struct{ name, value string }{
 		{"CNI_CONTAINERID", c.ContainerID}, {"CNI_NETNS", c.NetNS}, {"CNI_IFNAME", c.IfName},
@@ -90,7 +90,7 @@ func (m *missingPlugin) Unwrap() error { return m.err }
 // findPlugin looks through CNI_PATH for a file of that name.
 func findPlugin(plugin string, path []string) (string, error) {
 	if plugin == "" || plugin == "." || plugin == ".." || strings.ContainsRune(plugin, '/') {
-		return "", cnimain.Errorf(types.ErrInvalidNetworkConfig, "plugin %q: must be the name of a program in CNI_PATH", plugin)
+		return "", cni.Errorf(types.ErrInvalidNetworkConfig, "plugin %q: must be the name of a program in CNI_PATH", plugin)
 	}
 	for _, dir := range path {
 		file := filepath.Join(dir, plugin)
@@ -98,7 +98,7 @@ func findPlugin(plugin string, path []string) (string, error) {
 			return file, nil
 		}
 	}
-	return "", &missingPlugin{cnimain.Errorf(cnimain.ErrCodeDelegate,
+	return "", &missingPlugin{cni.Errorf(cni.ErrCodeDelegate,
 		"plugin %s is in none of the directories of CNI_PATH (%s); install it, for example from containernetworking-plugins", plugin, strings.Join(path, ":"))}
 }
 
@@ -111,13 +111,13 @@ func pluginError(plugin, command string, stdout []byte, err error) error {
 		if text == "" {
 			text = "it said nothing on stdout"
 		}
-		return cnimain.Errorf(cnimain.ErrCodeDelegate, "plugin %s: %s: %v: %s", plugin, command, err, text)
+		return cni.Errorf(cni.ErrCodeDelegate, "plugin %s: %s: %v: %s", plugin, command, err, text)
 	}
 	code := said.Code
 	if code == 0 || code >= 100 { // its own codes mean nothing here
-		code = cnimain.ErrCodeDelegate
+		code = cni.ErrCodeDelegate
 	}
-	e := cnimain.Errorf(code, "plugin %s: %s: %s", plugin, command, said.Msg)
+	e := cni.Errorf(code, "plugin %s: %s: %s", plugin, command, said.Msg)
 	e.Details = said.Details
 	return e
 }
@@ -151,13 +151,13 @@ func (a *attaching) addressByPlugin(ctx context.Context) (addressing, error) {
 	if err != nil {
 		return addressing{}, err
 	}
-	r, err := cnimain.ParseResult(out, c.Conf.CNIVersion)
+	r, err := cni.ParseResult(out, c.Conf.CNIVersion)
 	if err != nil {
-		return addressing{}, cnimain.Errorf(cnimain.ErrCodeDelegate, "plugin %s: result of ADD: %v", c.Conf.IPAM.Type, err)
+		return addressing{}, cni.Errorf(cni.ErrCodeDelegate, "plugin %s: result of ADD: %v", c.Conf.IPAM.Type, err)
 	}
 	got, err := a.accept(r)
 	if err != nil {
-		return addressing{}, cnimain.Errorf(cnimain.ErrCodeDelegate, "plugin %s: %v", c.Conf.IPAM.Type, err)
+		return addressing{}, cni.Errorf(cni.ErrCodeDelegate, "plugin %s: %v", c.Conf.IPAM.Type, err)
 	}
 	return got, nil
 }
@@ -236,13 +236,13 @@ func (in *addressing) takeRoutes(r *types100.Result) error {
 }
 
 // delegateDel runs DEL of the configured IPAM plugin.
-func delegateDel(ctx context.Context, c *cnimain.Call) error {
+func delegateDel(ctx context.Context, c *cni.Call) error {
 	_, err := execPlugin(ctx, c, c.Conf.IPAM.Type, "DEL", c.Stdin)
 	return err
 }
 
 // delegateVerb runs CHECK, GC or STATUS of the configured IPAM plugin.
-func delegateVerb(ctx context.Context, c *cnimain.Call) error {
+func delegateVerb(ctx context.Context, c *cni.Call) error {
 	_, err := execPlugin(ctx, c, c.Conf.IPAM.Type, c.Command, c.Stdin)
 	return err
 }

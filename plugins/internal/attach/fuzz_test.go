@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam/cnimain"
+	"overlayd.internal/overlay/internal/cni"
 )
 
 // FuzzDelegateResult: whatever an IPAM plugin of others prints, what is taken
@@ -26,7 +26,7 @@ func FuzzDelegateResult(f *testing.F) {
 	}
 	ranges := []netip.Prefix{netip.MustParsePrefix("9.0.1.0/25"), netip.MustParsePrefix("fd01::/81")}
 	f.Fuzz(func(t *testing.T, b []byte, version string) {
-		r, err := cnimain.ParseResult(b, version)
+		r, err := cni.ParseResult(b, version)
 		if err != nil {
 			return
 		}

@@ -6,10 +6,10 @@ import (
 	"slices"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam"
-	"overlayd.internal/overlay/ipam/cnimain"
-	"overlayd.internal/overlay/ipam/veth"
-	"overlayd.internal/overlay/plugins/internal/rtnl"
+	"overlayd.internal/overlay/internal/cni"
+	"overlayd.internal/overlay/internal/rtnl"
+	"overlayd.internal/overlay/internal/veth"
+	"overlayd.internal/overlay/ipam/rebuild"
 )
 
 // gcGroup is the link group in which links are put to be removed together.
@@ -17,10 +17,10 @@ const gcGroup = 0x6f766c31
 
 // gc releases what the runtime no longer knows: the host ends of this network
 // and half first, then the addresses.
-func (p program) gc(ctx context.Context, c *cnimain.Call) error {
-	rebuild(c)
+func (p program) gc(ctx context.Context, c *cni.Call) error {
+	rebuildFromLinks(c)
 	withShortIDs(c)
-	keep, err := cnimain.GCKeep(c)
+	keep, err := cni.GCKeep(c)
 	if err != nil {
 		return err
 	}
@@ -29,12 +29,12 @@ func (p program) gc(ctx context.Context, c *cnimain.Call) error {
 		return kernelError(err)
 	}
 	links = slices.DeleteFunc(links, func(l veth.Link) bool {
-		return l.Half != p.half || !l.InNetwork(c.Conf.Name) || keep(l.Record())
+		return l.Half != p.half || !l.InNetwork(c.Conf.Name) || keep(rebuild.Record(l))
 	})
 	if err := removeLinks(links); err != nil {
 		return kernelError(err) // their addresses stay taken
 	}
-	err = cnimain.GC(ctx, c, p.half)
+	err = cni.GC(ctx, c, p.half)
 	if delegates(c.Conf) {
 		err = errors.Join(err, delegateVerb(ctx, c))
 	}
@@ -43,13 +43,13 @@ func (p program) gc(ctx context.Context, c *cnimain.Call) error {
 
 // withShortIDs adds to the list of valid attachments what stands for them where
 // their names did not fit into an alias.
-func withShortIDs(c *cnimain.Call) {
+func withShortIDs(c *cni.Call) {
 	for _, list := range [...]*[]conf.ValidAttachment{c.Conf.ValidAttachments, c.Conf.LegacyValidAttachments} {
 		if list == nil {
 			continue
 		}
 		for _, v := range slices.Clone(*list) {
-			key := ipam.Attachment{Network: c.Conf.Name, ContainerID: v.ContainerID, IfName: v.IfName}.Key()
+			key := conf.Attachment{Network: c.Conf.Name, ContainerID: v.ContainerID, IfName: v.IfName}.Key()
 			*list = append(*list, conf.ValidAttachment{ContainerID: veth.ShortID(key), IfName: v.IfName})
 		}
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
 
-	"overlayd.internal/overlay/ipam/cnimain"
+	"overlayd.internal/overlay/internal/cni"
 )
 
 // TestHostLocal: addresses from the reference IPAM plugin.
@@ -76,21 +76,21 @@ func TestIPAMPlugin(t *testing.T) {
 		{"fails", `[ $CNI_COMMAND = DEL ] || { echo '{"code":11,"msg":"try later"}'; exit 1; }`,
 			types.ErrTryAgainLater, "plugin other: ADD: try later", []string{"ADD c1 eth0 K=V", "DEL c1 eth0 K=V"}},
 		{"fails in its own words", `[ $CNI_COMMAND = DEL ] || { echo '{"code":105,"msg":"no"}'; exit 1; }`,
-			cnimain.ErrCodeDelegate, "plugin other: ADD: no", []string{"ADD c1 eth0 K=V", "DEL c1 eth0 K=V"}},
+			cni.ErrCodeDelegate, "plugin other: ADD: no", []string{"ADD c1 eth0 K=V", "DEL c1 eth0 K=V"}},
 		{"prints garbage", `[ $CNI_COMMAND = DEL ] || echo oops`,
-			cnimain.ErrCodeDelegate, "plugin other: result of ADD", []string{"ADD c1 eth0 K=V", "DEL c1 eth0 K=V"}},
+			cni.ErrCodeDelegate, "plugin other: result of ADD", []string{"ADD c1 eth0 K=V", "DEL c1 eth0 K=V"}},
 		{"prints null", `[ $CNI_COMMAND = DEL ] || echo null`,
-			cnimain.ErrCodeDelegate, "plugin other: gave no address", []string{"ADD c1 eth0 K=V", "DEL c1 eth0 K=V"}},
+			cni.ErrCodeDelegate, "plugin other: gave no address", []string{"ADD c1 eth0 K=V", "DEL c1 eth0 K=V"}},
 		{"prints far too much", `[ $CNI_COMMAND = DEL ] || head -c 3000000 /dev/zero`,
-			cnimain.ErrCodeDelegate, "printed more than", []string{"ADD c1 eth0 K=V", "DEL c1 eth0 K=V"}},
+			cni.ErrCodeDelegate, "printed more than", []string{"ADD c1 eth0 K=V", "DEL c1 eth0 K=V"}},
 		{"dies", `[ $CNI_COMMAND = DEL ] || kill -9 $$`,
-			cnimain.ErrCodeDelegate, "signal: killed", []string{"ADD c1 eth0 K=V", "DEL c1 eth0 K=V"}},
+			cni.ErrCodeDelegate, "signal: killed", []string{"ADD c1 eth0 K=V", "DEL c1 eth0 K=V"}},
 		{"gives an address of another host", `[ $CNI_COMMAND = DEL ] || echo '{"ips":[{"address":"9.0.2.5/25"}]}'`,
-			cnimain.ErrCodeDelegate, "gave 9.0.2.5, which is outside the docker half of overlay dcos", []string{"ADD c1 eth0 K=V", "DEL c1 eth0 K=V"}},
+			cni.ErrCodeDelegate, "gave 9.0.2.5, which is outside the docker half of overlay dcos", []string{"ADD c1 eth0 K=V", "DEL c1 eth0 K=V"}},
 		{"gives the gateway", `[ $CNI_COMMAND = DEL ] || echo '{"ips":[{"address":"9.0.1.129/25"}]}'`,
-			cnimain.ErrCodeDelegate, "gave 9.0.1.129, which is the network, gateway or broadcast address", []string{"ADD c1 eth0 K=V", "DEL c1 eth0 K=V"}},
+			cni.ErrCodeDelegate, "gave 9.0.1.129, which is the network, gateway or broadcast address", []string{"ADD c1 eth0 K=V", "DEL c1 eth0 K=V"}},
 		{"gives two", `[ $CNI_COMMAND = DEL ] || echo '{"ips":[{"address":"9.0.1.200/25"},{"address":"9.0.1.201/25"}]}'`,
-			cnimain.ErrCodeDelegate, "one address of each family", []string{"ADD c1 eth0 K=V", "DEL c1 eth0 K=V"}},
+			cni.ErrCodeDelegate, "one address of each family", []string{"ADD c1 eth0 K=V", "DEL c1 eth0 K=V"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -147,7 +147,7 @@ func TestRequests(t *testing.T) {
 	ping(t, container, addrOf(r.IPs[1].Gateway))
 
 	m.refused(call{command: "ADD", id: "c2", netns: newNamespace(t).path, conf: m.config("both", "1.1.0"), env: []string{"CNI_ARGS=IP=9.1.1.200"}},
-		cnimain.ErrCodeAddress, "9.1.1.200")
+		cni.ErrCodeAddress, "9.1.1.200")
 }
 
 // TestChain: the results of the plugins before are passed on.
@@ -302,31 +302,31 @@ func TestCheck(t *testing.T) {
 		}, 0, ""},
 		{"MAC changed", func(m *machine, container namespace, _ *call) {
 			container.ip(m.t, "link", "set", "eth0", "address", "0a:58:00:00:00:01")
-		}, cnimain.ErrCodeMissing, "interface eth0 has MAC 0a:58:00:00:00:01, and prevResult says"},
+		}, cni.ErrCodeMissing, "interface eth0 has MAC 0a:58:00:00:00:01, and prevResult says"},
 		{"interface gone", func(m *machine, container namespace, _ *call) { container.ip(m.t, "link", "del", "eth0") },
-			cnimain.ErrCodeMissing, "of the container is missing on the host"},
+			cni.ErrCodeMissing, "of the container is missing on the host"},
 		{"interface renamed", func(m *machine, container namespace, _ *call) {
 			container.ip(m.t, "link", "set", "eth0", "name", "eth9")
 		},
-			cnimain.ErrCodeMissing, "interface eth0 is missing in the container"},
+			cni.ErrCodeMissing, "interface eth0 is missing in the container"},
 		{"interface down", func(m *machine, container namespace, _ *call) { container.ip(m.t, "link", "set", "eth0", "down") },
-			cnimain.ErrCodeMissing, "interface eth0 is down in the container"},
+			cni.ErrCodeMissing, "interface eth0 is down in the container"},
 		{"IPv4 address gone", func(m *machine, container namespace, _ *call) {
 			container.ip(m.t, "addr", "del", "9.1.1.130/25", "dev", "eth0")
-		}, cnimain.ErrCodeMissing, "interface eth0 does not have address 9.1.1.130/25"},
+		}, cni.ErrCodeMissing, "interface eth0 does not have address 9.1.1.130/25"},
 		{"IPv6 address gone", func(m *machine, container namespace, _ *call) {
 			container.ip(m.t, "addr", "del", "fd01:c::8000:0:2/81", "dev", "eth0")
-		}, cnimain.ErrCodeMissing, "interface eth0 does not have address fd01:c::8000:0:2/81"},
+		}, cni.ErrCodeMissing, "interface eth0 does not have address fd01:c::8000:0:2/81"},
 		{"IPv4 route gone", func(m *machine, container namespace, _ *call) { container.ip(m.t, "route", "del", "default") },
-			cnimain.ErrCodeMissing, "the container has no route to 0.0.0.0/0 via 9.1.1.129"},
+			cni.ErrCodeMissing, "the container has no route to 0.0.0.0/0 via 9.1.1.129"},
 		{"IPv6 route gone", func(m *machine, container namespace, _ *call) { container.ip(m.t, "-6", "route", "del", "default") },
-			cnimain.ErrCodeMissing, "the container has no route to ::/0 via fd01:c::8000:0:1"},
+			cni.ErrCodeMissing, "the container has no route to ::/0 via fd01:c::8000:0:1"},
 		{"off the bridge", func(m *machine, _ namespace, _ *call) { m.host.ip(m.t, "link", "set", m.left().links[0], "nomaster") },
-			cnimain.ErrCodeMissing, "is not a port of bridge d-both"},
+			cni.ErrCodeMissing, "is not a port of bridge d-both"},
 		{"bridge gone", func(m *machine, _ namespace, _ *call) { m.deleteLink("d-both") },
 			types.ErrTryAgainLater, "bridge d-both is missing or down"},
 		{"record gone", func(m *machine, _ namespace, _ *call) { m.forget("both", "c1") },
-			cnimain.ErrCodeMissing, "has no address in the docker half of overlay both"},
+			cni.ErrCodeMissing, "has no address in the docker half of overlay both"},
 		{"no prevResult", func(_ *machine, _ namespace, c *call) { delete(c.conf, "prevResult") },
 			types.ErrInvalidNetworkConfig, "prevResult"},
 	}

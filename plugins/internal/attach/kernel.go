@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam"
-	"overlayd.internal/overlay/ipam/veth"
-	"overlayd.internal/overlay/plugins/internal/rtnl"
+	"overlayd.internal/overlay/internal/netns"
+	"overlayd.internal/overlay/internal/rtnl"
+	"overlayd.internal/overlay/internal/veth"
 )
 
 // settleTimeout bounds the wait for the kernel to let packets through. It takes
@@ -38,7 +38,7 @@ var errExists = errors.New("exists already")
 type sandbox struct {
 	host   *rtnl.Conn // in our namespace
 	inside *rtnl.Conn // in the container's
-	netns  rtnl.Netns
+	netns  netns.NS
 }
 
 func openSandbox(path string) (*sandbox, error) {
@@ -46,7 +46,7 @@ func openSandbox(path string) (*sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	netns, err := rtnl.OpenNetns(path)
+	netns, err := netns.Open(path)
 	if err != nil {
 		host.Close()
 		return nil, err
@@ -307,7 +307,7 @@ func removeHost(c *rtnl.Conn, name string) (veth.Alias, error) {
 
 // hostMAC is the MAC of a host end: locally administered, and the same for the
 // same attachment.
-func hostMAC(key ipam.Key) conf.MAC {
+func hostMAC(key conf.Key) conf.MAC {
 	return conf.MAC{0x0e, key[1], key[2], key[3], key[4], key[5]}
 }
 

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/conf"
 )
 
 // lockFile is in the run directory. It has no content: attachments lock one byte
@@ -31,7 +31,7 @@ var errLocked = errors.New("another ADD or DEL of the same attachment is still r
 //
 // A directory that is not there, or that cannot be written, locks nothing:
 // then no address can be given out either.
-func lock(ctx context.Context, dir string, key ipam.Key) (unlock func(), err error) {
+func lock(ctx context.Context, dir string, key conf.Key) (unlock func(), err error) {
 	// Not an os.File, which the garbage collector would close while ADD, which
 	// never unlocks, still counts on it.
 	fd, err := unix.Open(filepath.Join(dir, lockFile), unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)

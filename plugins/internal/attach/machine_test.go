@@ -21,8 +21,8 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/veth"
 	"overlayd.internal/overlay/ipam"
-	"overlayd.internal/overlay/ipam/veth"
 )
 
 // binaries are the programs under test, built once per test run.

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/plugins/internal/rtnl"
+	"overlayd.internal/overlay/internal/rtnl"
 )
 
 // routeProtocol marks every route of ours.

@@ -10,10 +10,10 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
+	vns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"overlayd.internal/overlay/plugins/internal/rtnl"
+	"overlayd.internal/overlay/internal/netns"
 )
 
 // needRoot skips where the kernel cannot be used.
@@ -62,7 +62,7 @@ func newNamespace(t testing.TB) namespace {
 	}
 	ns := namespace{path: path}
 	t.Cleanup(ns.remove)
-	h, err := netns.GetFromPath(path)
+	h, err := vns.GetFromPath(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func (n namespace) remove() {
 // inside runs f on a thread in the namespace. Programs that f starts are in it.
 func (n namespace) inside(t testing.TB, f func() error) {
 	t.Helper()
-	ns, err := rtnl.OpenNetns(n.path)
+	ns, err := netns.Open(n.path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,7 +10,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam/cnimain"
+	"overlayd.internal/overlay/internal/cni"
 )
 
 // Some runtimes know no chains of plugins: Mesos passes the host ports that a
@@ -87,7 +87,7 @@ func (a *attaching) mapPorts(ctx context.Context, r *types100.Result) error {
 
 // unmapPorts takes the host ports away. Where the plugin is absent there are
 // none: ADD fails then.
-func unmapPorts(ctx context.Context, c *cnimain.Call) error {
+func unmapPorts(ctx context.Context, c *cni.Call) error {
 	if len(hostPorts(c.Conf)) == 0 {
 		return nil
 	}
@@ -105,7 +105,7 @@ func unmapPorts(ctx context.Context, c *cnimain.Call) error {
 // checkPorts lets portmap compare its rules with the host ports. Those before
 // CNI 1.1.0 look for the rules of one family in the tables of the other, so that
 // their CHECK always fails; they are not asked.
-func checkPorts(ctx context.Context, c *cnimain.Call, prev *types100.Result) error {
+func checkPorts(ctx context.Context, c *cni.Call, prev *types100.Result) error {
 	if len(hostPorts(c.Conf)) == 0 {
 		return nil
 	}

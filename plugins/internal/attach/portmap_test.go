@@ -11,7 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"overlayd.internal/overlay/ipam/cnimain"
+	"overlayd.internal/overlay/internal/cni"
 )
 
 // mesosArgs is what Mesos adds to the configuration for a host port.
@@ -27,7 +27,7 @@ func TestMesosPorts(t *testing.T) {
 	container := newNamespace(t)
 	c := call{plugin: "m-overlay", command: "ADD", netns: container.path, conf: m.config("both", "", "args", mesosArgs())}
 
-	m.refused(c, cnimain.ErrCodeDelegate, "plugin portmap is in none of the directories of CNI_PATH")
+	m.refused(c, cni.ErrCodeDelegate, "plugin portmap is in none of the directories of CNI_PATH")
 	m.wantNothing(container)
 	m.ok(call{plugin: "m-overlay", command: "DEL", conf: c.conf})
 
@@ -61,7 +61,7 @@ func TestMesosPortsFail(t *testing.T) {
 	container := newNamespace(t)
 	m.script("portmap", `[ $CNI_COMMAND = DEL ] || { echo '{"code":999,"msg":"no iptables"}'; exit 1; }`)
 	c := call{plugin: "m-overlay", command: "ADD", netns: container.path, conf: m.config("both", "", "args", mesosArgs())}
-	m.refused(c, cnimain.ErrCodeDelegate, "plugin portmap: ADD: no iptables")
+	m.refused(c, cni.ErrCodeDelegate, "plugin portmap: ADD: no iptables")
 	if diff := cmp.Diff([]string{"ADD c1 eth0", "DEL c1 eth0"}, m.calls("portmap")); diff != "" {
 		t.Errorf("calls (-want +got):\n%s", diff)
 	}
@@ -70,7 +70,7 @@ func TestMesosPortsFail(t *testing.T) {
 	// Nor does it keep the rest from being taken back, as with DEL.
 	m.path = nil
 	m.script("portmap", `echo '{"code":999,"msg":"no iptables"}'; exit 1`)
-	m.refused(c, cnimain.ErrCodeDelegate, "plugin portmap: ADD: no iptables")
+	m.refused(c, cni.ErrCodeDelegate, "plugin portmap: ADD: no iptables")
 	m.wantNothing(container)
 }
 
@@ -132,7 +132,7 @@ func testPorts(t *testing.T, dir string, checks bool) {
 	m.ok(check)
 	m.host.inside(t, func() error { return exec.Command("ip6tables", "-t", "nat", "-F", "CNI-HOSTPORT-DNAT").Run() })
 	if checks {
-		m.refused(check, cnimain.ErrCodeDelegate, "plugin portmap: CHECK")
+		m.refused(check, cni.ErrCodeDelegate, "plugin portmap: CHECK")
 	} else {
 		m.ok(check)
 	}

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam/veth"
-	"overlayd.internal/overlay/plugins/internal/rtnl"
+	"overlayd.internal/overlay/internal/rtnl"
+	"overlayd.internal/overlay/internal/veth"
 )
 
 // link is what the kernel says about one link.

@@ -10,7 +10,7 @@ import (
 	"strings"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam/cnimain"
+	"overlayd.internal/overlay/internal/cni"
 )
 
 // network is the definition of a network as far as we look at it.
@@ -84,7 +84,7 @@ func create(input []byte) (map[string]json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	ranges := cnimain.Ranges(bridge)
+	ranges := cni.Ranges(bridge)
 	var has []string
 	v6 := false
 	for _, r := range ranges {
@@ -122,10 +122,10 @@ func findBridge(name string, s settings) (*conf.Bridge, error) {
 	if err := conf.CheckName(s.overlay); err != nil {
 		return nil, fmt.Errorf("overlay name: %w; name another one with -o overlay=NAME", err)
 	}
-	state, err := cnimain.LoadState(conf.NetConf{RunDir: s.runDir})
+	state, err := cni.LoadState(conf.NetConf{RunDir: s.runDir})
 	if err != nil {
 		return nil, err
 	}
-	_, bridge, err := cnimain.Overlay(state, s.overlay, conf.Docker)
+	_, bridge, err := cni.Overlay(state, s.overlay, conf.Docker)
 	return bridge, err
 }

@@ -26,7 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam/cnimain"
+	"overlayd.internal/overlay/internal/cni"
 	"overlayd.internal/overlay/plugins/internal/attach"
 )
 
@@ -181,7 +181,7 @@ func (p program) cni(ctx context.Context, command, netns string, c container) (i
 	}
 	env := func(name string) (string, bool) { v, ok := vars[name]; return v, ok }
 	out := &translator{to: p.stdout, ifName: c.Options.InterfaceName}
-	return cnimain.Run(ctx, attach.New(conf.Docker), env, bytes.NewReader(input), out, p.stderr), nil
+	return cni.Run(ctx, attach.New(conf.Docker), env, bytes.NewReader(input), out, p.stderr), nil
 }
 
 // A translator writes a document of CNI, which comes in one piece, as netavark

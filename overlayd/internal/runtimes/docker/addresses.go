@@ -82,7 +82,7 @@ func (d *Docker) syncAddresses(ctx context.Context) error {
 		return err
 	}
 	filed := map[netip.Addr]bool{}
-	still := map[ipam.Key]suspect{}
+	still := map[conf.Key]suspect{}
 	for _, overlay := range names {
 		recs, err := d.list(ctx, overlay)
 		if err != nil {
@@ -116,7 +116,7 @@ func (d *Docker) list(ctx context.Context, overlay string) ([]ipam.Record, error
 
 // suspect releases a record without a container if it has been one for long
 // enough. A container that is being made has its address before Docker shows it.
-func (d *Docker) suspect(ctx context.Context, overlay string, r ipam.Record, still map[ipam.Key]suspect) error {
+func (d *Docker) suspect(ctx context.Context, overlay string, r ipam.Record, still map[conf.Key]suspect) error {
 	was, known := d.missing[r.Key()]
 	if !known || was.filed != r.Since {
 		still[r.Key()] = suspect{filed: r.Since, since: time.Now()}
@@ -191,7 +191,7 @@ func (d *Docker) file(ctx context.Context, state conf.State, a netip.Addr, who u
 	overlay := o.Info.Name
 	_, err := d.driver.take(ctx, state, overlay, ipam.SingleRequest{
 		Half: conf.Docker, Ranges: ranges, From: ranges[i], Want: a,
-		Name: func(a netip.Addr) ipam.Attachment { return ipam.DockerAttachment(overlay, a) },
+		Name: func(a netip.Addr) conf.Attachment { return conf.DockerAttachment(overlay, a) },
 	})
 	if err != nil {
 		return fmt.Errorf("container %s uses an address of overlay %s that it was not given: %w", who.container, overlay, err)

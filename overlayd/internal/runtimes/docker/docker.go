@@ -27,7 +27,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam"
 )
 
 // Driver is the name of the IPAM driver.
@@ -61,7 +60,7 @@ type Docker struct {
 	problems map[string]string // by what does not work
 
 	// Of the goroutine that follows dockerd.
-	missing map[ipam.Key]suspect // records of addresses that no container has
+	missing map[conf.Key]suspect // records of addresses that no container has
 	there   map[string]bool      // networks at the last look
 	removed map[string]time.Time // networks that somebody removed, and when
 }
@@ -116,7 +115,7 @@ func New(o Options) (*Docker, error) {
 		driver:   newDriver(o.RunDir, c, o.Log),
 		wake:     make(chan struct{}, 1),
 		problems: map[string]string{},
-		missing:  map[ipam.Key]suspect{},
+		missing:  map[conf.Key]suspect{},
 		there:    map[string]bool{},
 		removed:  map[string]time.Time{},
 	}, nil

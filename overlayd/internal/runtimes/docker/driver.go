@@ -18,8 +18,8 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/conntrack"
 	"overlayd.internal/overlay/ipam"
-	"overlayd.internal/overlay/ipam/conntrack"
 )
 
 // socketFile is the driver's socket in the plugin directory: dockerd finds a
@@ -67,13 +67,13 @@ type driver struct {
 	up bool // dockerd is there and answers
 	// While it is not: see confirm.
 	silent  time.Time // it did not answer then
-	granted map[ipam.Attachment]bool
+	granted map[conf.Attachment]bool
 }
 
 func newDriver(runDir string, c *client, log *slog.Logger) *driver {
 	return &driver{
 		stores: stores{runDir: runDir}, client: c, log: log,
-		started: time.Now(), patience: patience, look: socketLook, granted: map[ipam.Attachment]bool{},
+		started: time.Now(), patience: patience, look: socketLook, granted: map[conf.Attachment]bool{},
 	}
 }
 
@@ -81,7 +81,7 @@ func newDriver(runDir string, c *client, log *slog.Logger) *driver {
 func (d *driver) connected(up bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.up, d.silent, d.granted = up, time.Time{}, map[ipam.Attachment]bool{}
+	d.up, d.silent, d.granted = up, time.Time{}, map[conf.Attachment]bool{}
 }
 
 // serve answers dockerd on the socket at path until ctx is done, and returns
@@ -375,7 +375,7 @@ func (d *driver) allocate(ctx context.Context, p pool, want netip.Addr) (netip.A
 	}
 	r := ipam.SingleRequest{
 		Half: conf.Docker, Ranges: rangesFor(o, p.prefix), From: p.from(), Want: want,
-		Name: func(a netip.Addr) ipam.Attachment { return ipam.DockerAttachment(p.overlay, a) },
+		Name: func(a netip.Addr) conf.Attachment { return conf.DockerAttachment(p.overlay, a) },
 	}
 	got, err := d.take(ctx, state, p.overlay, r)
 	if refused := new(*ipam.UnavailableError); errors.As(err, refused) && d.confirm(ctx, p.overlay, want) {
@@ -464,7 +464,7 @@ func (d *driver) confirm(ctx context.Context, overlay string, a netip.Addr) bool
 		}
 		d.silent = time.Now()
 	}
-	key := ipam.DockerAttachment(overlay, a)
+	key := conf.DockerAttachment(overlay, a)
 	first := !d.granted[key]
 	d.granted[key] = true
 	return first
@@ -477,7 +477,7 @@ func (d *driver) holds(ctx context.Context, overlay string, a netip.Addr) bool {
 		return false
 	}
 	defer s.Close()
-	_, found, err := s.Get(ctx, ipam.DockerAttachment(overlay, a))
+	_, found, err := s.Get(ctx, conf.DockerAttachment(overlay, a))
 	return err == nil && found
 }
 
@@ -504,6 +504,6 @@ func (d *driver) release(ctx context.Context, overlay string, a netip.Addr) erro
 		return err
 	}
 	defer s.Close()
-	_, err = s.Release(ctx, ipam.DockerAttachment(overlay, a))
+	_, err = s.Release(ctx, conf.DockerAttachment(overlay, a))
 	return err
 }

@@ -280,7 +280,7 @@ func TestRequestAddress(t *testing.T) {
 
 	// Whoever comes through CNI meets the same half.
 	cni := ipam.Request{
-		Attachment: ipam.Attachment{Network: "dcos", ContainerID: "c", IfName: "eth0"}, Half: conf.Docker,
+		Attachment: conf.Attachment{Network: "dcos", ContainerID: "c", IfName: "eth0"}, Half: conf.Docker,
 		Ranges: halves(r.state.Overlays[1]),
 	}
 	r.with("dcos", func(s *ipam.Store) {

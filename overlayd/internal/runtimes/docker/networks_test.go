@@ -22,7 +22,7 @@ import (
 )
 
 // engine stands in for a dockerd that refuses, hangs or goes. What a dockerd
-// does that is well is tested with the real one, in integration/engines.
+// does that is well is tested with the real one, in integration/lab/engines.
 type engine struct {
 	t    *testing.T
 	path string
@@ -646,13 +646,13 @@ func TestAddressesAreReconciled(t *testing.T) {
 	}
 	r := &rig{t: t, dir: h.dir, driver: h.driver}
 	lost, kept := netip.MustParseAddr("9.0.1.140"), netip.MustParseAddr("9.0.1.141")
-	cni := ipam.Attachment{Network: "dcos", ContainerID: "c", IfName: "eth0"}
+	cni := conf.Attachment{Network: "dcos", ContainerID: "c", IfName: "eth0"}
 	r.with("dcos", func(s *ipam.Store) {
 		ranges := halves(leased(conf.Docker)[1])
 		for _, a := range []netip.Addr{lost, kept} {
 			if _, err := s.AllocateSingle(t.Context(), ipam.SingleRequest{
 				Half: conf.Docker, Ranges: ranges, From: ranges[0], Want: a,
-				Name: func(a netip.Addr) ipam.Attachment { return ipam.DockerAttachment("dcos", a) },
+				Name: func(a netip.Addr) conf.Attachment { return conf.DockerAttachment("dcos", a) },
 			}); err != nil {
 				t.Fatal(err)
 			}

@@ -12,9 +12,9 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/cni"
 	"overlayd.internal/overlay/ipam"
-	"overlayd.internal/overlay/ipam/cnimain"
-	"overlayd.internal/overlay/ipam/veth"
+	"overlayd.internal/overlay/ipam/rebuild"
 )
 
 // stores are the address stores of the host, and the published document that
@@ -23,7 +23,7 @@ type stores struct{ runDir string }
 
 // state is what the agent has published. Its error says why no address may be
 // given out.
-func (s stores) state() (conf.State, error) { return cnimain.LoadState(conf.NetConf{RunDir: s.runDir}) }
+func (s stores) state() (conf.State, error) { return cni.LoadState(conf.NetConf{RunDir: s.runDir}) }
 
 func (s stores) dir() string { return filepath.Join(s.runDir, conf.IPAMDir) }
 
@@ -31,7 +31,7 @@ func (s stores) dir() string { return filepath.Join(s.runDir, conf.IPAMDir) }
 func (s stores) open(ctx context.Context, overlay string, cooling time.Duration) (*ipam.Store, error) {
 	return ipam.Open(ctx, ipam.Options{
 		Dir: s.dir(), Overlay: overlay, Cooling: cooling,
-		Rebuild: func(context.Context) ([]ipam.Record, error) { return veth.Records(overlay) },
+		Rebuild: func(context.Context) ([]ipam.Record, error) { return rebuild.Records(overlay) },
 	})
 }
 
@@ -59,7 +59,7 @@ func (s stores) exists(overlay string) bool {
 // overlay has no Docker bridge.
 func halves(o conf.AgentOverlay) []netip.Prefix {
 	if b := o.DockerBridge; b != nil {
-		return cnimain.Ranges(b)
+		return cni.Ranges(b)
 	}
 	return nil
 }

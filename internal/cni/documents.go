@@ -1,0 +1,182 @@
+package cni
+
+import (
+	"encoding/json"
+
+	"overlayd.internal/overlay/conf"
+)
+
+// decodeConf reads a configuration. The error of checkJSON is about the whole of
+// it; otherwise all that could be read is in n.
+func decodeConf(b []byte, n *conf.NetConf) (malformed, err error) {
+	if scanConf(b, n) {
+		return nil, nil
+	}
+	*n = conf.NetConf{}
+	if err := checkJSON(b); err != nil {
+		return err, nil
+	}
+	return nil, json.Unmarshal(b, n)
+}
+
+// decodeState reads the published state.
+func decodeState(b []byte, st *conf.State) error {
+	if scanState(b, st) {
+		return nil
+	}
+	*st = conf.State{}
+	return json.Unmarshal(b, st)
+}
+
+// What follows lists the fields of conf.NetConf and conf.State once more. A test
+// fails when one is missing.
+
+func scanConf(b []byte, n *conf.NetConf) bool {
+	s := &scanner{b: b}
+	return s.document(fields{
+		{"cniVersion", &n.CNIVersion},
+		{"name", &n.Name},
+		{"type", &n.Type},
+		{"overlay", &n.Overlay},
+		{"runDir", &n.RunDir},
+		{"mtu", &n.MTU},
+		{"hairpinMode", &n.HairpinMode},
+		{"hostPorts", &n.HostPorts},
+		{"half", (*string)(&n.Half)},
+		{"ipam", func() {
+			s.object(fields{
+				{"type", &n.IPAM.Type},
+				{"overlay", &n.IPAM.Overlay},
+				{"runDir", &n.IPAM.RunDir},
+				{"half", (*string)(&n.IPAM.Half)},
+			})
+		}},
+		{"runtimeConfig", func() {
+			s.object(fields{
+				{"ips", &n.RuntimeConfig.IPs},
+				{"mac", &n.RuntimeConfig.MAC},
+				{"portMappings", listOf(s, &n.RuntimeConfig.PortMappings, func(p *conf.PortMapping) {
+					s.object(fields{
+						{"hostPort", &p.HostPort}, {"containerPort", &p.ContainerPort},
+						{"protocol", &p.Protocol}, {"hostIP", &p.HostIP},
+					})
+				})},
+			})
+		}},
+		{"args", func() {
+			s.object(fields{
+				{"cni", func() { s.object(fields{{"ips", &n.Args.CNI.IPs}}) }},
+				{"org.apache.mesos", func() {
+					s.object(fields{{"network_info", func() {
+						n.Args.Mesos.NetworkInfo = new(conf.MesosNetworkInfo)
+						s.mesos(n.Args.Mesos.NetworkInfo)
+					}}})
+				}},
+			})
+		}},
+		{"prevResult", &n.PrevResult},
+		{"cni.dev/valid-attachments", func() { n.ValidAttachments = s.attachments() }},
+		{"cni.dev/attachments", func() { n.LegacyValidAttachments = s.attachments() }},
+	})
+}
+
+func (s *scanner) mesos(n *conf.MesosNetworkInfo) {
+	s.object(fields{
+		{"name", &n.Name},
+		{"ip_addresses", listOf(s, &n.IPAddresses, func(a *conf.MesosAddress) {
+			s.object(fields{{"protocol", &a.Protocol}, {"ip_address", &a.IPAddress}})
+		})},
+		{"port_mappings", listOf(s, &n.PortMappings, func(p *conf.MesosPortMapping) {
+			s.object(fields{
+				{"host_port", &p.HostPort}, {"container_port", &p.ContainerPort}, {"protocol", &p.Protocol},
+			})
+		})},
+	})
+}
+
+func (s *scanner) attachments() *[]conf.ValidAttachment {
+	out := new([]conf.ValidAttachment)
+	listOf(s, out, func(a *conf.ValidAttachment) {
+		s.object(fields{{"containerID", &a.ContainerID}, {"ifname", &a.IfName}})
+	})()
+	return out
+}
+
+func scanState(b []byte, st *conf.State) bool {
+	s := &scanner{b: b}
+	return s.document(fields{
+		{"agent_id", &st.AgentID},
+		{"boot_id", &st.BootID},
+		{"configuration_attempts", &st.ConfigurationAttempts},
+		{"cooling_seconds", &st.CoolingSeconds},
+		{"coordinators", &st.Coordinators},
+		{"ip", &st.IP},
+		{"lease", func() {
+			s.object(fields{
+				{"epoch", &st.Lease.Epoch},
+				{"error", &st.Lease.Error},
+				{"expires_boottime_ns", &st.Lease.ExpiresBoottime},
+				{"lost", &st.Lease.Lost},
+			})
+		}},
+		{"mtu", &st.MTU},
+		{"overlays", listOf(s, &st.Overlays, s.overlay)},
+		{"version", &st.Version},
+	})
+}
+
+func (s *scanner) overlay(o *conf.AgentOverlay) {
+	vxlan, info := &o.Backend.VXLAN, &o.Info
+	s.object(fields{
+		{"backend", func() {
+			s.object(fields{{"vxlan", func() {
+				s.object(fields{
+					{"vni", &vxlan.VNI},
+					{"vtep_ip", &vxlan.VTEPIP},
+					{"vtep_ip6", &vxlan.VTEPIP6},
+					{"vtep_mac", &vxlan.VTEPMAC},
+					{"vtep_mtu", &vxlan.VTEPMTU},
+					{"vtep_name", &vxlan.VTEPName},
+				})
+			}}})
+		}},
+		{"docker_bridge", func() { o.DockerBridge = s.bridge() }},
+		{"info", func() {
+			s.object(fields{
+				{"enabled", &info.Enabled},
+				{"isolation", &info.Isolation},
+				{"name", &info.Name},
+				{"prefix", &info.Prefix},
+				{"prefix6", &info.Prefix6},
+				{"subnet", &info.Subnet},
+				{"subnet6", &info.Subnet6},
+			})
+		}},
+		{"mesos_bridge", func() { o.MesosBridge = s.bridge() }},
+		{"state", func() {
+			o.State = new(conf.OverlayStatus)
+			s.object(fields{{"error", &o.State.Error}, {"status", (*string)(&o.State.Status)}})
+		}},
+		{"subnet", &o.Subnet},
+		{"subnet6", &o.Subnet6},
+	})
+}
+
+func (s *scanner) bridge() *conf.Bridge {
+	b := new(conf.Bridge)
+	s.object(fields{{"ip", &b.IP}, {"ip6", &b.IP6}, {"name", &b.Name}})
+	return b
+}
+
+// listOf returns what reads a list of objects into *to, each with one call of
+// read.
+func listOf[T any](s *scanner, to *[]T, read func(*T)) func() {
+	return func() {
+		*to = []T{}
+		s.list(func() {
+			var zero T
+			*to = append(*to, zero)
+			read(&(*to)[len(*to)-1])
+		})
+	}
+}
