@@ -1,3 +1,4 @@
+// Package veth lists the host ends of containers' veth pairs.
 package veth
 
 import (
@@ -5,7 +6,17 @@ import (
 	"fmt"
 
 	"github.com/vishvananda/netlink"
+
+	"overlayd.internal/overlay/internal/mark"
 )
+
+// Link is a host end of ours.
+type Link struct {
+	Index  int
+	Name   string
+	Master int // index of the bridge; 0 when it has none
+	mark.Alias
+}
 
 // List returns every host end of ours in the current network namespace, in the
 // kernel's order.
@@ -17,11 +28,8 @@ func List() ([]Link, error) {
 	var out []Link
 	for _, l := range links {
 		a := l.Attrs()
-		if l.Type() != "veth" || a.Alias == "" {
-			continue
-		}
-		alias, ok := ParseAlias(a.Alias)
-		if !ok || a.Name != Name(alias.Half, alias.Key()) {
+		alias, ok := mark.IsHostEnd(a.Name, a.Alias)
+		if !ok || l.Type() != "veth" {
 			continue
 		}
 		out = append(out, Link{Index: a.Index, Name: a.Name, Master: a.MasterIndex, Alias: alias})

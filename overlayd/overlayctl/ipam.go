@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/veth"
 	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/audit"
@@ -100,7 +101,7 @@ func listAddresses(ctx context.Context, e *env) error {
 
 func hostEnd(links []veth.Link, r ipam.Record) string {
 	for _, l := range links {
-		if l.Key() == veth.KeyOf(r.Attachment) {
+		if l.Key() == mark.KeyOf(r.Attachment) {
 			return l.Name
 		}
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/veth"
 	"overlayd.internal/overlay/ipam"
 )
@@ -188,7 +189,7 @@ func (h *Host) readKernel() error {
 		switch {
 		case l.Type() == "bridge" || a.Name == conf.VTEPName:
 			h.Devices[a.Name] = Device{Index: a.Index, Kind: l.Type(), Up: a.RawFlags&1 != 0, MTU: a.MTU, Addrs: byIndex[a.Index]}
-		case l.Type() == "veth" && looksOurs(a.Name) && !known[a.Name]:
+		case l.Type() == "veth" && mark.LooksLikeHostEnd(a.Name) && !known[a.Name]:
 			h.Unmarked = append(h.Unmarked, a.Name)
 		}
 	}
@@ -204,14 +205,6 @@ func dump[T any](list func() ([]T, error)) (out []T, err error) {
 		}
 	}
 	return out, err
-}
-
-// looksOurs reports whether a link is named like a host end: see veth.Name.
-func looksOurs(name string) bool {
-	if len(name) != len("vm0123456789ab") || name[0] != 'v' || name[1] != 'm' && name[1] != 'd' {
-		return false
-	}
-	return strings.Trim(name[2:], "0123456789abcdef") == ""
 }
 
 // Compare finds the differences. It changes nothing and looks at nothing but h.

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/veth"
 	"overlayd.internal/overlay/ipam"
 )
@@ -99,7 +100,7 @@ func (c *comparison) store(name string) {
 		return entries[k]
 	}
 	for i := range s.Records {
-		at(veth.KeyOf(s.Records[i].Attachment)).rec = &s.Records[i]
+		at(mark.KeyOf(s.Records[i].Attachment)).rec = &s.Records[i]
 	}
 	owners := map[netip.Addr]string{}
 	for i := range c.Links {
@@ -148,7 +149,7 @@ func (c *comparison) noLink(overlay string, key conf.Key, rec ipam.Record) {
 	switch {
 	case rec.NetNS.Path == "":
 		c.add(overlay, "%s has %v in the address store and no interface %s; delete the container, or leave it to the agent, which releases it after a minute",
-			rec.Attachment, rec.Addrs, veth.Name(rec.Half, key))
+			rec.Attachment, rec.Addrs, mark.HostEnd(rec.Half, key))
 	case c.Stores[overlay].Gone[key]:
 		c.add(overlay, "%s has %v in the address store, and its network namespace %s is gone; delete the container, or leave it to the agent, which releases it after a minute",
 			rec.Attachment, rec.Addrs, rec.NetNS.Path)
@@ -164,7 +165,7 @@ func (h Host) Abandoned(overlay string) (out []ipam.Record) {
 	}
 	s := h.Stores[overlay]
 	for _, rec := range s.Records {
-		key := veth.KeyOf(rec.Attachment)
+		key := mark.KeyOf(rec.Attachment)
 		if !linked[key] && !rec.IsDocker() && (rec.NetNS.Path == "" || s.Gone[key]) {
 			out = append(out, rec)
 		}

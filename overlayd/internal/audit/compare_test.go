@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/netns"
 	"overlayd.internal/overlay/internal/veth"
 	"overlayd.internal/overlay/ipam"
@@ -47,7 +48,7 @@ func link(bridge string, master int, a conf.Attachment, addrs ...netip.Addr) vet
 	if bridge[0] == 'd' {
 		half = conf.Docker
 	}
-	return veth.Link{Name: veth.Name(half, a.Key()), Master: master, Alias: veth.NewAlias(bridge[2:], half, a, addrs, 0)}
+	return veth.Link{Name: mark.HostEnd(half, a.Key()), Master: master, Alias: mark.NewAlias(bridge[2:], half, a, addrs, 0)}
 }
 
 // dockers adds addresses that Docker has.
@@ -62,7 +63,7 @@ func dockers(h *Host, addrs ...string) {
 
 // TestCompare damages a sound host in one way at a time.
 func TestCompare(t *testing.T) {
-	vm := veth.Name(conf.Mesos, att.Key())
+	vm := mark.HostEnd(conf.Mesos, att.Key())
 	set := func(name string, f func(*Device)) func(*Host) {
 		return func(h *Host) {
 			d := h.Devices[name]

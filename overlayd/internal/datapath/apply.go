@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
 )
 
 // batchSize is the number of messages given to the kernel at once. More gains
@@ -273,7 +274,7 @@ func encodeRoute(m *messages, o op, index int) {
 	if !o.addr.IsValid() {
 		kind = unix.RTN_BLACKHOLE
 	}
-	header := routeHeader(o, routeProtocol, kind)
+	header := routeHeader(o, mark.RouteProtocol, kind)
 	typ, flags := uint16(unix.RTM_NEWROUTE), uint16(unix.NLM_F_CREATE)
 	switch o.act {
 	case del:

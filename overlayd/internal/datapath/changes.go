@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
 )
 
 // index is what the kernel should have after the last Set, for those who watch
@@ -221,10 +222,10 @@ func concernsFirewall(h nlmsg) bool {
 		return name == "filter" || name == "nat"
 	case unix.NFT_MSG_DELCHAIN:
 		name := names[unix.NFTA_CHAIN_NAME]
-		return name == vxlanChain || name == forwardChain || name == masqChain
+		return name == mark.VXLANChain || name == mark.ForwardChain || name == mark.MasqueradeChain
 	case unix.NFT_MSG_DELRULE:
 		name := names[unix.NFTA_RULE_CHAIN]
-		return name == vxlanChain || name == forwardChain || name == masqChain ||
+		return name == mark.VXLANChain || name == mark.ForwardChain || name == mark.MasqueradeChain ||
 			name == "PREROUTING" || name == "FORWARD" || name == "POSTROUTING"
 	case unix.NFT_MSG_NEWRULE:
 		name := names[unix.NFTA_RULE_CHAIN]
@@ -298,9 +299,9 @@ func (x *index) route(h nlmsg) bool {
 	}
 	want, wanted := x.routes[r.dst]
 	switch {
-	case r.protocol == routeProtocol && h.typ == unix.RTM_NEWROUTE:
+	case r.protocol == mark.RouteProtocol && h.typ == unix.RTM_NEWROUTE:
 		return !wanted || r.ours(x.vtep) != want
-	case r.protocol == routeProtocol:
+	case r.protocol == mark.RouteProtocol:
 		return wanted && r.metric == want.metric
 	case h.typ == unix.RTM_NEWROUTE: // somebody else's, perhaps instead of ours
 		return wanted && r.metric <= want.metric && want.via.IsValid()

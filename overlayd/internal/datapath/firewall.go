@@ -13,14 +13,7 @@ import (
 	"github.com/coreos/go-iptables/iptables"
 
 	"overlayd.internal/overlay/conf"
-)
-
-// Our chains. PREROUTING, FORWARD and POSTROUTING each have one rule of ours, the
-// jump.
-const (
-	vxlanChain   = "OVERLAY-VXLAN"
-	forwardChain = "OVERLAY-FORWARD"
-	masqChain    = "OVERLAY-MASQ"
+	"overlayd.internal/overlay/internal/mark"
 )
 
 // discardPort is where nobody listens.
@@ -129,17 +122,17 @@ func chains(c Config, ip6 bool) []chain {
 		masq = append(masq, fmt.Sprintf("-s %s -j MASQUERADE", s))
 	}
 	return []chain{
-		{"nat", "PREROUTING", vxlanChain, true, guard},
-		{"filter", "FORWARD", forwardChain, true, forward},
-		{"nat", "POSTROUTING", masqChain, false, masq},
+		{"nat", "PREROUTING", mark.VXLANChain, true, guard},
+		{"filter", "FORWARD", mark.ForwardChain, true, forward},
+		{"nat", "POSTROUTING", mark.MasqueradeChain, false, masq},
 	}
 }
 
 // unwanted are our chains without a reason to be there.
 var unwanted = []chain{
-	{table: "nat", hook: "PREROUTING", name: vxlanChain},
-	{table: "filter", hook: "FORWARD", name: forwardChain},
-	{table: "nat", hook: "POSTROUTING", name: masqChain},
+	{table: "nat", hook: "PREROUTING", name: mark.VXLANChain},
+	{table: "filter", hook: "FORWARD", name: mark.ForwardChain},
+	{table: "nat", hook: "POSTROUTING", name: mark.MasqueradeChain},
 }
 
 // firewall is iptables or ip6tables.

@@ -10,10 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
 )
-
-// routeProtocol marks every route we make; no other route is ever removed.
-const routeProtocol = 44
 
 // read lists what the kernel has, as far as cfg makes it our business. A
 // listing that changed while it was read is taken again, a few times.
@@ -156,7 +154,7 @@ func (d *Datapath) readRoutes(s *state, family uint8, names map[int]string, cfg 
 		}
 		dev, onOurs := ours[r.oif]
 		switch {
-		case r.protocol == routeProtocol:
+		case r.protocol == mark.RouteProtocol:
 			s.addRoute(r.dst, r.ours(vtep))
 		case onOurs && r.protocol == unix.RTPROT_KERNEL:
 			for _, x := range devices(cfg) {

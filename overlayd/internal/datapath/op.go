@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
 )
 
 // op is one change to the kernel. Which fields count depends on obj.
@@ -82,9 +83,9 @@ func (o op) String() string {
 		return fmt.Sprintf("fdb %s %s dev %s dst %s", o.act, o.mac, o.dev, o.addr)
 	case routeTo:
 		if !o.addr.IsValid() {
-			return fmt.Sprintf("route %s blackhole %s proto %d metric %d", o.act, o.prefix, routeProtocol, o.metric)
+			return fmt.Sprintf("route %s blackhole %s proto %d metric %d", o.act, o.prefix, mark.RouteProtocol, o.metric)
 		}
-		return fmt.Sprintf("route %s %s via %s dev %s proto %d metric %d", o.act, o.prefix, o.addr, o.dev, routeProtocol, o.metric)
+		return fmt.Sprintf("route %s %s via %s dev %s proto %d metric %d", o.act, o.prefix, o.addr, o.dev, mark.RouteProtocol, o.metric)
 	}
 	return fmt.Sprintf("unknown operation %d", o.obj)
 }

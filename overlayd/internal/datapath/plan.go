@@ -3,15 +3,13 @@ package datapath
 import (
 	"bytes"
 	"cmp"
-	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
 )
 
 // encap4 and encap6 are what VXLAN adds to a packet on an IPv4 and on an IPv6
@@ -26,10 +24,6 @@ const (
 	minMTU6    = 1280  // below this the kernel takes IPv6 off a device
 	defaultMTU = 1500  // of an underlay that is not known
 )
-
-// blackholeMetric is that of the routes to our own agent subnets: every other
-// route to the same prefix goes before them.
-const blackholeMetric = 1<<32 - 1
 
 // state is what the kernel has, as far as it concerns us.
 type state struct {
@@ -264,6 +258,12 @@ func devices(c Config) []device {
 	return all
 }
 
+// alias is that of a bridge.
+func (d device) alias() string {
+	half, _ := mark.HalfOf(d.name)
+	return mark.BridgeAlias(d.overlay, half)
+}
+
 // has6 says whether the device has IPv6 addresses.
 func (d device) has6() bool {
 	return slices.ContainsFunc(d.addrs, func(a netip.Prefix) bool { return a.Addr().Is6() })
@@ -295,16 +295,16 @@ func (p *planned) planLinks(have *state) map[string]bool {
 		switch {
 		case d.overlay == "":
 		case !there:
-			p.add(op{act: add, obj: bridgeLink, dev: d.name, overlay: d.overlay, mac: bridgeMAC(d.addrs)})
-			p.add(op{act: set, obj: linkAlias, dev: d.name, overlay: d.overlay, value: bridgeAlias(d)})
+			p.add(op{act: add, obj: bridgeLink, dev: d.name, overlay: d.overlay, mac: mark.BridgeMAC(d.addrs)})
+			p.add(op{act: set, obj: linkAlias, dev: d.name, overlay: d.overlay, value: d.alias()})
 			fresh[d.name] = true
 		case l.kind != "bridge":
 			p.complain(d.overlay, "link %s is in the way: the bridge of overlay %s needs that name, but it is a %s; remove or rename it",
 				d.name, d.overlay, orUnknown(l.kind))
 			continue
-		case l.alias == "" && l.mac == bridgeMAC(d.addrs):
+		case l.alias == "" && l.mac == mark.BridgeMAC(d.addrs):
 			// Ours: we were stopped between making it and naming it.
-			p.add(op{act: set, obj: linkAlias, dev: d.name, overlay: d.overlay, value: bridgeAlias(d)})
+			p.add(op{act: set, obj: linkAlias, dev: d.name, overlay: d.overlay, value: d.alias()})
 		}
 		usable = append(usable, d)
 	}
@@ -319,41 +319,12 @@ func orUnknown(kind string) string {
 	return kind
 }
 
-// aliasPrefix starts the alias of every bridge we made. Bridges that somebody
-// else made (Docker) are used but never removed.
-const aliasPrefix = "overlay: "
-
-func bridgeAlias(d device) string { return aliasPrefix + d.overlay + "/" + string(halfOf(d.name)) }
-
-func halfOf(bridge string) conf.Half {
-	if bridge[:1] == "m" {
-		return conf.Mesos
-	}
-	return conf.Docker
-}
-
-// bridgeMAC is the same at every start, so that containers need not learn a new
-// one when a bridge is made anew, and given at creation, so that neither the
-// first port nor systemd-udevd changes it.
-func bridgeMAC(addrs []netip.Prefix) conf.MAC {
-	var m conf.MAC
-	for _, a := range addrs {
-		if a.Addr().Is4() {
-			v4 := a.Addr().As4()
-			return conf.MAC{0x0a, 0x58, v4[0], v4[1], v4[2], v4[3]}
-		}
-		h := sha256.Sum256(a.Addr().AsSlice())
-		m = conf.MAC{0x02, h[0], h[1], h[2], h[3], h[4]}
-	}
-	return m
-}
-
 // planAddrs adds what is missing and removes what was ours. On a bridge of
 // somebody else nothing is removed.
 func (p *planned) planAddrs(d device, have *state, fresh, up bool) {
 	var late []op
 	l := have.links[d.name]
-	if !fresh && (d.overlay == "" || l.alias == bridgeAlias(d)) {
+	if !fresh && (d.overlay == "" || l.alias == d.alias()) {
 		for _, k := range slices.SortedFunc(maps.Keys(have.addrs), compareAddrKeys) {
 			if k.dev != d.name || slices.Contains(d.addrs, k.prefix) {
 				continue
@@ -390,7 +361,7 @@ func (p *planned) planLeftBridges(have *state) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(have.links)) {
 		l := have.links[name]
-		overlay, _, ours := cutAlias(l.alias)
+		overlay, _, ours := mark.ParseBridgeAlias(l.alias)
 		switch {
 		case !ours || l.kind != "bridge" || wanted[name]:
 		case l.ports > 0:
@@ -433,7 +404,7 @@ func expand(c Config) wantedEntries {
 			} else if !taken {
 				w.routeOrder = append(w.routeOrder, a)
 			}
-			w.routes[a] = route{metric: blackholeMetric}
+			w.routes[a] = route{metric: mark.BlackholeMetric}
 		}
 	}
 	return w
@@ -508,7 +479,7 @@ func (w *wantedEntries) addPeer(p *conf.Peer, own VTEP) {
 	}
 	w.fdb[p.VTEPMAC] = p.AgentIP
 
-	metric := peerMetric(p.VTEPIP, own.IP)
+	metric := mark.PeerMetric(p.VTEPIP, own.IP)
 	for _, s := range p.Subnets {
 		r := route{metric: metric, via: p.VTEPIP}
 		if s.Addr().Is6() {
@@ -533,21 +504,6 @@ func (w *wantedEntries) addNeigh(ip netip.Addr, mac conf.MAC) {
 		w.disputed = true
 	}
 	w.neigh[ip] = mac
-}
-
-// peerMetric is the place of a peer's VTEP address in its pool, which no two
-// peers share. The kernel looks for an equal next hop among those with the same
-// device, protocol, scope and metric, whatever the gateway; with one metric for
-// all it would compare every new route with every peer (ADR 0003). A VTEP MAC
-// has the last three bytes of the address, so pools, and with them metrics, have
-// at most 24 bits.
-func peerMetric(vtep netip.Addr, pool netip.Prefix) uint32 {
-	ip := vtep.As4()
-	n := binary.BigEndian.Uint32(ip[:])
-	if pool.IsValid() {
-		n &= 1<<(32-pool.Bits()) - 1
-	}
-	return max(n&0xffffff, 1)
 }
 
 // planEntries programs neighbours and FDB entries, then routes, then removes
@@ -677,12 +633,3 @@ func withoutVTEP(e entries) entries {
 }
 
 func compareMACs(a, b conf.MAC) int { return bytes.Compare(a[:], b[:]) }
-
-func cutAlias(alias string) (overlay string, half conf.Half, ok bool) {
-	rest, ok := strings.CutPrefix(alias, aliasPrefix)
-	if !ok {
-		return "", "", false
-	}
-	overlay, h, ok := strings.Cut(rest, "/")
-	return overlay, conf.Half(h), ok
-}

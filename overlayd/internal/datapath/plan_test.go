@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
 )
 
 // bareKernel is a host with one Ethernet and nothing of ours.
@@ -29,12 +30,12 @@ func kernelWith(c Config) *state {
 		mtu = 1430
 	}
 	for i, d := range devices(c) {
-		l := link{index: 10 + i, kind: "bridge", mac: bridgeMAC(d.addrs), mtu: mtu, up: true}
+		l := link{index: 10 + i, kind: "bridge", mac: mark.BridgeMAC(d.addrs), mtu: mtu, up: true}
 		if d.overlay == "" {
 			l.kind, l.mac = "vxlan", c.VTEP.MAC
 			l.vxlan = vxlan{vni: 1024, port: 64000, local: c.VTEP.Local}
 		} else {
-			l.alias = bridgeAlias(d)
+			l.alias = d.alias()
 		}
 		s.links[d.name] = l
 		for _, a := range d.addrs {
@@ -319,7 +320,7 @@ func TestPlan(t *testing.T) {
 				c.Peers = []conf.Peer{six}
 			}),
 			have: kernel(kernelWith(v4), func(s *state) {
-				s.neigh, s.fdb, s.routes = nil, nil, map[netip.Prefix]route{prefix("9.0.0.0/24"): {metric: blackholeMetric}}
+				s.neigh, s.fdb, s.routes = nil, nil, map[netip.Prefix]route{prefix("9.0.0.0/24"): {metric: mark.BlackholeMetric}}
 			}),
 			bad: `dcos: peer agent-1 at fd00::1 cannot be reached from agent IP 172.16.0.2: one is IPv4, the other IPv6`,
 		},
@@ -453,7 +454,7 @@ func TestPeerMetric(t *testing.T) {
 		{"10.255.255.254", "10.0.0.0/8", 0xfffffe},
 		{"44.128.0.0", "44.128.0.0/20", 1}, // 0 would mean the default, 1024, in IPv6
 	} {
-		if got := peerMetric(netip.MustParseAddr(tc.vtep), prefix(tc.pool)); got != tc.want {
+		if got := mark.PeerMetric(netip.MustParseAddr(tc.vtep), prefix(tc.pool)); got != tc.want {
 			t.Errorf("%s in %s: %d, want %d", tc.vtep, tc.pool, got, tc.want)
 		}
 	}
@@ -469,7 +470,7 @@ func TestBridgeMAC(t *testing.T) {
 		for s := range strings.FieldsSeq(tc.addrs) {
 			addrs = append(addrs, prefix(s))
 		}
-		if got := bridgeMAC(addrs).String(); got != tc.want {
+		if got := mark.BridgeMAC(addrs).String(); got != tc.want {
 			t.Errorf("%s: %s, want %s", tc.addrs, got, tc.want)
 		}
 	}

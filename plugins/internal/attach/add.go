@@ -11,7 +11,7 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/cni"
 	"overlayd.internal/overlay/internal/conntrack"
-	"overlayd.internal/overlay/internal/veth"
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/ipam"
 )
 
@@ -74,7 +74,7 @@ func (p program) prepare(c *cni.Call) (*attaching, error) {
 	}
 	c.BootID = where.state.BootID
 	a := &attaching{program: p, place: where, call: c, att: c.Attachment()}
-	a.host = veth.Name(p.half, a.att.Key())
+	a.host = mark.HostEnd(p.half, a.att.Key())
 	if a.mtu, err = a.chooseMTU(); err != nil {
 		return nil, err
 	}
@@ -149,14 +149,14 @@ func (a *attaching) run(ctx context.Context, prev *types100.Result) (*types100.R
 	crash("reserved")
 
 	key := a.att.Key()
-	alias := veth.NewAlias(a.overlay.Info.Name, a.half, a.att, addressing.plain(), ipam.Boottime())
+	alias := mark.NewAlias(a.overlay.Info.Name, a.half, a.att, addressing.plain(), ipam.Boottime())
 	pair := pair{
-		host: a.host, hostMAC: hostMAC(key), alias: alias.String(),
+		host: a.host, hostMAC: mark.HostEndMAC(key), alias: alias.String(),
 		bridge: a.bridge, bridgeIdx: bridge.Index, hairpin: a.call.Conf.Hairpin(),
 		name: a.att.IfName, mac: a.mac, netns: s.netns.FD, mtu: a.mtu,
 	}
 	if pair.mac == (conf.MAC{}) {
-		pair.mac = containerMAC(addressing.addrs)
+		pair.mac = mark.ContainerMAC(addressing.addrs)
 	}
 	addressing.routes, err = s.connect(ctx, pair, addressing.addrs, a.wantedRoutes(addressing), &a.undo)
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/cni"
-	"overlayd.internal/overlay/internal/veth"
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/ipam"
 )
 
@@ -46,7 +46,7 @@ func TestAddIsWhatTheKernelHas(t *testing.T) {
 			r := m.add(c)
 
 			att := conf.Attachment{Network: tt.overlay, ContainerID: "c1", IfName: "eth0"}
-			hostName := veth.Name(tt.half, att.Key())
+			hostName := mark.HostEnd(tt.half, att.Key())
 			host, err := m.host.LinkByName(hostName)
 			if err != nil {
 				t.Fatal(err)
@@ -92,7 +92,7 @@ func TestAddIsWhatTheKernelHas(t *testing.T) {
 				t.Errorf("result has routes %v", r.Routes)
 			}
 			wantPort(t, m, host, tt.half.Bridge(tt.overlay), true)
-			alias, ok := veth.ParseAlias(host.Attrs().Alias)
+			alias, ok := mark.ParseAlias(host.Attrs().Alias)
 			if !ok || alias.Attachment != att || alias.Overlay != tt.overlay || alias.Half != tt.half || !slices.Equal(alias.Addrs, addrsOf(r)) {
 				t.Errorf("alias is %q", host.Attrs().Alias)
 			}
@@ -146,7 +146,7 @@ func wantDefault(t *testing.T, container namespace, link netlink.Link, r *types.
 		t.Fatal(err)
 	}
 	if !slices.ContainsFunc(routes, func(have netlink.Route) bool {
-		return have.Gw.Equal(r.GW) && (have.Dst == nil || have.Dst.String() == r.Dst.String()) && have.Protocol == routeProtocol
+		return have.Gw.Equal(r.GW) && (have.Dst == nil || have.Dst.String() == r.Dst.String()) && have.Protocol == mark.RouteProtocol
 	}) {
 		t.Errorf("the container has no default route via %s: %v", gateway, routes)
 	}
@@ -366,7 +366,7 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 			c.conf["runtimeConfig"] = map[string]any{"mac": "0a:58:00:00:00:zz"}
 		}, types.ErrInvalidNetworkConfig, "is not a hex byte"},
 		{"host link of another", func(m *machine, _ namespace, _ *call) {
-			m.stranger(veth.Name(conf.Docker, conf.Attachment{Network: "dcos", ContainerID: "c1", IfName: "eth0"}.Key()))
+			m.stranger(mark.HostEnd(conf.Docker, conf.Attachment{Network: "dcos", ContainerID: "c1", IfName: "eth0"}.Key()))
 		}, cni.ErrCodeExists, "is not ours"},
 		{"the plugin for addresses is absent", func(_ *machine, _ namespace, c *call) {
 			c.conf["ipam"] = map[string]any{"type": "no-such-ipam"}

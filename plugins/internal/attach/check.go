@@ -9,7 +9,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/cni"
-	"overlayd.internal/overlay/internal/veth"
+	"overlayd.internal/overlay/internal/mark"
 )
 
 // check compares what ADD said, as later plugins of the chain have changed it,
@@ -59,7 +59,7 @@ func (p program) checkHost(c *cni.Call, s *sandbox) error {
 	if !ok || !bridge.Up {
 		return cni.Errorf(types.ErrTryAgainLater, "bridge %s is missing or down on this host; the agent repairs it if it runs", bridgeName)
 	}
-	name := veth.Name(p.half, c.Attachment().Key())
+	name := mark.HostEnd(p.half, c.Attachment().Key())
 	l, ok, err := getLink(s.host, name)
 	switch {
 	case err != nil:

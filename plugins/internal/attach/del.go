@@ -6,8 +6,8 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/cni"
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
-	"overlayd.internal/overlay/internal/veth"
 )
 
 // del detaches a container. It needs to know the attachment and nothing else:
@@ -45,14 +45,14 @@ func (p program) del(ctx context.Context, c *cni.Call) error {
 // removeHostEnds removes the host end of the attachment and returns what it
 // said. Both halves are looked at: the configuration may have changed its type
 // since ADD.
-func removeHostEnds(att conf.Attachment) (aliases []veth.Alias, _ error) {
+func removeHostEnds(att conf.Attachment) (aliases []mark.Alias, _ error) {
 	conn, err := rtnl.Open()
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
 	for _, half := range conf.Halves {
-		alias, err := removeHost(conn, veth.Name(half, att.Key()))
+		alias, err := removeHost(conn, mark.HostEnd(half, att.Key()))
 		if err != nil {
 			return nil, err
 		}
@@ -66,7 +66,7 @@ func removeHostEnds(att conf.Attachment) (aliases []veth.Alias, _ error) {
 // releaseAlias releases what the link said it had, where that is kept under
 // another name than the configuration now gives: the overlay has changed since
 // ADD, or the store was rebuilt from an alias that could not hold all names.
-func releaseAlias(ctx context.Context, c *cni.Call, a veth.Alias) error {
+func releaseAlias(ctx context.Context, c *cni.Call, a mark.Alias) error {
 	var errs []error
 	for _, att := range [...]conf.Attachment{c.Attachment(), a.Attachment} {
 		if a.Overlay == c.Conf.OverlayName() && att == c.Attachment() {

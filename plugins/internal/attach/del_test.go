@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/internal/veth"
+	"overlayd.internal/overlay/internal/mark"
 )
 
 // TestDel: however a runtime calls it, everything is gone and it succeeds.
@@ -92,7 +92,7 @@ func TestDelInRecycledNamespace(t *testing.T) {
 
 func TestDelLeavesLinksOfOthers(t *testing.T) {
 	m := newMachine(t)
-	name := veth.Name(conf.Docker, conf.Attachment{Network: "dcos", ContainerID: "c1", IfName: "eth0"}.Key())
+	name := mark.HostEnd(conf.Docker, conf.Attachment{Network: "dcos", ContainerID: "c1", IfName: "eth0"}.Key())
 	m.stranger(name)
 	m.ok(call{command: "DEL", conf: m.config("dcos", "1.0.0")})
 	if !slices.Contains(m.host.links(t), name) {

@@ -7,6 +7,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/cni"
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/internal/veth"
 	"overlayd.internal/overlay/ipam/rebuild"
@@ -50,7 +51,7 @@ func withShortIDs(c *cni.Call) {
 		}
 		for _, v := range slices.Clone(*list) {
 			key := conf.Attachment{Network: c.Conf.Name, ContainerID: v.ContainerID, IfName: v.IfName}.Key()
-			*list = append(*list, conf.ValidAttachment{ContainerID: veth.ShortID(key), IfName: v.IfName})
+			*list = append(*list, conf.ValidAttachment{ContainerID: mark.ShortID(key), IfName: v.IfName})
 		}
 	}
 }

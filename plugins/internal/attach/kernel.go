@@ -3,7 +3,6 @@ package attach
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -14,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/netns"
 	"overlayd.internal/overlay/internal/rtnl"
-	"overlayd.internal/overlay/internal/veth"
 )
 
 // settleTimeout bounds the wait for the kernel to let packets through. It takes
@@ -296,35 +295,11 @@ func wait(ctx context.Context, until time.Time, what string, done func() (bool, 
 // removeHost removes the host end of an attachment if it is there; the
 // container's end goes with it. It returns what its alias said. A link of that
 // name that is not ours is left alone.
-func removeHost(c *rtnl.Conn, name string) (veth.Alias, error) {
+func removeHost(c *rtnl.Conn, name string) (mark.Alias, error) {
 	l, ok, err := getLink(c, name)
 	if err != nil || !ok || !l.ours(name) {
-		return veth.Alias{}, err
+		return mark.Alias{}, err
 	}
-	alias, _ := veth.ParseAlias(l.alias)
+	alias, _ := mark.ParseAlias(l.alias)
 	return alias, removed(c.Send(deleteLink(name, l.index))[0])
-}
-
-// hostMAC is the MAC of a host end: locally administered, and the same for the
-// same attachment.
-func hostMAC(key conf.Key) conf.MAC {
-	return conf.MAC{0x0e, key[1], key[2], key[3], key[4], key[5]}
-}
-
-// containerMAC derives the container's MAC from its address, so that neighbours
-// which remember the last owner of the address remember the right MAC.
-func containerMAC(addrs []netip.Prefix) conf.MAC {
-	for _, p := range addrs {
-		if p.Addr().Is4() {
-			ip := p.Addr().As4()
-			return conf.MAC{0x0a, 0x58, ip[0], ip[1], ip[2], ip[3]}
-		}
-	}
-	return macOfIPv6(addrs[0].Addr())
-}
-
-// macOfIPv6 hashes an IPv6 address into a locally administered unicast MAC.
-func macOfIPv6(a netip.Addr) conf.MAC {
-	sum := sha256.Sum256(a.AsSlice())
-	return conf.MAC{sum[0]&^1 | 2, sum[1], sum[2], sum[3], sum[4], sum[5]}
 }

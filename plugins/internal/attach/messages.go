@@ -8,11 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
 )
-
-// routeProtocol marks every route of ours.
-const routeProtocol = 44
 
 // ifla6AddrGenMode is IFLA_INET6_ADDR_GEN_MODE of linux/if_link.h.
 const ifla6AddrGenMode = 8
@@ -162,7 +160,7 @@ func addRoute(index int, r route) rtnl.Message {
 	if r.dst.Addr().Is6() {
 		header.Family = unix.AF_INET6
 	}
-	header.Protocol = routeProtocol
+	header.Protocol = mark.RouteProtocol
 	header.Dst_len = uint8(r.dst.Bits())
 	if !r.gw.IsValid() {
 		header.Scope = unix.RT_SCOPE_LINK

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
-	"overlayd.internal/overlay/internal/veth"
 )
 
 // link is what the kernel says about one link.
@@ -36,8 +36,8 @@ func (l link) ours(name string) bool {
 	if l.kind != "veth" {
 		return false
 	}
-	a, ok := veth.ParseAlias(l.alias)
-	return l.alias == "" || ok && veth.Name(a.Half, a.Key()) == name
+	_, ok := mark.IsHostEnd(name, l.alias)
+	return ok || l.alias == ""
 }
 
 // skipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: counters are added

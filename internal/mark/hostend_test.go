@@ -1,4 +1,4 @@
-package veth
+package mark
 
 import (
 	"net/netip"
@@ -78,9 +78,9 @@ func TestParseAliasOfOthers(t *testing.T) {
 	}
 }
 
-func TestName(t *testing.T) {
+func TestHostEnd(t *testing.T) {
 	a := conf.Attachment{Network: "dcos", ContainerID: "c", IfName: "eth0"}
-	m, d := Name(conf.Mesos, a.Key()), Name(conf.Docker, a.Key())
+	m, d := HostEnd(conf.Mesos, a.Key()), HostEnd(conf.Docker, a.Key())
 	if m != "vm"+a.Key().String()[:12] || d != "vd"+a.Key().String()[:12] || len(m) > 15 {
 		t.Errorf("names are %s and %s", m, d)
 	}

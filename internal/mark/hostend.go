@@ -1,11 +1,4 @@
-// Package veth is how the host side of a container's interface is recognised:
-// its name follows from the attachment, and its alias (ip link show: "alias")
-// says whose it is and which addresses are behind it.
-//
-// The name lets DEL find the link when nothing but the attachment is known. The
-// alias lets the address store be rebuilt from the kernel, and keeps us from
-// touching a link that is not ours.
-package veth
+package mark
 
 import (
 	"crypto/sha256"
@@ -19,8 +12,8 @@ import (
 	"overlayd.internal/overlay/conf"
 )
 
-// Mark starts the alias of every link of ours.
-const Mark = "overlay1"
+// hostEndPrefix starts the alias of every host end.
+const hostEndPrefix = "overlay1"
 
 // maxAlias is the kernel's IFALIASZ less the terminating zero.
 const maxAlias = 255
@@ -32,9 +25,11 @@ const sameNetwork = "="
 // and no container can have a name that starts so.
 const hashMark = "~"
 
-// Name is the host end's device name: v, m or d for the half, and twelve hex
-// digits of the attachment's key. It is the same for the same attachment.
-func Name(half conf.Half, key conf.Key) string {
+// HostEnd is the device name of a host end, the end of a container's veth pair
+// that stays on the host: v, m or d for the half, and twelve hex digits of the
+// attachment's key. It is the same for the same attachment, so that DEL finds
+// the link when nothing but the attachment is known.
+func HostEnd(half conf.Half, key conf.Key) string {
 	return "v" + string(half[0]) + hex.EncodeToString(key[:6])
 }
 
@@ -60,7 +55,9 @@ func parseKey(text string) (conf.Key, error) {
 	return conf.Key(b), nil
 }
 
-// Alias is what the alias of a host end says.
+// Alias is what the alias of a host end says: whose it is and which addresses
+// are behind it. The address store is rebuilt from it, and links without one are
+// left alone.
 type Alias struct {
 	Overlay string
 	Half    conf.Half
@@ -97,7 +94,7 @@ func (a Alias) String() string {
 	for _, ip := range a.Addrs {
 		addrs = append(addrs, ip.String())
 	}
-	head := strings.Join([]string{Mark, a.Overlay, string(a.Half), strings.Join(addrs, ","),
+	head := strings.Join([]string{hostEndPrefix, a.Overlay, string(a.Half), strings.Join(addrs, ","),
 		strconv.FormatInt(int64(a.Since/time.Second), 10), a.Attachment.IfName}, " ")
 	network, key := a.Attachment.Network, ShortID(a.Key())
 	if network == a.Overlay {
@@ -117,10 +114,10 @@ func hashOf(network string) string {
 }
 
 // ParseAlias reads what String wrote. ok is false for the alias of a link that
-// is not ours.
+// is no host end of ours.
 func ParseAlias(s string) (a Alias, ok bool) {
 	f := strings.Split(s, " ")
-	if len(f) != 8 || f[0] != Mark || conf.CheckName(f[1]) != nil {
+	if len(f) != 8 || f[0] != hostEndPrefix || conf.CheckName(f[1]) != nil {
 		return Alias{}, false
 	}
 	half, err := conf.ParseHalf(f[2])
@@ -146,10 +143,36 @@ func ParseAlias(s string) (a Alias, ok bool) {
 	return a, true
 }
 
-// Link is a host end of ours.
-type Link struct {
-	Index  int
-	Name   string
-	Master int // index of the bridge; 0 when it has none
-	Alias
+// IsHostEnd reports whether a link of this name and alias is a host end: the
+// alias is one of ours, and the name is the one that follows from it.
+func IsHostEnd(name, alias string) (Alias, bool) {
+	a, ok := ParseAlias(alias)
+	return a, ok && name == HostEnd(a.Half, a.Key())
+}
+
+// LooksLikeHostEnd reports whether a name has the form of a host end's.
+func LooksLikeHostEnd(name string) bool {
+	if len(name) != len("vm0123456789ab") || name[0] != 'v' || name[1] != 'm' && name[1] != 'd' {
+		return false
+	}
+	return strings.Trim(name[2:], "0123456789abcdef") == ""
+}
+
+// HostEndMAC is the MAC of a host end: locally administered, and the same for
+// the same attachment.
+func HostEndMAC(key conf.Key) conf.MAC {
+	return conf.MAC{0x0e, key[1], key[2], key[3], key[4], key[5]}
+}
+
+// ContainerMAC is the MAC of a container's interface. It follows from the first
+// IPv4 address, so that neighbours which remember the last owner of the address
+// remember the right MAC. addrs must not be empty.
+func ContainerMAC(addrs []netip.Prefix) conf.MAC {
+	for _, p := range addrs {
+		if p.Addr().Is4() {
+			return macOfIPv4(p.Addr())
+		}
+	}
+	sum := sha256.Sum256(addrs[0].Addr().AsSlice())
+	return conf.MAC{sum[0]&^1 | 2, sum[1], sum[2], sum[3], sum[4], sum[5]}
 }

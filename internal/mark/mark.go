@@ -1,0 +1,113 @@
+// Package mark is everything that tells our kernel objects from others': names
+// and aliases of links, MACs, the protocol and the metrics of routes, and the
+// names of firewall chains, tables and sets. Nothing without a mark of ours is
+// ever changed or removed.
+//
+// It is pure and links next to nothing, because the CNI programs use it too.
+// What the wire shares with DC/OS (VNI, UDP port, name of the VTEP, names of the
+// bridges) is vocabulary and stands in conf.
+package mark
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"net/netip"
+	"strings"
+
+	"overlayd.internal/overlay/conf"
+)
+
+// RouteProtocol is on every route of ours (ip route show proto 44), on the host
+// and inside containers; no other route is ever removed.
+const RouteProtocol = 44
+
+// The metrics of our routes that lead nowhere. Every other route to the same
+// prefix goes before them.
+const (
+	// BlackholeMetric is that of the routes to this host's own agent subnets.
+	BlackholeMetric = 1<<32 - 1
+	// UnreachableMetric is that of the routes to the whole range of an overlay.
+	UnreachableMetric = 1<<32 - 2
+)
+
+// PeerMetric is the metric of the routes to a peer: the place of its VTEP
+// address in the pool, which no two peers share. The kernel looks for an equal
+// next hop among those with the same device, protocol, scope and metric,
+// whatever the gateway; with one metric for all it would compare every new route
+// with every peer (docs/adr/0003-distinct-metric-per-peer.md). A VTEP MAC has
+// the last three bytes of the address, so pools, and with them metrics, have at
+// most 24 bits.
+func PeerMetric(vtep netip.Addr, pool netip.Prefix) uint32 {
+	ip := vtep.As4()
+	n := binary.BigEndian.Uint32(ip[:])
+	if pool.IsValid() {
+		n &= 1<<(32-pool.Bits()) - 1
+	}
+	return max(n&0xffffff, 1)
+}
+
+// The chains of iptables. PREROUTING, FORWARD and POSTROUTING each have one rule
+// of ours, the jump.
+const (
+	VXLANChain      = "OVERLAY-VXLAN"   // table nat: keeps containers off the VXLAN port
+	ForwardChain    = "OVERLAY-FORWARD" // table filter
+	MasqueradeChain = "OVERLAY-MASQ"    // table nat
+)
+
+// The objects of nftables: one table of this name in each family that needs one.
+const (
+	NFTable = "overlay"
+	// SourcesSet holds, in family bridge, what each host end may send from.
+	SourcesSet = "sources"
+)
+
+// bridgePrefix starts the alias of every bridge we made. Bridges that somebody
+// else made (Docker) are used but never removed.
+const bridgePrefix = "overlay: "
+
+// BridgeAlias is the alias of a bridge we made: "overlay: <overlay>/<half>".
+func BridgeAlias(overlay string, half conf.Half) string {
+	return bridgePrefix + overlay + "/" + string(half)
+}
+
+// ParseBridgeAlias reads what BridgeAlias wrote. ok is false for the alias of a
+// bridge that is not ours.
+func ParseBridgeAlias(alias string) (overlay string, half conf.Half, ok bool) {
+	rest, ok := strings.CutPrefix(alias, bridgePrefix)
+	if !ok {
+		return "", "", false
+	}
+	overlay, h, ok := strings.Cut(rest, "/")
+	return overlay, conf.Half(h), ok
+}
+
+// HalfOf is the half whose bridges are named so. ok is false for other names.
+func HalfOf(bridge string) (half conf.Half, ok bool) {
+	for _, h := range conf.Halves {
+		if strings.HasPrefix(bridge, h.Bridge("")) {
+			return h, true
+		}
+	}
+	return "", false
+}
+
+// BridgeMAC is the MAC of a bridge with these gateway addresses. It is the same
+// at every start, so that containers need not learn a new one when a bridge is
+// made anew, and given at creation, so that neither the first port nor
+// systemd-udevd changes it.
+func BridgeMAC(addrs []netip.Prefix) conf.MAC {
+	var m conf.MAC
+	for _, a := range addrs {
+		if a.Addr().Is4() {
+			return macOfIPv4(a.Addr())
+		}
+		h := sha256.Sum256(a.Addr().AsSlice())
+		m = conf.MAC{0x02, h[0], h[1], h[2], h[3], h[4]}
+	}
+	return m
+}
+
+func macOfIPv4(a netip.Addr) conf.MAC {
+	ip := a.As4()
+	return conf.MAC{0x0a, 0x58, ip[0], ip[1], ip[2], ip[3]}
+}
