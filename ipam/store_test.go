@@ -85,7 +85,9 @@ func verify(t testing.TB, s *Store) {
 	}
 }
 
-func att(id string) conf.Attachment { return conf.Attachment{Network: "net", ContainerID: id, IfName: "eth0"} }
+func att(id string) conf.Attachment {
+	return conf.Attachment{Network: "net", ContainerID: id, IfName: "eth0"}
+}
 
 func prefixes(s ...string) (out []netip.Prefix) {
 	for _, p := range s {
