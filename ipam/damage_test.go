@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -19,7 +20,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/boltfile"
 )
+
+// The layout of a bbolt file, for those who damage one.
+const (
+	pageSize    = boltfile.PageSize
+	pageHeader  = 16
+	elementSize = 16
+	flagLeaf    = 0x02
+)
+
+var native = binary.NativeEndian
 
 func findTicket(s *Store, a netip.Addr) (t ticket, ok bool, err error) {
 	err = s.db.view(func(tx *bolt.Tx) error {

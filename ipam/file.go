@@ -17,6 +17,8 @@ import (
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
+
+	"overlayd.internal/overlay/internal/boltfile"
 )
 
 const (
@@ -83,7 +85,7 @@ func openDatabase(path string) (*database, error) {
 		d.db, err = bolt.Open(path, 0o600, &bolt.Options{
 			Timeout:      boltLockTimeout,
 			FreelistType: bolt.FreelistMapType,
-			PageSize:     pageSize,
+			PageSize:     boltfile.PageSize,
 			MaxSize:      maxFileSize,
 			NoStatistics: true,
 			OpenFile: func(name string, flag int, perm os.FileMode) (f *os.File, err error) {
@@ -160,7 +162,7 @@ func (d *database) keepReserve(tx *bolt.Tx) error {
 	if st.Blocks*512 >= need {
 		return nil
 	}
-	err := unix.Fallocate(int(d.file.Fd()), 0, 0, (need+reserve)/pageSize*pageSize)
+	err := unix.Fallocate(int(d.file.Fd()), 0, 0, (need+reserve)/boltfile.PageSize*boltfile.PageSize)
 	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("write address store: %w", err)
 	}

@@ -23,6 +23,7 @@ import (
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
+	"overlayd.internal/overlay/internal/boltfile"
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
 
@@ -41,7 +42,7 @@ const format = 2
 const lockTimeout = time.Second
 
 // pageSize is fixed, so that a file can be carried to a machine with other pages.
-const pageSize = 4096
+const pageSize = boltfile.PageSize
 
 // A batch of commits is bounded so that the first in it need not wait long.
 const maxBatch = 512

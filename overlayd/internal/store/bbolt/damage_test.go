@@ -1,6 +1,7 @@
 package bbolt
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
+	"overlayd.internal/overlay/internal/boltfile"
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
 
@@ -279,12 +281,12 @@ func TestMissingElement(t *testing.T) {
 	for _, page := range usedPages(t, good) {
 		damaged := append([]byte(nil), image...)
 		head := damaged[page*pageSize:]
-		flags, count := order.Uint16(head[8:]), order.Uint16(head[10:])
-		if flags != flagBranch && flags != flagLeaf {
+		flags, count := binary.NativeEndian.Uint16(head[8:]), binary.NativeEndian.Uint16(head[10:])
+		if flags != 0x01 && flags != 0x02 {
 			continue
 		}
 		pages++
-		order.PutUint16(head[10:], count-1)
+		binary.NativeEndian.PutUint16(head[10:], count-1)
 		if err := os.WriteFile(path, damaged, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -317,16 +319,11 @@ func usedPages(t *testing.T, path string) (pages []int) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	m, err := readMeta(f)
+	checked, err := boltfile.Check(f, boltfile.Options{}, func(_, _, _ []byte) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &checker{f: f, seen: make([]bool, m.pages)}
-	c.seen[0], c.seen[1] = true, true
-	if err := errors.Join(c.tree(m.root, nil, nil, 0), c.freelist(m.freelist)); err != nil {
-		t.Fatal(err)
-	}
-	for i, used := range c.seen {
+	for i, used := range checked.InUse {
 		if used {
 			pages = append(pages, i)
 		}
