@@ -11,9 +11,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/agent"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/cli"
 )
 
 // agentFlags are the flags of overlayd agent.
@@ -23,57 +27,51 @@ type agentFlags struct {
 	insecure bool
 }
 
-func (f *agentFlags) options() []option {
-	cooling := (conf.DefaultCoolingSeconds * time.Second).String()
-	return []option{
-		{name: "coordinator", arg: "URL[,URL...]", list: ",", set: setList(&f.CoordinatorURLs, ","),
-			help: "where the coordinator serves, as in http://10.0.0.1:6440; required"},
-		{name: "agent-ip", arg: "IP", set: setAddr(&f.IP),
-			help: "underlay address of this host (default: the one it reaches the coordinator from)"},
-		{name: "agent-id", arg: "ID", set: setString(&f.ID),
-			help: "identity of this host (default: made once and kept in the state directory)"},
-		{name: "bridges", arg: "HALF[,HALF]|none", def: "mesos,docker", list: ",", set: setBridges(&f.Bridges),
-			help: "halves to make bridges for"},
-		{name: "run-dir", arg: "DIR", def: conf.DefaultRunDir, set: setString(&f.RunDir),
-			help: "published state, address stores and socket; on tmpfs"},
-		{name: "state-dir", arg: "DIR", def: conf.DefaultStateDir, set: setString(&f.StateDir),
-			help: "what survives a reboot"},
-		{name: "cni-conf-dir", arg: "DIR", def: "/etc/cni/net.d", set: setString(&f.CNIConfDir),
-			help: "where CNI network lists are written"},
-		{name: "ucr-conf-dir", arg: "DIR", set: setString(&f.UCRConfDir),
-			help: "where network files for Mesos UCR are written (default: none are)"},
-		{name: "cni-bin-dir", arg: "DIR[:DIR...]", def: "/opt/cni/bin:/usr/lib/cni:/usr/libexec/cni", list: ":", set: setList(&f.CNIBinDirs, ":"),
-			help: "where the CNI plugins lie"},
-		{name: "docker-host", arg: "URL", def: "unix:///var/run/docker.sock", set: setString(&f.DockerHost),
-			help: "where dockerd serves its API; empty: no Docker"},
-		{name: "listen", arg: "ADDR", def: "127.0.0.1:6441", set: optional(&f.Listen, setListen),
-			help: "address and port to serve the state on; empty: only the socket in the run directory"},
-		{name: "cooling", arg: "DURATION", def: cooling, set: setCooling(&f.Cooling),
-			help: "how long a released address rests before it is used again; 0: not at all"},
-		{name: "join-token", arg: "TOKEN", set: refuseJoinToken,
-			help: "not available yet; leave it out"},
-		{name: "config", arg: "FILE", set: setString(&f.config),
-			help: "YAML file with the names of these flags as keys"},
-		{name: "insecure", def: "false", set: setBool(&f.insecure),
-			help: "plain HTTP, anybody may join; at present the only mode"},
-	}
+// declare declares the flags. A new flag of the agent is one more line here.
+func (f *agentFlags) declare(fs *pflag.FlagSet) {
+	fs.Var(cli.List(&f.CoordinatorURLs, ",", "", "URL[,URL...]"), "coordinator",
+		"where the coordinator serves, as in http://10.0.0.1:6440; required")
+	fs.Var(cli.Func("IP", "", setAddr(&f.IP)), "agent-ip",
+		"underlay address of this host (default: the one it reaches the coordinator from)")
+	fs.Var(cli.String(&f.ID, "", "ID"), "agent-id",
+		"identity of this host (default: made once and kept in the state directory)")
+	fs.Var(cli.ListFunc("HALF[,HALF]|none", ",", "mesos,docker", setBridges(&f.Bridges)), "bridges", "halves to make bridges for")
+	fs.Var(cli.String(&f.RunDir, conf.DefaultRunDir, "DIR"), "run-dir", "published state, address stores and socket; on tmpfs")
+	fs.Var(cli.String(&f.StateDir, conf.DefaultStateDir, "DIR"), "state-dir", "what survives a reboot")
+	fs.Var(cli.String(&f.CNIConfDir, "/etc/cni/net.d", "DIR"), "cni-conf-dir", "where CNI network lists are written")
+	fs.Var(cli.String(&f.UCRConfDir, "", "DIR"), "ucr-conf-dir",
+		"where network files for Mesos UCR are written (default: none are)")
+	fs.Var(cli.List(&f.CNIBinDirs, ":", "/opt/cni/bin:/usr/lib/cni:/usr/libexec/cni", "DIR[:DIR...]"), "cni-bin-dir",
+		"where the CNI plugins lie")
+	fs.Var(cli.String(&f.DockerHost, "unix:///var/run/docker.sock", "URL"), "docker-host",
+		"where dockerd serves its API; empty: no Docker")
+	fs.Var(cli.Listen(&f.Listen, "127.0.0.1:6441", true), "listen",
+		"address and port to serve the state on; empty: only the socket in the run directory")
+	fs.Var(cli.Func("DURATION", (conf.DefaultCoolingSeconds*time.Second).String(), setCooling(&f.Cooling)), "cooling",
+		"how long a released address rests before it is used again; 0: not at all")
+	fs.Var(cli.Func("TOKEN", "", refuseJoinToken), "join-token", "not available yet; leave it out")
+	cli.ConfigFile(fs, &f.config)
+	fs.BoolVar(&f.insecure, "insecure", false, "plain HTTP, anybody may join; at present the only mode")
 }
 
-func runAgent(ctx context.Context, args []string, env func(string) (string, bool), stdout, stderr io.Writer) error {
+func agentCommand() *cobra.Command {
 	var f agentFlags
-	rest, err := parse("agent", f.options(), "config", args, env, stdout)
-	if err != nil {
-		return err
+	cmd := &cobra.Command{
+		Use: "agent [flags]", Short: "make the overlays on this host", Args: cobra.NoArgs,
+		Example: "  overlayd agent --config /etc/overlay/agent.yaml",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return runAgent(cmd.Context(), f, cmd.ErrOrStderr()) },
 	}
-	if len(rest) > 0 {
-		return usagef("%q: takes flags only", rest[0])
-	}
+	f.declare(cmd.Flags())
+	return cmd
+}
+
+func runAgent(ctx context.Context, f agentFlags, stderr io.Writer) error {
 	if len(f.CoordinatorURLs) == 0 {
-		return usagef("--coordinator is missing; give the URL of the coordinator, as in http://10.0.0.1:6440")
+		return cli.Usagef("--coordinator is missing; give the URL of the coordinator, as in http://10.0.0.1:6440")
 	}
 	client, err := api.NewClient(f.CoordinatorURLs, nil)
 	if err != nil {
-		return usagef("--coordinator: %w", err)
+		return cli.Usagef("--coordinator: %w", err)
 	}
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	if err := insecure(f.insecure, log); err != nil {
@@ -82,7 +80,7 @@ func runAgent(ctx context.Context, args []string, env func(string) (string, bool
 	f.Coordinator, f.Log, f.Version = client, log, version
 	a, err := agent.New(f.Options)
 	if err != nil {
-		return usageError{err}
+		return cli.Usage(err)
 	}
 	if err := a.Run(ctx); err != nil {
 		return err

@@ -7,24 +7,31 @@ import (
 	"strconv"
 	"text/tabwriter"
 
+	"github.com/spf13/cobra"
+
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/allocate"
+	"overlayd.internal/overlay/overlayd/internal/cli"
 )
 
-// checkConfig is overlayd check-config FILE.
-func checkConfig(args []string, stdout io.Writer) error {
-	if len(args) == 1 && (args[0] == "--help" || args[0] == "-h") {
-		_, err := fmt.Fprintln(stdout, "usage: overlayd check-config FILE\n\nSays what a cluster configuration would do, or what is wrong with it.")
-		return err
+func checkConfigCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "check-config FILE", Short: "say what a cluster configuration would do, or what is wrong with it",
+		Example: "  overlayd check-config /etc/overlay/overlay.yaml",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return cli.Usagef("want one argument, the file with the cluster configuration")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			network, err := loadNetwork(args[0])
+			if err != nil {
+				return err
+			}
+			return report(cmd.OutOrStdout(), network)
+		},
 	}
-	if len(args) != 1 {
-		return usagef("want one argument, the file with the cluster configuration")
-	}
-	network, err := loadNetwork(args[0])
-	if err != nil {
-		return err
-	}
-	return report(stdout, network)
 }
 
 // pool is one range that every agent takes a part of.

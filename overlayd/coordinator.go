@@ -12,10 +12,13 @@ import (
 	"runtime/debug"
 	"strings"
 
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/conf/clusterfile"
+	"overlayd.internal/overlay/overlayd/internal/cli"
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
 	"overlayd.internal/overlay/overlayd/internal/store"
 	"overlayd.internal/overlay/overlayd/internal/store/bbolt"
@@ -27,36 +30,35 @@ type coordinatorFlags struct {
 	insecure                        bool
 }
 
-func (f *coordinatorFlags) options() []option {
-	return []option{
-		{name: "config", arg: "FILE", set: setString(&f.config),
-			help: "cluster configuration, YAML or JSON; required"},
-		{name: "listen", arg: "ADDR", def: "0.0.0.0:6440", set: setListen(&f.listen),
-			help: "address and port to serve on"},
-		{name: "store", arg: "STORE", set: setString(&f.store),
-			help: "where leases are kept, bbolt:PATH (default bbolt:<state-dir>/coordinator.db)"},
-		{name: "state-dir", arg: "DIR", def: conf.DefaultStateDir, set: setString(&f.stateDir),
-			help: "what survives a reboot"},
-		{name: "insecure", def: "false", set: setBool(&f.insecure),
-			help: "plain HTTP, anybody may join; at present the only mode"},
+// declare declares the flags. A new flag of the coordinator is one more line here.
+func (f *coordinatorFlags) declare(fs *pflag.FlagSet) {
+	fs.Var(cli.String(&f.config, "", "FILE"), "config", "cluster configuration, YAML or JSON; required")
+	fs.Var(cli.Listen(&f.listen, "0.0.0.0:6440", false), "listen", "address and port to serve on")
+	fs.Var(cli.String(&f.store, "", "STORE"), "store", "where leases are kept, bbolt:PATH (default bbolt:<state-dir>/coordinator.db)")
+	fs.Var(cli.String(&f.stateDir, conf.DefaultStateDir, "DIR"), "state-dir", "what survives a reboot")
+	fs.BoolVar(&f.insecure, "insecure", false, "plain HTTP, anybody may join; at present the only mode")
+}
+
+func coordinatorCommand(env cli.LookupEnv) *cobra.Command {
+	var f coordinatorFlags
+	cmd := &cobra.Command{
+		Use: "coordinator --config FILE [flags]", Short: "lease VTEP addresses and subnets to the agents of a cluster", Args: cobra.NoArgs,
+		Example: "  overlayd coordinator --config /etc/overlay/overlay.yaml",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return runCoordinator(cmd.Context(), f, env, cmd.ErrOrStderr())
+		},
 	}
+	f.declare(cmd.Flags())
+	return cmd
 }
 
 // gcPercent takes a quarter more memory than Go's default of 100, and when the
 // whole cluster joins at once an eighth less of the processors.
 const gcPercent = 200
 
-func runCoordinator(ctx context.Context, args []string, env func(string) (string, bool), stdout, stderr io.Writer) error {
-	var f coordinatorFlags
-	rest, err := parse("coordinator", f.options(), "", args, env, stdout)
-	if err != nil {
-		return err
-	}
-	if len(rest) > 0 {
-		return usagef("%q: takes flags only", rest[0])
-	}
+func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, stderr io.Writer) error {
 	if f.config == "" {
-		return usagef("--config is missing; give the file with the cluster configuration")
+		return cli.Usagef("--config is missing; give the file with the cluster configuration")
 	}
 	network, err := loadNetwork(f.config)
 	if err != nil {
@@ -82,7 +84,7 @@ func runCoordinator(ctx context.Context, args []string, env func(string) (string
 	defer st.Close()
 	c, err := coordinator.New(ctx, coordinator.Options{Network: network, Store: st, Log: log, Version: version})
 	if errors.Is(err, coordinator.ErrMisfit) {
-		return usageError{fmt.Errorf("%s: %w", f.config, err)}
+		return cli.Usagef("%s: %w", f.config, err)
 	} else if err != nil {
 		return err
 	}
@@ -110,15 +112,15 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 func loadNetwork(path string) (conf.Network, error) {
 	network, problems, err := clusterfile.LoadFile(path)
 	if err != nil {
-		return conf.Network{}, usageError{err}
+		return conf.Network{}, cli.Usage(err)
 	}
-	return network, asError(path, problems)
+	return network, cli.Problems(path, problems)
 }
 
 // insecure refuses to start without --insecure and says what it means with it.
 func insecure(flag bool, log *slog.Logger) error {
 	if !flag {
-		return usagef("TLS is not available yet; start with --insecure to use plain HTTP without any identity, on a network where you trust every host")
+		return cli.Usagef("TLS is not available yet; start with --insecure to use plain HTTP without any identity, on a network where you trust every host")
 	}
 	log.Warn("INSECURE: plain HTTP and no identity; every host that reaches the coordinator can join the cluster and read its traffic")
 	return nil
@@ -128,16 +130,16 @@ func insecure(flag bool, log *slog.Logger) error {
 func openStore(name, stateDir string, log *slog.Logger) (store.Store, error) {
 	switch {
 	case name == "" && stateDir == "":
-		return nil, usagef("--state-dir is empty; name the directory that the leases are to be kept in")
+		return nil, cli.Usagef("--state-dir is empty; name the directory that the leases are to be kept in")
 	case name == "":
 		name = "bbolt:" + filepath.Join(stateDir, "coordinator.db")
 	}
 	path, isBbolt := strings.CutPrefix(name, "bbolt:")
 	switch {
 	case strings.HasPrefix(name, "etcd://"):
-		return nil, usagef("--store %s: etcd is not available in this build; use bbolt:PATH", name)
+		return nil, cli.Usagef("--store %s: etcd is not available in this build; use bbolt:PATH", name)
 	case !isBbolt || path == "":
-		return nil, usagef("--store %q: want bbolt:PATH", name)
+		return nil, cli.Usagef("--store %q: want bbolt:PATH", name)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("--store: %w", err)

@@ -1,7 +1,8 @@
 package main
 
 import (
-	"errors"
+	"context"
+	"fmt"
 	"io"
 	"net/netip"
 	"os"
@@ -12,13 +13,16 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/agent"
+	"overlayd.internal/overlay/overlayd/internal/cli"
 )
 
 // environment is a lookup in a map.
-func environment(m map[string]string) func(string) (string, bool) {
+func environment(m map[string]string) cli.LookupEnv {
 	return func(name string) (string, bool) {
 		v, ok := m[name]
 		return v, ok
@@ -34,9 +38,20 @@ func writeFile(t *testing.T, name, content string) string {
 	return path
 }
 
+// parse fills the flags that declare declares, as the commands do.
+func parse(declare func(*pflag.FlagSet), args []string, env map[string]string) error {
+	cmd := &cobra.Command{Use: "overlayd", Args: cobra.NoArgs, Run: func(*cobra.Command, []string) {}}
+	declare(cmd.Flags())
+	var stderr strings.Builder
+	if code := cli.Run(context.Background(), cmd, args, environment(env), io.Discard, &stderr); code != cli.ExitOK {
+		return fmt.Errorf("exit code %d: %s", code, stderr.String())
+	}
+	return nil
+}
+
 func parseAgent(args []string, env map[string]string) (agentFlags, error) {
 	var f agentFlags
-	_, err := parse("agent", f.options(), "config", args, environment(env), io.Discard)
+	err := parse(f.declare, args, env)
 	return f, err
 }
 
@@ -64,7 +79,7 @@ func TestAgentDefaults(t *testing.T) {
 
 func TestCoordinatorDefaults(t *testing.T) {
 	var got coordinatorFlags
-	if _, err := parse("coordinator", got.options(), "", nil, environment(nil), io.Discard); err != nil {
+	if err := parse(got.declare, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	want := coordinatorFlags{listen: "0.0.0.0:6440", stateDir: "/var/lib/overlay"}
@@ -110,10 +125,10 @@ func TestUnitExamples(t *testing.T) {
 			continue
 		}
 		var got coordinatorFlags
-		rest, err := parse(unit, got.options(), "", argv[2:], environment(nil), io.Discard)
+		err = parse(got.declare, argv[2:], nil)
 		want := coordinatorFlags{config: "/etc/overlay/overlay.yaml", listen: "0.0.0.0:6440", stateDir: "/var/lib/overlay", insecure: true}
-		if err != nil || len(rest) > 0 {
-			t.Fatalf("coordinator: %v, left over %q", err, rest)
+		if err != nil {
+			t.Fatalf("coordinator: %v", err)
 		}
 		if diff := cmp.Diff(want, got, compareFlags); diff != "" {
 			t.Errorf("coordinator (-want +got):\n%s", diff)
@@ -157,7 +172,7 @@ func TestWhatOverrides(t *testing.T) {
 
 func TestAgentValues(t *testing.T) {
 	got, err := parseAgent([]string{
-		"--coordinator", "http://a:1,http://b:2", "-agent-ip=fd00::1", "--agent-id=x", "--bridges", "none", "--cni-bin-dir", "/a:/b",
+		"--coordinator", "http://a:1,http://b:2", "--agent-ip=fd00::1", "--agent-id=x", "--bridges", "none", "--cni-bin-dir", "/a:/b",
 		"--cooling=0", "--listen", "", "--insecure", "--run-dir=/r", "--state-dir=/s", "--cni-conf-dir=/c", "--ucr-conf-dir=/u", "--docker-host=",
 	}, nil)
 	if err != nil {
@@ -182,8 +197,9 @@ func TestParseRefuses(t *testing.T) {
 		env  map[string]string
 		want string // part of the message
 	}{
-		{"unknown flag", []string{"--colour"}, nil, "flag provided but not defined: -colour; overlayd agent --help lists the flags"},
-		{"flag without a value", []string{"--agent-ip"}, nil, "flag needs an argument: -agent-ip"},
+		{"unknown flag", []string{"--colour"}, nil, "unknown flag: --colour; overlayd --help lists the flags"},
+		{"flag with one dash", []string{"-agent-ip=secret"}, nil, "unknown flag: -agent-ip; flags are written with two dashes, as in --agent-ip"},
+		{"flag without a value", []string{"--agent-ip"}, nil, "flag needs an argument: --agent-ip"},
 		{"bad flag value", []string{"--agent-ip", "here"}, nil, `--agent-ip: "here": want an IPv4 or IPv6 address`},
 		{"address with a zone", []string{"--agent-ip", "fe80::1%eth0"}, nil, "want an IPv4 or IPv6 address"},
 		{"bad environment value", nil, map[string]string{"OVERLAYD_AGENT_IP": "here"}, `OVERLAYD_AGENT_IP: "here": want an IPv4`},
@@ -213,7 +229,7 @@ func TestParseRefuses(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := parseAgent(tt.args, tt.env)
-			if !errors.As(err, new(usageError)) || !strings.Contains(err.Error(), tt.want) {
+			if err == nil || !strings.HasPrefix(err.Error(), "exit code 2: ") || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("parse = %v\nwant a usage error with %s", err, tt.want)
 			} else if strings.Contains(err.Error(), "secret") {
 				t.Errorf("parse = %v, which tells the secret", err)
@@ -223,15 +239,16 @@ func TestParseRefuses(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	var out strings.Builder
-	var f agentFlags
-	_, err := parse("agent", f.options(), "config", []string{"--help"}, environment(nil), &out)
-	if !errors.Is(err, errHelp) {
-		t.Errorf("parse = %v, want errHelp", err)
-	}
-	for _, o := range f.options() {
-		if !strings.Contains(out.String(), "--"+o.name+" ") || !strings.Contains(out.String(), o.help) {
-			t.Errorf("the help lacks --%s", o.name)
+	for _, command := range rootCommand(environment(nil)).Commands() {
+		var out strings.Builder
+		code := run(t.Context(), []string{command.Name(), "--help"}, environment(nil), &out, io.Discard)
+		if code != 0 || !strings.Contains(out.String(), command.Short) {
+			t.Errorf("%s: exit code %d\n%s", command.Name(), code, out.String())
 		}
+		command.Flags().VisitAll(func(f *pflag.Flag) {
+			if !strings.Contains(out.String(), "--"+f.Name+" ") || !strings.Contains(out.String(), f.Usage) {
+				t.Errorf("the help of %s lacks --%s", command.Name(), f.Name)
+			}
+		})
 	}
 }

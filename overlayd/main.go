@@ -4,27 +4,20 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"runtime"
 	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"overlayd.internal/overlay/overlayd/internal/cli"
 )
 
 // version is set when the program is built.
 var version = "dev"
-
-const usage = `usage: overlayd <command> [flags]
-
-  coordinator        lease VTEP addresses and subnets to the agents of a cluster
-  agent              make the overlays on this host
-  check-config FILE  say what a cluster configuration would do, or what is wrong with it
-  version            print the version
-
-overlayd <command> --help lists the flags of a command.
-`
 
 func main() {
 	ends := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
@@ -38,37 +31,35 @@ func main() {
 
 // run executes one command line and returns its exit code: 0 ok, 1 failure,
 // 2 wrong usage or configuration.
-func run(ctx context.Context, args []string, env func(string) (string, bool), stdout, stderr io.Writer) int {
-	if len(args) == 0 {
-		fmt.Fprint(stderr, usage)
-		return 2
+func run(ctx context.Context, args []string, env cli.LookupEnv, stdout, stderr io.Writer) int {
+	return cli.Run(ctx, rootCommand(env), args, env, stdout, stderr)
+}
+
+// rootCommand is the tree of commands. Each command has a file of its own, which
+// declares its flags too.
+func rootCommand(env cli.LookupEnv) *cobra.Command {
+	root := &cobra.Command{
+		Use:     "overlayd",
+		Short:   "the daemon of the overlay network",
+		Version: version,
+		Long: `The daemon of the overlay network. One process of a cluster runs "overlayd
+coordinator", every host runs "overlayd agent".
+
+A flag takes its value from the command line, else from the environment (as in
+OVERLAYD_STATE_DIR), else from the file of --config where a command has one, else
+its default.`,
 	}
-	command, args := args[0], args[1:]
-	var err error
-	switch command {
-	case "coordinator":
-		err = runCoordinator(ctx, args, env, stdout, stderr)
-	case "agent":
-		err = runAgent(ctx, args, env, stdout, stderr)
-	case "check-config":
-		err = checkConfig(args, stdout)
-	case "version", "--version":
-		_, err = fmt.Fprintf(stdout, "overlayd %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
-	case "help", "--help", "-h":
-		_, err = fmt.Fprint(stdout, usage)
-	default:
-		err = usagef("unknown command; overlayd help lists them")
-	}
-	switch {
-	case err == nil || errors.Is(err, errHelp):
-		return 0
-	case ctx.Err() != nil && errors.Is(err, context.Canceled): // stopped while starting
-		return 0
-	case errors.As(err, new(usageError)):
-		fmt.Fprintf(stderr, "overlayd %s: %v\n", command, err)
-		return 2
-	default:
-		fmt.Fprintf(stderr, "overlayd %s: %v\n", command, err)
-		return 1
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.AddCommand(coordinatorCommand(env), agentCommand(), checkConfigCommand(), versionCommand())
+	return root
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "print the version", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "overlayd %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return err
+		},
 	}
 }

@@ -48,12 +48,14 @@ func TestExitCodes(t *testing.T) {
 		stdout string // part of it
 		stderr string // part of it
 	}{
-		{"nothing", nil, nil, 2, "", "usage: overlayd <command>"},
-		{"help", []string{"help"}, nil, 0, "usage: overlayd <command>", ""},
-		{"unknown command", []string{"colour"}, nil, 2, "", "overlayd colour: unknown command; overlayd help lists them"},
+		{"nothing", nil, nil, 2, "", "overlayd [command]"},
+		{"help", []string{"help"}, nil, 0, "overlayd [command]", ""},
+		{"unknown command", []string{"colour"}, nil, 2, "", `overlayd: unknown command "colour"; overlayd --help lists the commands`},
+		{"help with an unknown command", []string{"help", "colour"}, nil, 2, "", `unknown command "colour"`},
+		{"a command almost right", []string{"agnet"}, nil, 2, "", "did you mean agent?"},
 		{"version", []string{"version"}, nil, 0, "overlayd dev go", ""},
 
-		{"check-config help", []string{"check-config", "--help"}, nil, 0, "usage: overlayd check-config FILE", ""},
+		{"check-config help", []string{"check-config", "--help"}, nil, 0, "Usage:\n  overlayd check-config FILE", ""},
 		{"check-config of nothing", []string{"check-config"}, nil, 2, "", "want one argument, the file"},
 		{"check-config of no file", []string{"check-config", "/nonexistent"}, nil, 2, "", "/nonexistent: no such file"},
 		{"check-config of an empty file", []string{"check-config", os.DevNull}, nil, 2, "", "/dev/null: the file is empty"},
@@ -62,7 +64,7 @@ func TestExitCodes(t *testing.T) {
 		{"coordinator without a configuration", []string{"coordinator", "--insecure"}, nil, 2, "", "--config is missing"},
 		{"coordinator with a bad configuration", []string{"coordinator", "--insecure", "--config", badConfig}, nil, 2, "",
 			badConfig + ": 3 problems\n  vtep_subnet: missing"},
-		{"coordinator with an argument", coordinator("--insecure", "now"), nil, 2, "", `"now": takes flags only`},
+		{"coordinator with an argument", coordinator("--insecure", "now"), nil, 2, "", `unknown command "now" for "overlayd coordinator"`},
 		{"coordinator without --insecure", coordinator(), nil, 2, "", "TLS is not available yet; start with --insecure"},
 		{"coordinator on etcd", coordinator("--insecure", "--store", "etcd://10.0.0.1:2379/overlay"), nil, 2, "",
 			"etcd is not available in this build; use bbolt:PATH"},
@@ -77,7 +79,7 @@ func TestExitCodes(t *testing.T) {
 
 		{"agent help", []string{"agent", "--help"}, nil, 0, "--cooling DURATION", ""},
 		{"agent without a coordinator", []string{"agent", "--insecure"}, nil, 2, "", "--coordinator is missing; give the URL"},
-		{"agent with an argument", []string{"agent", "now"}, nil, 2, "", `"now": takes flags only`},
+		{"agent with an argument", []string{"agent", "now"}, nil, 2, "", `unknown command "now" for "overlayd agent"`},
 		{"agent with a bad URL", []string{"agent", "--insecure", "--coordinator", "10.0.0.1:6440"}, nil, 2, "", "--coordinator: "},
 		{"agent without --insecure", []string{"agent", "--coordinator", "http://127.0.0.1:1"}, nil, 2, "", "TLS is not available yet; start with --insecure"},
 		{"agent with a bad variable", []string{"agent", "--insecure"}, map[string]string{"OVERLAYD_COOLING": "soon"}, 2, "", `OVERLAYD_COOLING: "soon": want a time`},

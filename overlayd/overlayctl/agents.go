@@ -7,18 +7,20 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/spf13/cobra"
+
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
 )
 
-func agentsCommand() command {
-	return command{name: "agents", summary: "every agent that has a lease, and whether it is connected", run: runAgents}
+func (e *env) agentsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "agents", Short: "every agent that has a lease, and whether it is connected", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return e.runAgents(cmd.Context()) },
+	}
 }
 
-func runAgents(ctx context.Context, e *env, args []string) error {
-	if err := noArgs(args); err != nil {
-		return err
-	}
+func (e *env) runAgents(ctx context.Context) error {
 	client, err := e.client(ctx)
 	if err != nil {
 		return err
@@ -27,8 +29,8 @@ func runAgents(ctx context.Context, e *env, args []string) error {
 	if err != nil {
 		return err
 	}
-	if e.output == "json" {
-		return e.printJSON(agents)
+	if e.output != outputTable {
+		return e.print(agents)
 	}
 	var rows [][]string
 	for _, a := range agents {

@@ -4,49 +4,59 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 
+	"github.com/spf13/cobra"
+
 	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/veth"
 	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/audit"
+	"overlayd.internal/overlay/overlayd/internal/cli"
 )
 
-func ipamCommand() command {
+// ipamCommand has commands of its own; alone it is ipam show.
+func (e *env) ipamCommand() *cobra.Command {
 	asJSON := false
-	return command{
-		name: "ipam", args: "[list | check]",
-		summary: "this host's container addresses: who has which, or (check) whether address stores, kernel and lease agree",
-		flags:   func(fs *flag.FlagSet) { fs.BoolVar(&asJSON, "json", false, "the same as -o json") },
-		run: func(ctx context.Context, e *env, args []string) error {
+	do := func(f func(context.Context) error) func(*cobra.Command, []string) error {
+		return func(cmd *cobra.Command, _ []string) error {
 			if asJSON {
-				e.output = "json"
+				e.output = outputJSON
 			}
-			switch strings.Join(args, " ") {
-			case "", "list":
-				return listAddresses(ctx, e)
-			case "check":
-				return checkAddresses(ctx, e)
-			}
-			return usagef("ipam %s: want list or check", strings.Join(args, " "))
-		},
+			return f(cmd.Context())
+		}
 	}
+	ipam := &cobra.Command{
+		Use: "ipam", Short: "this host's container addresses", Args: cobra.NoArgs,
+		RunE: do(e.listAddresses),
+	}
+	ipam.PersistentFlags().BoolVar(&asJSON, "json", false, "the same as -o json")
+	ipam.AddCommand(
+		&cobra.Command{
+			Use: "show", Aliases: []string{"list"}, Short: "how many addresses are in use, and which container has which", Args: cobra.NoArgs,
+			RunE: do(e.listAddresses),
+		},
+		&cobra.Command{
+			Use: "check", Short: "whether address stores, kernel and lease agree; exit code 1 if not", Args: cobra.NoArgs,
+			RunE: do(e.checkAddresses),
+		},
+	)
+	return ipam
 }
 
 // checkAddresses prints a line for each difference. That there is one is an
 // error, for scripts.
-func checkAddresses(ctx context.Context, e *env) error {
+func (e *env) checkAddresses(ctx context.Context) error {
 	differences, err := audit.Check(ctx, e.runDir)
 	if err != nil {
 		return err
 	}
-	if e.output == "json" {
-		err = e.printJSON(struct {
+	if e.output != outputTable {
+		err = e.print(struct {
 			Clean       bool               `json:"clean"`
 			Differences []audit.Difference `json:"differences"`
 		}{len(differences) == 0, append([]audit.Difference{}, differences...)})
@@ -61,7 +71,7 @@ func checkAddresses(ctx context.Context, e *env) error {
 		}
 	}
 	if err == nil && len(differences) > 0 {
-		err = errUnhealthy
+		err = cli.ErrReported
 	}
 	return err
 }
@@ -73,7 +83,7 @@ type attached struct {
 	Interface string `json:"interface,omitempty"` // on the host, if it is there
 }
 
-func listAddresses(ctx context.Context, e *env) error {
+func (e *env) listAddresses(ctx context.Context) error {
 	h, err := audit.Read(ctx, e.runDir)
 	if err != nil {
 		return err
@@ -109,8 +119,8 @@ func hostEnd(links []veth.Link, r ipam.Record) string {
 }
 
 func (e *env) printAddresses(usages []audit.Usage, attachments []attached) error {
-	if e.output == "json" {
-		return e.printJSON(struct {
+	if e.output != outputTable {
+		return e.print(struct {
 			Usage       []audit.Usage `json:"usage"`
 			Attachments []attached    `json:"attachments"`
 		}{usages, attachments})

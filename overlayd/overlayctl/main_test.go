@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -23,6 +22,7 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/cli"
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
 	"overlayd.internal/overlay/overlayd/internal/store/bbolt"
 )
@@ -32,7 +32,7 @@ func ctl(t *testing.T, environ map[string]string, args ...string) (code int, std
 	t.Helper()
 	var out, errs strings.Builder
 	lookup := func(key string) (string, bool) { v, ok := environ[key]; return v, ok }
-	code = run(t.Context(), commands(), args, lookup, &out, &errs)
+	code = run(t.Context(), args, lookup, &out, &errs)
 	return code, out.String(), errs.String()
 }
 
@@ -106,7 +106,7 @@ dcos     9.0.0.0/23   2       2 of 2     -           -
 off      fd01:b::/64  0       -          0 of 65536  disabled; no new leases
 `},
 	} {
-		code, stdout, stderr := ctl(t, map[string]string{envCoordinator: url}, tt.command)
+		code, stdout, stderr := ctl(t, map[string]string{cli.EnvName("coordinator"): url}, tt.command)
 		if diff := cmp.Diff(strings.TrimPrefix(tt.want, "\n"), stdout); diff != "" || code != 0 || stderr != "" {
 			t.Errorf("%s: code %d, %s\n(-want +got):\n%s", tt.command, code, stderr, diff)
 		}
@@ -122,7 +122,7 @@ func TestJSONAndFlags(t *testing.T) {
 		{"-o=json", "state", "--coordinator=" + url},
 		{"--coordinator", "http://127.0.0.1:1," + url, "state", "-o", "json"},
 	} {
-		code, stdout, stderr := ctl(t, map[string]string{envCoordinator: "http://127.0.0.1:1"}, args...)
+		code, stdout, stderr := ctl(t, map[string]string{cli.EnvName("coordinator"): "http://127.0.0.1:1"}, args...)
 		var state conf.MasterState
 		if err := json.Unmarshal([]byte(stdout), &state); err != nil || code != 0 || len(state.Agents) != 3 {
 			t.Errorf("%v: code %d, %v, %s %s", args, code, err, stdout, stderr)
@@ -143,18 +143,21 @@ func TestUsage(t *testing.T) {
 		says string
 	}{
 		{nil, 2, "every overlay and how much of it is leased"},
-		{[]string{"-o", "json"}, 2, "usage: overlayctl COMMAND"},
-		{[]string{"help"}, 0, "usage: overlayctl COMMAND"},
-		{[]string{"-h"}, 0, "usage: overlayctl COMMAND"},
-		{[]string{"state", "-h"}, 0, "usage: overlayctl state"},
-		{[]string{"stat"}, 2, `no command "stat"; the commands are status, state`},
-		{[]string{"--wrong", "state"}, 2, "-wrong"},
-		{[]string{"state", "--wrong"}, 2, "overlayctl state -h"},
+		{[]string{"-o", "json"}, 2, "overlayctl [command]"},
+		{[]string{"help"}, 0, "overlayctl [command]"},
+		{[]string{"-h"}, 0, "overlayctl [command]"},
+		{[]string{"state", "-h"}, 0, "Usage:\n  overlayctl state"},
+		{[]string{"stat"}, 2, `unknown command "stat", did you mean state or status?`},
+		{[]string{"--wrong", "state"}, 2, "--wrong"},
+		{[]string{"state", "--wrong"}, 2, "overlayctl state --help"},
 		{[]string{"state", "extra"}, 2, `"extra"`},
-		{[]string{"ipam", "what"}, 2, "want list or check"},
+		{[]string{"ipam", "what"}, 2, `unknown command "what"`},
+		{[]string{"version"}, 0, "overlayctl dev go"},
+		{[]string{"completion", "bash"}, 0, "complete"},
+		{[]string{"completion", "tcsh"}, 2, `unknown command "tcsh"`},
 		{[]string{"ipam", "--run-dir", "/nonexistent"}, 1, "run directory: stat /nonexistent: no such file"},
 		{[]string{"ipam", "check", "--run-dir", "/nonexistent"}, 1, "run directory: stat /nonexistent: no such file"},
-		{[]string{"state", "-o", "yaml"}, 2, `"yaml"`},
+		{[]string{"state", "-o", "xml"}, 2, `--output: "xml": want table or json or yaml`},
 		{[]string{"state", "--coordinator", "10.0.0.1"}, 2, "scheme is missing"},
 		{[]string{"state", "--coordinator", "http://127.0.0.1:1"}, 1, "refused"},
 	} {
@@ -165,26 +168,6 @@ func TestUsage(t *testing.T) {
 		if (code == 0) != (stderr == "") {
 			t.Errorf("%v: code %d and stderr %q", tt.args, code, stderr)
 		}
-	}
-}
-
-// A command may have flags and arguments of its own.
-func TestOwnFlags(t *testing.T) {
-	var all bool
-	var got []string
-	table := []command{{
-		name:  "test",
-		flags: func(fs *flag.FlagSet) { fs.BoolVar(&all, "all", false, "everything") },
-		run: func(_ context.Context, e *env, args []string) error {
-			got = append(args, e.runDir, e.output)
-			return nil
-		},
-	}}
-	var out strings.Builder
-	none := func(string) (string, bool) { return "", false }
-	code := run(t.Context(), table, []string{"-o", "json", "test", "one", "--all", "two", "--run-dir", "/r", "--", "--three"}, none, &out, &out)
-	if diff := cmp.Diff([]string{"one", "two", "--three", "/r", "json"}, got); diff != "" || code != 0 || !all {
-		t.Errorf("code %d, all %v, %s\n%s", code, all, out.String(), diff)
 	}
 }
 
@@ -239,10 +222,10 @@ dcos     9.0.1.0/24    m-dcos 9.0.1.0/25  -              ok
 	if err := conf.WriteJSON(filepath.Join(published, conf.StateFile), state, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if code, stdout, stderr := ctl(t, map[string]string{envRunDir: published}, "agents"); code != 0 || !strings.Contains(stdout, "host-3") {
+	if code, stdout, stderr := ctl(t, map[string]string{cli.EnvName("run-dir"): published}, "agents"); code != 0 || !strings.Contains(stdout, "host-3") {
 		t.Errorf("agents, asked of the published coordinators: code %d\n%s%s", code, stdout, stderr)
 	}
-	if code, _, stderr := ctl(t, map[string]string{envRunDir: published}, "agents", "--coordinator", "http://127.0.0.1:2"); code != 1 || !strings.Contains(stderr, "127.0.0.1:2") {
+	if code, _, stderr := ctl(t, map[string]string{cli.EnvName("run-dir"): published}, "agents", "--coordinator", "http://127.0.0.1:2"); code != 1 || !strings.Contains(stderr, "127.0.0.1:2") {
 		t.Errorf("agents, asked of another coordinator: code %d\n%s", code, stderr)
 	}
 	// The coordinator may be away; containers are attached all the same.

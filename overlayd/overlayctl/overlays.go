@@ -4,17 +4,19 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/spf13/cobra"
+
 	"overlayd.internal/overlay/overlayd/internal/api"
 )
 
-func overlaysCommand() command {
-	return command{name: "overlays", summary: "every overlay and how much of it is leased", run: runOverlays}
+func (e *env) overlaysCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "overlays", Short: "every overlay and how much of it is leased", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return e.runOverlays(cmd.Context()) },
+	}
 }
 
-func runOverlays(ctx context.Context, e *env, args []string) error {
-	if err := noArgs(args); err != nil {
-		return err
-	}
+func (e *env) runOverlays(ctx context.Context) error {
 	client, err := e.client(ctx)
 	if err != nil {
 		return err
@@ -23,8 +25,8 @@ func runOverlays(ctx context.Context, e *env, args []string) error {
 	if err != nil {
 		return err
 	}
-	if e.output == "json" {
-		return e.printJSON(overlays)
+	if e.output != outputTable {
+		return e.print(overlays)
 	}
 	var rows [][]string
 	for _, o := range overlays {

@@ -1,23 +1,66 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/netip"
 	"strings"
+	"text/tabwriter"
 	"unicode"
+
+	"go.yaml.in/yaml/v3"
 
 	"overlayd.internal/overlay/conf"
 )
 
-// printJSON prints v indented.
-func (e *env) printJSON(v any) error {
+// What -o can be.
+const (
+	outputTable = "table"
+	outputJSON  = "json"
+	outputYAML  = "yaml"
+)
+
+var outputs = []string{outputTable, outputJSON, outputYAML}
+
+// print prints v as JSON or YAML, with the same keys in the same order.
+func (e *env) print(v any) error {
 	b, err := json.MarshalIndent(v, "", "  ")
+	if err == nil && e.output == outputYAML {
+		b, err = toYAML(b)
+	}
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(e.stdout, "%s\n", b)
+	_, err = fmt.Fprintf(e.stdout, "%s\n", bytes.TrimRight(b, "\n"))
 	return err
+}
+
+// toYAML keeps the order of the keys, which decoding into a map would lose. JSON
+// is YAML, in another style.
+func toYAML(b []byte) ([]byte, error) {
+	var root yaml.Node
+	if err := yaml.Unmarshal(b, &root); err != nil {
+		return nil, err
+	}
+	blockStyle(&root)
+	var out bytes.Buffer
+	enc := yaml.NewEncoder(&out)
+	enc.SetIndent(2)
+	if err := enc.Encode(&root); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), enc.Close()
+}
+
+func blockStyle(n *yaml.Node) {
+	if len(n.Content) > 0 || n.Kind == yaml.ScalarNode {
+		n.Style = 0
+	}
+	for _, c := range n.Content {
+		blockStyle(c)
+	}
 }
 
 // printTable prints a line of titles and the rows, in columns. What others have
@@ -83,3 +126,5 @@ func yesNo(b bool) string {
 	}
 	return "no"
 }
+
+func newTable(w io.Writer) *tabwriter.Writer { return tabwriter.NewWriter(w, 0, 8, 2, ' ', 0) }

@@ -1,15 +1,19 @@
 package main
 
-import "context"
+import (
+	"context"
 
-func stateCommand() command {
-	return command{name: "state", summary: "the agents of the cluster and their overlays, as the coordinator serves them", run: runState}
+	"github.com/spf13/cobra"
+)
+
+func (e *env) stateCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "state", Short: "the agents of the cluster and their overlays, as the coordinator serves them", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return e.runState(cmd.Context()) },
+	}
 }
 
-func runState(ctx context.Context, e *env, args []string) error {
-	if err := noArgs(args); err != nil {
-		return err
-	}
+func (e *env) runState(ctx context.Context) error {
 	client, err := e.client(ctx)
 	if err != nil {
 		return err
@@ -18,8 +22,8 @@ func runState(ctx context.Context, e *env, args []string) error {
 	if err != nil {
 		return err
 	}
-	if e.output == "json" {
-		return e.printJSON(state)
+	if e.output != outputTable {
+		return e.print(state)
 	}
 	var rows [][]string
 	for _, a := range state.Agents {

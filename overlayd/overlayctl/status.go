@@ -14,16 +14,26 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/cli"
 )
 
 // agentTimeout bounds the question to the agent of this host.
 const agentTimeout = 5 * time.Second
 
-func statusCommand() command {
-	return command{name: "status", summary: "the agent of this host, its overlays, and whether the coordinator answers", run: runStatus}
+func (e *env) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "the agent of this host, its overlays, and whether the coordinator answers", Args: cobra.NoArgs,
+		Long: `The agent of this host, its overlays, and whether the coordinator answers.
+
+The exit code is 0 if containers can be attached on this host, else 1. That the
+coordinator answers is not needed for it.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return e.runStatus(cmd.Context()) },
+	}
 }
 
 // hostStatus is what status prints as JSON.
@@ -39,10 +49,7 @@ type hostStatus struct {
 	} `json:"coordinator"`
 }
 
-func runStatus(ctx context.Context, e *env, args []string) error {
-	if err := noArgs(args); err != nil {
-		return err
-	}
+func (e *env) runStatus(ctx context.Context) error {
 	var s hostStatus
 	state, err := askAgent(ctx, e.runDir)
 	s.Running = err == nil
@@ -64,13 +71,13 @@ func runStatus(ctx context.Context, e *env, args []string) error {
 		s.Coordinator.Reachable = true
 	}
 
-	if e.output == "json" {
-		err = e.printJSON(s)
+	if e.output != outputTable {
+		err = e.print(s)
 	} else {
 		err = e.printStatus(s)
 	}
 	if err == nil && !s.healthy() {
-		err = errUnhealthy
+		err = cli.ErrReported
 	}
 	return err
 }
