@@ -47,14 +47,11 @@ type StatusReport struct {
 	Overlays map[string]conf.OverlayStatus `json:"overlays"`
 }
 
-// HeaderRun is the header of a watch that names the run of the coordinator. It
-// is another one after each start.
-const HeaderRun = "Overlay-Run"
-
-// Known is what a watcher has heard so far, as in its last event.
+// Known is what a watcher has heard so far, as in its last event. Every
+// coordinator on the same store can continue from there.
 type Known struct {
 	Revision uint64 // 0: nothing
-	Run      string // of the coordinator that told; empty: any
+	Run      string // the run of the store that the revision belongs to; empty: any
 }
 
 // PeerEvent is one line of the watch. The first line of a stream is a snapshot
@@ -63,7 +60,7 @@ type Known struct {
 // watching agent's own lease is among the peers; the agent leaves it out.
 type PeerEvent struct {
 	Revision uint64      `json:"revision"`
-	Run      string      `json:"-"` // from HeaderRun
+	Run      string      `json:"run,omitempty"`
 	Snapshot bool        `json:"snapshot,omitempty"`
 	Put      []conf.Peer `json:"put,omitempty"`
 	Delete   []string    `json:"delete,omitempty"` // agent ids

@@ -182,7 +182,7 @@ func (c *Client) watch(ctx context.Context, target string, fn func(PeerEvent) er
 		} else if err != nil {
 			return heard, because(ctx, err)
 		}
-		heard, e.Run = true, resp.Header.Get(HeaderRun)
+		heard = true
 		silence.Stop() // fn may take its time
 		if err := fn(e); err != nil {
 			return true, err

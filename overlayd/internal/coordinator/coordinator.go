@@ -49,8 +49,7 @@ type Coordinator struct {
 	body    time.Duration // bodyTimeout; tests in this package shorten it
 
 	clusterID string
-	run       string // differs at each start
-	began     uint64 // revision of the store at the start
+	run       string // the run that this start began
 	hub       *hub
 	stopped   chan struct{} // closed when Run has ended
 
@@ -67,7 +66,7 @@ type Coordinator struct {
 
 // New reads the store and checks that what is leased fits the configuration.
 // When it does not, the error names the overlay and says what to do. New writes
-// the cluster's id, once, and the configuration, when it has changed.
+// the cluster's id, once, the configuration, when it has changed, and a new run.
 func New(ctx context.Context, o Options) (*Coordinator, error) {
 	if o.Term == 0 {
 		o.Term = DefaultTerm
@@ -100,7 +99,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 			break
 		}
 	}
-	c.clusterID, c.began = c.view.clusterID, c.view.rev
+	c.clusterID = c.view.clusterID
 	c.hub = newHub(c.view.rev)
 	c.logUnconfigured()
 	return c, nil
@@ -127,8 +126,8 @@ func (c *Coordinator) load(ctx context.Context) (*view, error) {
 	return v, c.explain(v, misfits)
 }
 
-// introduce writes the cluster's id and the configured network where the view
-// has not got them, and reports whether it did.
+// introduce writes the cluster's id, the configured network and this run where
+// the view has not got them, and reports whether it did.
 func (c *Coordinator) introduce(ctx context.Context, v *view) (written bool, err error) {
 	var txn store.Txn
 	if v.clusterID == "" {
@@ -145,10 +144,22 @@ func (c *Coordinator) introduce(ctx context.Context, v *view) (written bool, err
 		txn.If = append(txn.If, store.Cond{Key: keyDeleted})
 		txn.Then = append(txn.Then, store.Op{Key: keyDeleted})
 	}
+	needed := len(txn.Then) > 0
+	if !v.runs.has(c.run) {
+		txn.If = append(txn.If, store.Cond{Key: keyRuns, Mod: v.runsMod})
+		txn.Then = append(txn.Then, store.Op{Key: keyRuns, Value: encode(v.runs.with(run{ID: c.run}))})
+	}
 	if len(txn.Then) == 0 {
 		return false, nil
 	}
 	_, err = c.store.Commit(ctx, txn)
+	if err != nil && !needed && !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknown) && ctx.Err() == nil {
+		// A store that takes no writes can still be served from.
+		c.log.Warn("the store takes no writes; agents that go on elsewhere get whole snapshots", "err", err)
+		c.failed = err
+		v.runs = v.runs.with(run{ID: c.run, Began: v.rev + 1})
+		return false, nil
+	}
 	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrUnknown) {
 		return true, nil // load shows what is there now
 	}

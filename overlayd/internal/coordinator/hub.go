@@ -134,7 +134,7 @@ func (c *Coordinator) flush() bool {
 	}
 	c.changed = map[string]struct{}{}
 	c.flushing = true
-	e := api.PeerEvent{Revision: c.view.rev}
+	e := api.PeerEvent{Revision: c.view.rev, Run: c.view.runs.at(c.view.rev)}
 	var put []*agent
 	for _, id := range slices.Sorted(maps.Keys(changed)) {
 		if a := c.view.agents[id]; a != nil && a.Superseded == "" {
@@ -146,7 +146,7 @@ func (c *Coordinator) flush() bool {
 	c.mu.Unlock()
 
 	e.Put = c.peers(put)
-	c.hub.add(&message{to: e.Revision, data: encodeLine(e)})
+	c.hub.add(&message{to: e.Revision, run: e.Run, data: encodeLine(e)})
 
 	c.mu.Lock()
 	c.flushing = false
@@ -164,13 +164,13 @@ func (c *Coordinator) peers(agents []*agent) []conf.Peer {
 
 func encodeLine(e api.PeerEvent) []byte { return append(encode(e), '\n') }
 
-// settled returns the revision up to which everything has been published; 0 when
-// something is about to be.
-func (c *Coordinator) settled() uint64 {
+// published returns the revision up to which everything has been published, and
+// its run; 0 when something is about to be.
+func (c *Coordinator) published() (revision uint64, run string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.changed) > 0 || c.flushing {
-		return 0
+		return 0, ""
 	}
-	return c.view.rev
+	return c.view.rev, c.view.runs.at(c.view.rev)
 }

@@ -11,9 +11,10 @@ import (
 )
 
 // message is one event as it goes out: encoded once, and compressed at most
-// once, for all streams. It takes who has got it to the revision to.
+// once, for all streams. It takes who has got it to the revision to of a run.
 type message struct {
 	to   uint64
+	run  string
 	data []byte // a line of JSON
 
 	pack   sync.Once

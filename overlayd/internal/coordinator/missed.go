@@ -60,7 +60,7 @@ func (c *Coordinator) changedSince(revision uint64) *catchUp {
 		c.mu.Unlock()
 		return nil
 	}
-	to := c.view.rev
+	to, run := c.view.rev, c.view.runs.at(c.view.rev)
 	r := &catchUp{until: to + 1}
 	var changed []*agent
 	for _, a := range c.view.agents {
@@ -78,7 +78,7 @@ func (c *Coordinator) changedSince(revision uint64) *catchUp {
 		return nil
 	}
 	slices.SortFunc(changed, func(a, b *agent) int { return cmp.Compare(a.mod, b.mod) })
-	e := api.PeerEvent{Revision: to}
+	e := api.PeerEvent{Revision: to, Run: run}
 	var put []*agent
 	for _, a := range changed {
 		if a.Superseded == "" {
@@ -88,14 +88,14 @@ func (c *Coordinator) changedSince(revision uint64) *catchUp {
 		}
 	}
 	e.Put = c.peers(put)
-	r.message = &message{to: to, data: encodeLine(e)}
+	r.message = &message{to: to, run: run, data: encodeLine(e)}
 	return r
 }
 
 // makeSnapshot tells every peer.
 func (c *Coordinator) makeSnapshot() *message {
 	c.mu.Lock()
-	revision := c.view.rev
+	revision, run := c.view.rev, c.view.runs.at(c.view.rev)
 	agents := make([]*agent, 0, len(c.view.agents))
 	for _, a := range c.view.agents {
 		if a.Superseded == "" {
@@ -104,5 +104,5 @@ func (c *Coordinator) makeSnapshot() *message {
 	}
 	c.mu.Unlock()
 	slices.SortFunc(agents, func(a, b *agent) int { return cmp.Compare(a.create, b.create) })
-	return &message{to: revision, data: encodeLine(api.PeerEvent{Revision: revision, Snapshot: true, Put: c.peers(agents)})}
+	return &message{to: revision, run: run, data: encodeLine(api.PeerEvent{Revision: revision, Run: run, Snapshot: true, Put: c.peers(agents)})}
 }

@@ -25,6 +25,7 @@ type presence struct {
 type watch struct {
 	ip       netip.Addr    // the agent's address when the stream began; invalid: not known
 	ahead    bool          // the stream must begin with a snapshot
+	run      string        // of the revision that it begins after
 	wake     chan struct{} // has a token when register was set
 	register bool          // the agent is to register again; Coordinator.mu
 }

@@ -18,6 +18,7 @@ import (
 const (
 	keyCluster   = "cluster" // cluster
 	keyNetwork   = "network" // conf.Network, as last configured
+	keyRuns      = "runs"    // runs, the latest last
 	keyDeleted   = "deleted" // id of the agent that was deleted last; its revision counts
 	prefixAgent  = "agents/" // <agent id> -> record
 	prefixStatus = "status/" // <agent id> -> status

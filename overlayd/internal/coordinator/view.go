@@ -23,6 +23,8 @@ type view struct {
 	clusterID  string
 	network    conf.Network // as stored
 	networkMod uint64
+	runs       runs
+	runsMod    uint64
 	deletedMod uint64 // of the last deletion of an agent
 
 	pools  pools
@@ -172,6 +174,14 @@ func (v *view) apply(e store.Event) (agentID string, err error) {
 		err := json.Unmarshal(e.Value, &c)
 		v.clusterID = c.ID
 		return "", err
+	case key == keyRuns:
+		var rs runs
+		if err := json.Unmarshal(e.Value, &rs); err != nil || len(rs) == 0 {
+			return "", fmt.Errorf("key %s: no runs in it: %w", key, err)
+		}
+		rs[len(rs)-1].Began = e.Mod
+		v.runs, v.runsMod = rs, e.Mod
+		return "", nil
 	case key == keyDeleted:
 		v.deletedMod = e.Mod
 		return "", nil

@@ -3,6 +3,7 @@ package coordinator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/netip"
@@ -53,6 +54,9 @@ func (c *Coordinator) serveWatch(w http.ResponseWriter, r *http.Request, ended <
 			return refuse(http.StatusBadRequest, "revision %.80q: want a number, 0 for a snapshot", s)
 		}
 	}
+	if err := c.reach(r.Context(), known.Revision); err != nil {
+		return err
+	}
 	watch, err := c.beginWatch(id, known)
 	if err != nil {
 		return err
@@ -61,11 +65,10 @@ func (c *Coordinator) serveWatch(w http.ResponseWriter, r *http.Request, ended <
 
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set(api.HeaderRun, c.run)
 	// The connection ends with the stream, so there is no need for chunks: each
 	// would be three writes to the connection, and wake the reader three times.
 	w.Header().Set("Transfer-Encoding", "identity")
-	s := &stream{c: c, w: w, ctx: r.Context(), flush: http.NewResponseController(w), revision: known.Revision}
+	s := &stream{c: c, w: w, ctx: r.Context(), flush: http.NewResponseController(w), revision: known.Revision, run: watch.run}
 	if watch.ahead {
 		s.revision = 0
 	}
@@ -82,6 +85,31 @@ func (c *Coordinator) serveWatch(w http.ResponseWriter, r *http.Request, ended <
 	return nil // the status line is out; whatever happens now ends the stream
 }
 
+// maxBehind is how long a stream waits for this coordinator to know what another
+// one has told already.
+const maxBehind = 3 * time.Second
+
+// reach waits until the view has a revision that another coordinator has told, if
+// the store has it.
+func (c *Coordinator) reach(ctx context.Context, revision uint64) error {
+	c.mu.Lock()
+	behind := revision > c.view.rev
+	c.mu.Unlock()
+	if !behind {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, maxBehind)
+	defer cancel()
+	_, rev, err := c.store.List(ctx, keyRuns)
+	if err != nil {
+		return fmt.Errorf("find out whether revision %d is in the store: %w", revision, err)
+	}
+	if revision > rev {
+		return nil // told from a store that is no longer
+	}
+	return c.await(ctx, revision)
+}
+
 // beginWatch connects a stream to its agent.
 func (c *Coordinator) beginWatch(id string, known api.Known) (*watch, error) {
 	c.mu.Lock()
@@ -94,13 +122,11 @@ func (c *Coordinator) beginWatch(id string, known api.Known) (*watch, error) {
 		return nil, refuse(http.StatusServiceUnavailable, "%v", errStopping)
 	}
 	p := c.presenceLocked(id)
-	// A revision that the view has not reached comes from a store that is no
-	// longer, or from a coordinator that is ahead of this one. So does one that
-	// another run has told and that was not there when this one began: the store
-	// was put back as it was before, and the revision is another one now.
+	// A revision that the view has not reached, or that belongs to another run
+	// here, comes from a store that is no longer: it was put back as it was before.
 	revision := known.Revision
-	ahead := revision > c.view.rev || revision > c.began && known.Run != "" && known.Run != c.run
-	w := &watch{ip: a.IP, wake: make(chan struct{}, 1), ahead: ahead}
+	ahead := revision > c.view.rev || known.Run != "" && known.Run != c.view.runs.at(revision)
+	w := &watch{ip: a.IP, wake: make(chan struct{}, 1), ahead: ahead, run: c.view.runs.at(revision)}
 	if ahead && p.told != a.mod { // the agent may have moved since what the store says
 		w.ip = netip.Addr{}
 	}
@@ -145,6 +171,7 @@ type stream struct {
 	flush    *http.ResponseController
 	gzip     bool
 	revision uint64 // of the last message written
+	run      string // of that revision
 }
 
 // follow writes until the agent goes, the coordinator stops, or a write fails.
@@ -153,12 +180,14 @@ func (s *stream) follow(w *watch, ended <-chan struct{}) {
 	defer heartbeat.Stop()
 	due := true // a heartbeat; one at once tells who is up to date that it is
 	for {
-		settled := s.c.settled() // before news, so that nothing up to it is missed
+		published, run := s.c.published() // before news, so that nothing up to it is missed
 		news, more, err := s.news()
 		asked := s.c.takeAsk(w)
-		s.revision = max(s.revision, settled)
+		if published >= s.revision {
+			s.revision, s.run = published, run
+		}
 		if err == nil && (asked || due && !news) {
-			news, err = true, s.write(&message{to: s.revision, data: encodeLine(api.PeerEvent{Revision: s.revision, Register: asked})})
+			news, err = true, s.write(&message{to: s.revision, data: encodeLine(api.PeerEvent{Revision: s.revision, Run: s.run, Register: asked})})
 		}
 		if err == nil && news {
 			due = false
@@ -196,7 +225,7 @@ func (s *stream) news() (written bool, more <-chan struct{}, err error) {
 		if err := s.write(d); err != nil {
 			return true, nil, err
 		}
-		s.revision, written = d.to, true
+		s.revision, s.run, written = d.to, d.run, true
 	}
 }
 
