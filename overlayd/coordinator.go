@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -20,6 +19,7 @@ import (
 	"overlayd.internal/overlay/conf/clusterfile"
 	"overlayd.internal/overlay/overlayd/internal/cli"
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
+	"overlayd.internal/overlay/overlayd/internal/serve"
 	"overlayd.internal/overlay/overlayd/internal/store"
 	"overlayd.internal/overlay/overlayd/internal/store/bbolt"
 )
@@ -72,7 +72,7 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 		return err
 	}
 
-	listener, err := listen(ctx, f.listen)
+	listener, err := serve.ListenTCP(ctx, f.listen)
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
 	}
@@ -97,15 +97,6 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 	}
 	log.Info("stopped")
 	return nil
-}
-
-// listen opens the port. Serve has keepalive of its own. Multipath TCP, which Go
-// takes where it can, refuses TCP_USER_TIMEOUT, by which Serve finds out that a
-// host has vanished.
-func listen(ctx context.Context, addr string) (net.Listener, error) {
-	config := net.ListenConfig{KeepAlive: -1}
-	config.SetMultipathTCP(false)
-	return config.Listen(ctx, "tcp", addr)
 }
 
 // loadNetwork reads the cluster configuration; its error holds every problem.

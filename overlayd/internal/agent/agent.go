@@ -37,6 +37,7 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/datapath"
 	"overlayd.internal/overlay/overlayd/internal/runtimes"
 	"overlayd.internal/overlay/overlayd/internal/runtimes/docker"
+	"overlayd.internal/overlay/overlayd/internal/serve"
 )
 
 // Options are what the operator decides.
@@ -167,8 +168,8 @@ func (o *Options) checkDirs() (errs []error) {
 	if o.RunDir != "" && o.RunDir == o.StateDir {
 		bad("run and state directory are both %s: the state survives a reboot, the other must not", o.RunDir)
 	}
-	if path := filepath.Join(o.RunDir, conf.SocketFile); len(path) > maxSocketPath {
-		bad("run directory: %s has %d bytes, a socket's path at most %d; choose a shorter one", path, len(path), maxSocketPath)
+	if path := filepath.Join(o.RunDir, conf.SocketFile); len(path) > serve.MaxSocketPath {
+		bad("run directory: %s has %d bytes, a socket's path at most %d; choose a shorter one", path, len(path), serve.MaxSocketPath)
 	}
 	return errs
 }
@@ -190,7 +191,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	listeners, err := listen(ctx, filepath.Join(a.opts.RunDir, conf.SocketFile), a.opts.Listen)
+	socket := serve.Socket{Path: filepath.Join(a.opts.RunDir, conf.SocketFile), Perm: 0o660, Look: a.timing.socket}
+	listeners, err := listen(ctx, socket, a.opts.Listen)
 	if err != nil {
 		return err
 	}
@@ -206,7 +208,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	l := a.newLoop(loopParts{id: id, bootID: bootID, log: log, files: files, dp: dp, group: group})
 	l.recall()
 
-	group.Go(func() error { return listeners.serve(ctx, a.handler(), a.timing.socket) })
+	group.Go(func() error { return listeners.serve(ctx, a.handler(), a.log) })
 	group.Go(func() error { return l.registrar.run(ctx) })
 	group.Go(func() error { return l.reporter.run(ctx) })
 	group.Go(func() error { return a.newSweeper(log).run(ctx) })

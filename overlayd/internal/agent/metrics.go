@@ -14,7 +14,7 @@ import (
 // better than none.
 const usageTimeout = 2 * time.Second
 
-func (a *Agent) serveMetrics(w http.ResponseWriter, r *http.Request) {
+func (a *Agent) serveMetrics(w http.ResponseWriter, r *http.Request) error {
 	s := a.served.Load()
 	var p metrics.Page
 	p.Gauge("overlay_build_info", "Always 1; the labels say what runs.", 1, "program", "agent", "version", a.opts.Version)
@@ -34,6 +34,7 @@ func (a *Agent) serveMetrics(w http.ResponseWriter, r *http.Request) {
 	p.Bool("overlay_agent_address_stores_ok", "Whether all address stores could be read.", err == nil)
 	usageMetrics(&p, usage)
 	p.Serve(w)
+	return nil
 }
 
 // usageMetrics say how full the halves are: what DC/OS had no way to tell.

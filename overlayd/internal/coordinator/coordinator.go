@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/serve"
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
 
@@ -46,11 +47,12 @@ type Coordinator struct {
 	started time.Time
 	counts  counts
 	pace    pace
-	body    time.Duration // bodyTimeout; tests in this package shorten it
+	body    time.Duration // how long a request may take to come; tests in this package shorten it
 
 	clusterID string
 	run       string // the run that this start began
 	hub       *hub
+	encoded   encodedState
 	stopped   chan struct{} // closed when Run has ended
 
 	mu       sync.Mutex // guards what follows
@@ -79,7 +81,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 		started:  time.Now(),
 		run:      rand.Text(),
 		pace:     defaultPace,
-		body:     bodyTimeout,
+		body:     serve.BodyTimeout,
 		stopped:  make(chan struct{}),
 		presence: map[string]*presence{},
 		changed:  map[string]struct{}{},

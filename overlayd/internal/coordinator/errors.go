@@ -2,10 +2,10 @@ package coordinator
 
 import (
 	"errors"
-	"fmt"
 	"net/http"
 
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/serve"
 )
 
 // errStopping: Run has ended, or was never called.
@@ -18,7 +18,7 @@ var ErrMisfit = errors.New("the configuration does not fit what is leased")
 // refuse is an answer that says no. The message is for the person who reads the
 // agent's log.
 func refuse(code int, format string, args ...any) error {
-	return &api.Error{Code: code, Message: fmt.Sprintf(format, args...)}
+	return serve.Refuse(code, format, args...)
 }
 
 func unknownAgent(id string) error {

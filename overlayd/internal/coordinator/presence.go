@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/serve"
 )
 
 // alive is how long after its last registration an agent counts as alive even
@@ -65,7 +66,7 @@ func (c *Coordinator) checkLiveLocked(req api.RegisterRequest) error {
 					"agent id %s is in use by the host at %s, which is connected, so the host at %s cannot register with it; "+
 						"give each host its own agent id (remove the copied agent-id file or pass --agent-id). "+
 						"A host that only changed its address is accepted as soon as its old connection has ended, within %s",
-					req.AgentID, w.ip, req.AgentIP, deadConnection+api.HeartbeatInterval)
+					req.AgentID, w.ip, req.AgentIP, serve.DeadConnection+api.HeartbeatInterval)
 			}
 		}
 	}

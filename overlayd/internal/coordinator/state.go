@@ -2,8 +2,11 @@ package coordinator
 
 import (
 	"cmp"
+	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/allocate"
@@ -53,6 +56,36 @@ func (c *Coordinator) State() conf.MasterState {
 		})
 	}
 	return s
+}
+
+// encodedState is State as it is served, at one revision of the view.
+type encodedState struct {
+	mu       sync.Mutex // held while it is made, so that one is enough
+	rev      uint64
+	document []byte // never changed; nil: not made yet
+}
+
+// stateDocument is State as a line of JSON, made once for everybody who asks
+// while nothing changes.
+func (c *Coordinator) stateDocument() ([]byte, error) {
+	c.mu.Lock()
+	rev := c.view.rev
+	c.mu.Unlock()
+	e := &c.encoded
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.document != nil && e.rev >= rev {
+		return e.document, nil
+	}
+	c.mu.Lock()
+	rev = c.view.rev // what State sees is at least as new
+	c.mu.Unlock()
+	b, err := json.Marshal(c.State())
+	if err != nil {
+		return nil, fmt.Errorf("encode the state: %w", err)
+	}
+	e.rev, e.document = rev, append(b, '\n')
+	return e.document, nil
 }
 
 // Agents lists every agent, superseded ones too, in the order of registration.

@@ -18,6 +18,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"overlayd.internal/overlay/overlayd/internal/serve"
 )
 
 // newestAPI is the newest version of the Engine API that we know. It came with
@@ -26,9 +28,6 @@ const newestAPI = "1.48"
 
 // maxAnswer is the most that is read of one answer of dockerd.
 const maxAnswer = 16 << 20
-
-// maxSocketPath is what fits into a socket address.
-const maxSocketPath = 107
 
 // Reasons to have nothing to do.
 var (
@@ -51,8 +50,8 @@ func newClient(host string) (*client, error) {
 	if !ok || !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("%q: want unix:///PATH, as in unix:///var/run/docker.sock", host)
 	}
-	if len(path) > maxSocketPath {
-		return nil, fmt.Errorf("%q: the path has %d bytes, at most %d fit", host, len(path), maxSocketPath)
+	if len(path) > serve.MaxSocketPath {
+		return nil, fmt.Errorf("%q: the path has %d bytes, at most %d fit", host, len(path), serve.MaxSocketPath)
 	}
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", path)

@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/serve"
 )
 
 // Driver is the name of the IPAM driver.
@@ -101,8 +102,8 @@ func New(o Options) (*Docker, error) {
 	if !filepath.IsAbs(o.PluginDir) {
 		return nil, fmt.Errorf("docker plugin directory %q: want an absolute path", o.PluginDir)
 	}
-	if n := len(filepath.Join(o.PluginDir, socketFile)); n > maxSocketPath {
-		return nil, fmt.Errorf("docker plugin directory %s: the socket's path would have %d bytes, at most %d fit", o.PluginDir, n, maxSocketPath)
+	if n := len(filepath.Join(o.PluginDir, socketFile)); n > serve.MaxSocketPath {
+		return nil, fmt.Errorf("docker plugin directory %s: the socket's path would have %d bytes, at most %d fit", o.PluginDir, n, serve.MaxSocketPath)
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

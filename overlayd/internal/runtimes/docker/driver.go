@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -20,6 +18,7 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/conntrack"
 	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/overlayd/internal/serve"
 )
 
 // socketFile is the driver's socket in the plugin directory: dockerd finds a
@@ -87,90 +86,35 @@ func (d *driver) connected(up bool) {
 // serve answers dockerd on the socket at path until ctx is done, and returns
 // the reason where it cannot, or can no longer. ready is called once it listens.
 func (d *driver) serve(ctx context.Context, path string, ready func()) error {
-	l, err := listen(ctx, path)
+	// Root alone talks to plugins, as to dockerd itself.
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("make the directory for Docker plugins: %w", err)
+	}
+	l, err := serve.Socket{Path: path, Perm: 0o600, Look: d.look}.Listen(ctx)
 	if err != nil {
 		return err
 	}
-	made, err := os.Lstat(path)
-	if err != nil {
-		l.Close()
-		return fmt.Errorf("listen: %w", err)
-	}
-	s := &http.Server{
-		Handler: d.handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
-		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
-		BaseContext: func(net.Listener) context.Context { return ctx },
+	s := serve.Server{
+		Handler: d.handler(), Log: d.log, HeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, Grace: 2 * time.Second,
 	}
 	ready()
 	served, stop := context.WithCancel(ctx)
-	stopped := make(chan struct{})
+	defer stop()
+	removed := make(chan bool, 1)
 	go func() {
-		defer close(stopped)
-		d.whileThere(served, path, made)
-		if ctx.Err() == nil {
-			l.SetUnlinkOnClose(false) // what is at path now is not ours
-		}
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-		defer cancel()
-		if s.Shutdown(grace) != nil {
-			s.Close()
-		}
+		removed <- l.Removed(served)
+		stop()
 	}()
-	err = s.Serve(l)
+	err = s.Serve(served, l)
 	stop()
-	<-stopped
-	switch {
-	case ctx.Err() != nil:
-		return nil
-	case errors.Is(err, http.ErrServerClosed):
+	if gone := <-removed; err == nil && gone && ctx.Err() == nil {
 		err = errors.New("somebody removed the socket")
 	}
+	if err == nil || ctx.Err() != nil {
+		return nil
+	}
 	return fmt.Errorf("serve on %s: %w", path, err)
-}
-
-// whileThere returns when the socket is no longer the one that was made, or ctx
-// is done.
-func (d *driver) whileThere(ctx context.Context, path string, made fs.FileInfo) {
-	for ctx.Err() == nil {
-		now, err := os.Lstat(path)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(made, now) {
-			return
-		}
-		sleep(ctx, d.look)
-	}
-}
-
-// listen makes the socket. One that somebody serves on is another agent's.
-func listen(ctx context.Context, path string) (*net.UnixListener, error) {
-	// Root alone talks to plugins, as to dockerd itself.
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("make the directory for Docker plugins: %w", err)
-	}
-	fi, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return nil, fmt.Errorf("listen: %w", err)
-	case fi.Mode().Type() != fs.ModeSocket:
-		return nil, fmt.Errorf("listen: %s is not a socket; move it away", path)
-	default:
-		if c, err := new(net.Dialer).DialContext(ctx, "unix", path); err == nil {
-			c.Close()
-			return nil, fmt.Errorf("listen: somebody serves on %s already; does a second agent run on this host?", path)
-		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("listen: replace the old socket: %w", err)
-		}
-	}
-	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("listen: %w", err)
-	}
-	return l.(*net.UnixListener), nil
 }
 
 func (d *driver) handler() http.Handler {

@@ -413,28 +413,3 @@ func TestBystanders(t *testing.T) {
 		t.Error("two overlays begin at one block")
 	}
 }
-
-func TestListen(t *testing.T) {
-	dir := tempDir(t)
-	path := filepath.Join(dir, "p", "overlay.sock")
-	l, err := listen(t.Context(), path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := listen(t.Context(), path); err == nil || !strings.Contains(err.Error(), "does a second agent run") {
-		t.Errorf("a second one: %v", err)
-	}
-	// One that was killed leaves its socket.
-	l.SetUnlinkOnClose(false)
-	l.Close()
-	if l, err = listen(t.Context(), path); err != nil {
-		t.Fatalf("after a crash: %v", err)
-	}
-	l.Close()
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err = listen(t.Context(), path); err == nil || !strings.Contains(err.Error(), "is not a socket; move it away") {
-		t.Errorf("a file: %v", err)
-	}
-}

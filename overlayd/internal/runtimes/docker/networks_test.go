@@ -361,7 +361,7 @@ func TestSocketRemoved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "problems", h.Problems, []string{"docker IPAM driver: listen: somebody serves on " + path + " already; does a second agent run on this host?"})
+	eventually(t, "problems", h.Problems, []string{"docker IPAM driver: listen: somebody serves on " + path + " already; does a second daemon run on this host?"})
 	equal(t, "theirs answers", answers(), true)
 	theirs.Close()
 	eventually(t, "problems", h.Problems, nil)
