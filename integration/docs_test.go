@@ -80,36 +80,6 @@ exec bash -euo pipefail -c "$2"`, h.RunDir, h.StateDir, b.script)
 	}
 }
 
-// TestDocumented: the README knows every flag and every error code there is.
-func TestDocumented(t *testing.T) {
-	b, err := os.ReadFile(filepath.Join(top, "README.md"))
-	must(t, err)
-	readme := string(b)
-	for _, command := range []string{"coordinator", "agent"} {
-		help, status := program(t, "overlayd", command, "--help")
-		flags := regexp.MustCompile(`(?m)^  (--[a-z-]+)`).FindAllStringSubmatch(help, -1)
-		if status != 0 || len(flags) < 3 {
-			t.Errorf("overlayd %s --help: status %d:\n%s", command, status, help)
-		}
-		for _, f := range flags {
-			if !strings.Contains(readme, "`"+f[1]) {
-				t.Errorf("the README does not know %s of overlayd %s", f[1], command)
-			}
-		}
-	}
-	source, err := os.ReadFile(filepath.Join(top, "internal/cni/cni.go"))
-	must(t, err)
-	codes := regexp.MustCompile(`(?m)^\s+ErrCode\w+\s+uint = (\d+)`).FindAllSubmatch(source, -1)
-	if len(codes) == 0 {
-		t.Error("no error codes found; where have they gone?")
-	}
-	for _, c := range codes {
-		if !strings.Contains(readme, fmt.Sprintf("\n| %s |", c[1])) {
-			t.Errorf("the README does not know error code %s", c[1])
-		}
-	}
-}
-
 // TestTreeLinks: what the documents point to is there.
 func TestTreeLinks(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
@@ -126,6 +96,72 @@ func TestTreeLinks(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(filepath.Dir(f), m[1])); err != nil {
 				t.Errorf("%s points to %s: %v", f, m[1], err)
 			}
+		}
+	}
+}
+
+// TestTreeNames: directories and files that the pages for contributors cite
+// exist, and so do the names beside them: "`dir`: `name`" and "`name` of `dir`".
+func TestTreeNames(t *testing.T) {
+	place := regexp.MustCompile("`((?:conf|internal|ipam|plugins|overlayd|integration|scripts|docs|findings)(?:/[A-Za-z0-9_./-]*)?)`(?:: `([A-Za-z0-9_]+)`|)")
+	named := regexp.MustCompile("`([A-Za-z0-9_]+)` of `([a-z]+/[A-Za-z0-9_./-]*)`")
+	found := 0
+	check := func(page, path, name string) {
+		found++
+		at := filepath.Join(top, path)
+		if _, err := os.Stat(at); err != nil {
+			t.Errorf("%s cites %s: %v", page, path, err)
+			return
+		}
+		if name == "" {
+			return
+		}
+		files, err := filepath.Glob(filepath.Join(at, "*.go"))
+		must(t, err)
+		if strings.HasSuffix(path, ".go") {
+			files = []string{at}
+		}
+		word := regexp.MustCompile(`\b` + name + `\b`)
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			must(t, err)
+			if word.Match(b) {
+				return
+			}
+		}
+		t.Errorf("%s cites %s in %s, where it is not", page, name, path)
+	}
+	for _, page := range []string{"README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md"} {
+		b, err := os.ReadFile(filepath.Join(top, page))
+		must(t, err)
+		for _, m := range place.FindAllStringSubmatch(string(b), -1) {
+			check(page, m[1], m[2])
+		}
+		for _, m := range named.FindAllStringSubmatch(string(b), -1) {
+			check(page, m[2], m[1])
+		}
+	}
+	if found < 60 {
+		t.Errorf("found %d names on the pages; is their form still the same?", found)
+	}
+}
+
+// TestTreeReadme: the README is an introduction.
+func TestTreeReadme(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join(top, "README.md"))
+	must(t, err)
+	if lines := strings.Count(string(b), "\n"); lines > 150 {
+		t.Errorf("README.md has %d lines, want at most 150: tables go to docs/reference.md", lines)
+	}
+}
+
+// TestTreePicturedLayers: docs/architecture.md has the layers that are checked.
+func TestTreePicturedLayers(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join(top, "docs/architecture.md"))
+	must(t, err)
+	for _, l := range layers {
+		if !strings.Contains(string(b), "\n| `"+l.room+"` |") && !strings.Contains(l.room, "overlay-ipam") {
+			t.Errorf("docs/architecture.md, Layers, lacks %s", l.room)
 		}
 	}
 }

@@ -13,7 +13,7 @@ import (
 
 // configFile is the annotation of the flag that names the file in which the
 // other flags of its command can be set.
-const configFile = "overlay_config_file"
+const configFile = "overlayd.config-file"
 
 // ConfigFile declares --config, which names a YAML file with the names of the
 // command's other flags as keys.
