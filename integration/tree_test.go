@@ -94,12 +94,6 @@ var layers = []layer{
 // is no longer needed is an error.
 var notYet = map[string]string{
 	"overlayd/internal/runtimes/docker -> internal/cni":                    "reads what the agent published; moves to conf/published",
-	"internal/conntrack -> github.com/vishvananda/netlink":                 "moves onto internal/rtnl",
-	"internal/veth -> github.com/vishvananda/netlink":                      "moves onto internal/rtnl",
-	"plugins/internal/attach -> github.com/vishvananda/netlink/nl":         "moves onto internal/rtnl",
-	"overlayd/internal/audit -> github.com/vishvananda/netlink":            "moves onto the datapath's reading of the kernel",
-	"overlayd/internal/datapath -> github.com/vishvananda/netlink":         "moves onto internal/rtnl",
-	"overlayd/internal/datapath -> github.com/vishvananda/netlink/nl":      "moves onto internal/rtnl",
 	"overlayd/internal/datapath -> github.com/coreos/go-iptables/iptables": "moves to internal/firewall",
 }
 
@@ -193,6 +187,31 @@ func TestTreeSlimCNIPrograms(t *testing.T) {
 		if !seen {
 			t.Errorf("%s is no longer there; say here which the CNI programs are", program)
 		}
+	}
+}
+
+// TestTreeNetlinkSockets: one package opens netlink sockets, also by hand.
+func TestTreeNetlinkSockets(t *testing.T) {
+	opened := false
+	for _, p := range packages(t) {
+		if within(p.rel(), "integration") {
+			continue
+		}
+		for _, name := range p.GoFiles {
+			b, err := os.ReadFile(filepath.Join(p.Dir, name))
+			must(t, err)
+			if !strings.Contains(string(b), "AF_NETLINK") {
+				continue
+			}
+			if within(p.rel(), "internal/rtnl") {
+				opened = true
+			} else {
+				t.Errorf("%s/%s opens a netlink socket; use internal/rtnl", p.rel(), name)
+			}
+		}
+	}
+	if !opened {
+		t.Error("internal/rtnl opens no netlink socket; say here who does")
 	}
 }
 

@@ -2,12 +2,8 @@
 package veth
 
 import (
-	"errors"
-	"fmt"
-
-	"github.com/vishvananda/netlink"
-
 	"overlayd.internal/overlay/internal/mark"
+	"overlayd.internal/overlay/internal/rtnl"
 )
 
 // Link is a host end of ours.
@@ -21,30 +17,25 @@ type Link struct {
 // List returns every host end of ours in the current network namespace, in the
 // kernel's order.
 func List() ([]Link, error) {
-	links, err := listAll()
+	c, err := rtnl.Open()
 	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
+		return nil, err
 	}
-	var out []Link
-	for _, l := range links {
-		a := l.Attrs()
-		alias, ok := mark.IsHostEnd(a.Name, a.Alias)
-		if !ok || l.Type() != "veth" {
-			continue
-		}
-		out = append(out, Link{Index: a.Index, Name: a.Name, Master: a.MasterIndex, Alias: alias})
+	defer c.Close()
+	links, err := c.Links()
+	if err != nil {
+		return nil, err
 	}
-	return out, nil
+	return Of(links), nil
 }
 
-// listAll repeats a dump that changed under the reader: a link may be missing
-// from it.
-func listAll() (links []netlink.Link, err error) {
-	for range 10 {
-		links, err = netlink.LinkList()
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
+// Of picks the host ends out of links.
+func Of(links []rtnl.Link) (out []Link) {
+	for _, l := range links {
+		alias, ok := mark.IsHostEnd(l.Name, l.Alias)
+		if ok && l.Kind == "veth" {
+			out = append(out, Link{Index: l.Index, Name: l.Name, Master: l.Master, Alias: alias})
 		}
 	}
-	return links, err
+	return out
 }

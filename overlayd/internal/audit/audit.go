@@ -19,10 +19,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/mark"
+	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/internal/veth"
 	"overlayd.internal/overlay/ipam"
 )
@@ -161,50 +160,37 @@ func (h Host) readStore(ctx context.Context, dir, overlay string) (out Store) {
 }
 
 func (h *Host) readKernel() error {
-	var err error
-	if h.Links, err = veth.List(); err != nil {
+	c, err := rtnl.Open()
+	if err != nil {
 		return err
 	}
-	known := map[string]bool{}
+	defer c.Close()
+	links, err := c.Links()
+	if err != nil {
+		return err
+	}
+	addrs, err := c.Addresses(0)
+	if err != nil {
+		return err
+	}
+	h.Links = veth.Of(links)
+	marked := map[string]bool{}
 	for _, l := range h.Links {
-		known[l.Name] = true
-	}
-	links, err := dump(netlink.LinkList)
-	if err != nil {
-		return fmt.Errorf("list links: %w", err)
-	}
-	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
-	if err != nil {
-		return fmt.Errorf("list addresses: %w", err)
+		marked[l.Name] = true
 	}
 	byIndex := map[int][]netip.Prefix{}
 	for _, a := range addrs {
-		if ip, ok := netip.AddrFromSlice(a.IP); ok {
-			bits, _ := a.Mask.Size()
-			byIndex[a.LinkIndex] = append(byIndex[a.LinkIndex], netip.PrefixFrom(ip.Unmap(), bits))
-		}
+		byIndex[a.Index] = append(byIndex[a.Index], a.Prefix)
 	}
 	for _, l := range links {
-		a := l.Attrs()
 		switch {
-		case l.Type() == "bridge" || a.Name == conf.VTEPName:
-			h.Devices[a.Name] = Device{Index: a.Index, Kind: l.Type(), Up: a.RawFlags&1 != 0, MTU: a.MTU, Addrs: byIndex[a.Index]}
-		case l.Type() == "veth" && mark.LooksLikeHostEnd(a.Name) && !known[a.Name]:
-			h.Unmarked = append(h.Unmarked, a.Name)
+		case l.Kind == "bridge" || l.Name == conf.VTEPName:
+			h.Devices[l.Name] = Device{Index: l.Index, Kind: l.Kind, Up: l.Up(), MTU: l.MTU, Addrs: byIndex[l.Index]}
+		case l.Kind == "veth" && mark.LooksLikeHostEnd(l.Name) && !marked[l.Name]:
+			h.Unmarked = append(h.Unmarked, l.Name)
 		}
 	}
 	return nil
-}
-
-// dump repeats a dump that changed under the reader: something may be missing
-// from it.
-func dump[T any](list func() ([]T, error)) (out []T, err error) {
-	for range 10 {
-		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	return out, err
 }
 
 // Compare finds the differences. It changes nothing and looks at nothing but h.

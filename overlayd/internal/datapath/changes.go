@@ -1,18 +1,18 @@
 package datapath
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"net/netip"
-	"os"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/mark"
+	"overlayd.internal/overlay/internal/rtnl"
 )
 
 // index is what the kernel should have after the last Set, for those who watch
@@ -49,13 +49,13 @@ func (d *Datapath) Changes(ctx context.Context) <-chan struct{} {
 	for _, s := range []struct {
 		family   int
 		groups   []uint
-		filter   []unix.SockFilter
-		concerns func(nlmsg) bool
+		filter   rtnl.Filter
+		concerns func(rtnl.Message) bool
 	}{
-		{unix.NETLINK_ROUTE, routeGroups, withoutOwn(d.conn.port), d.index.contradicts},
+		{unix.NETLINK_ROUTE, routeGroups, rtnl.WithoutOwn(d.port), d.index.contradicts},
 		{unix.NETLINK_NETFILTER, []uint{unix.NFNLGRP_NFTABLES}, nil, concernsFirewall},
 	} {
-		f, err := subscribe(s.family, s.groups, s.filter)
+		f, err := rtnl.Subscribe(s.family, s.groups, s.filter)
 		if err != nil {
 			d.log.Error("kernel notifications are not to be had; changes by others are only repaired now and then", "family", s.family, "err", err)
 			continue
@@ -82,51 +82,9 @@ var routeGroups = []uint{
 	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
 }
 
-// withoutOwn is a filter for a socket that drops the news of routes and
-// neighbours that the socket with this port made: thousands when a host joins,
-// which would have to be read only to be found right. Other news are let
-// through, whoever caused them, because one change may have several effects;
-// so are FDB entries, of which VXLAN does not say who made them.
-func withoutOwn(port uint32) []unix.SockFilter {
-	const load, jumpIfEqual, answer = unix.BPF_LD | unix.BPF_ABS, unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, unix.BPF_RET | unix.BPF_K
-	// Filters load numbers in network order, netlink has them in the machine's.
-	swap32 := func(n uint32) uint32 { return binary.BigEndian.Uint32(native.AppendUint32(nil, n)) }
-	swap16 := func(n uint16) uint32 { return uint32(binary.BigEndian.Uint16(native.AppendUint16(nil, n))) }
-	return []unix.SockFilter{
-		{Code: load | unix.BPF_W, K: 12}, // nlmsg_pid
-		{Code: jumpIfEqual, K: swap32(port), Jf: 4},
-		{Code: load | unix.BPF_H, K: 4}, // nlmsg_type
-		{Code: jumpIfEqual, K: swap16(unix.RTM_NEWROUTE), Jt: 1},
-		{Code: jumpIfEqual, K: swap16(unix.RTM_NEWNEIGH), Jf: 1},
-		{Code: answer, K: 0},
-		{Code: answer, K: 1<<32 - 1},
-	}
-}
-
-func subscribe(family int, of []uint, filter []unix.SockFilter) (*os.File, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, family)
-	if err != nil {
-		return nil, err
-	}
-	var groups uint32
-	for _, g := range of {
-		groups |= 1 << (g - 1)
-	}
-	growReceiveBuffer(fd)
-	if len(filter) > 0 {
-		// Without it we only read more.
-		unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
-	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
-		unix.Close(fd)
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), "netlink"), nil
-}
-
 // watch reads notifications until f is closed, and announces those that concern
 // us.
-func watch(f *os.File, concerns func(nlmsg) bool, out chan<- struct{}) {
+func watch(f *rtnl.Subscription, concerns func(rtnl.Message) bool, out chan<- struct{}) {
 	announce := func() {
 		select {
 		case out <- struct{}{}:
@@ -135,28 +93,23 @@ func watch(f *os.File, concerns func(nlmsg) bool, out chan<- struct{}) {
 	}
 	buf := make([]byte, 64<<10)
 	for {
-		n, err := f.Read(buf)
-		switch {
-		case errors.Is(err, unix.ENOBUFS):
-			announce() // some were lost; one of them may have been ours
-		case err != nil:
+		matters := false
+		err := f.Read(buf, func(m rtnl.Message) { matters = matters || concerns(m) })
+		if err != nil && !errors.Is(err, rtnl.ErrOverrun) {
 			return
-		default:
-			matters := false
-			err := eachMessage(buf[:n], func(h nlmsg) { matters = matters || concerns(h) })
-			if matters || err != nil {
-				announce()
-			}
+		}
+		if matters || err != nil { // of those that were lost one may have been ours
+			announce()
 		}
 	}
 }
 
 // contradicts says whether a notification tells of something that is not as it
 // should be.
-func (x *index) contradicts(h nlmsg) bool {
+func (x *index) contradicts(h rtnl.Message) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	switch h.typ {
+	switch h.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		return x.link(h)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
@@ -180,16 +133,16 @@ const (
 )
 
 // netconf is about forwarding and source validation, of one device or of all.
-func (x *index) netconf(h nlmsg) bool {
-	if len(h.data) < 4 { // a family, padded
+func (x *index) netconf(h rtnl.Message) bool {
+	if len(h.Data) < 4 { // a family, padded
 		return false
 	}
 	ifindex, forwarding, rpFilter := int32(0), int32(1), int32(rpFilterLoose)
-	eachAttr(h.data[4:], func(typ uint16, v []byte) {
+	rtnl.EachAttr(h.Data[4:], func(typ uint16, v []byte) {
 		if len(v) != 4 {
 			return
 		}
-		switch n := int32(native.Uint32(v)); typ {
+		switch n := int32(binary.NativeEndian.Uint32(v)); typ {
 		case netconfIfindex:
 			ifindex = n
 		case netconfForwarding:
@@ -208,15 +161,15 @@ func (x *index) netconf(h nlmsg) bool {
 // made of today, may tell of the loss of a rule of ours, or of another that
 // comes before the jump to them. It cannot tell who did it; a look that finds
 // everything in place costs a few milliseconds.
-func concernsFirewall(h nlmsg) bool {
+func concernsFirewall(h rtnl.Message) bool {
 	const header = 4 // struct nfgenmsg: family, version, resource
-	if h.typ>>8 != unix.NFNL_SUBSYS_NFTABLES || len(h.data) < header ||
-		h.data[0] != unix.AF_INET && h.data[0] != unix.AF_INET6 {
+	if h.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(h.Data) < header ||
+		h.Data[0] != unix.AF_INET && h.Data[0] != unix.AF_INET6 {
 		return false
 	}
 	names := map[uint16]string{}
-	eachAttr(h.data[header:], func(typ uint16, v []byte) { names[typ] = unix.ByteSliceToString(v) })
-	switch h.typ & 0xff {
+	rtnl.EachAttr(h.Data[header:], func(typ uint16, v []byte) { names[typ] = unix.ByteSliceToString(v) })
+	switch h.Type & 0xff {
 	case unix.NFT_MSG_DELTABLE:
 		name := names[unix.NFTA_TABLE_NAME]
 		return name == "filter" || name == "nat"
@@ -234,80 +187,49 @@ func concernsFirewall(h nlmsg) bool {
 	return false
 }
 
-func (x *index) link(h nlmsg) bool {
-	if len(h.data) < unix.SizeofIfInfomsg {
+func (x *index) link(h rtnl.Message) bool {
+	l, ok := rtnl.ParseLink(h)
+	want, known := x.links[l.Index]
+	if !ok || !known {
 		return false
 	}
-	// Ports of a bridge send messages of the bridge family about themselves.
-	want, known := x.links[int(native.Uint32(h.data[4:]))]
-	if !known || h.data[0] != unix.AF_UNSPEC {
-		return false
-	}
-	if h.typ == unix.RTM_DELLINK || want.ours && native.Uint32(h.data[8:])&unix.IFF_UP == 0 {
-		return true
-	}
-	differs := false
-	eachAttr(h.data[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) {
-		switch {
-		case typ == unix.IFLA_MTU && len(v) == 4:
-			differs = differs || int(native.Uint32(v)) != want.mtu
-		case typ == unix.IFLA_ADDRESS && want.mac != conf.MAC{}:
-			differs = differs || !bytes.Equal(v, want.mac[:])
-		case typ == unix.IFLA_IFNAME && want.ours && len(v) > 0:
-			differs = differs || string(v[:len(v)-1]) != want.name
-		}
-	})
-	return differs
+	return h.Type == unix.RTM_DELLINK || l.MTU != want.mtu ||
+		want.ours && (!l.Up() || l.Name != want.name) ||
+		want.mac != conf.MAC{} && l.MAC != want.mac
 }
 
-func (x *index) addr(h nlmsg) bool {
-	if len(h.data) < unix.SizeofIfAddrmsg {
+func (x *index) addr(h rtnl.Message) bool {
+	a, ok := rtnl.ParseAddress(h)
+	if !ok {
 		return false
 	}
-	var ip, local netip.Addr
-	eachAttr(h.data[unix.SizeofIfAddrmsg:], func(typ uint16, v []byte) {
-		switch typ {
-		case unix.IFA_LOCAL:
-			local, _ = netip.AddrFromSlice(v)
-		case unix.IFA_ADDRESS:
-			ip, _ = netip.AddrFromSlice(v)
-		}
-	})
-	if local.IsValid() {
-		ip = local // they differ on point-to-point links
-	}
-	dev := int(native.Uint32(h.data[4:]))
-	if ip == x.local {
+	if a.Prefix.Addr() == x.local {
 		// Gone from the underlay, come back, or moved to another link.
-		return (h.typ == unix.RTM_NEWADDR) != (dev == x.underlay)
+		return (h.Type == unix.RTM_NEWADDR) != (a.Index == x.underlay)
 	}
-	want, known := x.links[dev]
-	if !known || !want.ours || h.data[3] != unix.RT_SCOPE_UNIVERSE {
+	want, known := x.links[a.Index]
+	if !known || !want.ours || a.Scope != unix.RT_SCOPE_UNIVERSE {
 		return false
 	}
-	there := false
-	for _, a := range want.addrs {
-		there = there || a == netip.PrefixFrom(ip, int(h.data[1]))
-	}
-	return there == (h.typ == unix.RTM_DELADDR)
+	return slices.Contains(want.addrs, a.Prefix) == (h.Type == unix.RTM_DELADDR)
 }
 
-func (x *index) route(h nlmsg) bool {
-	r, ok := parseRoute(h)
-	if !ok || r.table != unix.RT_TABLE_MAIN {
+func (x *index) route(h rtnl.Message) bool {
+	r, ok := rtnl.ParseRoute(h)
+	if !ok || r.Table != unix.RT_TABLE_MAIN {
 		return false
 	}
-	want, wanted := x.routes[r.dst]
+	want, wanted := x.routes[r.Dst]
 	switch {
-	case r.protocol == mark.RouteProtocol && h.typ == unix.RTM_NEWROUTE:
-		return !wanted || r.ours(x.vtep) != want
-	case r.protocol == mark.RouteProtocol:
-		return wanted && r.metric == want.metric
-	case h.typ == unix.RTM_NEWROUTE: // somebody else's, perhaps instead of ours
-		return wanted && r.metric <= want.metric && want.via.IsValid()
-	case r.protocol == unix.RTPROT_KERNEL: // the one that came with an address
-		for _, a := range x.links[r.oif].addrs {
-			if x.links[r.oif].ours && a.Masked() == r.dst {
+	case r.Protocol == mark.RouteProtocol && h.Type == unix.RTM_NEWROUTE:
+		return !wanted || asOurs(r, x.vtep) != want
+	case r.Protocol == mark.RouteProtocol:
+		return wanted && r.Metric == want.metric
+	case h.Type == unix.RTM_NEWROUTE: // somebody else's, perhaps instead of ours
+		return wanted && r.Metric <= want.metric && want.via.IsValid()
+	case r.Protocol == unix.RTPROT_KERNEL: // the one that came with an address
+		for _, a := range x.links[r.OIF].addrs {
+			if x.links[r.OIF].ours && a.Masked() == r.Dst {
 				return true
 			}
 		}
@@ -315,26 +237,26 @@ func (x *index) route(h nlmsg) bool {
 	return false
 }
 
-func (x *index) neighbour(h nlmsg) bool {
-	n, ok := parseNeighbour(h)
-	if !ok || n.ifindex != x.vtep || x.vtep == 0 {
+func (x *index) neighbour(h rtnl.Message) bool {
+	n, ok := rtnl.ParseNeighbour(h)
+	if !ok || n.Index != x.vtep || x.vtep == 0 {
 		return false
 	}
-	if n.family == unix.AF_BRIDGE {
-		want, wanted := x.fdb[n.mac]
-		if h.typ == unix.RTM_DELNEIGH {
-			return wanted && want == n.ip
+	if n.Family == unix.AF_BRIDGE {
+		want, wanted := x.fdb[n.MAC]
+		if h.Type == unix.RTM_DELNEIGH {
+			return wanted && want == n.IP
 		}
-		return !wanted || want != n.ip
+		return !wanted || want != n.IP
 	}
-	want, wanted := x.neigh[n.ip]
-	if h.typ == unix.RTM_DELNEIGH {
+	want, wanted := x.neigh[n.IP]
+	if h.Type == unix.RTM_DELNEIGH {
 		return wanted
 	}
-	if n.state&unix.NUD_PERMANENT == 0 {
+	if n.State&unix.NUD_PERMANENT == 0 {
 		return wanted // the kernel forgets temporary ones of its own by itself
 	}
-	return !wanted || want != n.mac
+	return !wanted || want != n.MAC
 }
 
 // expect enters what a plan leads to, before it is carried out. Links that are
@@ -345,7 +267,7 @@ func (x *index) expect(p *planned, have *state) {
 		indexes[name] = l.index
 	}
 	for _, o := range p.ops {
-		if o.obj <= linkUp {
+		if o.changesLink() {
 			delete(indexes, o.dev)
 		}
 	}

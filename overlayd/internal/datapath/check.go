@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/rtnl"
 )
 
 // check is a Set with resync for the nearly only case: the kernel has every
@@ -37,7 +38,7 @@ func (d *Datapath) check(ctx context.Context, cfg Config) (r Report, ok bool) {
 	p.wanted.entries = d.index.entries
 	d.last = nil
 	r, err = d.carryOut(ctx, cfg, &p, have, l.peers)
-	return r, !errors.Is(err, errOverrun)
+	return r, !errors.Is(err, rtnl.ErrOverrun)
 }
 
 // comparison tells whether the kernel has exactly the wanted entries while they
@@ -58,16 +59,16 @@ func (c *comparison) route(dst netip.Prefix, r route) {
 	c.routes++
 }
 
-func (c *comparison) neighbour(n kernelNeighbour) {
-	if n.family == unix.AF_BRIDGE {
-		want, ok := c.want.fdb[n.mac]
-		c.differs = c.differs || !ok || want != n.ip || c.fdb > 0 && n.mac == c.lastMAC
-		c.lastMAC = n.mac
+func (c *comparison) neighbour(n rtnl.Neighbour) {
+	if n.Family == unix.AF_BRIDGE {
+		want, ok := c.want.fdb[n.MAC]
+		c.differs = c.differs || !ok || want != n.IP || c.fdb > 0 && n.MAC == c.lastMAC
+		c.lastMAC = n.MAC
 		c.fdb++
 		return
 	}
-	want, ok := c.want.neigh[n.ip]
-	c.differs = c.differs || !ok || want != n.mac
+	want, ok := c.want.neigh[n.IP]
+	c.differs = c.differs || !ok || want != n.MAC
 	c.neigh++
 }
 

@@ -18,10 +18,10 @@ import (
 	"sync"
 
 	"github.com/coreos/go-iptables/iptables"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/rtnl"
 )
 
 // Config is the wanted end state of one host. The zero value of an address
@@ -75,13 +75,13 @@ type Report struct {
 type Datapath struct {
 	log   *slog.Logger
 	index index
+	port  uint32 // which notifications name as the origin of our own changes
 
-	mu     sync.Mutex // guards what follows
-	handle *netlink.Handle
-	conn   *conn
-	ip4    firewall
-	ip6    firewall
-	last   *applied // nil: nothing is known, the next Set reads the kernel
+	mu   sync.Mutex // guards what follows
+	conn *rtnl.Conn
+	ip4  firewall
+	ip6  firewall
+	last *applied // nil: nothing is known, the next Set reads the kernel
 
 	tooLarge int      // configured MTU that was warned of
 	disputed bool     // claims of peers that were warned of
@@ -105,17 +105,17 @@ type applied struct {
 
 // New opens what is needed to talk to the kernel. It changes nothing.
 func New(log *slog.Logger) (*Datapath, error) {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	c, err := rtnl.Open()
 	if err != nil {
-		return nil, fmt.Errorf("open a netlink socket: %w", err)
+		return nil, err
 	}
-	c, err := dial()
+	port, err := c.Port()
 	if err != nil {
-		h.Close()
+		c.Close()
 		return nil, err
 	}
 	return &Datapath{
-		log: log, handle: h, conn: c,
+		log: log, conn: c, port: port,
 		ip4: firewall{family: iptables.ProtocolIPv4},
 		ip6: firewall{family: iptables.ProtocolIPv6},
 	}, nil
@@ -125,8 +125,7 @@ func New(log *slog.Logger) (*Datapath, error) {
 func (d *Datapath) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.handle.Close()
-	return d.conn.close()
+	return d.conn.Close()
 }
 
 // Set makes the kernel what cfg says. With resync it reads the kernel first;
@@ -143,7 +142,7 @@ func (d *Datapath) Set(ctx context.Context, cfg Config, resync bool) Report {
 		}
 	}
 	r, err := d.setAll(ctx, cfg)
-	if errors.Is(err, errOverrun) {
+	if errors.Is(err, rtnl.ErrOverrun) {
 		// The kernel knows what it did; ask it.
 		again, _ := d.setAll(ctx, cfg)
 		again.Changed += r.Changed
@@ -302,7 +301,7 @@ func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report
 	if a.changed > 0 {
 		d.log.Debug("peers changed", "objects", a.changed)
 	}
-	if errors.Is(err, errOverrun) {
+	if errors.Is(err, rtnl.ErrOverrun) {
 		d.last = nil // ask the kernel what it did
 		return Report{}, false
 	}
@@ -414,11 +413,11 @@ func (d *Datapath) applier() *applier {
 	return &applier{
 		conn: d.conn, index: map[string]int{}, dead: map[string]bool{},
 		lookup: func(name string) (int, error) {
-			l, err := d.handle.LinkByName(name)
-			if err != nil {
-				return 0, err
+			l, ok, err := d.conn.LinkByName(name)
+			if err == nil && !ok {
+				err = unix.ENODEV
 			}
-			return l.Attrs().Index, nil
+			return l.Index, err
 		},
 	}
 }

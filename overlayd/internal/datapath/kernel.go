@@ -1,33 +1,21 @@
 package datapath
 
 import (
-	"errors"
 	"fmt"
-	"net"
+	"maps"
 	"net/netip"
+	"slices"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/mark"
+	"overlayd.internal/overlay/internal/rtnl"
 )
 
-// read lists what the kernel has, as far as cfg makes it our business. A
-// listing that changed while it was read is taken again, a few times.
-//
-// With want the entries are not kept but compared with it.
+// read lists what the kernel has, as far as cfg makes it our business. With want
+// the entries are not kept but compared with it.
 func (d *Datapath) read(cfg Config, want *entries) (*state, error) {
-	for try := 0; ; try++ {
-		s, err := d.readOnce(cfg, want)
-		interrupted := errors.Is(err, errInterrupted) || errors.Is(err, netlink.ErrDumpInterrupted)
-		if err == nil || !interrupted || try == 8 {
-			return s, err
-		}
-	}
-}
-
-func (d *Datapath) readOnce(cfg Config, want *entries) (*state, error) {
 	s := &state{
 		ipv6:      hasIPv6(),
 		links:     map[string]link{},
@@ -45,20 +33,20 @@ func (d *Datapath) readOnce(cfg Config, want *entries) (*state, error) {
 	}
 	names, err := d.readLinks(s)
 	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
+		return nil, err
 	}
 	if err := d.readAddrs(s, names, cfg); err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
+		return nil, err
 	}
 	for _, family := range s.families() {
 		if err := d.readRoutes(s, family, names, cfg); err != nil {
-			return nil, fmt.Errorf("list routes: %w", err)
+			return nil, err
 		}
 	}
 	if vtep, ok := s.links[conf.VTEPName]; ok {
 		for _, family := range append(s.families(), unix.AF_BRIDGE) {
 			if err := d.readNeighbours(s, family, vtep.index); err != nil {
-				return nil, fmt.Errorf("list neighbours of %s: %w", conf.VTEPName, err)
+				return nil, err
 			}
 		}
 	}
@@ -75,26 +63,16 @@ func (s *state) families() []uint8 {
 
 // readLinks lists every link and answers with the names by index.
 func (d *Datapath) readLinks(s *state) (map[int]string, error) {
-	all, err := d.handle.LinkList()
+	all, err := d.conn.Links()
 	if err != nil {
 		return nil, err
 	}
 	names := make(map[int]string, len(all))
 	ports := map[int]int{}
 	for _, l := range all {
-		a := l.Attrs()
-		names[a.Index] = a.Name
-		ports[a.MasterIndex]++
-		n := link{index: a.Index, kind: l.Type(), mtu: a.MTU, up: a.Flags&net.FlagUp != 0, alias: a.Alias, loopback: a.Flags&net.FlagLoopback != 0}
-		copy(n.mac[:], a.HardwareAddr)
-		switch x := l.(type) {
-		case *netlink.Vxlan:
-			local, _ := netip.AddrFromSlice(x.SrcAddr)
-			n.vxlan = vxlan{x.VxlanId, x.Port, local, x.Learning, x.Group != nil || x.VtepDevIndex != 0 || x.FlowBased}
-		case *netlink.Device:
-			n.kind = ""
-		}
-		s.links[a.Name] = n
+		names[l.Index] = l.Name
+		ports[l.Master]++
+		s.links[l.Name] = link{index: l.Index, kind: l.Kind, mac: l.MAC, mtu: l.MTU, up: l.Up(), alias: l.Alias, loopback: l.Loopback(), vxlan: l.VXLAN}
 	}
 	for index, n := range ports {
 		if name, ok := names[index]; ok {
@@ -108,7 +86,7 @@ func (d *Datapath) readLinks(s *state) (map[int]string, error) {
 
 // readAddrs lists the global addresses of our devices and finds the underlay.
 func (d *Datapath) readAddrs(s *state, names map[int]string, cfg Config) error {
-	all, err := d.handle.AddrList(nil, netlink.FAMILY_ALL)
+	all, err := d.conn.Addresses(0)
 	if err != nil {
 		return err
 	}
@@ -117,17 +95,11 @@ func (d *Datapath) readAddrs(s *state, names map[int]string, cfg Config) error {
 		ours[x.name] = true
 	}
 	for _, a := range all {
-		ip, ok := netip.AddrFromSlice(a.IP)
-		if !ok {
-			continue
-		}
-		ip = ip.Unmap()
-		name := names[a.LinkIndex]
-		bits, _ := a.Mask.Size()
+		name := names[a.Index]
 		switch {
 		case ours[name] && a.Scope == unix.RT_SCOPE_UNIVERSE:
-			s.addrs[addrKey{name, netip.PrefixFrom(ip, bits)}] = struct{}{}
-		case !ours[name] && ip == cfg.VTEP.Local:
+			s.addrs[addrKey{name, a.Prefix}] = struct{}{}
+		case !ours[name] && a.Prefix.Addr() == cfg.VTEP.Local:
 			s.underlay = name
 		}
 	}
@@ -144,32 +116,45 @@ func (d *Datapath) readRoutes(s *state, family uint8, names map[int]string, cfg 
 		}
 	}
 	vtep := s.links[conf.VTEPName].index
-	header := make([]byte, unix.SizeofRtMsg)
-	header[0] = family
-	attrs := func(m *messages) { m.attr32(unix.RTA_TABLE, unix.RT_TABLE_MAIN) }
-	return d.conn.dump(unix.RTM_GETROUTE, header, attrs, func(h nlmsg) {
-		r, ok := parseRoute(h)
-		if !ok || r.family != family || r.table != unix.RT_TABLE_MAIN {
+	var kept comparison
+	if s.compare != nil {
+		kept = *s.compare
+	}
+	return d.conn.Dump(rtnl.RoutesRequest(family, unix.RT_TABLE_MAIN), func(m rtnl.Message) {
+		r, ok := rtnl.ParseRoute(m)
+		if !ok || m.Data[0] != family || r.Table != unix.RT_TABLE_MAIN {
 			return
 		}
-		dev, onOurs := ours[r.oif]
+		dev, onOurs := ours[r.OIF]
 		switch {
-		case r.protocol == mark.RouteProtocol:
-			s.addRoute(r.dst, r.ours(vtep))
-		case onOurs && r.protocol == unix.RTPROT_KERNEL:
+		case r.Protocol == mark.RouteProtocol:
+			s.addRoute(r.Dst, asOurs(r, vtep))
+		case onOurs && r.Protocol == unix.RTPROT_KERNEL:
 			for _, x := range devices(cfg) {
 				for _, a := range x.addrs {
-					if x.name == dev && a.Masked() == r.dst {
+					if x.name == dev && a.Masked() == r.Dst {
 						s.connected[addrKey{dev, a}] = struct{}{}
 					}
 				}
 			}
-		case !onOurs && overlayOf(cfg, r.dst) != "":
-			if f, dup := s.foreign[r.dst]; !dup || r.metric < f.metric {
-				s.foreign[r.dst] = foreignRoute{r.metric, r.text(names)}
+		case !onOurs && overlayOf(cfg, r.Dst) != "":
+			if f, dup := s.foreign[r.Dst]; !dup || r.Metric < f.metric {
+				s.foreign[r.Dst] = foreignRoute{r.Metric, text(r, names)}
 			}
 		}
-	})
+	}, func() { s.dropRoutes(family, kept) })
+}
+
+// dropRoutes forgets the routes of one family that were read so far.
+func (s *state) dropRoutes(family uint8, kept comparison) {
+	is := func(p netip.Prefix) bool { return p.Addr().Is4() == (family == unix.AF_INET) }
+	maps.DeleteFunc(s.routes, func(p netip.Prefix, _ route) bool { return is(p) })
+	maps.DeleteFunc(s.foreign, func(p netip.Prefix, _ foreignRoute) bool { return is(p) })
+	maps.DeleteFunc(s.connected, func(k addrKey, _ struct{}) bool { return is(k.prefix) })
+	s.more = slices.DeleteFunc(s.more, func(r routeEntry) bool { return is(r.prefix) })
+	if s.compare != nil {
+		*s.compare = kept
+	}
 }
 
 // addRoute records a route of ours; entries hold one for each prefix.
@@ -185,59 +170,12 @@ func (s *state) addRoute(dst netip.Prefix, r route) {
 	s.routes[dst] = r
 }
 
-// kernelRoute is a route as a netlink message tells it.
-type kernelRoute struct {
-	family, protocol, kind uint8
-	table                  uint32
-	dst                    netip.Prefix
-	via                    netip.Addr
-	oif                    int
-	metric                 uint32
-	multipath              bool
-}
-
-func parseRoute(h nlmsg) (r kernelRoute, ok bool) {
-	if len(h.data) < unix.SizeofRtMsg {
-		return r, false
-	}
-	b := h.data
-	r = kernelRoute{family: b[0], protocol: b[5], kind: b[7], table: uint32(b[4])}
-	var dst netip.Addr
-	switch r.family {
-	case unix.AF_INET:
-		dst = netip.IPv4Unspecified()
-	case unix.AF_INET6:
-		dst = netip.IPv6Unspecified()
-	default:
-		return r, false
-	}
-	eachAttr(b[unix.SizeofRtMsg:], func(typ uint16, v []byte) {
-		switch {
-		case typ == unix.RTA_DST:
-			dst, _ = netip.AddrFromSlice(v)
-		case typ == unix.RTA_GATEWAY:
-			r.via, _ = netip.AddrFromSlice(v)
-		case typ == unix.RTA_MULTIPATH:
-			r.multipath = true
-		case len(v) < 4:
-		case typ == unix.RTA_OIF:
-			r.oif = int(native.Uint32(v))
-		case typ == unix.RTA_PRIORITY:
-			r.metric = native.Uint32(v)
-		case typ == unix.RTA_TABLE:
-			r.table = native.Uint32(v)
-		}
-	})
-	r.dst = netip.PrefixFrom(dst, int(b[1]))
-	return r, r.dst.IsValid()
-}
-
-// ours is the route as one of our own.
-func (k kernelRoute) ours(vtep int) route {
-	r := route{metric: k.metric, via: k.via}
-	switch k.kind {
+// asOurs is a route with our protocol as one of our own.
+func asOurs(k rtnl.Route, vtep int) route {
+	r := route{metric: k.Metric, via: k.Via}
+	switch k.Kind {
 	case unix.RTN_UNICAST:
-		r.odd = !k.via.IsValid() || k.oif != vtep || k.multipath
+		r.odd = !k.Via.IsValid() || k.OIF != vtep || k.Multipath
 	case unix.RTN_BLACKHOLE:
 		r.via = netip.Addr{}
 	default:
@@ -246,73 +184,45 @@ func (k kernelRoute) ours(vtep int) route {
 	return r
 }
 
-func (k kernelRoute) text(names map[int]string) string {
-	t := k.dst.String()
-	if k.via.IsValid() {
-		t += " via " + k.via.String()
+func text(r rtnl.Route, names map[int]string) string {
+	t := r.Dst.String()
+	if r.Via.IsValid() {
+		t += " via " + r.Via.String()
 	}
-	if dev, ok := names[k.oif]; ok {
+	if dev, ok := names[r.OIF]; ok {
 		t += " dev " + dev
 	}
-	return fmt.Sprintf("%s protocol %d metric %d", t, k.protocol, k.metric)
+	return fmt.Sprintf("%s protocol %d metric %d", t, r.Protocol, r.Metric)
 }
 
 // readNeighbours lists the permanent entries of the VTEP: neighbours of one
 // family or, for AF_BRIDGE, the FDB.
 func (d *Datapath) readNeighbours(s *state, family uint8, vtep int) error {
-	header := make([]byte, unix.SizeofNdMsg)
-	header[0] = family
-	var attrs func(*messages)
-	if family == unix.AF_BRIDGE {
-		native.PutUint32(header[4:], uint32(vtep))
-	} else {
-		attrs = func(m *messages) { m.attr32(unix.NDA_IFINDEX, uint32(vtep)) }
+	var kept comparison
+	if s.compare != nil {
+		kept = *s.compare
 	}
-	return d.conn.dump(unix.RTM_GETNEIGH, header, attrs, func(h nlmsg) {
-		n, ok := parseNeighbour(h)
-		if !ok || n.family != family || n.ifindex != vtep || n.state&unix.NUD_PERMANENT == 0 {
+	return d.conn.Dump(rtnl.NeighboursRequest(family, vtep), func(m rtnl.Message) {
+		n, ok := rtnl.ParseNeighbour(m)
+		if !ok || n.Family != family || n.Index != vtep || n.State&unix.NUD_PERMANENT == 0 {
 			return
 		}
 		switch {
 		case s.compare != nil:
 			s.compare.neighbour(n)
 		case family == unix.AF_BRIDGE:
-			s.fdb[n.mac] = n.ip
+			s.fdb[n.MAC] = n.IP
 		default:
-			s.neigh[n.ip] = n.mac
+			s.neigh[n.IP] = n.MAC
+		}
+	}, func() {
+		switch {
+		case s.compare != nil:
+			*s.compare = kept
+		case family == unix.AF_BRIDGE:
+			clear(s.fdb)
+		default:
+			maps.DeleteFunc(s.neigh, func(ip netip.Addr, _ conf.MAC) bool { return ip.Is4() == (family == unix.AF_INET) })
 		}
 	})
-}
-
-// kernelNeighbour is a neighbour or FDB entry as a netlink message tells it.
-type kernelNeighbour struct {
-	family  uint8
-	ifindex int
-	state   uint16
-	ip      netip.Addr // of an FDB entry: where frames go; invalid if it is not plainly one host
-	mac     conf.MAC
-}
-
-const ndaNHID = 13 // from linux/neighbour.h
-
-func parseNeighbour(h nlmsg) (n kernelNeighbour, ok bool) {
-	if len(h.data) < unix.SizeofNdMsg {
-		return n, false
-	}
-	n = kernelNeighbour{family: h.data[0], ifindex: int(native.Uint32(h.data[4:])), state: native.Uint16(h.data[8:])}
-	plain := true
-	eachAttr(h.data[unix.SizeofNdMsg:], func(typ uint16, v []byte) {
-		switch typ {
-		case unix.NDA_DST:
-			n.ip, _ = netip.AddrFromSlice(v)
-		case unix.NDA_LLADDR:
-			copy(n.mac[:], v)
-		case unix.NDA_PORT, unix.NDA_VNI, unix.NDA_IFINDEX, ndaNHID:
-			plain = false
-		}
-	})
-	if !plain && n.family == unix.AF_BRIDGE {
-		n.ip = netip.Addr{}
-	}
-	return n, true
 }

@@ -51,6 +51,34 @@ const (
 	routeTo // an agent subnet: via a peer's VTEP, or blackhole
 )
 
+// isLink: the operation makes or removes a device.
+func (o op) isLink() bool { return o.obj == vtepLink || o.obj == bridgeLink }
+
+// changesLink: until the operation is done, nothing certain can be said of the
+// device itself.
+func (o op) changesLink() bool {
+	switch o.obj {
+	case vtepLink, bridgeLink, linkAlias, linkMTU, linkUp:
+		return true
+	}
+	return false
+}
+
+// needsIndex: a device is made by its name; whatever is done to it afterwards
+// goes by its index, because a name may be another name (altname) of a link that
+// is not ours.
+func (o op) needsIndex() bool {
+	switch o.obj {
+	case vtepLink, bridgeLink:
+		return o.act != add
+	case sysctl:
+		return false
+	case routeTo:
+		return o.dev != "" && o.act != del
+	}
+	return true
+}
+
 // String is the change as one would type it after "ip" (or "bridge", "sysctl").
 func (o op) String() string {
 	switch o.obj {

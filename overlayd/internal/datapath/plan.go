@@ -10,6 +10,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/mark"
+	"overlayd.internal/overlay/internal/rtnl"
 )
 
 // encap4 and encap6 are what VXLAN adds to a packet on an IPv4 and on an IPv6
@@ -53,16 +54,7 @@ type link struct {
 	loopback bool
 	alias    string
 	ports    int // of a bridge
-	vxlan    vxlan
-}
-
-// vxlan is the part of a VXLAN device that cannot be changed later, or not
-// without harm.
-type vxlan struct {
-	vni, port int
-	local     netip.Addr
-	learning  bool
-	fixed     bool // bound to a link or to a group, which ours never is
+	vxlan    rtnl.VXLAN
 }
 
 type addrKey struct {
@@ -274,13 +266,13 @@ func (p *planned) planLinks(have *state) map[string]bool {
 	fresh := map[string]bool{}
 	v := p.cfg.VTEP
 	l, there := have.links[conf.VTEPName]
-	if there && (l.kind != "vxlan" || l.mac != v.MAC || l.vxlan != (vxlan{vni: conf.VNI, port: conf.VXLANPort, local: v.Local})) {
+	if there && (l.kind != "vxlan" || l.mac != v.MAC || l.vxlan != (rtnl.VXLAN{VNI: conf.VNI, Port: conf.VXLANPort, Local: v.Local})) {
 		p.add(op{act: del, obj: vtepLink, dev: conf.VTEPName})
 		there = false
 	}
 	if !there {
 		for _, name := range slices.Sorted(maps.Keys(have.links)) {
-			if x := have.links[name].vxlan; name != conf.VTEPName && x.vni == conf.VNI && x.port == conf.VXLANPort {
+			if x := have.links[name].vxlan; name != conf.VTEPName && x.VNI == conf.VNI && x.Port == conf.VXLANPort {
 				p.complain("", "link %s is a VXLAN device with our VNI %d and UDP port %d; remove it so that %s can be made",
 					name, conf.VNI, conf.VXLANPort, conf.VTEPName)
 			}

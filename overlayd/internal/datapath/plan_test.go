@@ -9,6 +9,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/mark"
+	"overlayd.internal/overlay/internal/rtnl"
 )
 
 // bareKernel is a host with one Ethernet and nothing of ours.
@@ -33,7 +34,7 @@ func kernelWith(c Config) *state {
 		l := link{index: 10 + i, kind: "bridge", mac: mark.BridgeMAC(d.addrs), mtu: mtu, up: true}
 		if d.overlay == "" {
 			l.kind, l.mac = "vxlan", c.VTEP.MAC
-			l.vxlan = vxlan{vni: 1024, port: 64000, local: c.VTEP.Local}
+			l.vxlan = rtnl.VXLAN{VNI: 1024, Port: 64000, Local: c.VTEP.Local}
 		} else {
 			l.alias = d.alias()
 		}
@@ -167,7 +168,7 @@ func TestPlan(t *testing.T) {
 			want: edit(v4, func(c *Config) { c.Peers, c.Bridges = c.Peers[:1], nil }),
 			have: kernel(kernelWith(edit(v4, func(c *Config) { c.Peers, c.Bridges = c.Peers[:1], nil })), func(s *state) {
 				l := s.links["vtep1024"]
-				l.vxlan.learning = true
+				l.vxlan.Learning = true
 				s.links["vtep1024"] = l
 			}),
 			ops: `
@@ -330,7 +331,7 @@ func TestPlan(t *testing.T) {
 			have: kernel(kernelWith(v4), func(s *state) {
 				s.links["m-dcos"] = link{kind: "veth", mtu: 1450}
 				delete(s.links, "vtep1024")
-				s.links["vx0"] = link{kind: "vxlan", mtu: 1450, vxlan: vxlan{vni: 1024, port: 64000}}
+				s.links["vx0"] = link{kind: "vxlan", mtu: 1450, vxlan: rtnl.VXLAN{VNI: 1024, Port: 64000}}
 				s.entries, s.addrs = entries{}, map[addrKey]struct{}{{"d-dcos", prefix("9.0.0.129/25")}: {}}
 				s.sysctls = map[string]string{}
 				for _, w := range settings(v4, true) {

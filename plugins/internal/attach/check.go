@@ -60,15 +60,15 @@ func (p program) checkHost(c *cni.Call, s *sandbox) error {
 		return cni.Errorf(types.ErrTryAgainLater, "bridge %s is missing or down on this host; the agent repairs it if it runs", bridgeName)
 	}
 	name := mark.HostEnd(p.half, c.Attachment().Key())
-	l, ok, err := getLink(s.host, name)
+	l, ok, err := s.host.LinkByName(name)
 	switch {
 	case err != nil:
 		return kernelError(err)
-	case !ok || !l.ours(name):
+	case !ok || !isHostEnd(l, name):
 		return missing("interface %s of the container is missing on the host", name)
-	case l.master != bridge.Index:
+	case l.Master != bridge.Index:
 		return missing("interface %s is not a port of bridge %s", name, bridgeName)
-	case !l.up:
+	case !l.Up():
 		return missing("interface %s is down on the host", name)
 	}
 	return nil
@@ -83,26 +83,26 @@ func (p program) checkContainer(c *cni.Call, s *sandbox, prev *types100.Result) 
 		return missing("prevResult lists no interface %s in a container", c.IfName)
 	}
 	want := prev.Interfaces[index]
-	l, ok, err := getLink(s.inside, c.IfName)
+	l, ok, err := s.inside.LinkByName(c.IfName)
 	switch {
 	case err != nil:
 		return kernelError(err)
 	case !ok:
 		return missing("interface %s is missing in the container", c.IfName)
-	case !l.up:
+	case !l.Up():
 		return missing("interface %s is down in the container", c.IfName)
-	case l.kind != "veth":
-		return missing("interface %s in the container is a %s and not the veth that ADD made", c.IfName, l.kind)
+	case l.Kind != "veth":
+		return missing("interface %s in the container is a %s and not the veth that ADD made", c.IfName, l.Kind)
 	}
 	// A plugin later in the chain may have changed it, and says so.
-	if mac, err := conf.ParseMAC(want.Mac); err == nil && mac != l.mac {
-		return missing("interface %s has MAC %s, and prevResult says %s", c.IfName, l.mac, mac)
+	if mac, err := conf.ParseMAC(want.Mac); err == nil && mac != l.MAC {
+		return missing("interface %s has MAC %s, and prevResult says %s", c.IfName, l.MAC, mac)
 	}
 	// Of an MTU it does not say so (tuning). A smaller one harms nobody else.
-	if want.Mtu != 0 && want.Mtu < l.mtu {
-		return missing("interface %s has MTU %d, and prevResult says %d", c.IfName, l.mtu, want.Mtu)
+	if want.Mtu != 0 && want.Mtu < l.MTU {
+		return missing("interface %s has MTU %d, and prevResult says %d", c.IfName, l.MTU, want.Mtu)
 	}
-	have, err := addresses(s.inside, l.index)
+	have, err := addresses(s.inside, l.Index)
 	if err != nil {
 		return kernelError(err)
 	}

@@ -6,6 +6,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/cni"
+	"overlayd.internal/overlay/internal/rtnl"
 )
 
 // FuzzDelegateResult: whatever an IPAM plugin of others prints, what is taken
@@ -49,7 +50,7 @@ func FuzzDelegateResult(f *testing.F) {
 			if !r.dst.IsValid() {
 				t.Errorf("%s: route %+v", b, r)
 			}
-			addRoute(1, r)
+			addRoute(new(rtnl.Batch), 1, r)
 		}
 	})
 }

@@ -68,15 +68,17 @@ func removeLinks(links []veth.Link) error {
 	}
 	defer conn.Close()
 	for batch := range slices.Chunk(links, 100) {
-		var msgs []rtnl.Message
+		var b rtnl.Batch
 		for _, l := range batch {
-			msgs = append(msgs, setGroup(l.Name, l.Index, gcGroup))
+			setGroup(&b, l.Name, l.Index, gcGroup)
 		}
-		for _, err := range conn.Send(msgs...) {
+		for _, err := range conn.Each(&b) {
 			if removed(err) != nil {
 				return err
 			}
 		}
 	}
-	return removed(conn.Send(deleteGroup(gcGroup))[0])
+	var b rtnl.Batch
+	deleteGroup(&b, gcGroup)
+	return removed(conn.Each(&b)[0])
 }

@@ -76,19 +76,26 @@ func (s *sandbox) vacant(host, ifName string) error {
 	if taken, err := s.host.Has(host); err != nil || !taken {
 		return err
 	}
-	l, ok, err := getLink(s.host, host)
-	if err != nil || !ok {
+	l, ok, err := s.host.LinkByName(host)
+	if err != nil || l.Index == 0 {
 		return err
 	}
-	if !l.ours(host) {
+	if !ok || !isHostEnd(l, host) {
 		return fmt.Errorf("interface %s %w on the host and is not ours; remove or rename it", host, errExists)
 	}
 	// The last thing an ADD does is to bring the container's end up, and a
 	// namespace that is being torn down has lost its name.
-	if l.carrier && l.peerNamed {
+	if l.Carrier() && l.PeerNamed {
 		return fmt.Errorf("interface %s %w: the container has it in another network namespace", ifName, errExists)
 	}
-	return removed(s.host.Send(deleteLink(host, l.index))[0])
+	return deleteLink(s.host, host, l.Index)
+}
+
+// deleteLink removes a link, and with it the other end of a pair.
+func deleteLink(c *rtnl.Conn, name string, index int) error {
+	var b rtnl.Batch
+	b.DeleteLink("delete interface "+name, index)
+	return removed(c.Each(&b)[0])
 }
 
 // removed turns "was not there" into success.
@@ -115,25 +122,7 @@ func isErrno(err error, errno unix.Errno) bool { return errors.Is(err, errno) }
 // that the container has got from it. What it made is on the undo stack, also
 // when it fails.
 func (s *sandbox) connect(ctx context.Context, p pair, addrs []netip.Prefix, want []wantedRoute, undo *undoStack) ([]route, error) {
-	errs := s.host.Send(p.create(), p.mark(true))
-	// Without an answer from the kernel the pair may be there. No other link of
-	// that name was before, and the undo leaves what is not ours.
-	if !errors.As(errs[0], new(*rtnl.Error)) {
-		undo.push(func() error {
-			_, err := removeHost(s.host, p.host)
-			return err
-		})
-	}
-	if errs[0] == nil && isErrno(errs[1], unix.EAFNOSUPPORT) {
-		// The link has no IPv6: its MTU is below 1280, or the kernel was started
-		// with ipv6.disable=1. The kernel finds that first, and has done nothing.
-		errs[1] = s.host.Send(p.mark(false))[0]
-	}
-	crash("linked")
-	if isErrno(errs[0], unix.EEXIST) {
-		return nil, fmt.Errorf("interface %s: %w: %w", p.name, errExists, errs[0])
-	}
-	if err := first(errs); err != nil {
+	if err := s.create(p, undo); err != nil {
 		return nil, err
 	}
 	peer, ok, err := s.inside.Find(p.name)
@@ -157,6 +146,50 @@ func (s *sandbox) connect(ctx context.Context, p pair, addrs []netip.Prefix, wan
 		return nil, err
 	}
 	return routes, nil
+}
+
+// create makes the pair and says whose it is. The host end is found by name once
+// it is known to be new, and from then on by index.
+func (s *sandbox) create(p pair, undo *undoStack) error {
+	var b rtnl.Batch
+	p.create(&b)
+	err := s.host.Each(&b)[0]
+	// Without an answer from the kernel the pair may be there. No other link of
+	// that name was before, and the undo leaves what is not ours.
+	if !errors.As(err, new(*rtnl.Error)) {
+		undo.push(func() error {
+			_, err := removeHost(s.host, p.host)
+			return err
+		})
+	}
+	if err == nil {
+		err = s.markHost(p)
+	}
+	crash("linked")
+	if isErrno(err, unix.EEXIST) {
+		return fmt.Errorf("interface %s: %w: %w", p.name, errExists, err)
+	}
+	return err
+}
+
+func (s *sandbox) markHost(p pair) error {
+	host, ok, err := s.host.Find(p.host)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("interface %s has gone from the host while it was set up", p.host)
+	}
+	for _, ipv6 := range [...]bool{true, false} {
+		var b rtnl.Batch
+		p.mark(&b, host.Index, ipv6)
+		// A link has no IPv6 where its MTU is below 1280, or the kernel was started
+		// with ipv6.disable=1. The kernel finds that first, and has done nothing.
+		if err = s.host.Each(&b)[0]; !isErrno(err, unix.EAFNOSUPPORT) {
+			break
+		}
+	}
+	return err
 }
 
 func isIPv6(p netip.Prefix) bool { return p.Addr().Is6() }
@@ -191,19 +224,20 @@ type wantedRoute struct {
 // configure gives the container's end its addresses, brings it up and adds the
 // routes, all in one send.
 func (s *sandbox) configure(p pair, index int, addrs []netip.Prefix, want []wantedRoute) ([]route, error) {
-	var msgs []rtnl.Message
-	for _, a := range addrs {
-		msgs = append(msgs, addAddress(index, a))
-	}
-	msgs = append(msgs, linkUp(p.name, index))
-	fixed := len(msgs)
-	for _, r := range want {
-		msgs = append(msgs, addRoute(index, r.route))
-	}
+	var b rtnl.Batch
 	// The kernel would make a link-local address itself, and then spend a second
 	// or two on making sure that nobody else has it. Where the container has no
 	// IPv6 this one is refused, which does not matter.
-	errs := s.inside.Send(append([]rtnl.Message{addAddress(index, linkLocal(p.mac))}, msgs...)...)[1:]
+	addAddress(&b, index, linkLocal(p.mac))
+	for _, a := range addrs {
+		addAddress(&b, index, a)
+	}
+	b.LinkUp("set interface "+p.name+" up", index)
+	fixed := b.Len() - 1
+	for _, r := range want {
+		addRoute(&b, index, r.route)
+	}
+	errs := s.inside.Each(&b)[1:]
 	if err := first(errs[:fixed]); err != nil {
 		return nil, err
 	}
@@ -231,7 +265,9 @@ func (s *sandbox) settleRoute(index int, r *wantedRoute, err error) (ok bool, _ 
 			return false, err
 		}
 		*r = *r.instead
-		err = s.inside.Send(addRoute(index, r.route))[0]
+		var b rtnl.Batch
+		addRoute(&b, index, r.route)
+		err = s.inside.Each(&b)[0]
 	}
 	return err == nil, err
 }
@@ -250,11 +286,11 @@ func (s *sandbox) settle(ctx context.Context, p pair, addrs []netip.Prefix) erro
 		name string
 	}{{s.inside, p.name}, {s.host, p.host}, {s.host, p.bridge}} {
 		if err := wait(ctx, until, "interface "+end.name+" to become operational", func() (bool, error) {
-			l, ok, err := getLink(end.conn, end.name)
+			l, ok, err := end.conn.LinkByName(end.name)
 			if err == nil && !ok {
 				err = fmt.Errorf("interface %s has gone while %s was set up", end.name, p.name)
 			}
-			return l.operational, err
+			return l.Operational, err
 		}); err != nil {
 			return err
 		}
@@ -264,7 +300,7 @@ func (s *sandbox) settle(ctx context.Context, p pair, addrs []netip.Prefix) erro
 			continue
 		}
 		if err := wait(ctx, until, "address "+a.Addr().String()+" to be received", func() (bool, error) {
-			return isLocal(s.inside, a.Addr())
+			return s.inside.IsLocal(a.Addr())
 		}); err != nil {
 			return err
 		}
@@ -296,10 +332,10 @@ func wait(ctx context.Context, until time.Time, what string, done func() (bool, 
 // container's end goes with it. It returns what its alias said. A link of that
 // name that is not ours is left alone.
 func removeHost(c *rtnl.Conn, name string) (mark.Alias, error) {
-	l, ok, err := getLink(c, name)
-	if err != nil || !ok || !l.ours(name) {
+	l, ok, err := c.LinkByName(name)
+	if err != nil || !ok || !isHostEnd(l, name) {
 		return mark.Alias{}, err
 	}
-	alias, _ := mark.ParseAlias(l.alias)
-	return alias, removed(c.Send(deleteLink(name, l.index))[0])
+	alias, _ := mark.ParseAlias(l.Alias)
+	return alias, deleteLink(c, name, l.Index)
 }

@@ -4,16 +4,12 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
 )
-
-// ifla6AddrGenMode is IFLA_INET6_ADDR_GEN_MODE of linux/if_link.h.
-const ifla6AddrGenMode = 8
 
 // pair describes the veth pair of one attachment.
 type pair struct {
@@ -37,143 +33,85 @@ type pair struct {
 //
 // One queue each way is what a veth uses. Left to itself the kernel makes as many
 // as there are processors, and then takes all but one out of use again.
-func (p pair) create() rtnl.Message {
-	header := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	header.Flags, header.Change = unix.IFF_UP, unix.IFF_UP
-	m := rtnl.New(fmt.Sprintf("create interface %s on bridge %s with its peer %s in the container", p.host, p.bridge, p.name),
-		unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, header)
-	m.Attr(unix.IFLA_IFNAME, nl.ZeroTerminated(p.host))
-	m.Attr(unix.IFLA_ADDRESS, p.hostMAC[:])
-	m.Attr(unix.IFLA_MTU, nl.Uint32Attr(uint32(p.mtu)))
-	m.Attr(unix.IFLA_NUM_TX_QUEUES, nl.Uint32Attr(1))
-	m.Attr(unix.IFLA_NUM_RX_QUEUES, nl.Uint32Attr(1))
-	m.Attr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(p.bridgeIdx)))
+func (p pair) create(b *rtnl.Batch) {
+	b.AddLink(fmt.Sprintf("create interface %s on bridge %s with its peer %s in the container", p.host, p.bridge, p.name), p.host, true)
+	b.Attr(unix.IFLA_ADDRESS, p.hostMAC[:]...)
+	p.common(b)
+	b.Attr32(unix.IFLA_MASTER, uint32(p.bridgeIdx))
+	b.Nest(unix.IFLA_LINKINFO, func() {
+		b.Attr(unix.IFLA_INFO_KIND, []byte("veth")...)
+		b.Nest(unix.IFLA_INFO_DATA, func() {
+			b.Nest(rtnl.VethPeer, func() {
+				b.ChildLink()
+				b.AttrString(unix.IFLA_IFNAME, p.name)
+				b.Attr(unix.IFLA_ADDRESS, p.mac[:]...)
+				p.common(b)
+				b.Attr32(unix.IFLA_NET_NS_FD, uint32(p.netns))
+			})
+		})
+	})
+}
 
-	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
-	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
-	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
-	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(p.name))
-	peer.AddRtAttr(unix.IFLA_ADDRESS, p.mac[:])
-	peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(p.mtu)))
-	peer.AddRtAttr(unix.IFLA_NUM_TX_QUEUES, nl.Uint32Attr(1))
-	peer.AddRtAttr(unix.IFLA_NUM_RX_QUEUES, nl.Uint32Attr(1))
-	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(p.netns)))
-	m.AddData(info)
-	return m
+// common is what both ends have.
+func (p pair) common(b *rtnl.Batch) {
+	b.Attr32(unix.IFLA_MTU, uint32(p.mtu))
+	b.Attr32(unix.IFLA_NUM_TX_QUEUES, 1)
+	b.Attr32(unix.IFLA_NUM_RX_QUEUES, 1)
 }
 
 // mark says whose the host end is and sets it up as a bridge port; the kernel
 // takes none of this when it creates a link. A bridge port needs no link-local
 // address, so it gets none: that saves the packets of announcing one.
 // Of a link without IPv6 the kernel does not take that.
-func (p pair) mark(ipv6 bool) rtnl.Message {
-	m := rtnl.New("set up interface "+p.host, unix.RTM_NEWLINK, 0, nl.NewIfInfomsg(unix.AF_UNSPEC))
-	m.Attr(unix.IFLA_IFNAME, nl.ZeroTerminated(p.host))
-	m.Attr(unix.IFLA_IFALIAS, nl.NonZeroTerminated(p.alias))
-
-	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
-	info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated("bridge"))
-	info.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil).AddRtAttr(nl.IFLA_BRPORT_MODE, flag(p.hairpin))
-	m.AddData(info)
+func (p pair) mark(b *rtnl.Batch, index int, ipv6 bool) {
+	b.SetLink("set up interface "+p.host, index)
+	b.Attr(unix.IFLA_IFALIAS, []byte(p.alias)...)
+	b.Nest(unix.IFLA_LINKINFO, func() {
+		b.Attr(unix.IFLA_INFO_KIND, []byte("veth")...)
+		b.Attr(unix.IFLA_INFO_SLAVE_KIND, []byte("bridge")...)
+		b.Nest(unix.IFLA_INFO_SLAVE_DATA, func() { b.Attr(unix.IFLA_BRPORT_MODE, flag(p.hairpin)) })
+	})
 	if !ipv6 {
-		return m
+		return
 	}
-
-	family := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
-	family.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(ifla6AddrGenMode, nl.Uint8Attr(nl.IN6_ADDR_GEN_MODE_NONE))
-	m.AddData(family)
-	return m
+	b.Nest(unix.IFLA_AF_SPEC, func() {
+		b.Nest(unix.AF_INET6, func() { b.Attr(unix.IFLA_INET6_ADDR_GEN_MODE, rtnl.AddrGenNone) })
+	})
 }
 
-func flag(on bool) []byte {
+func flag(on bool) byte {
 	if on {
-		return nl.Uint8Attr(1)
+		return 1
 	}
-	return nl.Uint8Attr(0)
-}
-
-// deleteLink removes a link, and with it the other end of a pair.
-func deleteLink(name string, index int) rtnl.Message {
-	header := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	header.Index = int32(index)
-	return rtnl.New("delete interface "+name, unix.RTM_DELLINK, 0, header)
+	return 0
 }
 
 // setGroup puts a link into a group.
-func setGroup(name string, index int, group uint32) rtnl.Message {
-	header := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	header.Index = int32(index)
-	m := rtnl.New("put interface "+name+" into a group", unix.RTM_NEWLINK, 0, header)
-	m.Attr(unix.IFLA_GROUP, nl.Uint32Attr(group))
-	return m
+func setGroup(b *rtnl.Batch, name string, index int, group uint32) {
+	b.SetLink("put interface "+name+" into a group", index)
+	b.Attr32(unix.IFLA_GROUP, group)
 }
 
 // deleteGroup removes all links of a group.
-func deleteGroup(group uint32) rtnl.Message {
-	m := rtnl.New(fmt.Sprintf("delete the interfaces of group %#x", group), unix.RTM_DELLINK, 0, nl.NewIfInfomsg(unix.AF_UNSPEC))
-	m.Attr(unix.IFLA_GROUP, nl.Uint32Attr(group))
-	return m
+func deleteGroup(b *rtnl.Batch, group uint32) {
+	b.DeleteLink(fmt.Sprintf("delete the interfaces of group %#x", group), 0)
+	b.Attr32(unix.IFLA_GROUP, group)
 }
 
-// linkUp sets a link up.
-func linkUp(name string, index int) rtnl.Message {
-	header := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	header.Index = int32(index)
-	header.Flags, header.Change = unix.IFF_UP, unix.IFF_UP
-	return rtnl.New("set interface "+name+" up", unix.RTM_NEWLINK, 0, header)
-}
-
-// addAddress adds an address. Duplicate address detection is left out: we give
-// every address to one container only, and detection takes a second or two
-// during which the address cannot be used.
-func addAddress(index int, p netip.Prefix) rtnl.Message {
-	family, scope := unix.AF_INET, unix.RT_SCOPE_UNIVERSE
-	if p.Addr().Is6() {
-		family = unix.AF_INET6
-		if p.Addr().IsLinkLocalUnicast() {
-			scope = unix.RT_SCOPE_LINK
-		}
-	}
-	header := nl.NewIfAddrmsg(family)
-	header.Index = uint32(index)
-	header.Prefixlen = uint8(p.Bits())
-	header.Scope = uint8(scope)
-	m := rtnl.New("add address "+p.String(), unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, header)
-	m.Attr(unix.IFA_LOCAL, p.Addr().AsSlice())
-	m.Attr(unix.IFA_ADDRESS, p.Addr().AsSlice())
-	if p.Addr().Is4() && p.Bits() < 31 {
-		m.Attr(unix.IFA_BROADCAST, conf.LastAddr(p).AsSlice())
-	}
-	if p.Addr().Is6() {
-		m.Attr(unix.IFA_FLAGS, nl.Uint32Attr(unix.IFA_F_NODAD))
-	}
-	return m
+func addAddress(b *rtnl.Batch, index int, p netip.Prefix) {
+	b.AddAddress("add address "+p.String(), index, p)
 }
 
 // addRoute adds a route; one to the same destination must not be there. Without
 // a gateway the destination is on the link.
-func addRoute(index int, r route) rtnl.Message {
-	header := nl.NewRtMsg()
-	header.Family = unix.AF_INET
-	if r.dst.Addr().Is6() {
-		header.Family = unix.AF_INET6
-	}
-	header.Protocol = mark.RouteProtocol
-	header.Dst_len = uint8(r.dst.Bits())
+func addRoute(b *rtnl.Batch, index int, r route) {
+	scope := uint8(unix.RT_SCOPE_UNIVERSE)
 	if !r.gw.IsValid() {
-		header.Scope = unix.RT_SCOPE_LINK
+		scope = unix.RT_SCOPE_LINK
 	}
-	m := rtnl.New("add route "+r.String(), unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, header)
-	if r.dst.Bits() > 0 {
-		m.Attr(unix.RTA_DST, r.dst.Masked().Addr().AsSlice())
-	}
-	if r.gw.IsValid() {
-		m.Attr(unix.RTA_GATEWAY, r.gw.AsSlice())
-	}
-	m.Attr(unix.RTA_OIF, nl.Uint32Attr(uint32(index)))
-	return m
+	b.AddRoute("add route "+r.String(), 0, rtnl.Route{
+		Dst: r.dst.Masked(), Via: r.gw, OIF: index, Protocol: mark.RouteProtocol, Kind: unix.RTN_UNICAST, Scope: scope,
+	})
 }
 
 // route is one route inside a container.

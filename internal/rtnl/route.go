@@ -1,0 +1,157 @@
+package rtnl
+
+import (
+	"errors"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// Route is a route of the main table or, as read, of any.
+type Route struct {
+	Dst      netip.Prefix
+	Via      netip.Addr // invalid: on the link, or of a kind that leads nowhere
+	OIF      int        // index of the device; 0: none
+	Metric   uint32
+	Protocol uint8
+	Kind     uint8  // RTN_*
+	Scope    uint8  // RT_SCOPE_*
+	Flags    uint32 // RTNH_F_*
+	PrefSrc  netip.Addr
+	Table    uint32
+	TOS      uint8
+	// Multipath: it has several next hops, or a next hop object.
+	Multipath bool
+}
+
+// AddRoute adds a route, without NLM_F_REPLACE in flags one that must not be
+// there.
+func (b *Batch) AddRoute(step string, flags uint16, r Route) {
+	header := r.header()
+	if flags&unix.NLM_F_REPLACE == 0 {
+		flags |= unix.NLM_F_EXCL
+	}
+	b.Begin(step, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|flags, header[:])
+	b.routeTo(r)
+	if r.Via.IsValid() {
+		b.AttrAddr(unix.RTA_GATEWAY, r.Via)
+	}
+	if r.OIF != 0 {
+		b.Attr32(unix.RTA_OIF, uint32(r.OIF))
+	}
+	if r.PrefSrc.IsValid() {
+		b.AttrAddr(unix.RTA_PREFSRC, r.PrefSrc)
+	}
+}
+
+// DeleteRoute removes the route that destination, protocol and metric name,
+// whatever its kind and next hop. Metric 0 is any in IPv6.
+func (b *Batch) DeleteRoute(step string, r Route) {
+	r.Kind, r.Scope, r.Flags = unix.RTN_UNSPEC, unix.RT_SCOPE_NOWHERE, 0 // any
+	header := r.header()
+	b.Begin(step, unix.RTM_DELROUTE, 0, header[:])
+	b.routeTo(r)
+}
+
+func (b *Batch) routeTo(r Route) {
+	if r.Dst.Bits() > 0 {
+		b.AttrAddr(unix.RTA_DST, r.Dst.Addr())
+	}
+	if r.Metric != 0 {
+		b.Attr32(unix.RTA_PRIORITY, r.Metric)
+	}
+}
+
+// header is a struct rtmsg.
+func (r Route) header() (h [unix.SizeofRtMsg]byte) {
+	h[0] = family(r.Dst.Addr())
+	h[1] = byte(r.Dst.Bits())
+	h[3] = r.TOS
+	h[4] = unix.RT_TABLE_MAIN
+	h[5] = r.Protocol
+	h[6] = r.Scope
+	h[7] = r.Kind
+	native.PutUint32(h[8:], r.Flags)
+	return h
+}
+
+// RoutesRequest asks for the routes of one family (AF_INET, AF_INET6) in a
+// table; 0: in all of them. A kernel before 5.0 lists all.
+func RoutesRequest(family uint8, table uint32) Request {
+	header := [unix.SizeofRtMsg]byte{family}
+	return Request{"list routes", unix.RTM_GETROUTE, header[:], func(b *Batch) {
+		if table != 0 {
+			b.Attr32(unix.RTA_TABLE, table)
+		}
+	}}
+}
+
+// ParseRoute reads an RTM_NEWROUTE or RTM_DELROUTE of IPv4 or IPv6.
+func ParseRoute(m Message) (r Route, ok bool) {
+	if len(m.Data) < unix.SizeofRtMsg {
+		return r, false
+	}
+	b := m.Data
+	r = Route{TOS: b[3], Table: uint32(b[4]), Protocol: b[5], Scope: b[6], Kind: b[7], Flags: native.Uint32(b[8:])}
+	var dst netip.Addr
+	switch b[0] {
+	case unix.AF_INET:
+		dst = netip.IPv4Unspecified()
+	case unix.AF_INET6:
+		dst = netip.IPv6Unspecified()
+	default:
+		return r, false
+	}
+	EachAttr(b[unix.SizeofRtMsg:], func(typ uint16, v []byte) {
+		switch {
+		case typ == unix.RTA_DST:
+			dst, _ = netip.AddrFromSlice(v)
+		case typ == unix.RTA_GATEWAY:
+			r.Via, _ = netip.AddrFromSlice(v)
+		case typ == unix.RTA_PREFSRC:
+			r.PrefSrc, _ = netip.AddrFromSlice(v)
+		case typ == unix.RTA_MULTIPATH || typ == rtaNHID:
+			r.Multipath = true
+		case len(v) < 4:
+		case typ == unix.RTA_OIF:
+			r.OIF = int(native.Uint32(v))
+		case typ == unix.RTA_PRIORITY:
+			r.Metric = native.Uint32(v)
+		case typ == unix.RTA_TABLE:
+			r.Table = native.Uint32(v)
+		}
+	})
+	r.Dst = netip.PrefixFrom(dst, int(b[1]))
+	return r, r.Dst.IsValid()
+}
+
+// rtaNHID is RTA_NH_ID of linux/rtnetlink.h.
+const rtaNHID = 30
+
+// fibMatch is RTM_F_FIB_MATCH of linux/rtnetlink.h.
+const fibMatch = 0x2000
+
+// Lookup asks the kernel which route a packet of this host to an address takes:
+// the entry of its table, with its prefix, and not one made for the address.
+// ok is false where no route leads to it.
+func (c *Conn) Lookup(dst netip.Addr) (r Route, ok bool, err error) { return c.lookup(dst, fibMatch) }
+
+// IsLocal reports whether packets to the address are received here.
+func (c *Conn) IsLocal(a netip.Addr) (bool, error) {
+	r, ok, err := c.lookup(a, 0)
+	return ok && r.Kind == unix.RTN_LOCAL, err
+}
+
+func (c *Conn) lookup(dst netip.Addr, flags uint32) (r Route, ok bool, err error) {
+	header := [unix.SizeofRtMsg]byte{family(dst), byte(dst.BitLen())}
+	native.PutUint32(header[8:], flags)
+	err = c.Get(Request{"look up the route to " + dst.String(), unix.RTM_GETROUTE, header[:], func(b *Batch) {
+		b.AttrAddr(unix.RTA_DST, dst)
+	}}, func(m Message) { r, ok = ParseRoute(m) })
+	for _, none := range [...]unix.Errno{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL} {
+		if errors.Is(err, none) { // also an unreachable, prohibit or blackhole route
+			return r, false, nil
+		}
+	}
+	return r, ok, err
+}
