@@ -12,6 +12,8 @@ import (
 const (
 	ours       = "ours, IPv4"
 	oursDual   = "ours, dual stack"
+	baseName   = "other build, IPv4"
+	baseDual   = "other build, dual stack"
 	floorName  = "floor program (raw netlink, no addresses)"
 	reference  = "bridge + host-local"
 	referMasq  = "bridge + host-local, ipMasq"
@@ -51,12 +53,13 @@ func (c *config) attachBox(ctx context.Context) (*box, map[string]variant, error
 	if err != nil {
 		return nil, nil, err
 	}
-	own := func(name, overlay string) variant {
+	ownIn := func(bin, name, overlay string) variant {
 		return b.cniVariant(name, filepath.Join(bin, "m-overlay"), bin, map[string]any{
 			"cniVersion": "1.0.0", "name": overlay, "type": "m-overlay", "runDir": host.RunDir,
 			"ipam": map[string]any{"type": "overlay-ipam"},
 		})
 	}
+	own := func(name, overlay string) variant { return ownIn(bin, name, overlay) }
 	refer := func(name, dir string, masq bool) variant {
 		return b.cniVariant(name, filepath.Join(dir, "bridge"), dir, map[string]any{
 			"cniVersion": "1.0.0", "name": "ref", "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": masq, "hairpinMode": true,
@@ -76,6 +79,13 @@ func (c *config) attachBox(ctx context.Context) (*box, map[string]variant, error
 				return exec.Command(floor, "add", b.spaces[i].Path, fmt.Sprintf("fl%d", i), "eth0", "floor0", fmt.Sprintf("9.129.1.%d/16", i+2), "9.129.0.1")
 			},
 			func(i int) *exec.Cmd { return exec.Command(floor, "del", fmt.Sprintf("fl%d", i)) }},
+	}
+	if c.base != "" {
+		base, err := c.install(c.base, "m-overlay")
+		if err != nil {
+			return nil, nil, err
+		}
+		vs = append(vs, ownIn(base, baseName, "v4"), ownIn(base, baseDual, "dual"))
 	}
 	if _, err := os.Stat(filepath.Join(c.debian, "bridge")); err == nil {
 		vs = append(vs, refer(referDeb, c.debian, false))
@@ -103,7 +113,7 @@ func attach(ctx context.Context, c *config) error {
 	if err != nil {
 		return err
 	}
-	if err := b.interleaved(ctx, c.report, c.rounds, pick(all, ours, oursDual, reference, referMasq, referDeb, floorName)); err != nil {
+	if err := b.interleaved(ctx, c.report, c.rounds, pick(all, ours, baseName, oursDual, baseDual, reference, referMasq, referDeb, floorName)); err != nil {
 		return err
 	}
 	r := c.report
@@ -113,6 +123,12 @@ func attach(ctx context.Context, c *config) error {
 	r.ratio("ADD", oursDual, ours, "<=", 1.2)
 	r.ratio("DEL", ours, reference, "<=", 0.95)
 	r.ratio("DEL", ours, referMasq, "<=", 0.30)
+	if c.base != "" {
+		for _, verb := range [...]string{"ADD", "DEL"} {
+			r.ratio(verb, ours, baseName, "<=", 1.03)
+			r.ratio(verb, oursDual, baseDual, "<=", 1.03)
+		}
+	}
 	return nil
 }
 

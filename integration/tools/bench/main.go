@@ -2,10 +2,11 @@
 // one run, interleaved. Absolute times mean nothing on a shared machine; every
 // goal is a ratio of medians, except the few that users count in seconds.
 //
-//	bench [-bin DIR] [-peers DIR] [-rounds N] [-json FILE] [PART ...]
+//	bench [-bin DIR] [-base DIR] [-peers DIR] [-rounds N] [-json FILE] [PART ...]
 //
 // Parts: attach burst ipam converge storm steady dataplane. Without one it runs
-// all. It exits 1 when a goal is missed, so that a check can rely on it.
+// all. With -base the programs of another build are measured beside ours in
+// attach. It exits 1 when a goal is missed, so that a check can rely on it.
 package main
 
 import (
@@ -29,6 +30,7 @@ import (
 // config is what every part gets.
 type config struct {
 	bin    string // our programs
+	base   string // those of another build, to compare with; empty: none
 	peers  string // reference plugins built from the module proxy
 	debian string // Debian's reference plugins
 	rounds int
@@ -60,6 +62,7 @@ func run(ctx context.Context) (int, error) {
 	c := &config{report: &Report{}}
 	jsonFile := flag.String("json", "", "write the report to this file too")
 	flag.StringVar(&c.bin, "bin", "bin", "directory of the programs to measure")
+	flag.StringVar(&c.base, "base", "", "directory of another build to compare with")
 	flag.StringVar(&c.peers, "peers", "bin/tools/engines/plugins", "directory of the reference plugins")
 	flag.StringVar(&c.debian, "debian", "/usr/lib/cni", "directory of Debian's reference plugins")
 	flag.IntVar(&c.rounds, "rounds", 30, "how often each thing is measured")
@@ -86,7 +89,10 @@ func run(ctx context.Context) (int, error) {
 			return 2, fmt.Errorf("no part %q; there are attach, burst, ipam, converge, storm, steady and dataplane", w)
 		}
 	}
-	for _, dir := range []*string{&c.bin, &c.peers, &c.debian} {
+	for _, dir := range []*string{&c.bin, &c.base, &c.peers, &c.debian} {
+		if *dir == "" {
+			continue
+		}
 		abs, err := filepath.Abs(*dir)
 		if err != nil {
 			return 1, err
