@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -80,6 +81,36 @@ func WriteJSON(path string, v any, perm fs.FileMode) error {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return WriteFile(path, append(b, '\n'), perm, "")
+}
+
+// MaxStateFile is how large a published document may be. One of a host with a
+// thousand overlays has half a megabyte.
+const MaxStateFile = 16 << 20
+
+// ReadRegular is os.ReadFile for a file that others may have replaced: it does
+// not wait for whoever writes to a FIFO, and refuses what is no regular file or
+// has more than most bytes.
+func ReadRegular(path string, most int64) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !fi.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is no regular file (%s); move it away", path, fi.Mode())
+	}
+	if fi.Size() > most {
+		return nil, fmt.Errorf("%s has %d bytes, more than %d; move it away", path, fi.Size(), most)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(b)) > most {
+		err = fmt.Errorf("%s has more than %d bytes; move it away", path, most)
+	}
+	return b, err
 }
 
 // ReadFile is os.ReadFile for a program that lives for a few milliseconds: it

@@ -101,6 +101,7 @@ type State struct {
 	Lease                 LeaseState     `json:"lease"`
 	MTU                   int            `json:"mtu"` // of VTEP, bridges and container interfaces
 	Overlays              []AgentOverlay `json:"overlays,omitempty"`
+	Problems              []string       `json:"problems,omitempty"` // that concern the host and stand nowhere else
 	Version               string         `json:"version"`
 }
 

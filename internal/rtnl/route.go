@@ -134,19 +134,31 @@ const fibMatch = 0x2000
 // Lookup asks the kernel which route a packet of this host to an address takes:
 // the entry of its table, with its prefix, and not one made for the address.
 // ok is false where no route leads to it.
-func (c *Conn) Lookup(dst netip.Addr) (r Route, ok bool, err error) { return c.lookup(dst, fibMatch) }
+func (c *Conn) Lookup(dst netip.Addr) (r Route, ok bool, err error) {
+	return c.lookup(dst, 0, fibMatch)
+}
+
+// Path asks the kernel how it would send to an address: the device, and in
+// PrefSrc the source address it would choose. oif, if not 0, is the device to
+// send through, which a link-local address needs. ok is as in Lookup.
+func (c *Conn) Path(dst netip.Addr, oif int) (r Route, ok bool, err error) {
+	return c.lookup(dst, oif, 0)
+}
 
 // IsLocal reports whether packets to the address are received here.
 func (c *Conn) IsLocal(a netip.Addr) (bool, error) {
-	r, ok, err := c.lookup(a, 0)
+	r, ok, err := c.lookup(a, 0, 0)
 	return ok && r.Kind == unix.RTN_LOCAL, err
 }
 
-func (c *Conn) lookup(dst netip.Addr, flags uint32) (r Route, ok bool, err error) {
+func (c *Conn) lookup(dst netip.Addr, oif int, flags uint32) (r Route, ok bool, err error) {
 	header := [unix.SizeofRtMsg]byte{family(dst), byte(dst.BitLen())}
 	native.PutUint32(header[8:], flags)
 	err = c.Get(Request{"look up the route to " + dst.String(), unix.RTM_GETROUTE, header[:], func(b *Batch) {
 		b.AttrAddr(unix.RTA_DST, dst)
+		if oif != 0 {
+			b.Attr32(unix.RTA_OIF, uint32(oif))
+		}
 	}}, func(m Message) { r, ok = ParseRoute(m) })
 	for _, none := range [...]unix.Errno{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL} {
 		if errors.Is(err, none) { // also an unreachable, prohibit or blackhole route

@@ -12,7 +12,7 @@ import (
 // claims are the peers and what each of them claims: an agent IP, VTEP
 // addresses, a MAC and subnets. Nearly always every peer claims something of
 // its own. Those that do not, because they claim what another or we have, are
-// contested; settle decides between them, and only between them: it can come to
+// contested; resolve decides between them, and only between them: it can come to
 // no other decision about the rest than to believe them, nor can the rest
 // change what it decides. So one more peer costs what that peer claims, however
 // many there are.
@@ -87,8 +87,8 @@ func (c *claims) put(p conf.Peer) {
 
 // remove forgets a peer.
 func (c *claims) remove(id string) {
-	p, known := c.peers[id]
-	if !known {
+	p, ok := c.peers[id]
+	if !ok {
 		return
 	}
 	delete(c.peers, id)
@@ -102,7 +102,7 @@ func (c *claims) remove(id string) {
 }
 
 // isContested reports whether another peer claims something that p claims, or
-// we have it. What p itself claims twice counts as well: settle knows better.
+// we have it. What p itself claims twice counts as well: resolve decides rightly.
 func (c *claims) isContested(p *conf.Peer) bool {
 	for _, a := range [...]netip.Addr{p.AgentIP, p.VTEPIP, p.VTEPIP6} {
 		if a == c.ip || a.IsValid() && (a == c.own.VTEP.IP.Addr() || a == c.own.VTEP.IP6.Addr()) {
@@ -138,9 +138,9 @@ func (c *claims) find() {
 	}
 }
 
-// decide settles between those that are contested and returns what is left of
+// decide resolves those that are contested and returns what is left of
 // them.
-func (c *claims) decide() (settled []conf.Peer) {
+func (c *claims) decide() (resolved []conf.Peer) {
 	if c.stale {
 		c.find()
 	}
@@ -148,23 +148,23 @@ func (c *claims) decide() (settled []conf.Peer) {
 	for id := range c.contested {
 		contested[id] = c.peers[id]
 	}
-	settled, c.lost = settle(c.own, c.ip, contested)
-	return settled
+	resolved, c.lost = resolve(c.own, c.ip, contested)
+	return resolved
 }
 
 // changes returns what became of the peers that changed, or about which another
 // decision was made, since the last call of changes or all: those to forward to
 // from now on, and the ids of those that are none. Some may be as they were.
 func (c *claims) changes() (set []conf.Peer, gone []string) {
-	settled := c.decide()
-	for _, p := range settled {
+	resolved := c.decide()
+	for _, p := range resolved {
 		if c.touched[p.AgentID] {
 			set = append(set, p)
 			delete(c.touched, p.AgentID)
 		}
 	}
 	for id := range c.touched {
-		if p, known := c.peers[id]; known && !c.contested[id] {
+		if p, ok := c.peers[id]; ok && !c.contested[id] {
 			set = append(set, p)
 		} else {
 			gone = append(gone, id)
@@ -178,28 +178,28 @@ func (c *claims) changes() (set []conf.Peer, gone []string) {
 
 // all returns every peer to forward to.
 func (c *claims) all() []conf.Peer {
-	settled := c.decide()
+	resolved := c.decide()
 	clear(c.touched)
-	settled = slices.Grow(settled, len(c.peers))
+	resolved = slices.Grow(resolved, len(c.peers))
 	for id, p := range c.peers {
 		if !c.contested[id] {
-			settled = append(settled, p)
+			resolved = append(resolved, p)
 		}
 	}
-	slices.SortFunc(settled, byVTEP)
-	return settled
+	slices.SortFunc(resolved, byVTEP)
+	return resolved
 }
 
 // byVTEP is the order peers are programmed in. Neighbouring addresses are
 // neighbours in the kernel's tables, too.
 func byVTEP(a, b conf.Peer) int { return a.VTEPIP.Compare(b.VTEPIP) }
 
-// settle decides between peers that claim the same thing, and between them and
+// resolve decides between peers that claim the same thing, and between them and
 // our own lease: the highest epoch is right. An agent whose VTEP or agent IP
 // somebody newer has is no peer at all; one whose subnet somebody newer has
 // loses that subnet. lost says why our lease no longer holds, if a peer has
 // part of it. The result is in the order of the ids.
-func settle(own conf.Lease, ip netip.Addr, peers map[string]conf.Peer) (settled []conf.Peer, lost string) {
+func resolve(own conf.Lease, ip netip.Addr, peers map[string]conf.Peer) (resolved []conf.Peer, lost string) {
 	n := len(peers)
 	taken := make(map[netip.Addr]bool, 3*n+3)
 	taken[ip] = true
@@ -248,9 +248,9 @@ func settle(own conf.Lease, ip netip.Addr, peers map[string]conf.Peer) (settled 
 		kept = append(kept, p)
 	}
 	slices.SortFunc(kept, func(a, b *conf.Peer) int { return cmp.Compare(a.AgentID, b.AgentID) })
-	settled = make([]conf.Peer, 0, len(kept))
+	resolved = make([]conf.Peer, 0, len(kept))
 	for _, p := range kept {
-		settled = append(settled, *p)
+		resolved = append(resolved, *p)
 	}
-	return settled, lost
+	return resolved, lost
 }

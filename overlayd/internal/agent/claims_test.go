@@ -14,13 +14,13 @@ import (
 
 // Whatever comes, changes and goes, who keeps count of the changes has what a
 // decision about all peers from scratch has, and so has who asks for everything.
-func TestClaimsAgreeWithSettle(t *testing.T) {
+func TestClaimsAgreeWithResolve(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		own, ip := drawLease(t), drawAddr(t, "own ip")
 		c := newClaims()
 		c.setOwn(own, ip)
 		peers := map[string]conf.Peer{}
-		told := map[string]conf.Peer{}
+		have := map[string]conf.Peer{}
 		t.Repeat(map[string]func(*rapid.T){
 			"put": func(t *rapid.T) {
 				p := drawPeer(t)
@@ -63,23 +63,23 @@ func TestClaimsAgreeWithSettle(t *testing.T) {
 				c.setOwn(own, ip)
 			},
 			"all": func(t *rapid.T) {
-				told = peerMap(c.all()...)
+				have = peerMap(c.all()...)
 			},
 			"changes": func(t *rapid.T) {
 				set, gone := c.changes()
 				for _, p := range set {
-					told[p.AgentID] = p
+					have[p.AgentID] = p
 				}
 				for _, id := range gone {
-					delete(told, id)
+					delete(have, id)
 				}
 				for _, id := range gone {
 					if _, both := peerMap(set...)[id]; both {
 						t.Fatalf("agent %s is both there and gone", id)
 					}
 				}
-				settled, lost := settle(own, ip, peers)
-				if diff := cmp.Diff(byID(settled), byID(values(told))); diff != "" {
+				resolved, lost := resolve(own, ip, peers)
+				if diff := cmp.Diff(byID(resolved), byID(values(have))); diff != "" {
 					t.Fatalf("from scratch (-), by changes (+):\n%s", diff)
 				}
 				if c.lost != lost {

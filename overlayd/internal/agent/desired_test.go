@@ -88,7 +88,7 @@ func TestDesiredWithoutBridges(t *testing.T) {
 	}
 }
 
-func TestSettle(t *testing.T) {
+func TestResolve(t *testing.T) {
 	type peers = []conf.Peer
 	for _, tc := range []struct {
 		name string
@@ -134,10 +134,10 @@ func TestSettle(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			l := testLease()
-			settled, lost := settle(l, l.AgentIP, peerMap(tc.in...))
+			resolved, lost := resolve(l, l.AgentIP, peerMap(tc.in...))
 			got := map[string][]string{}
 			var last string
-			for _, p := range settled {
+			for _, p := range resolved {
 				if p.AgentID < last {
 					t.Errorf("%s after %s", p.AgentID, last)
 				}
@@ -157,11 +157,11 @@ func TestSettle(t *testing.T) {
 	}
 }
 
-// settle must not write into the peers it was given.
-func TestSettleLeavesPeersAlone(t *testing.T) {
+// resolve must not write into the peers it was given.
+func TestResolveLeavesPeersAlone(t *testing.T) {
 	l := testLease()
 	peers := peerMap(testPeer("b", 3, 5, "9.0.1.0/24", "10.0.2.0/24"))
-	settle(l, l.AgentIP, peers)
+	resolve(l, l.AgentIP, peers)
 	if got := peers["b"].Subnets; len(got) != 2 || got[0] != prefix("9.0.1.0/24") {
 		t.Errorf("subnets are %v now", got)
 	}

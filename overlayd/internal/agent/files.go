@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
 // The files of an agent besides those every program knows.
@@ -168,7 +169,7 @@ func (f *files) removeTemporary(path string) {
 	left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp"))
 	for _, p := range left {
 		if err := os.Remove(p); err == nil {
-			f.log.Info("left over temporary file removed", "path", p)
+			f.log.Info("left over temporary file removed", logkey.Path, p)
 		}
 	}
 }
@@ -189,10 +190,10 @@ func (f *files) identity(given string) (string, error) {
 		return "", fmt.Errorf("read the agent id: %w", err)
 	case given != "":
 		if given != stored {
-			f.log.Warn("the agent id given is not the stored one; the given one is used", "given", given, "stored", stored, "path", f.id())
+			f.log.Warn("the agent id given is not the stored one; the given one is used", logkey.To, given, logkey.From, stored, logkey.Path, f.id())
 		}
 		return given, nil
-	case !idRE.MatchString(stored):
+	case conf.CheckAgentID(stored) != nil:
 		return "", fmt.Errorf("%s does not hold an agent id but %.80q; put the id back (overlayctl agents lists the ids by IP) or remove the file, and the host gets a new id and new subnets",
 			f.id(), stored)
 	}
@@ -229,7 +230,7 @@ func (f *files) loadLease(id string) (savedLease, bool) {
 		return s, false
 	}
 	if err := checkLease(s.Lease, id); err != nil {
-		f.log.Warn("the stored lease cannot be used; waiting for the coordinator", "path", f.lease(), "err", err)
+		f.log.Warn("the stored lease cannot be used; waiting for the coordinator", logkey.Path, f.lease(), logkey.Err, err)
 		return s, false
 	}
 	return s, true
@@ -242,12 +243,12 @@ func (f *files) loadPeers(id, clusterID string) (savedPeers, bool) {
 		return s, false
 	}
 	if s.AgentID != id || s.ClusterID != clusterID {
-		f.log.Warn("the stored peers are another agent's or cluster's; waiting for the coordinator", "path", f.peers())
+		f.log.Warn("the stored peers are another agent's or cluster's; waiting for the coordinator", logkey.Path, f.peers())
 		return s, false
 	}
 	for _, p := range s.Peers {
 		if err := checkPeer(p); err != nil {
-			f.log.Warn("the stored peers cannot be used; waiting for the coordinator", "path", f.peers(), "err", err)
+			f.log.Warn("the stored peers cannot be used; waiting for the coordinator", logkey.Path, f.peers(), logkey.Err, err)
 			return s, false
 		}
 	}
@@ -257,7 +258,7 @@ func (f *files) loadPeers(id, clusterID string) (savedPeers, bool) {
 func (f *files) load(path string, v any) bool {
 	err := conf.ReadJSON(path, v)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		f.log.Warn("stored file cannot be read; waiting for the coordinator", "path", path, "err", err)
+		f.log.Warn("stored file cannot be read; waiting for the coordinator", logkey.Path, path, logkey.Err, err)
 	}
 	return err == nil
 }
@@ -277,7 +278,7 @@ func checkLease(l conf.Lease, id string) error {
 	case l.VTEP.MAC == conf.MAC{} || l.VTEP.MAC[0]&1 != 0:
 		return fmt.Errorf("lease with VTEP MAC %s", l.VTEP.MAC)
 	}
-	if err := checkAgentIP(l.AgentIP); err != nil {
+	if err := conf.CheckAgentIP(l.AgentIP); err != nil {
 		return fmt.Errorf("lease with agent IP: %w", err)
 	}
 	for _, g := range l.Grants {

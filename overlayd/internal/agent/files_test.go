@@ -84,7 +84,7 @@ func TestIdentity(t *testing.T) {
 		dir := t.TempDir()
 		f := mustOpenFiles(t, dir, new(bytes.Buffer))
 		id, err := f.identity("")
-		if err != nil || len(id) != 32 || !idRE.MatchString(id) {
+		if err != nil || len(id) != 32 || conf.CheckAgentID(id) != nil {
 			t.Fatalf("id %q, %v; want 32 hex digits", id, err)
 		}
 		again, err := f.identity("")

@@ -8,29 +8,28 @@ import (
 	"net/netip"
 	"net/url"
 	"time"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/rtnl"
 )
 
-// checkAgentIP says why an address cannot be the underlay address of a host.
-func checkAgentIP(ip netip.Addr) error {
-	switch {
-	case !ip.IsValid():
-		return errors.New("missing")
-	case ip.Is4In6() || ip.Zone() != "":
-		return fmt.Errorf("%s: no zone and no IPv4-mapped form, please", ip)
-	case ip.IsLoopback(), ip.IsUnspecified(), ip.IsMulticast(), ip.Is6() && ip.IsLinkLocalUnicast():
-		return fmt.Errorf("%s: other hosts cannot send to it; give an address of this host that they can reach (--agent-ip)", ip)
+// agentIP is the address other hosts reach this host at: the source address of
+// the route to the first coordinator that has an address. A coordinator on this
+// very host tells nothing about the underlay; then the default route counts.
+//
+// It is never an address of our own devices, and none that is about to go: see
+// underlay. current is the agent IP so far; it stays where the route only
+// suggests a worse one.
+func agentIP(ctx context.Context, urls []string, current netip.Addr) (netip.Addr, error) {
+	u, err := readUnderlay()
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("agent IP: %w", err)
 	}
-	return nil
-}
-
-// agentIP is the source address this host uses towards the first coordinator
-// that has an address. A coordinator on this very host tells nothing about the
-// underlay; then the source address of the default route counts.
-func agentIP(ctx context.Context, urls []string) (netip.Addr, error) {
+	defer u.close()
 	var errs []error
 	here := false // a coordinator is on this host
-	for _, u := range urls {
-		parsed, err := url.Parse(u)
+	for _, s := range urls {
+		parsed, err := url.Parse(s)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -41,12 +40,12 @@ func agentIP(ctx context.Context, urls []string) (netip.Addr, error) {
 			continue
 		}
 		for _, ip := range ips {
-			src, err := source(ctx, ip.Unmap())
+			src, err := u.source(ip.Unmap(), current)
 			if err == nil {
 				return src, nil
 			}
 			errs = append(errs, err)
-			here = here || ip.Unmap().IsLoopback()
+			here = here || ip.Unmap().IsLoopback() || u.has(ip.Unmap().WithZone(""))
 		}
 	}
 	// Only then: while names cannot be resolved, the default route of a host
@@ -55,9 +54,11 @@ func agentIP(ctx context.Context, urls []string) (netip.Addr, error) {
 		// Documentation addresses. They are routed like anything far away, and
 		// nothing is sent.
 		for _, far := range []string{"192.0.2.1", "2001:db8::1"} {
-			if src, err := source(ctx, netip.MustParseAddr(far)); err == nil {
+			src, err := u.source(netip.MustParseAddr(far), current)
+			if err == nil {
 				return src, nil
 			}
+			errs = append(errs, err)
 		}
 	}
 	return netip.Addr{}, fmt.Errorf("agent IP: no usable source address towards the coordinator; give one with --agent-ip: %w", errors.Join(errs...))
@@ -65,38 +66,98 @@ func agentIP(ctx context.Context, urls []string) (netip.Addr, error) {
 
 // lookup leaves time for the names of other coordinators.
 func lookup(ctx context.Context, host string) ([]netip.Addr, error) {
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{ip}, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 }
 
-// source is the address the kernel would send from. Connecting a UDP socket
-// asks for the route and sends nothing.
-func source(ctx context.Context, to netip.Addr) (netip.Addr, error) {
-	c, err := new(net.Dialer).DialContext(ctx, "udp", netip.AddrPortFrom(to, discardPort).String())
+// source is the address to send from towards an address: the one the kernel
+// would take, or a better one of the same interface.
+func (u *underlay) source(to, current netip.Addr) (netip.Addr, error) {
+	route, ok, err := u.path(to)
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	defer c.Close()
-	src := c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap().WithZone("")
-	return src, checkAgentIP(src)
+	if !ok {
+		return netip.Addr{}, fmt.Errorf("no route leads to %s", to)
+	}
+	fail := func(why string) (netip.Addr, error) {
+		return netip.Addr{}, fmt.Errorf("route to %s through %s: %s", to, u.links[route.OIF].name, why)
+	}
+	if u.links[route.OIF].loopback {
+		return fail("it is this host")
+	}
+	chosen, found := u.find(route.PrefSrc)
+	best, other := u.best(route.OIF, route.PrefSrc)
+	lasting := found && u.usable(chosen) && !chosen.temporary
+	switch l := u.links[chosen.link]; {
+	// The address of another interface is somebody's choice only where the
+	// kernel could have taken one of this.
+	case lasting && (chosen.link == route.OIF || l.loopback || !l.container && other):
+		return chosen.ip, nil
+	case u.has(current):
+		return current, nil // the other hosts send to it, and still can
+	case other:
+		return best.ip, nil
+	case found && u.usable(chosen) && !l.container:
+		return chosen.ip, nil // of another interface, or temporary: better than none
+	}
+	return fail(u.why(route))
 }
 
-// onHost reports whether an interface of this host has the address. While the
-// coordinator does not answer, the way to it, and with it the source address,
-// may be a detour; the other hosts go on sending to the address they know.
+// best is the first lasting address of an interface in the family of like, one
+// in its network before others.
+func (u *underlay) best(link int, like netip.Addr) (best hostAddr, ok bool) {
+	for _, a := range u.addrs {
+		if a.link != link || a.ip.Is4() != like.Is4() || a.temporary || !u.usable(a) {
+			continue
+		}
+		if near := netip.PrefixFrom(a.ip, a.bits).Contains(like); !ok || near {
+			best, ok = a, true
+			if near {
+				break
+			}
+		}
+	}
+	return best, ok
+}
+
+// usable reports whether other hosts may be told the address: it is not ours,
+// not on its way out, and not still being probed for duplicates.
+func (u *underlay) usable(a hostAddr) bool {
+	return !a.fading && !u.links[a.link].ours && conf.CheckAgentIP(a.ip) == nil
+}
+
+// why says what is wrong with the addresses there are.
+func (u *underlay) why(r rtnl.Route) string {
+	chosen, _ := u.find(r.PrefSrc)
+	l := u.links[chosen.link]
+	switch {
+	case l.ours:
+		return fmt.Sprintf("its source address would be %s of %s, which is the overlay's own; the interface has no address that can be used", r.PrefSrc, l.name)
+	case chosen.link != r.OIF:
+		return fmt.Sprintf("its source address would be %s of %s; the interface has no address that can be used", r.PrefSrc, l.name)
+	case chosen.fading:
+		return fmt.Sprintf("%s is deprecated or not yet usable, and there is no other", r.PrefSrc)
+	}
+	if err := conf.CheckAgentIP(r.PrefSrc); err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("%s cannot be used", r.PrefSrc)
+}
+
+// onHost reports whether an interface of this host that is not ours has the
+// address. While the coordinator does not answer, the way to it, and with it the
+// source address, may be a detour; the other hosts go on sending to the address
+// they have.
 func onHost(ip netip.Addr) bool {
-	addrs, err := net.InterfaceAddrs()
+	u, err := readUnderlay()
 	if err != nil {
 		return false
 	}
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr() == ip {
-			return true
-		}
-	}
-	return false
+	defer u.close()
+	return u.has(ip)
 }
-
-// discardPort is the discard port. Any would do.
-const discardPort = 9

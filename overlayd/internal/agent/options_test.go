@@ -46,8 +46,8 @@ func TestOptions(t *testing.T) {
 		want   []string // parts of the error
 	}{
 		{"id", func(o *Options) { o.ID = "a/b" }, []string{`agent id "a/b"`}},
-		{"loopback", func(o *Options) { o.IP = addr("127.0.0.1") }, []string{"127.0.0.1: other hosts cannot send to it"}},
-		{"link-local", func(o *Options) { o.IP = addr("fe80::1") }, []string{"fe80::1: other hosts cannot send to it"}},
+		{"loopback", func(o *Options) { o.IP = addr("127.0.0.1") }, []string{"127.0.0.1 is not the address of a host that others can reach"}},
+		{"link-local", func(o *Options) { o.IP = addr("fe80::1") }, []string{"fe80::1 is a link-local address"}},
 		{"mapped", func(o *Options) { o.IP = addr("::ffff:10.0.0.1") }, []string{"IPv4-mapped"}},
 		{"half", func(o *Options) { o.Bridges = []conf.Half{"podman"} }, []string{`bridges: half "podman"`}},
 		{"no directories", func(o *Options) { o.RunDir, o.StateDir = "", "" }, []string{"run directory: missing", "state directory: missing"}},

@@ -6,28 +6,87 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
+
+// recallDocument looks at the published document of an earlier run. It stays,
+// so that containers can be attached before there is a lease again, unless it
+// is of another agent.
+func (l *loop) recallDocument() {
+	b, err := conf.ReadRegular(l.files.state(), conf.MaxStateFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	var state conf.State
+	if err == nil {
+		err = json.Unmarshal(b, &state)
+	}
+	if err == nil && state.AgentID == l.id {
+		l.published.document, l.published.state = b, state
+		return
+	}
+	l.log.Warn("the published document of an earlier run is not this agent's; removed", logkey.Path, l.files.state(), logkey.Err, err)
+	os.Remove(l.files.state()) // what cannot be removed publishing fails at, and says so
+}
+
+// checkDocument puts the published document back if somebody changed or removed
+// it.
+func (l *loop) checkDocument() {
+	l.look.clear()
+	l.look.in(l.timing.files)
+	l.problems.Report(watchProblem, l.watched.Add(l.opts.RunDir))
+	if l.published.document == nil && l.published.err == nil || !l.readDocument() {
+		return
+	}
+	l.publish()
+	if l.published.err == nil {
+		l.offer()
+	}
+}
+
+// readDocument compares the document with the one that was published and reports
+// whether it is another.
+func (l *loop) readDocument() (changed bool) {
+	b, err := conf.ReadRegular(l.files.state(), conf.MaxStateFile)
+	if err == nil && bytes.Equal(b, l.published.document) {
+		return false
+	}
+	l.published.document = nil
+	return true
+}
+
+// filesWritten takes in what came of the files of the runtimes.
+func (l *loop) filesWritten(err error) {
+	l.published.written++
+	l.problems.Report(filesProblem, err)
+	l.publish()
+}
 
 // status is what has become of each overlay.
 func (l *loop) status() map[string]conf.OverlayStatus {
 	out := map[string]conf.OverlayStatus{}
-	if l.held == nil {
+	if l.lease.held == nil {
 		return out
 	}
-	for _, g := range l.held.Grants {
+	r := l.outcome.report
+	for _, g := range l.lease.held.Grants {
 		s := conf.OverlayStatus{Status: conf.StatusOK}
-		err := errors.Join(l.report.Overlays[g.Overlay.Name], l.report.Err)
+		err := errors.Join(r.Overlays[g.Overlay.Name], r.Err)
 		switch {
 		case g.Error != "":
 			s = conf.OverlayStatus{Status: conf.StatusFailed, Error: g.Error}
 		case err != nil:
 			s = conf.OverlayStatus{Status: conf.StatusFailed, Error: err.Error()}
-		case !l.applied:
+		case !l.outcome.applied:
 			s.Status = conf.StatusConfiguring
 		}
 		out[g.Overlay.Name] = s
@@ -35,17 +94,17 @@ func (l *loop) status() map[string]conf.OverlayStatus {
 	return out
 }
 
-// tellStatus reports to the coordinator what it does not know yet, or, if
+// reportStatus reports to the coordinator what it does not have yet, or, if
 // again, everything.
-func (l *loop) tellStatus(again bool) {
-	if !l.online || !l.applied {
+func (l *loop) reportStatus(again bool) {
+	if !l.lease.online || !l.outcome.applied {
 		return
 	}
 	s := l.status()
-	if !again && maps.Equal(s, l.reported) {
+	if !again && maps.Equal(s, l.outcome.reported) {
 		return
 	}
-	l.reported = s
+	l.outcome.reported = s
 	replace(l.reporter.in, api.StatusReport{AgentID: l.id, Overlays: s})
 }
 
@@ -53,55 +112,87 @@ func (l *loop) tellStatus(again bool) {
 func (l *loop) publish() { l.serve(l.write()) }
 
 // write composes the document and writes it if the content differs. Nothing is
-// written before a lease has been applied. notReady says why new containers
-// cannot be attached, as far as the clock has no say in it.
-func (l *loop) write() (state conf.State, notReady string) {
-	state = conf.State{
-		AgentID: l.id, BootID: l.boot.id, ConfigurationAttempts: l.attempts,
-		CoolingSeconds: int(l.opts.Cooling / time.Second), Coordinators: l.opts.CoordinatorURLs,
-		IP: l.ip, MTU: l.report.MTU, Version: l.opts.Version,
-		Lease: conf.LeaseState{Error: l.refusal, Lost: l.lost},
+// written before a lease has been applied: a container attached then would hang
+// on a bridge that is not there.
+func (l *loop) write() conf.State {
+	state := l.compose()
+	if l.lease.held == nil || !l.outcome.applied {
+		return state
 	}
-	if l.held == nil {
-		state.Lease.Lost = "there is no lease yet"
-		return state, "no lease yet: " + cmp.Or(l.refusal, "waiting for the coordinator")
-	}
-	expires := int64(l.expires())
-	if l.state.BootID == l.boot.id && l.state.Lease.Epoch == l.held.Epoch {
-		expires = later(l.state.Lease.ExpiresBoottime, expires, l.held.Term())
-	}
-	state.Lease.Epoch, state.Lease.ExpiresBoottime = l.held.Epoch, expires
-	state.Overlays = l.held.AgentOverlays(l.status())
-	if !l.applied {
-		// Not before the kernel has it: a container attached now would hang on
-		// a bridge that is not there.
-		return state, "the lease is being applied"
-	}
-
 	document := mustMarshal(state)
 	var err error
-	if !bytes.Equal(document, l.document) {
+	if !bytes.Equal(document, l.published.document) {
 		if err = conf.WriteFile(l.files.state(), document, 0o644, ""); err == nil {
-			l.document, l.state = document, state
+			l.published.document, l.published.state = document, state
 		}
 	}
-	l.behind = err != nil
-	l.logOnce("publishing", err)
-	switch {
-	case l.lost != "":
-		notReady = "the lease is lost: " + l.lost
-	case l.report.Err != nil:
-		notReady = "the host cannot be configured: " + l.report.Err.Error()
-	case err != nil:
-		notReady = "the state cannot be published: " + err.Error()
+	l.published.err = err
+	l.problems.Report(publishProblem, err)
+	return state
+}
+
+// compose puts the document together.
+func (l *loop) compose() conf.State {
+	state := conf.State{
+		AgentID: l.id, BootID: l.boot.id, ConfigurationAttempts: l.outcome.attempts,
+		CoolingSeconds: int(l.opts.Cooling / time.Second), Coordinators: l.opts.CoordinatorURLs,
+		IP: l.lease.ip, MTU: l.outcome.report.MTU, Version: l.opts.Version,
+		Lease: conf.LeaseState{Error: l.lease.refusal, Lost: l.outcome.lost},
 	}
-	return state, notReady
+	held := l.lease.held
+	if held == nil {
+		state.Lease.Lost = "there is no lease yet"
+		return state
+	}
+	expires := int64(l.expires())
+	if p := l.published.state; p.BootID == l.boot.id && p.Lease.Epoch == held.Epoch {
+		expires = later(p.Lease.ExpiresBoottime, expires, held.Term())
+	}
+	state.Lease.Epoch, state.Lease.ExpiresBoottime = held.Epoch, expires
+	state.Overlays = held.AgentOverlays(l.status())
+	l.problems.Report(followProblem, l.notFollowing())
+	state.Problems = l.hostProblems()
+	return state
+}
+
+// hostProblems are those that stand nowhere else in the document, and cost more
+// than a few seconds.
+func (l *loop) hostProblems() []string {
+	return slices.DeleteFunc(l.problems.Lines(), func(line string) bool {
+		return strings.HasPrefix(line, overlayProblem) || strings.HasPrefix(line, hostProblem+":") ||
+			strings.HasPrefix(line, publishProblem+":") || strings.HasPrefix(line, watchProblem+":")
+	})
+}
+
+// notReady says why new containers cannot be attached, as far as the clock has
+// no say in it, or nothing.
+func (l *loop) notReady() string {
+	files, following := l.problems.Text(filesProblem), l.problems.Text(followProblem)
+	switch {
+	case l.lease.held == nil:
+		return "no lease yet: " + cmp.Or(l.lease.refusal, "waiting for the coordinator")
+	case !l.outcome.applied:
+		return "the lease is being applied"
+	case l.outcome.lost != "":
+		return "the lease is lost: " + l.outcome.lost
+	case l.outcome.report.Err != nil:
+		return "the host cannot be configured: " + l.outcome.report.Err.Error()
+	case l.published.err != nil:
+		return "the state cannot be published: " + l.published.err.Error()
+	case l.published.written == 0:
+		return "the files of the container runtimes are being written"
+	case files != "":
+		return filesProblem + ": " + files
+	case l.peers.position.Revision == 0 && following != "":
+		return followProblem + ": " + following
+	}
+	return ""
 }
 
 // serve has HTTP show the document.
-func (l *loop) serve(state conf.State, notReady string) {
+func (l *loop) serve(state conf.State) {
 	l.agent.served.Store(&served{
-		document: mustMarshal(state), state: state, notReady: notReady, late: cmp.Or(l.refusal, "the coordinator did not answer"),
+		document: mustMarshal(state), state: state, notReady: l.notReady(), late: cmp.Or(l.lease.refusal, "the coordinator did not answer"),
 		expires: time.Duration(state.Lease.ExpiresBoottime), now: l.boot.now,
 	})
 }
@@ -113,4 +204,14 @@ func mustMarshal(s conf.State) []byte {
 		panic(fmt.Sprintf("marshal the published document: %v", err))
 	}
 	return append(b, '\n')
+}
+
+// withoutStatus is for those who only want to know what is leased.
+func withoutStatus(overlays []conf.AgentOverlay) []conf.AgentOverlay {
+	out := make([]conf.AgentOverlay, len(overlays))
+	for i, o := range overlays {
+		o.State = nil
+		out[i] = o
+	}
+	return out
 }

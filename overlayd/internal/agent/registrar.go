@@ -3,18 +3,18 @@ package agent
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net/http"
 	"net/netip"
 	"time"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/problems"
 )
 
-// outcome is what came of one registration.
-type outcome struct {
-	ip    netip.Addr // agent IP asked with; zero if it could not be told
+// registration is what came of asking for the lease once.
+type registration struct {
+	ip    netip.Addr // agent IP asked with; zero if none was found
 	lease conf.Lease
 	sent  renewal // just before the request: the term counts from here
 	err   error
@@ -28,7 +28,7 @@ type registrar struct {
 	boot   boot
 	timing timing
 	kick   chan struct{} // capacity 1: register now
-	out    chan outcome
+	out    chan registration
 }
 
 // run registers at once, after every kick, and when it is time to renew or to
@@ -82,12 +82,12 @@ func (r *registrar) wait(ctx context.Context, pause time.Duration) bool {
 	}
 }
 
-func (r *registrar) try(ctx context.Context) outcome {
+func (r *registrar) try(ctx context.Context) registration {
 	ip, err := r.find(ctx)
 	if err != nil {
-		return outcome{err: err}
+		return registration{err: err}
 	}
-	o := outcome{ip: ip, sent: renewal{BootID: r.boot.id, Boottime: r.boot.now(), Wall: time.Now()}}
+	o := registration{ip: ip, sent: renewal{BootID: r.boot.id, Boottime: r.boot.now(), Wall: time.Now()}}
 	req := r.req
 	req.AgentIP = ip
 	if o.lease, o.err = r.ask(ctx, req); o.err == nil {
@@ -103,15 +103,12 @@ func refused(err error) bool {
 	return errors.As(err, &e) && (e.Code < 500 || e.Code == http.StatusInsufficientStorage)
 }
 
-// answered reports whether the coordinator was reached, whatever it said.
-func answered(err error) bool { return err == nil || errors.As(err, new(*api.Error)) }
-
 // reporter tells the coordinator what became of the lease, the newest report
 // only, until it is taken.
 type reporter struct {
 	send     func(context.Context, api.StatusReport) error
 	timing   timing
-	log      *slog.Logger
+	problems *problems.Set
 	in       chan api.StatusReport // capacity 1, filled by replace
 	register chan<- struct{}       // kicked when the coordinator does not want the report
 }
@@ -121,7 +118,6 @@ func (r *reporter) run(ctx context.Context) error {
 	retry := backoff{min: r.timing.backoffMin, max: r.timing.backoffMax}
 	var report *api.StatusReport
 	var again <-chan time.Time
-	failing := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -133,17 +129,27 @@ func (r *reporter) run(ctx context.Context) error {
 		}
 		again = nil
 		err := r.send(ctx, *report)
+		if ctx.Err() != nil {
+			return nil
+		}
+		r.problems.Report(reportProblem, withoutPorts(err))
 		if err == nil {
-			failing = false
 			continue
 		}
 		again = time.After(retry.next())
 		if refused(err) {
-			kick(r.register) // it does not know us any more
+			kick(r.register) // our lease was deleted
 		}
-		if !failing && ctx.Err() == nil {
-			r.log.Warn("status not reported; trying again", "err", err)
-		}
-		failing = true
 	}
+}
+
+// errUnreachable stands for the errors of a network, which name a port that is
+// another one each time.
+var errUnreachable = errors.New("the coordinator does not answer")
+
+func withoutPorts(err error) error {
+	if !answered(err) {
+		return errUnreachable
+	}
+	return err
 }

@@ -15,6 +15,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/problems"
 )
 
 // scripted runs a registrar whose coordinator answers with the given function
@@ -39,7 +40,7 @@ func scripted(t *testing.T, runFor time.Duration, kicks []time.Duration, answer 
 			boot:   boot{id: "this", now: func() time.Duration { return time.Since(start) }},
 			timing: defaultTiming,
 			kick:   make(chan struct{}, 1),
-			out:    make(chan outcome),
+			out:    make(chan registration),
 		}
 		done := make(chan error)
 		go func() { done <- r.run(ctx) }()
@@ -150,7 +151,7 @@ func TestRegistrarChecksLease(t *testing.T) {
 	}
 }
 
-func TestReporterTellsTheNewest(t *testing.T) {
+func TestReporterSendsTheNewest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -169,7 +170,7 @@ func TestReporterTellsTheNewest(t *testing.T) {
 				taken = append(taken, s.AgentID)
 				return nil
 			},
-			timing: defaultTiming, log: slog.New(slog.NewTextHandler(&log, nil)),
+			timing: defaultTiming, problems: problems.New(slog.New(slog.NewTextHandler(&log, nil))),
 			in: make(chan api.StatusReport, 1), register: register,
 		}
 		done := make(chan error)
@@ -191,8 +192,8 @@ func TestReporterTellsTheNewest(t *testing.T) {
 		if len(taken) != 1 || taken[0] != "third" {
 			t.Errorf("reports taken: %v, want the third, once", taken)
 		}
-		if n := strings.Count(log.String(), "\n"); n != 1 {
-			t.Errorf("%d lines logged, want 1:\n%s", n, &log)
+		if n := strings.Count(log.String(), "\n"); n != 2 {
+			t.Errorf("%d lines logged, want one for the beginning and one for the end:\n%s", n, &log)
 		}
 		select {
 		case <-register:

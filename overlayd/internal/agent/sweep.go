@@ -11,6 +11,8 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/audit"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
+	"overlayd.internal/overlay/overlayd/internal/problems"
 )
 
 // A sweeper releases the addresses of containers that are gone without a DEL:
@@ -28,8 +30,8 @@ type sweeper struct {
 	now     func() time.Duration
 	log     *slog.Logger
 
-	seen map[abandoned]time.Duration // when it was first found gone
-	told map[string]string           // last text of each problem
+	problems *problems.Set
+	seen     map[abandoned]time.Duration // when it was first found gone
 }
 
 // abandoned is one attachment at one time: an attachment that is made again has
@@ -45,7 +47,7 @@ func (a *Agent) newSweeper(log *slog.Logger) *sweeper {
 	return &sweeper{
 		runDir: a.opts.RunDir, cooling: a.opts.Cooling,
 		every: a.timing.sweep, apart: a.timing.abandoned, now: ipam.Boottime, log: log,
-		told: map[string]string{},
+		problems: problems.New(log),
 	}
 }
 
@@ -65,20 +67,18 @@ func (s *sweeper) run(ctx context.Context) error {
 // round is one look, and the releases that are due.
 func (s *sweeper) round(ctx context.Context) {
 	h, err := audit.Read(ctx, s.runDir)
-	if err != nil {
-		s.tell("abandoned addresses", err.Error())
+	if s.problems.Report("looking for abandoned addresses", err); err != nil {
 		return
 	}
-	s.tell("abandoned addresses", "")
 	found := map[abandoned]ipam.Record{}
 	unread := map[string]bool{}
 	for overlay, store := range h.Stores {
-		text := ""
-		if store.Err != nil || len(store.Problems) > 0 {
-			text = fmt.Sprint(store.Err, store.Problems)
-			unread[overlay] = true
+		err := store.Err
+		if err == nil && len(store.Problems) > 0 {
+			err = fmt.Errorf("%v", store.Problems)
 		}
-		s.tell("address store of "+overlay, text)
+		unread[overlay] = err != nil
+		s.problems.Report("address store of "+overlay, err)
 		for _, rec := range h.Abandoned(overlay) {
 			found[abandoned{overlay, rec.Half, rec.Key(), rec.Since}] = rec
 		}
@@ -88,30 +88,17 @@ func (s *sweeper) round(ctx context.Context) {
 	}
 }
 
-// tell logs a problem when it begins or becomes another, and its end.
-func (s *sweeper) tell(what, text string) {
-	switch {
-	case s.told[what] == text:
-		return
-	case text == "":
-		s.log.Info("works again", "what", what)
-	default:
-		s.log.Warn("does not work; trying again", "what", what, "err", text)
-	}
-	s.told[what] = text
-}
-
 // due takes in what was found abandoned at one look and returns what has been
 // so for long enough. An overlay that could not be read was not looked at.
 func (s *sweeper) due(now time.Duration, found []abandoned, unread map[string]bool) (out []abandoned) {
 	seen := make(map[abandoned]time.Duration, len(found))
 	for _, a := range found {
-		first, known := s.seen[a]
-		if !known {
+		first, before := s.seen[a]
+		if !before {
 			first = now
 		}
 		seen[a] = first
-		if known && now-first >= s.apart {
+		if before && now-first >= s.apart {
 			out = append(out, a)
 		}
 	}
@@ -127,10 +114,10 @@ func (s *sweeper) due(now time.Duration, found []abandoned, unread map[string]bo
 // release gives the addresses back, unless the attachment has been made again
 // since.
 func (s *sweeper) release(ctx context.Context, a abandoned, rec ipam.Record) {
-	log := s.log.With("overlay", a.overlay, "half", a.half, "container", rec.ContainerID, "ifname", rec.IfName, "addrs", rec.Addrs)
+	log := s.log.With(logkey.Overlay, a.overlay, logkey.Half, a.half, logkey.Container, rec.ContainerID, logkey.IfName, rec.IfName, logkey.Addrs, rec.Addrs)
 	store, err := ipam.Open(ctx, ipam.Options{Dir: conf.NetConf{RunDir: s.runDir}.IPAMPath(), Overlay: a.overlay, Cooling: s.cooling})
 	if err != nil {
-		log.Warn("abandoned addresses not released; trying again", "err", err)
+		log.Warn("abandoned addresses not released; trying again", logkey.Err, err)
 		return
 	}
 	defer store.Close()
@@ -139,7 +126,7 @@ func (s *sweeper) release(ctx context.Context, a abandoned, rec ipam.Record) {
 	})
 	switch {
 	case err != nil:
-		log.Warn("abandoned addresses not released; trying again", "err", err)
+		log.Warn("abandoned addresses not released; trying again", logkey.Err, err)
 	case len(released) > 0:
 		log.Info("addresses of a container that is gone released")
 	}

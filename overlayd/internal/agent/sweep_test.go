@@ -15,6 +15,7 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/netns"
 	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/overlayd/internal/problems"
 )
 
 func TestDue(t *testing.T) {
@@ -98,7 +99,7 @@ func TestSweep(t *testing.T) {
 	dead := living
 	dead.Path, dead.Inode = "/nonexistent", 1
 
-	s := &sweeper{runDir: dir, apart: time.Minute, now: func() time.Duration { return now }, log: slog.New(slog.DiscardHandler)}
+	s := &sweeper{runDir: dir, apart: time.Minute, now: func() time.Duration { return now }, log: slog.New(slog.DiscardHandler), problems: problems.New(slog.New(slog.DiscardHandler))}
 	s.round(ctx) // there is nothing yet
 
 	allocate("earlier boot", "rebooted", netns.Ref{})
@@ -133,11 +134,12 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// What cannot be looked at is told once, not at every look.
-func TestSweepTellsOnce(t *testing.T) {
+// What cannot be looked at is logged once, not at every look.
+func TestSweepLogsOnce(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "run")
 	log := &lockedBuffer{}
-	s := &sweeper{runDir: dir, now: ipam.Boottime, log: slog.New(slog.NewTextHandler(log, nil)), told: map[string]string{}}
+	logger := slog.New(slog.NewTextHandler(log, nil))
+	s := &sweeper{runDir: dir, now: ipam.Boottime, log: logger, problems: problems.New(logger)}
 	for range 3 {
 		s.round(t.Context())
 	}
@@ -145,7 +147,7 @@ func TestSweepTellsOnce(t *testing.T) {
 	for range 2 {
 		s.round(t.Context())
 	}
-	if begun, ended := strings.Count(log.String(), "level=WARN"), strings.Count(log.String(), "works again"); begun != 1 || ended != 1 {
-		t.Errorf("told %d times that it began and %d times that it ended:\n%s", begun, ended, log)
+	if begun, ended := strings.Count(log.String(), "level=WARN"), strings.Count(log.String(), "recovered"); begun != 1 || ended != 1 {
+		t.Errorf("logged %d times that it began and %d times that it ended:\n%s", begun, ended, log)
 	}
 }

@@ -52,8 +52,8 @@ func (b boot) expires(r renewal, term time.Duration) time.Duration {
 // launch and a slow clock may take.
 func margin(term time.Duration) time.Duration { return min(term/10, time.Hour) }
 
-// noticeable is how far an expiry must move for it to be written again.
-func noticeable(term time.Duration) time.Duration { return term / 20 }
+// worthStoring is how far an expiry must move for it to be written again.
+func worthStoring(term time.Duration) time.Duration { return term / 20 }
 
 // renewEvery is how often a lease is renewed: as often as configured, but at
 // least three times in a term.
@@ -63,7 +63,7 @@ func renewEvery(usual, term time.Duration) time.Duration { return min(usual, ter
 // one is not much later, so that not every renewal writes a file; never one
 // later than the true one.
 func later(published, actual int64, term time.Duration) int64 {
-	if moved := time.Duration(actual - published); moved >= 0 && moved < noticeable(term) {
+	if moved := time.Duration(actual - published); moved >= 0 && moved < worthStoring(term) {
 		return published
 	}
 	return actual

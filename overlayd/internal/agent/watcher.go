@@ -8,26 +8,28 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
-// peerChange is what the loop hears of the watch.
-type peerChange struct {
+// peerEvent is what the watcher hands to the loop.
+type peerEvent struct {
 	generation int           // of the watcher
 	connected  bool          // first of a stream
+	broken     error         // the stream has ended; nothing else is set
 	self       conf.Peer     // this agent as the coordinator tells of it; zero: it does not
 	event      api.PeerEvent // without self
 }
 
-// watcher follows the peers from what is known of them on.
+// watcher follows the peers from a position on.
 type watcher struct {
-	watch      func(ctx context.Context, agentID string, known api.Known, fn func(api.PeerEvent) error) error
+	watch      func(ctx context.Context, agentID string, position api.Known, fn func(api.PeerEvent) error) error
 	id         string
 	generation int
-	known      api.Known
+	position   api.Known
 	timing     timing
 	log        *slog.Logger
 	register   chan<- struct{} // kicked when the lease may have changed
-	out        chan<- peerChange
+	out        chan<- peerEvent
 }
 
 // run connects again and again until ctx is done, then returns nil.
@@ -35,17 +37,22 @@ func (w *watcher) run(ctx context.Context) error {
 	retry := backoff{min: w.timing.backoffMin, max: w.timing.backoffMax}
 	broken := false
 	for {
-		heard, err := w.stream(ctx)
+		received, err := w.stream(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		if heard {
+		if received {
 			retry.reset()
 			broken = false
 		}
 		if !broken {
-			w.log.Warn("peers are no longer followed; connecting again", "err", err)
+			w.log.Warn("peers are no longer followed; connecting again", logkey.Err, err)
 			broken = true
+			select {
+			case w.out <- peerEvent{generation: w.generation, broken: err}:
+			case <-ctx.Done():
+				return nil
+			}
 		}
 		if refused(err) {
 			kick(w.register) // the coordinator does not know us
@@ -59,28 +66,28 @@ func (w *watcher) run(ctx context.Context) error {
 }
 
 // stream follows one connection to its end and reports whether anything was
-// heard over it.
-func (w *watcher) stream(ctx context.Context) (heard bool, err error) {
-	err = w.watch(ctx, w.id, w.known, func(e api.PeerEvent) error {
-		first := !heard
-		heard = true
+// received over it.
+func (w *watcher) stream(ctx context.Context) (received bool, err error) {
+	err = w.watch(ctx, w.id, w.position, func(e api.PeerEvent) error {
+		first := !received
+		received = true
 		self := w.self(e.Put)
 		if w.withoutSelf(&e) {
 			kick(w.register)
 		}
-		if first || e.Snapshot || len(e.Put) > 0 || len(e.Delete) > 0 || e.Revision > w.known.Revision {
+		if first || e.Snapshot || len(e.Put) > 0 || len(e.Delete) > 0 || e.Revision > w.position.Revision {
 			select {
-			case w.out <- peerChange{generation: w.generation, connected: first, self: self, event: e}:
+			case w.out <- peerEvent{generation: w.generation, connected: first, self: self, event: e}:
 			case <-ctx.Done():
 				return context.Cause(ctx)
 			}
 		}
 		if e.Revision > 0 {
-			w.known = api.Known{Revision: e.Revision, Run: e.Run}
+			w.position = api.Known{Revision: e.Revision, Run: e.Run}
 		}
 		return nil
 	})
-	return heard, err
+	return received, err
 }
 
 // self is this agent as the coordinator tells of it, zero if it does not.
@@ -105,8 +112,8 @@ func (w *watcher) withoutSelf(e *api.PeerEvent) (register bool) {
 		}
 		err := checkPeer(p)
 		if err != nil {
-			w.log.Warn("peer left out", "peer", p.AgentID, "err", err)
-			if !e.Snapshot { // what was known of it is no longer true
+			w.log.Warn("peer left out", logkey.Peer, p.AgentID, logkey.Err, err)
+			if !e.Snapshot { // what it was before is no longer true
 				e.Delete = append(e.Delete, p.AgentID)
 			}
 		}

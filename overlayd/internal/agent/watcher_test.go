@@ -58,7 +58,7 @@ func TestWithoutSelf(t *testing.T) {
 			if got := w.withoutSelf(&tc.in); got != tc.register {
 				t.Errorf("register: %t, want %t", got, tc.register)
 			}
-			if diff := cmp.Diff(tc.want, tc.in, compareNetip, cmpopts.EquateEmpty()); diff != "" {
+			if diff := cmp.Diff(tc.want, tc.in, compareNetip, cmpopts.EquateEmpty(), cmpopts.EquateErrors()); diff != "" {
 				t.Errorf("event (-want +got):\n%s", diff)
 			}
 		})
@@ -77,11 +77,12 @@ func TestWatcherResumes(t *testing.T) {
 			{{}, {}, {Revision: 9, Delete: []string{"c"}}},
 		}
 		var from []api.Known
-		out := make(chan peerChange)
+		errBroken := errors.New("stream broke")
+		out := make(chan peerEvent)
 		w := &watcher{
-			watch: func(ctx context.Context, id string, known api.Known, fn func(api.PeerEvent) error) error {
+			watch: func(ctx context.Context, id string, position api.Known, fn func(api.PeerEvent) error) error {
 				n := len(from)
-				from = append(from, known)
+				from = append(from, position)
 				if n >= len(streams) {
 					<-ctx.Done()
 					return ctx.Err()
@@ -91,26 +92,28 @@ func TestWatcherResumes(t *testing.T) {
 						return err
 					}
 				}
-				return errors.New("stream broke")
+				return errBroken
 			},
-			id: "own", generation: 3, known: api.Known{Revision: 5}, timing: defaultTiming, log: slog.New(slog.DiscardHandler),
+			id: "own", generation: 3, position: api.Known{Revision: 5}, timing: defaultTiming, log: slog.New(slog.DiscardHandler),
 			register: make(chan struct{}, 1), out: out,
 		}
 		done := make(chan error)
 		go func() { done <- w.run(ctx) }()
-		var got []peerChange
-		for range 4 {
+		var got []peerEvent
+		for range 6 {
 			c := <-out
 			c.event.Put = nil
 			got = append(got, c)
 		}
-		want := []peerChange{
+		want := []peerEvent{
 			{generation: 3, connected: true, self: testPeer("own", 4, 1), event: api.PeerEvent{Revision: 7, Snapshot: true}},
 			{generation: 3, event: api.PeerEvent{Revision: 8, Run: "r", Delete: []string{"b"}}},
+			{generation: 3, broken: errBroken},
 			{generation: 3, connected: true},
 			{generation: 3, event: api.PeerEvent{Revision: 9, Delete: []string{"c"}}},
+			{generation: 3, broken: errBroken},
 		}
-		if diff := cmp.Diff(want, got, cmp.AllowUnexported(peerChange{}), compareNetip, cmpopts.EquateEmpty()); diff != "" {
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(peerEvent{}), compareNetip, cmpopts.EquateEmpty(), cmpopts.EquateErrors()); diff != "" {
 			t.Errorf("changes (-want +got):\n%s", diff)
 		}
 		time.Sleep(time.Minute) // the bubble's clock: let it connect again
@@ -132,21 +135,21 @@ func TestCheckSelf(t *testing.T) {
 		self      conf.Peer
 		following bool
 	}{
-		{name: "not told of", following: true},
-		{name: "as we know it", self: testPeer("own", 4, 7), following: true},
+		{name: "not named", following: true},
+		{name: "as it was registered", self: testPeer("own", 4, 7), following: true},
 		{name: "before we moved", self: testPeer("own", 3, 6), following: true},
 		{name: "our own change, before its answer", self: testPeer("own", 4, 8), following: true},
 		{name: "another host", self: testPeer("own", 3, 8)},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			l := &loop{
-				log: slog.New(slog.DiscardHandler), ip: testPeer("own", 4, 7).AgentIP,
-				held:      &heldLease{Lease: conf.Lease{Epoch: 7}},
+				log:       slog.New(slog.DiscardHandler),
+				lease:     leaseState{ip: testPeer("own", 4, 7).AgentIP, held: &heldLease{Lease: conf.Lease{Epoch: 7}}},
+				peers:     peerState{backlog: newDeadline(), silent: newDeadline(), stop: func() {}},
 				registrar: &registrar{kick: make(chan struct{}, 1)},
-				catch:     newDeadline(), stopWatch: func() {},
 			}
 			l.checkSelf(tc.self)
-			if following := l.stopWatch != nil; following != tc.following || (len(l.registrar.kick) == 0) != tc.following {
+			if following := l.peers.stop != nil; following != tc.following || (len(l.registrar.kick) == 0) != tc.following {
 				t.Errorf("following %t, kicks %d; want to follow: %t", following, len(l.registrar.kick), tc.following)
 			}
 		})

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
 // cniPrefix sorts our lists behind those of others: the CRI of containerd takes
@@ -38,6 +39,10 @@ const (
 )
 
 const filePerm = 0o644
+
+// maxFile is how large a file under one of our names may be. Ours have a few
+// hundred bytes.
+const maxFile = 1 << 20
 
 // Files are the directories of one host. It may be used by one goroutine at a
 // time.
@@ -219,7 +224,7 @@ func (f *Files) sync(d directory, want map[string][]byte) error {
 
 // put writes one file unless it is right already or somebody else's.
 func (f *Files) put(d directory, path string, content []byte) error {
-	old, err := os.ReadFile(path)
+	old, err := conf.ReadRegular(path, maxFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -232,13 +237,13 @@ func (f *Files) put(d directory, path string, content []byte) error {
 	if err := d.write(path, content); err != nil {
 		return err
 	}
-	f.Log.Info("runtime configuration written", "path", path)
+	f.Log.Info("runtime configuration written", logkey.Path, path)
 	return nil
 }
 
 // remove deletes a file of ours that is no longer wanted.
 func (f *Files) remove(d directory, path string) error {
-	old, err := os.ReadFile(path)
+	old, err := conf.ReadRegular(path, maxFile)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !d.ours(old) {
 		return nil
 	}
@@ -248,7 +253,7 @@ func (f *Files) remove(d directory, path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove runtime configuration: %w", err)
 	}
-	f.Log.Info("runtime configuration removed", "path", path)
+	f.Log.Info("runtime configuration removed", logkey.Path, path)
 	return nil
 }
 

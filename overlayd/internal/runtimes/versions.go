@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/version"
+
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
 const (
@@ -80,10 +82,10 @@ func (f *Files) versionsOf(ctx context.Context, path string) []string {
 	if fi == nil {
 		return nil
 	}
-	known, ok := f.versions[path]
-	if ok && known.modified.Equal(fi.ModTime()) && known.size == fi.Size() &&
-		(known.failed.IsZero() || time.Since(known.failed) < retryAfter) {
-		return known.versions
+	last, asked := f.versions[path]
+	if asked && last.modified.Equal(fi.ModTime()) && last.size == fi.Size() &&
+		(last.failed.IsZero() || time.Since(last.failed) < retryAfter) {
+		return last.versions
 	}
 	a := answer{modified: fi.ModTime(), size: fi.Size()}
 	var err error
@@ -92,7 +94,7 @@ func (f *Files) versionsOf(ctx context.Context, path string) []string {
 			return nil // we are being stopped; that says nothing about the plugin
 		}
 		a.failed = time.Now()
-		f.Log.Warn("plugin does not say which CNI versions it speaks; only "+baseVersion+" is announced", "path", path, "err", err)
+		f.Log.Warn("plugin does not say which CNI versions it speaks; only "+baseVersion+" is announced", logkey.Path, path, logkey.Err, err)
 	}
 	if f.versions == nil {
 		f.versions = map[string]answer{}

@@ -1,0 +1,242 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
+)
+
+// What problems of the loop are about.
+const (
+	storeLeaseProblem  = "storing the lease"
+	storePeersProblem  = "storing the peers"
+	directoriesProblem = "directories"
+	publishProblem     = "publishing"
+	filesProblem       = "files of the container runtimes"
+	followProblem      = "following the peers"
+	hostProblem        = "host"
+	overlayProblem     = "overlay " // and its name
+	reportProblem      = "reporting to the coordinator"
+	watchProblem       = "watching the published document"
+)
+
+// setIP sets the agent IP that the VTEP sends from.
+func (l *loop) setIP(ip netip.Addr) {
+	l.lease.ip = ip
+	l.lease.current.Store(&ip)
+}
+
+// recall reads what earlier runs of the agent stored.
+func (l *loop) recall() {
+	l.recallDocument()
+	if s, ok := l.files.loadLease(l.id); ok {
+		s.Lease.Bridges = l.opts.Bridges
+		l.lease.held = &heldLease{Lease: s.Lease, renewed: l.boot.adopt(s.Renewed, s.Lease.Term())}
+		l.lease.stored = l.expires()
+		if s.Renewed.BootID != l.boot.id {
+			l.saveLease() // so that a restart does not count from a later moment
+		}
+		if !l.lease.ip.IsValid() {
+			l.setIP(s.Lease.AgentIP)
+		}
+		l.recallPeers(s.Lease.ClusterID)
+		l.log.Info("lease and peers recalled; applying them until the coordinator answers",
+			logkey.Epoch, s.Lease.Epoch, logkey.Peers, len(l.peers.claims.peers))
+	}
+	l.publish()
+}
+
+// checkIP finds out whether the agent IP changed while the agent was away. It
+// does not wait for name servers: the registrar finds out, too. An address that
+// this host still has stays until the coordinator has accepted another one.
+func (l *loop) checkIP(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, l.timing.firstIP)
+	defer cancel()
+	if ip, err := l.findIP(ctx); err == nil && ip != l.lease.ip && !onHost(l.lease.ip) {
+		l.log.Info("agent IP changed while the agent was away", logkey.From, l.lease.ip, logkey.To, ip)
+		l.setIP(ip)
+	}
+}
+
+// registered takes in what came of a registration.
+func (l *loop) registered(ctx context.Context, r registration) {
+	if r.err != nil {
+		l.registrationFailed(ctx, r)
+		return
+	}
+	moved := l.moveTo(r.ip)
+	if l.lease.refusal != "" {
+		l.log.Info("registered again")
+	}
+	l.lease.refusal, l.lease.online = "", true
+
+	r.lease.Bridges = l.opts.Bridges
+	before := l.lease.held
+	changed := before == nil || !sameLease(before.Lease, r.lease)
+	l.lease.held = &heldLease{Lease: r.lease, renewed: r.sent}
+	if changed {
+		l.leaseChanged(before)
+	}
+	if changed || l.expires()-l.lease.stored >= worthStoring(l.lease.held.Term()) {
+		l.saveLease()
+	}
+	if l.peers.stop == nil || l.peers.clusterID != r.lease.ClusterID {
+		l.follow(ctx)
+	}
+	l.expectPeers()
+	switch {
+	case changed || moved || !l.outcome.applied:
+		l.reconcile(ctx, false)
+	default:
+		l.publish()
+	}
+	l.logPhase()
+}
+
+// moveTo makes ip the agent IP and reports whether it was another one before.
+func (l *loop) moveTo(ip netip.Addr) bool {
+	if !ip.IsValid() || ip == l.lease.ip {
+		return false
+	}
+	if l.lease.ip.IsValid() {
+		l.log.Info("agent IP changed", logkey.From, l.lease.ip, logkey.To, ip)
+	}
+	l.setIP(ip)
+	return true
+}
+
+// registrationFailed takes in why. Another address than before is used only
+// where nobody refused it and this host no longer has the one of before, from
+// which nothing could be sent any more.
+func (l *loop) registrationFailed(ctx context.Context, r registration) {
+	l.logRegistration(r.err)
+	l.logPhase()
+	if !r.ip.IsValid() || r.ip == l.lease.ip {
+		return
+	}
+	gone := !onHost(l.lease.ip)
+	switch {
+	case !answered(r.err):
+		if gone {
+			l.unfollow()
+			l.moveTo(r.ip)
+			l.reconcile(ctx, false)
+		}
+	case l.unfollow():
+		// As long as the old address is connected the coordinator takes the
+		// new one for another host with a copied agent id.
+		l.lease.refusedAt = time.Now()
+		kick(l.registrar.kick)
+	case gone:
+	case time.Since(l.lease.refusedAt) < l.timing.follow:
+		kick(l.registrar.kick) // it may not have met the end of the stream yet
+	default:
+		l.lease.rejected.Store(&rejection{ip: r.ip, until: time.Now().Add(l.timing.resync)})
+		kick(l.registrar.kick)
+	}
+}
+
+// rejection is an address of this host that the coordinator did not accept.
+type rejection struct {
+	ip    netip.Addr
+	until time.Time // not asked for again before that while there is another
+}
+
+// findIP is the agent IP for the next registration: the one the operator gave,
+// or the one that is right now. Where none can be found, or the coordinator did
+// not accept it, the present one stays as long as the host has it.
+func (l *loop) findIP(ctx context.Context) (netip.Addr, error) {
+	if l.opts.IP.IsValid() {
+		return l.opts.IP, nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, l.timing.findIP, fmt.Errorf("not found in %s", l.timing.findIP))
+	defer cancel()
+	current := *l.lease.current.Load()
+	ip, err := agentIP(ctx, l.opts.CoordinatorURLs, current)
+	if ip == current {
+		return ip, err
+	}
+	r := l.lease.rejected.Load()
+	refused := r != nil && r.ip == ip && time.Now().Before(r.until)
+	if (err != nil || refused) && current.IsValid() && onHost(current) {
+		return current, nil
+	}
+	return ip, err
+}
+
+// logRegistration logs a failure when its kind changes: an error of the network
+// names a port that is another one each time.
+func (l *loop) logRegistration(err error) {
+	text := err.Error()
+	if l.lease.refusal != "" && !answered(err) && l.lease.unreachable || text == l.lease.refusal {
+		return
+	}
+	l.lease.refusal, l.lease.unreachable = text, !answered(err)
+	if l.lease.held == nil {
+		l.log.Warn("no lease: registration failed; trying again", logkey.Err, err)
+	} else {
+		l.log.Warn("lease not renewed; going on with it and trying again", logkey.Err, err, logkey.Left, l.left().Round(time.Second))
+	}
+	l.publish()
+}
+
+// leaseChanged logs the difference and starts counting anew.
+func (l *loop) leaseChanged(before *heldLease) {
+	held := l.lease.held
+	o := &l.outcome
+	o.attempts, o.healthy, o.applied, o.reported = 0, false, false, nil
+	o.retry.reset()
+	log := l.log.With(logkey.Epoch, held.Epoch, logkey.VTEP, held.VTEP.IP, logkey.VTEP6, held.VTEP.IP6)
+	if before == nil {
+		log.Info("lease granted")
+		return
+	}
+	if before.ClusterID != held.ClusterID {
+		log.Warn("the coordinator is of another cluster than before", logkey.From, before.ClusterID, logkey.To, held.ClusterID)
+	} else if before.Epoch > held.Epoch {
+		log.Warn("the epoch went back; was the coordinator's store restored from an old copy?", logkey.Before, before.Epoch)
+	}
+	log.Info("lease changed", logkey.Before, before.Epoch)
+	for _, g := range before.Grants {
+		served := slices.ContainsFunc(held.Grants, func(h conf.Grant) bool { return h.Overlay.Name == g.Overlay.Name })
+		if !served {
+			log.Warn("overlay is no longer served; its bridges and files are removed", logkey.Overlay, g.Overlay.Name)
+			l.problems.Forget(func(what string) bool { return what == overlayProblem+g.Overlay.Name })
+		}
+	}
+}
+
+// expires is the CLOCK_BOOTTIME until which the lease holds.
+func (l *loop) expires() time.Duration {
+	return l.boot.expires(l.lease.held.renewed, l.lease.held.Term())
+}
+
+// left is how long that is from now.
+func (l *loop) left() time.Duration { return l.expires() - l.boot.now() }
+
+func sameLease(a, b conf.Lease) bool {
+	x, err1 := json.Marshal(a)
+	y, err2 := json.Marshal(b)
+	return err1 == nil && err2 == nil && bytes.Equal(x, y)
+}
+
+func (l *loop) saveLease() {
+	held := l.lease.held
+	err := conf.WriteJSON(l.files.lease(), savedLease{Lease: held.Lease, Renewed: held.renewed}, 0o600)
+	l.problems.Report(storeLeaseProblem, err)
+	if err == nil {
+		l.lease.stored = l.expires()
+	}
+}
+
+// answered reports whether the coordinator was reached, whatever it said.
+func answered(err error) bool { return err == nil || errors.As(err, new(*api.Error)) }

@@ -1,0 +1,123 @@
+package agent
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
+	"overlayd.internal/overlay/internal/rtnl"
+)
+
+// underlay is what the kernel says about this host's interfaces, addresses and
+// routes at one moment.
+type underlay struct {
+	conn  *rtnl.Conn
+	links map[int]hostLink // by index
+	addrs []hostAddr       // in the kernel's order
+}
+
+type hostLink struct {
+	name      string
+	ours      bool
+	loopback  bool
+	container bool // of a kind that container networks are made of
+}
+
+type hostAddr struct {
+	ip   netip.Addr
+	bits int
+	link int
+	// temporary: a privacy address, replaced within hours.
+	temporary bool
+	// fading: deprecated, still being probed, or found to be a duplicate.
+	fading bool
+}
+
+// containerKinds are the kinds of links whose addresses are container networks'
+// gateways, which other hosts cannot send to.
+var containerKinds = []string{"bridge", "veth", "vxlan", "geneve", "ipvlan", "ifb"}
+
+// readUnderlay asks the kernel. The result has to be closed.
+func readUnderlay() (*underlay, error) {
+	conn, err := rtnl.Open()
+	if err != nil {
+		return nil, err
+	}
+	u := &underlay{conn: conn, links: map[int]hostLink{}}
+	links, err := conn.Links()
+	var addrs []rtnl.Address
+	if err == nil {
+		addrs, err = conn.Addresses(0)
+	}
+	if err != nil {
+		u.close()
+		return nil, err
+	}
+	for _, l := range links {
+		u.addLink(l)
+	}
+	for _, a := range addrs {
+		u.addAddr(a)
+	}
+	return u, nil
+}
+
+func (u *underlay) close() { u.conn.Close() }
+
+func (u *underlay) addLink(l rtnl.Link) {
+	container := slices.Contains(containerKinds, l.Kind)
+	_, _, bridge := mark.ParseBridgeAlias(l.Alias)
+	_, half := mark.HalfOf(l.Name)
+	u.links[l.Index] = hostLink{
+		name: l.Name, loopback: l.Loopback(), container: container,
+		ours: bridge || container && (half || l.Name == conf.VTEPName),
+	}
+}
+
+func (u *underlay) addAddr(a rtnl.Address) {
+	ip := a.Prefix.Addr()
+	has := func(flag uint32) bool { return a.Flags&flag != 0 }
+	u.addrs = append(u.addrs, hostAddr{
+		ip: ip, bits: a.Prefix.Bits(), link: a.Index,
+		// In IPv4 the same bit says that it is the second of its network.
+		temporary: ip.Is6() && has(unix.IFA_F_TEMPORARY),
+		fading:    has(unix.IFA_F_DEPRECATED|unix.IFA_F_DADFAILED) || has(unix.IFA_F_TENTATIVE) && !has(unix.IFA_F_OPTIMISTIC),
+	})
+}
+
+// find returns the entry of an address.
+func (u *underlay) find(ip netip.Addr) (hostAddr, bool) {
+	i := slices.IndexFunc(u.addrs, func(a hostAddr) bool { return a.ip == ip })
+	if i < 0 {
+		return hostAddr{}, false
+	}
+	return u.addrs[i], true
+}
+
+// has reports whether an interface that is not ours has the address.
+func (u *underlay) has(ip netip.Addr) bool {
+	return slices.ContainsFunc(u.addrs, func(a hostAddr) bool { return a.ip == ip && !u.links[a.link].ours })
+}
+
+// path asks for the way to an address; its zone names the interface. ok is
+// false where no route leads to it.
+func (u *underlay) path(to netip.Addr) (r rtnl.Route, ok bool, err error) {
+	return u.conn.Path(to.WithZone(""), u.linkNamed(to.Zone()))
+}
+
+// linkNamed is the index of the interface that a zone names, 0 if there is none.
+func (u *underlay) linkNamed(zone string) int {
+	if n, err := strconv.Atoi(zone); err == nil {
+		return n
+	}
+	for i, l := range u.links {
+		if l.name == zone {
+			return i
+		}
+	}
+	return 0
+}

@@ -1,0 +1,59 @@
+package dirwatch
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func expect(t *testing.T, w *Watch, what string) {
+	t.Helper()
+	select {
+	case <-w.Events():
+	case <-time.After(10 * time.Second):
+		t.Fatalf("%s: no event", what)
+	}
+	for quiet := false; !quiet; { // several may come of one change
+		select {
+		case <-w.Events():
+		case <-time.After(50 * time.Millisecond):
+			quiet = true
+		}
+	}
+}
+
+func TestEvents(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "d")
+	path := filepath.Join(dir, "file")
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(os.Mkdir(dir, 0o755))
+	w := New()
+	defer w.Close()
+	check(w.Add(dir))
+	check(os.WriteFile(path, []byte("a"), 0o644))
+	expect(t, w, "written")
+	check(os.Rename(path, path+"2"))
+	expect(t, w, "renamed")
+	check(os.Remove(path + "2"))
+	expect(t, w, "removed")
+
+	check(os.RemoveAll(dir))
+	expect(t, w, "directory removed")
+	if err := w.Add(dir); err == nil {
+		t.Error("a directory that is not there is watched")
+	}
+	check(os.Mkdir(dir, 0o755))
+	check(w.Add(dir))
+	check(os.WriteFile(path, []byte("a"), 0o644))
+	expect(t, w, "written again")
+}
