@@ -3,6 +3,9 @@ package conf
 import (
 	"fmt"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // BootID is the kernel's identifier of this boot
@@ -14,4 +17,14 @@ func BootID() (string, error) {
 		return "", fmt.Errorf("read the boot id: %w", err)
 	}
 	return strings.TrimSpace(string(b)), nil
+}
+
+// Boottime is CLOCK_BOOTTIME: the time since boot, suspension included. Zero in
+// the impossible case that the kernel does not know.
+func Boottime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
 }

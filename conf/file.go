@@ -4,12 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // WriteFile replaces path with data so that a reader, or a machine that loses
@@ -87,49 +87,48 @@ func WriteJSON(path string, v any, perm fs.FileMode) error {
 // thousand overlays has half a megabyte.
 const MaxStateFile = 16 << 20
 
+// maxJSON is the most that ReadJSON reads. The largest document of ours lists
+// 65,536 peers, 600 bytes each.
+const maxJSON = 256 << 20
+
+// ReadFile is ReadRegular for what a CNI program reads: the published document
+// and files of /proc.
+func ReadFile(path string) ([]byte, error) { return ReadRegular(path, MaxStateFile) }
+
 // ReadRegular is os.ReadFile for a file that others may have replaced: it does
 // not wait for whoever writes to a FIFO, and refuses what is no regular file or
-// has more than most bytes.
+// has more than most bytes. It does without the poller, which takes system calls
+// and a thread to start, for the sake of programs that live for milliseconds.
 func ReadRegular(path string, most int64) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	fail := func(op string, err error) ([]byte, error) {
+		return nil, &fs.PathError{Op: op, Path: path, Err: err}
+	}
+	fd, err := retry(func() (int, error) {
+		return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	})
 	if err != nil {
-		return nil, err
+		return fail("open", err)
 	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return nil, err
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	switch err := unix.Fstat(fd, &st); {
+	case err != nil:
+		return fail("read", err)
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return fail("read", errors.New("no regular file; move it away"))
+	case st.Size > most:
+		return fail("read", fmt.Errorf("it has %d bytes, more than %d; move it away", st.Size, most))
 	}
-	if !fi.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is no regular file (%s); move it away", path, fi.Mode())
-	}
-	if fi.Size() > most {
-		return nil, fmt.Errorf("%s has %d bytes, more than %d; move it away", path, fi.Size(), most)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err == nil && int64(len(b)) > most {
-		err = fmt.Errorf("%s has more than %d bytes; move it away", path, most)
-	}
-	return b, err
-}
-
-// ReadFile is os.ReadFile for a program that lives for a few milliseconds: it
-// does without the poller, which small local files have no use for and which
-// takes system calls and a thread to start.
-func ReadFile(path string) ([]byte, error) {
-	fd, err := retry(func() (int, error) { return syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0) })
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
-	}
-	defer syscall.Close(fd)
-	b := make([]byte, 0, 4096)
+	b := make([]byte, 0, max(st.Size+1, 4096)) // files of /proc have the size 0
 	for {
-		n, err := retry(func() (int, error) { return syscall.Read(fd, b[len(b):cap(b)]) })
-		if err != nil {
-			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
-		}
-		if n == 0 {
+		n, err := retry(func() (int, error) { return unix.Read(fd, b[len(b):cap(b)]) })
+		switch {
+		case err != nil:
+			return fail("read", err)
+		case n == 0:
 			return b, nil
+		case int64(len(b)+n) > most:
+			return fail("read", fmt.Errorf("it has more than %d bytes; move it away", most))
 		}
 		b = b[:len(b)+n]
 		b = slices.Grow(b, 1)
@@ -139,7 +138,7 @@ func ReadFile(path string) ([]byte, error) {
 // retry repeats a system call that a signal has interrupted.
 func retry(call func() (int, error)) (int, error) {
 	for {
-		if n, err := call(); err != syscall.EINTR {
+		if n, err := call(); err != unix.EINTR {
 			return n, err
 		}
 	}
@@ -148,7 +147,7 @@ func retry(call func() (int, error)) (int, error) {
 // ReadJSON reads the JSON document at path into v. The error of a file that is
 // not there satisfies errors.Is(err, fs.ErrNotExist).
 func ReadJSON(path string, v any) error {
-	b, err := os.ReadFile(path)
+	b, err := ReadRegular(path, maxJSON)
 	if err != nil {
 		return err
 	}

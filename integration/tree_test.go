@@ -93,7 +93,6 @@ var layers = []layer{
 // notYet are imports that break a rule of this file and are to go. A line that
 // is no longer needed is an error.
 var notYet = map[string]string{
-	"overlayd/internal/runtimes/docker -> internal/cni":                    "reads what the agent published; moves to conf/published",
 	"overlayd/internal/datapath -> github.com/coreos/go-iptables/iptables": "moves to internal/firewall",
 }
 

@@ -14,7 +14,6 @@ import (
 
 	filemutex "github.com/alexflint/go-filemutex"
 	bolt "go.etcd.io/bbolt"
-	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
 )
@@ -56,16 +55,6 @@ type Store struct {
 	walked   bool // all of the file was looked at when it was opened
 }
 
-// Boottime is CLOCK_BOOTTIME: the time since boot, suspension included. Zero in
-// the impossible case that the kernel does not know.
-func Boottime() time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		return 0
-	}
-	return time.Duration(ts.Nano())
-}
-
 // Open locks and opens the store of one overlay. It fails with ErrBusy when
 // others keep it for longer than LockTimeout and with ErrDamaged when the file
 // cannot be trusted and there is no way to rebuild it.
@@ -74,7 +63,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, fmt.Errorf("open address store: overlay name: %w", err)
 	}
 	if o.Now == nil {
-		o.Now = Boottime
+		o.Now = conf.Boottime
 	}
 	if o.LockTimeout == 0 {
 		o.LockTimeout = defaultLockTimeout

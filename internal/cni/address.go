@@ -18,6 +18,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types/create"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/conf/published"
 	"overlayd.internal/overlay/ipam"
 )
 
@@ -34,10 +35,6 @@ type statusError struct {
 func (e *statusError) Error() string { return e.err.Error() }
 func (e *statusError) Unwrap() error { return e.err }
 
-func notReady(format string, args ...any) error {
-	return &statusError{Errorf(types.ErrTryAgainLater, format, args...), types.ErrPluginNotAvailable}
-}
-
 // checkPlace checks what the configuration says about where our files are.
 func checkPlace(c *Call) error {
 	if err := conf.CheckName(c.Conf.OverlayName()); err != nil {
@@ -49,65 +46,38 @@ func checkPlace(c *Call) error {
 	return nil
 }
 
-// LoadState reads what the agent has published. The error of a state that does
-// not allow new addresses has a CNI code; see StatusError for STATUS.
+// LoadState is published.Load of the configuration's run directory. The error of
+// a state that does not allow new addresses has a CNI code; see StatusError for
+// STATUS.
 func LoadState(n conf.NetConf) (conf.State, error) {
-	var s conf.State
-	path := n.StatePath()
-	b, err := conf.ReadFile(path)
-	if err == nil {
-		if err = decodeState(b, &s); err != nil {
-			err = fmt.Errorf("read %s: %w", path, err)
-		}
-	}
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return s, notReady("%s is not there: the agent of this host has not published yet; see that \"overlayd agent\" runs, with --run-dir %s", path, n.RunDirectory())
-	case err != nil:
-		return s, &statusError{Errorf(ErrCodeNotReady, "published state: %w; restart \"overlayd agent\"", err), types.ErrPluginNotAvailable}
-	}
-	boot, err := conf.BootID()
-	if err != nil {
-		return s, &statusError{Errorf(types.ErrIOFailure, "%w", err), types.ErrPluginNotAvailable}
-	}
-	switch {
-	case s.BootID != boot:
-		return s, notReady("%s is from before the last reboot: the agent of this host has not published since; see that \"overlayd agent\" runs", path)
-	case s.Lease.Lost != "":
-		return s, &statusError{Errorf(ErrCodeStaleState, "the lease of this host is lost: %s; no new container can be attached", s.Lease.Lost), types.ErrLimitedConnectivity}
-	case int64(ipam.Boottime()) > s.Lease.ExpiresBoottime:
-		return s, &statusError{Errorf(types.ErrTryAgainLater, "the lease of this host has run out because the coordinator could not be reached; no new container can be attached until it is renewed"), types.ErrLimitedConnectivity}
-	}
-	return s, nil
+	s, err := published.Load(n.RunDirectory())
+	return s, stateError(err)
 }
 
-// Overlay finds the overlay and its bridge of one half in the state.
+// Overlay is published.Overlay with CNI codes.
 func Overlay(s conf.State, name string, half conf.Half) (conf.AgentOverlay, *conf.Bridge, error) {
-	o, ok := s.Overlay(name)
-	if !ok {
-		return o, nil, Errorf(ErrCodeNoOverlay, "overlay %s is not known on this host; check the name, and that the coordinator's configuration has it enabled", name)
-	}
-	if b := o.Bridge(half); b != nil {
-		return o, b, nil
-	}
-	switch {
-	case o.Subnet.IsValid() || o.Subnet6.IsValid():
-		return o, nil, Errorf(ErrCodeNoOverlay, "overlay %s has no bridge for the %s half on this host; its agent runs with other --bridges", name, half)
-	case o.State != nil && o.State.Error != "":
-		return o, nil, notReady("overlay %s has no subnet on this host: %s", name, o.State.Error)
-	}
-	return o, nil, notReady("overlay %s has no subnet on this host yet", name)
+	o, b, err := published.Overlay(s, name, half)
+	return o, b, stateError(err)
 }
 
-// Ranges are the half's prefixes, IPv4 before IPv6.
-func Ranges(b *conf.Bridge) []netip.Prefix {
-	var out []netip.Prefix
-	for _, p := range [...]netip.Prefix{b.IP, b.IP6} {
-		if p.IsValid() {
-			out = append(out, p)
-		}
+// stateError gives an error of package published its CNI codes.
+func stateError(err error) error {
+	var e *published.Error
+	if !errors.As(err, &e) {
+		return err
 	}
-	return out
+	code, status := ErrCodeNotReady, types.ErrPluginNotAvailable
+	switch e.Reason {
+	case published.Pending:
+		code = types.ErrTryAgainLater
+	case published.Expired:
+		code, status = types.ErrTryAgainLater, types.ErrLimitedConnectivity
+	case published.Lost:
+		code, status = ErrCodeStaleState, types.ErrLimitedConnectivity
+	case published.NoOverlay:
+		code = ErrCodeNoOverlay
+	}
+	return &statusError{Errorf(code, "%w", e), status}
 }
 
 // Attachment is the key of the call's address.
@@ -126,7 +96,7 @@ func AddressRequest(c *Call, half conf.Half, o conf.AgentOverlay) (ipam.Request,
 	if err != nil {
 		return ipam.Request{}, Errorf(types.ErrInvalidNetworkConfig, "requested address: %w", err)
 	}
-	return ipam.Request{Attachment: c.Attachment(), Half: half, Ranges: Ranges(b), Want: want}, nil
+	return ipam.Request{Attachment: c.Attachment(), Half: half, Ranges: published.Ranges(b), Want: want}, nil
 }
 
 // wantedAddrs collects the four ways to ask for an address. Runtimes use more
@@ -227,7 +197,7 @@ func storeExists(c *Call) bool {
 // Addresses are the result's ips and routes: every address with the half's mask
 // and gateway, and a default route for each family.
 func Addresses(b *conf.Bridge, addrs []netip.Addr) (ips []*types100.IPConfig, routes []*types.Route) {
-	for i, p := range Ranges(b) {
+	for i, p := range published.Ranges(b) {
 		if i >= len(addrs) {
 			break
 		}
@@ -369,7 +339,7 @@ func GCKeep(c *Call) (func(ipam.Record) bool, error) {
 	for _, a := range *list {
 		valid[a] = true
 	}
-	now := ipam.Boottime()
+	now := conf.Boottime()
 	return func(r ipam.Record) bool {
 		return valid[conf.ValidAttachment{ContainerID: r.ContainerID, IfName: r.IfName}] || now-r.Since < gcAge
 	}, nil
@@ -413,7 +383,7 @@ func Status(ctx context.Context, c *Call, half conf.Half) error {
 		return StatusError(err)
 	}
 	defer s.Close()
-	stats, err := s.Stats(ctx, half, Ranges(b))
+	stats, err := s.Stats(ctx, half, published.Ranges(b))
 	if err != nil {
 		return StatusError(StoreError(err))
 	}

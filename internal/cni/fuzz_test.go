@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/conf/document"
 	"overlayd.internal/overlay/ipam"
 )
 
@@ -121,7 +122,7 @@ func FuzzGCList(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte, id, ifname string) {
 		c := &Call{}
-		if malformed, err := decodeConf(b, &c.Conf); malformed != nil || err != nil {
+		if malformed, err := document.ReadConf(b, &c.Conf); malformed != nil || err != nil {
 			return
 		}
 		keep, err := GCKeep(c)
@@ -138,12 +139,12 @@ func FuzzGCList(f *testing.F) {
 		if list == nil {
 			list = c.Conf.LegacyValidAttachments
 		}
-		old := ipam.Record{Attachment: conf.Attachment{Network: "n", ContainerID: id, IfName: ifname}, Since: ipam.Boottime() - 2*gcAge}
+		old := ipam.Record{Attachment: conf.Attachment{Network: "n", ContainerID: id, IfName: ifname}, Since: conf.Boottime() - 2*gcAge}
 		if listed := slices.Contains(*list, conf.ValidAttachment{ContainerID: id, IfName: ifname}); keep(old) != listed {
 			t.Errorf("%s: %s/%s is listed: %v, kept: %v", b, id, ifname, listed, keep(old))
 		}
 		young := old
-		young.Since = ipam.Boottime()
+		young.Since = conf.Boottime()
 		if !keep(young) {
 			t.Errorf("%s: an attachment of this moment is not kept", b)
 		}

@@ -16,12 +16,12 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"overlayd.internal/overlay/conf/document"
 	"overlayd.internal/overlay/internal/netns"
 )
 
 const (
 	maxStdin       = 1 << 20
-	maxDepth       = 64
 	maxNetworkName = 255
 	maxContainerID = 1024
 	maxIfName      = 15 // IFNAMSIZ less the terminating zero
@@ -151,9 +151,13 @@ func readConf(ctx context.Context, c *Call, v verb, stdin io.Reader) (version st
 	if !v.config && len(bytes.TrimSpace(b)) == 0 {
 		return newestVersion, nil
 	}
-	malformed, err := decodeConf(b, &c.Conf)
+	malformed, err := document.ReadConf(b, &c.Conf)
 	if malformed != nil {
-		return newestVersion, malformed
+		code := types.ErrDecodingFailure
+		if errors.As(malformed, new(*document.AmbiguousError)) {
+			code = types.ErrInvalidNetworkConfig
+		}
+		return newestVersion, Errorf(code, "configuration: %w", malformed)
 	}
 	version = c.Conf.CNIVersion
 	if version == "" {
@@ -210,85 +214,4 @@ func readStdin(ctx context.Context, stdin io.Reader) ([]byte, error) {
 		return nil, Errorf(types.ErrDecodingFailure, "read the configuration: more than %d bytes", maxStdin)
 	}
 	return b, nil
-}
-
-// strictObjects are the objects we read something from, by path; their keys
-// must be unique whatever their case, because encoding/json takes "NAME" for
-// "name" and the last of two, and others do not. Other objects, such as a
-// pod's annotations, are nobody's business but the runtime's.
-var strictObjects = []string{
-	"", "/ipam", "/runtimeConfig", "/runtimeConfig/portMappings",
-	"/args", "/args/cni", "/args/org.apache.mesos", "/args/org.apache.mesos/network_info",
-	"/args/org.apache.mesos/network_info/ip_addresses", "/args/org.apache.mesos/network_info/port_mappings",
-	"/cni.dev/valid-attachments", "/cni.dev/attachments",
-}
-
-// checkJSON proves that the text is one JSON object, not too deep and without
-// ambiguous keys.
-func checkJSON(b []byte) error {
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.UseNumber()
-	malformed := func(err error) error {
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return Errorf(types.ErrDecodingFailure, "configuration: the JSON ends too early, after %d bytes", len(b))
-		}
-		return Errorf(types.ErrDecodingFailure, "configuration: not JSON at byte %d: %w", dec.InputOffset(), err)
-	}
-	tok, err := dec.Token()
-	if err != nil {
-		return malformed(err)
-	}
-	if tok != json.Delim('{') {
-		return Errorf(types.ErrDecodingFailure, "configuration: want a JSON object")
-	}
-	if err := checkValue(dec, tok, "", 1, malformed); err != nil {
-		return err
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return Errorf(types.ErrDecodingFailure, "configuration: something follows the JSON object at byte %d", dec.InputOffset())
-	}
-	return nil
-}
-
-// checkValue walks a value whose first token has been read.
-func checkValue(dec *json.Decoder, tok json.Token, path string, depth int, malformed func(error) error) error {
-	open, ok := tok.(json.Delim)
-	if !ok {
-		return nil
-	}
-	if depth > maxDepth {
-		return Errorf(types.ErrDecodingFailure, "configuration: nested more than %d deep", maxDepth)
-	}
-	strict := slices.Contains(strictObjects, path) || path == "/prevResult" || strings.HasPrefix(path, "/prevResult/")
-	var keys map[string]string
-	for {
-		tok, err := dec.Token()
-		if err != nil {
-			return malformed(err)
-		}
-		if d, ok := tok.(json.Delim); ok && (d == '}' || d == ']') {
-			return nil
-		}
-		child := path
-		if open == '{' {
-			key := tok.(string)
-			child = path + "/" + key
-			if strict {
-				folded := strings.ToLower(strings.ToUpper(key))
-				if other, twice := keys[folded]; twice {
-					return Errorf(types.ErrInvalidNetworkConfig, "configuration: %s: key %q after %q; keys must be unique, in any case", path+"/", key, other)
-				}
-				if keys == nil {
-					keys = make(map[string]string)
-				}
-				keys[folded] = key
-			}
-			if tok, err = dec.Token(); err != nil {
-				return malformed(err)
-			}
-		}
-		if err := checkValue(dec, tok, child, depth+1, malformed); err != nil {
-			return err
-		}
-	}
 }

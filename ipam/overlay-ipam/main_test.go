@@ -95,7 +95,7 @@ func (h *host) publish(change func(*conf.State)) {
 	}
 	s := conf.State{
 		AgentID: "a", BootID: boot, CoolingSeconds: 150, IP: netip.MustParseAddr("172.17.0.2"), MTU: 1450,
-		Lease:    conf.LeaseState{Epoch: 1, ExpiresBoottime: int64(ipam.Boottime() + time.Hour)},
+		Lease:    conf.LeaseState{Epoch: 1, ExpiresBoottime: int64(conf.Boottime() + time.Hour)},
 		Overlays: lease.AgentOverlays(map[string]conf.OverlayStatus{"dry": {Status: conf.StatusFailed, Error: "the pool of overlay dry is exhausted"}}),
 	}
 	if change != nil {

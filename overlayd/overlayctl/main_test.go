@@ -20,7 +20,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/cli"
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
@@ -191,7 +190,7 @@ func TestStatus(t *testing.T) {
 	url := cluster(t)
 	state := conf.State{
 		AgentID: "host-2", IP: netip.MustParseAddr("172.17.0.3"), MTU: 1450, Version: "1.0",
-		Lease: conf.LeaseState{Epoch: 3, ExpiresBoottime: int64(ipam.Boottime() + time.Hour)},
+		Lease: conf.LeaseState{Epoch: 3, ExpiresBoottime: int64(conf.Boottime() + time.Hour)},
 		Overlays: []conf.AgentOverlay{{
 			Info: conf.Overlay{Name: "dcos"}, Subnet: netip.MustParsePrefix("9.0.1.0/24"), State: &conf.OverlayStatus{Status: conf.StatusOK},
 			MesosBridge: &conf.Bridge{Name: "m-dcos", IP: netip.MustParsePrefix("9.0.1.0/25")},
@@ -247,7 +246,7 @@ dcos     9.0.1.0/24    m-dcos 9.0.1.0/25  -              ok
 	none := state
 	none.Lease, none.Overlays = conf.LeaseState{Lost: "there is no lease yet", Error: "no free VTEP address"}, nil
 	over := state
-	over.Lease.Error, over.Lease.ExpiresBoottime = "connection refused", int64(ipam.Boottime()-time.Second)
+	over.Lease.Error, over.Lease.ExpiresBoottime = "connection refused", int64(conf.Boottime()-time.Second)
 	for words, s := range map[string]conf.State{
 		"failed: no VTEP": failed, "LOST: granted to another": lost, "NONE YET: no free VTEP address": none,
 		"RUN OUT, no new containers until it is renewed: connection refused": over,

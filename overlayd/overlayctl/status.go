@@ -17,7 +17,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/cli"
 )
@@ -175,7 +174,7 @@ func (e *env) printStatus(s hostStatus) error {
 
 // left is how long new containers may be attached without a renewal, to the second.
 func left(l conf.LeaseState) time.Duration {
-	return (time.Duration(l.ExpiresBoottime) - ipam.Boottime()).Truncate(time.Second)
+	return (time.Duration(l.ExpiresBoottime) - conf.Boottime()).Truncate(time.Second)
 }
 
 func leaseText(l conf.LeaseState) string {

@@ -16,7 +16,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam"
 )
 
 // A machine is a host whose agent has done its work, in a network namespace,
@@ -56,7 +55,7 @@ func (m *machine) publish() {
 	}}
 	state := conf.State{
 		BootID: boot, MTU: 1450, CoolingSeconds: 150, Overlays: lease.AgentOverlays(nil),
-		Lease: conf.LeaseState{ExpiresBoottime: int64(ipam.Boottime() + time.Hour)},
+		Lease: conf.LeaseState{ExpiresBoottime: int64(conf.Boottime() + time.Hour)},
 	}
 	if err := conf.WriteJSON(filepath.Join(m.run, conf.StateFile), state, 0o644); err != nil {
 		m.t.Fatal(err)

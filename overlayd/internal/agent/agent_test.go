@@ -16,7 +16,6 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/api"
 )
 
@@ -29,7 +28,7 @@ func TestJoin(t *testing.T) {
 	c.join("master", "172.17.0.2")
 	h := newHost(c)
 	h.opts.Listen = "127.0.0.1:0"
-	before := ipam.Boottime()
+	before := conf.Boottime()
 	h.start()
 	h.ready()
 

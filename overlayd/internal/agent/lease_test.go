@@ -137,7 +137,7 @@ func TestTerm(t *testing.T) {
 	c.stop()
 	h.notReady("renewed in time")
 	s := h.document()
-	if now := int64(ipam.Boottime()); s.Lease.ExpiresBoottime > now {
+	if now := int64(conf.Boottime()); s.Lease.ExpiresBoottime > now {
 		t.Errorf("the document promises addresses until %d, it is %d", s.Lease.ExpiresBoottime, now)
 	}
 	if err := hasAddr("d-dcos", "9.0.0.129/25"); err != nil {

@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/datapath"
 	"overlayd.internal/overlay/overlayd/internal/dirwatch"
@@ -129,7 +128,7 @@ func (a *Agent) newLoop(p loopParts) *loop {
 	l := &loop{
 		agent: a, opts: o, timing: a.timing, id: p.id, log: p.log, files: p.files, dp: p.dp, group: p.group,
 		problems: problems.New(p.log),
-		boot:     boot{id: p.bootID, now: ipam.Boottime},
+		boot:     boot{id: p.bootID, now: conf.Boottime},
 		runtimes: runtimes.NewKeeper(o.runtimeFiles(p.log), a.timing.files),
 		watched:  dirwatch.New(),
 		peers: peerState{

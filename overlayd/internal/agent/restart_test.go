@@ -121,7 +121,7 @@ func TestRebootWithoutCoordinator(t *testing.T) {
 	for range 2 { // the second time within the boot
 		h.start()
 		h.ready()
-		left := time.Duration(h.document().Lease.ExpiresBoottime) - ipam.Boottime()
+		left := time.Duration(h.document().Lease.ExpiresBoottime) - conf.Boottime()
 		if left < 21*time.Hour-time.Minute || left > 21*time.Hour {
 			t.Errorf("the lease ends in %s, want a day less two hours and the margin of one", left)
 		}

@@ -46,7 +46,7 @@ type abandoned struct {
 func (a *Agent) newSweeper(log *slog.Logger) *sweeper {
 	return &sweeper{
 		runDir: a.opts.RunDir, cooling: a.opts.Cooling,
-		every: a.timing.sweep, apart: a.timing.abandoned, now: ipam.Boottime, log: log,
+		every: a.timing.sweep, apart: a.timing.abandoned, now: conf.Boottime, log: log,
 		problems: problems.New(log),
 	}
 }

@@ -64,7 +64,7 @@ func TestDue(t *testing.T) {
 func TestSweep(t *testing.T) {
 	ctx := context.Background()
 	dir := t.TempDir()
-	now := ipam.Boottime()
+	now := conf.Boottime()
 	open := func(boot string) *ipam.Store {
 		s, err := ipam.Open(ctx, ipam.Options{Dir: filepath.Join(dir, conf.IPAMDir), Overlay: "dcos", BootID: boot})
 		if err != nil {
@@ -139,7 +139,7 @@ func TestSweepLogsOnce(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "run")
 	log := &lockedBuffer{}
 	logger := slog.New(slog.NewTextHandler(log, nil))
-	s := &sweeper{runDir: dir, now: ipam.Boottime, log: logger, problems: problems.New(logger)}
+	s := &sweeper{runDir: dir, now: conf.Boottime, log: logger, problems: problems.New(logger)}
 	for range 3 {
 		s.round(t.Context())
 	}

@@ -149,7 +149,7 @@ func (a *attaching) run(ctx context.Context, prev *types100.Result) (*types100.R
 	crash("reserved")
 
 	key := a.att.Key()
-	alias := mark.NewAlias(a.overlay.Info.Name, a.half, a.att, addressing.plain(), ipam.Boottime())
+	alias := mark.NewAlias(a.overlay.Info.Name, a.half, a.att, addressing.plain(), conf.Boottime())
 	pair := pair{
 		host: a.host, hostMAC: mark.HostEndMAC(key), alias: alias.String(),
 		bridge: a.bridge, bridgeIdx: bridge.Index, hairpin: a.call.Conf.Hairpin(),

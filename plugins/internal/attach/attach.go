@@ -21,6 +21,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/conf/published"
 	"overlayd.internal/overlay/internal/cni"
 	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/ipam"
@@ -72,7 +73,7 @@ func (p program) place(n conf.NetConf) (place, error) {
 	if s := overlay.State; s != nil && s.Status != conf.StatusOK {
 		return place{}, cni.Errorf(types.ErrTryAgainLater, "overlay %s is not ready on this host: %s", overlay.Info.Name, why(*s))
 	}
-	return place{state: state, overlay: overlay, bridge: bridge.Name, ranges: cni.Ranges(bridge)}, nil
+	return place{state: state, overlay: overlay, bridge: bridge.Name, ranges: published.Ranges(bridge)}, nil
 }
 
 func why(s conf.OverlayStatus) string {

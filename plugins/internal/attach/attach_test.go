@@ -20,7 +20,6 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/cni"
 	"overlayd.internal/overlay/internal/mark"
-	"overlayd.internal/overlay/ipam"
 )
 
 // TestAddIsWhatTheKernelHas: each line of a result, read back from the kernel.
@@ -345,7 +344,7 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 			m.publish()
 		}, types.ErrTryAgainLater, "overlay dcos is not ready on this host: no VXLAN in this kernel"},
 		{"lease ended", func(m *machine, _ namespace, _ *call) {
-			m.state.Lease.ExpiresBoottime = int64(ipam.Boottime()) - 1
+			m.state.Lease.ExpiresBoottime = int64(conf.Boottime()) - 1
 			m.publish()
 		}, types.ErrTryAgainLater, "the lease of this host has run out"},
 		{"bridge missing", func(m *machine, _ namespace, _ *call) { m.deleteLink("d-dcos") },

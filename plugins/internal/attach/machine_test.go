@@ -113,7 +113,7 @@ func newMachine(t testing.TB) *machine {
 	m := &machine{t: t, host: newNamespace(t), run: runDir(t), bin: bin}
 	m.state = conf.State{
 		AgentID: "a1", BootID: boot, IP: lease.AgentIP, MTU: testMTU, CoolingSeconds: 150, Version: "test",
-		Lease:    conf.LeaseState{Epoch: 1, ExpiresBoottime: int64(ipam.Boottime() + time.Hour)},
+		Lease:    conf.LeaseState{Epoch: 1, ExpiresBoottime: int64(conf.Boottime() + time.Hour)},
 		Overlays: lease.AgentOverlays(ok),
 	}
 	m.publish()

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/conf/published"
 	"overlayd.internal/overlay/internal/cni"
 )
 
@@ -84,7 +85,7 @@ func create(input []byte) (map[string]json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	ranges := cni.Ranges(bridge)
+	ranges := published.Ranges(bridge)
 	var has []string
 	v6 := false
 	for _, r := range ranges {

@@ -38,7 +38,7 @@ func leased(bridges ...conf.Half) []conf.AgentOverlay {
 	return conf.Lease{Bridges: bridges, Grants: grants}.AgentOverlays(nil)
 }
 
-func published(t *testing.T) conf.State {
+func publishedState(t *testing.T) conf.State {
 	t.Helper()
 	boot, err := conf.BootID()
 	if err != nil {
@@ -46,7 +46,7 @@ func published(t *testing.T) conf.State {
 	}
 	return conf.State{
 		BootID: boot, MTU: 1450, CoolingSeconds: 150, Overlays: leased(conf.Halves[:]...),
-		Lease: conf.LeaseState{ExpiresBoottime: int64(ipam.Boottime() + time.Hour)},
+		Lease: conf.LeaseState{ExpiresBoottime: int64(conf.Boottime() + time.Hour)},
 	}
 }
 
@@ -67,7 +67,7 @@ func newRig(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, dir: dir, driver: newDriver(dir, c, slog.New(slog.DiscardHandler)), state: published(t)}
+	r := &rig{t: t, dir: dir, driver: newDriver(dir, c, slog.New(slog.DiscardHandler)), state: publishedState(t)}
 	r.driver.patience = 0
 	t.Cleanup(c.http.CloseIdleConnections)
 	r.publish()
@@ -329,7 +329,9 @@ func TestNoAddressWithoutALease(t *testing.T) {
 		{"overlay gone", func(s *conf.State) { s.Overlays = nil }, "overlay dcos has no Docker half on this host any more"},
 		{"no such half", func(s *conf.State) { s.Overlays = leased(conf.Mesos) }, "overlay dcos has no Docker half on this host any more"},
 		{"other subnet", func(s *conf.State) {
+			s.Overlays[1].Subnet = netip.MustParsePrefix("9.0.7.0/24")
 			s.Overlays[1].DockerBridge.IP = netip.MustParsePrefix("9.0.7.128/25")
+			s.Overlays[1].MesosBridge = nil
 		}, "the network was made for 9.0.1.128/25, and overlay dcos has 9.0.7.128/25 on this host now"},
 		{"not ready", func(s *conf.State) {
 			s.Overlays[1].State = &conf.OverlayStatus{Status: conf.StatusFailed, Error: "no bridge"}

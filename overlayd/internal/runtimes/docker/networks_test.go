@@ -641,7 +641,7 @@ func TestIPv4IsInsistedOn(t *testing.T) {
 
 func TestAddressesAreReconciled(t *testing.T) {
 	h := newHost(t)
-	if err := conf.WriteJSON(filepath.Join(h.dir, conf.StateFile), published(t), 0o644); err != nil {
+	if err := conf.WriteJSON(filepath.Join(h.dir, conf.StateFile), publishedState(t), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	r := &rig{t: t, dir: h.dir, driver: h.driver}
@@ -699,7 +699,7 @@ func TestAddressesAreReconciled(t *testing.T) {
 // has it.
 func TestConfirm(t *testing.T) {
 	h := newHost(t)
-	if err := conf.WriteJSON(filepath.Join(h.dir, conf.StateFile), published(t), 0o644); err != nil {
+	if err := conf.WriteJSON(filepath.Join(h.dir, conf.StateFile), publishedState(t), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	ours := ipamSettings{Driver: Driver, Options: map[string]string{"overlay": "dcos"}}

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/internal/cni"
+	"overlayd.internal/overlay/conf/published"
 	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/ipam/rebuild"
 )
@@ -23,7 +23,13 @@ type stores struct{ runDir string }
 
 // state is what the agent has published. Its error says why no address may be
 // given out.
-func (s stores) state() (conf.State, error) { return cni.LoadState(conf.NetConf{RunDir: s.runDir}) }
+func (s stores) state() (conf.State, error) {
+	state, err := published.Load(s.runDir)
+	if problem := published.Contradiction(state); err == nil && problem != "" {
+		err = fmt.Errorf("published state: %s", problem)
+	}
+	return state, err
+}
 
 func (s stores) dir() string { return filepath.Join(s.runDir, conf.IPAMDir) }
 
@@ -59,7 +65,7 @@ func (s stores) exists(overlay string) bool {
 // overlay has no Docker bridge.
 func halves(o conf.AgentOverlay) []netip.Prefix {
 	if b := o.DockerBridge; b != nil {
-		return cni.Ranges(b)
+		return published.Ranges(b)
 	}
 	return nil
 }

@@ -1,4 +1,8 @@
-package cni
+// Package document reads the small JSON documents of a host fast: the network
+// configuration that a runtime passes to a CNI program, and the state that the
+// agent publishes. A scanner (scan.go) reads what is nearly always written, and
+// encoding/json the rest (ADR 0006).
+package document
 
 import (
 	"encoding/json"
@@ -6,21 +10,22 @@ import (
 	"overlayd.internal/overlay/conf"
 )
 
-// decodeConf reads a configuration. The error of checkJSON is about the whole of
-// it; otherwise all that could be read is in n.
-func decodeConf(b []byte, n *conf.NetConf) (malformed, err error) {
+// ReadConf reads a network configuration. The first error is about the whole of
+// it, a *SyntaxError or an *AmbiguousError, and then nothing was read. The second
+// is encoding/json's about one value; everything else is in n.
+func ReadConf(b []byte, n *conf.NetConf) (malformed, err error) {
 	if scanConf(b, n) {
 		return nil, nil
 	}
 	*n = conf.NetConf{}
-	if err := checkJSON(b); err != nil {
+	if err := Check(b); err != nil {
 		return err, nil
 	}
 	return nil, json.Unmarshal(b, n)
 }
 
-// decodeState reads the published state.
-func decodeState(b []byte, st *conf.State) error {
+// ReadState reads the published state. The error is encoding/json's.
+func ReadState(b []byte, st *conf.State) error {
 	if scanState(b, st) {
 		return nil
 	}

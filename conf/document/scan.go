@@ -1,4 +1,4 @@
-package cni
+package document
 
 import (
 	"encoding/json"
@@ -130,6 +130,9 @@ func (s *scanner) skip(uniqueKeys bool) {
 		s.number(64)
 	}
 }
+
+// maxDepth is how deep arrays and objects may be nested.
+const maxDepth = 64
 
 // maxKeys bounds the comparing of every key with every other.
 const maxKeys = 64

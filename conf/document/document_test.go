@@ -1,4 +1,4 @@
-package cni
+package document
 
 import (
 	"encoding"
@@ -89,8 +89,8 @@ func TestScannerKnowsEveryField(t *testing.T) {
 	}
 }
 
-// oddConfs are texts at the edge of what the scanner reads.
-var oddConfs = []string{
+// edgeCases are texts at the edge of what the scanner reads.
+var edgeCases = []string{
 	``, ` `, `{`, `{}`, ` {} `, "\t{\r\n}\n", `{}{}`, `{},`, `[]`, `null`, `"x"`, `0`, `{]`, `{,}`, `{"name"}`, `{"name":}`, `{"name":"a",}`, `{"name":"a" "mtu":1}`,
 	`{"name":"a","name":"b"}`, `{"name":"a","NAME":"b"}`, `{"NAME":"b"}`, `{"x":1,"X":2}`, `{"x":{"y":1,"Y":2}}`, `{"x":{"y":1,"y":2}}`,
 	`{"prevResult":{"y":1,"Y":2}}`, `{"prevResult":null}`, `{"prevResult": {"a" : 1 } }`, `{"prevResult":7}`, `{"prevResult":}`,
@@ -113,16 +113,16 @@ var oddConfs = []string{
 // FuzzScanner holds the scanner against encoding/json: what it accepts, that
 // accepts as well, and reads the same from it.
 func FuzzScanner(f *testing.F) {
-	for _, s := range oddConfs {
+	for _, s := range edgeCases {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var scanned, plain conf.NetConf
 		// The keys of an object nobody reads may be anything, and "/" in them
-		// makes checkJSON take it for one that is read.
+		// makes Check take it for one that is read.
 		if scanConf(b, &scanned) && !strings.Contains(strings.ReplaceAll(string(b), "cni.dev/", ""), "/") {
-			if err := checkJSON(b); err != nil {
-				t.Fatalf("checkJSON: %v", err)
+			if err := Check(b); err != nil {
+				t.Fatalf("Check: %v", err)
 			}
 			if err := json.Unmarshal(b, &plain); err != nil {
 				t.Fatalf("encoding/json: %v", err)
@@ -139,6 +139,18 @@ func FuzzScanner(f *testing.F) {
 			if !reflect.DeepEqual(plainState, scannedState) {
 				t.Fatalf("state: encoding/json %+v, scanner %+v", plainState, scannedState)
 			}
+		}
+	})
+}
+
+// What Check accepts is JSON.
+func FuzzCheck(f *testing.F) {
+	for _, s := range []string{`{"cniVersion":"1.0.0","name":"a"}`, `{"a":[{"b":{}}]}`, `{"name":"a","NAME":"b"}`, `{`, `{"x":1e999}`, `[]`, "{\"\\u0000\":1}", `{"a":}`} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if Check(b) == nil && !json.Valid(b) {
+			t.Errorf("accepted %q", b)
 		}
 	})
 }
