@@ -126,6 +126,7 @@ func scanState(b []byte, st *conf.State) bool {
 		}},
 		{"mtu", &st.MTU},
 		{"overlays", listOf(s, &st.Overlays, s.overlay)},
+		{"problems", &st.Problems},
 		{"version", &st.Version},
 	})
 }

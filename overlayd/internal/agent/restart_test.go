@@ -14,7 +14,6 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam"
 )
 
 // With the coordinator down a restarted agent, even after its kernel objects
