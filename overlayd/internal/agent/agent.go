@@ -37,6 +37,7 @@ type Agent struct {
 	opts   Options
 	log    *slog.Logger
 	timing timing
+	counts *counts
 	served atomic.Pointer[served] // what HTTP shows; the loop replaces it
 	peers  atomic.Int64           // that are programmed; the loop counts them
 	docker *docker.Docker         // nil: no Docker

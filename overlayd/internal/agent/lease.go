@@ -69,6 +69,7 @@ func (l *loop) checkIP(ctx context.Context) {
 
 // registered takes in what came of a registration.
 func (l *loop) registered(ctx context.Context, r registration) {
+	l.agent.counts.registration(r.err)
 	if r.err != nil {
 		l.registrationFailed(ctx, r)
 		return

@@ -7,6 +7,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/audit"
+	"overlayd.internal/overlay/overlayd/internal/datapath"
 	"overlayd.internal/overlay/overlayd/internal/metrics"
 )
 
@@ -14,10 +15,52 @@ import (
 // better than none.
 const usageTimeout = 2 * time.Second
 
+// counts are what is counted as it happens; all else is read when somebody asks.
+type counts struct {
+	*metrics.Registry
+	registrations metrics.Counter
+	reconcile     metrics.Durations
+	changed       metrics.Counter
+}
+
+func newCounts(version string) *counts {
+	r := metrics.New("agent", version)
+	c := &counts{
+		Registry:      r,
+		registrations: r.Counter("overlay_agent_registrations_total", "Registrations and renewals asked for since the start.", "result"),
+		reconcile:     r.Durations("overlay_agent_reconcile_duration_seconds", "How long it took to make the host what it should be.", "result"),
+		changed:       r.Counter("overlay_agent_kernel_changes_total", "Kernel objects added, changed or removed since the start."),
+	}
+	c.registrations.Add(0, "granted") // so that a rate can be told from the first one on
+	c.registrations.Add(0, "failed")
+	c.changed.Add(0)
+	return c
+}
+
+func (c *counts) registration(err error) {
+	if err != nil {
+		c.registrations.Add(1, "failed")
+		return
+	}
+	c.registrations.Add(1, "granted")
+}
+
+func (c *counts) reconciled(began time.Time, r datapath.Report) {
+	result := "ok"
+	if r.Err != nil || len(r.Overlays) > 0 {
+		result = "failed"
+	}
+	c.reconcile.Observe(time.Since(began), result)
+	c.changed.Add(r.Changed)
+}
+
 func (a *Agent) serveMetrics(w http.ResponseWriter, r *http.Request) error {
+	a.counts.Serve(w, r, a.readMetrics)
+	return nil
+}
+
+func (a *Agent) readMetrics(ctx context.Context, p *metrics.Page) {
 	s := a.served.Load()
-	var p metrics.Page
-	p.Gauge("overlay_build_info", "Always 1; the labels say what runs.", 1, "program", "agent", "version", a.opts.Version)
 	p.Bool("overlay_agent_ready", "Whether new containers can be attached.", s.reason() == "")
 	p.Gauge("overlay_agent_lease_epoch", "Epoch of the lease, 0 if there is none.", float64(s.state.Lease.Epoch))
 	p.Gauge("overlay_agent_lease_remaining_seconds", "How long the lease holds without being renewed.", max(0, s.expires-s.now()).Seconds())
@@ -28,13 +71,11 @@ func (a *Agent) serveMetrics(w http.ResponseWriter, r *http.Request) error {
 		p.Bool("overlay_agent_overlay_ok", "Whether the overlay is set up on this host.",
 			o.State != nil && o.State.Status == conf.StatusOK, "overlay", o.Info.Name)
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), usageTimeout)
+	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
 	defer cancel()
 	usage, err := audit.ReadUsage(ctx, a.opts.RunDir, s.state)
 	p.Bool("overlay_agent_address_stores_ok", "Whether all address stores could be read.", err == nil)
-	usageMetrics(&p, usage)
-	p.Serve(w)
-	return nil
+	usageMetrics(p, usage)
 }
 
 // usageMetrics say how full the halves are: what DC/OS had no way to tell.

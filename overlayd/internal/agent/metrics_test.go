@@ -11,6 +11,7 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/metrics/metricstest"
 )
 
 // The numbers are there before there is a lease, and tell how full a half is
@@ -48,13 +49,20 @@ func TestMetrics(t *testing.T) {
 		`overlay_agent_peers 1`,
 		`overlay_agent_overlay_ok{overlay="dcos6"} 1`,
 		`overlay_agent_address_stores_ok 1`,
-		`overlay_agent_addresses{overlay="dcos",half="mesos",family="ipv4",state="used"} 1`,
-		`overlay_agent_addresses{overlay="dcos",half="mesos",family="ipv4",state="free"} 124`,
-		`overlay_agent_addresses{overlay="dcos",half="docker",family="ipv4",state="used"} 0`,
-		`overlay_agent_addresses{overlay="dcos6",half="docker",family="ipv6",state="cooling"} 0`,
+		`overlay_agent_addresses{family="ipv4",half="mesos",overlay="dcos",state="used"} 1`,
+		`overlay_agent_addresses{family="ipv4",half="mesos",overlay="dcos",state="free"} 124`,
+		`overlay_agent_addresses{family="ipv4",half="docker",overlay="dcos",state="used"} 0`,
+		`overlay_agent_addresses{family="ipv6",half="docker",overlay="dcos6",state="cooling"} 0`,
+		`overlay_agent_registrations_total{result="granted"} 1`,
+		`# TYPE overlay_agent_reconcile_duration_seconds histogram`,
+		`# TYPE overlay_agent_kernel_changes_total counter`,
 		`# TYPE overlay_agent_addresses_reused_early_total counter`,
-		`overlay_agent_addresses_reused_early_total{overlay="dcos",half="mesos",family="ipv4"} 0`,
+		`overlay_agent_addresses_reused_early_total{family="ipv4",half="mesos",overlay="dcos"} 0`,
 	)
+
+	_, body, err := h.get(api.PathMetrics)
+	must(t, err)
+	metricstest.Lint(t, body)
 
 	// A later peer changes nothing else.
 	c.join("late", "172.17.0.5")

@@ -90,7 +90,7 @@ func New(o Options) (*Agent, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	a := &Agent{opts: o, log: o.Log, timing: defaultTiming, firewall: make(chan struct{}, 1)}
+	a := &Agent{opts: o, log: o.Log, timing: defaultTiming, counts: newCounts(o.Version), firewall: make(chan struct{}, 1)}
 	if o.DockerHost != "" {
 		var err error
 		a.docker, err = docker.New(docker.Options{

@@ -108,6 +108,7 @@ func (l *loop) takePeerEvent() bool {
 // program makes the kernel what it should be. peersOnly says that only peers
 // had to be looked at.
 func (l *loop) program(ctx context.Context, resync bool) (report datapath.Report, peersOnly bool) {
+	defer func(began time.Time) { l.agent.counts.reconciled(began, report) }(time.Now())
 	claims := l.peers.claims
 	claims.setOwn(l.lease.held.Lease, l.lease.ip)
 	cfg := desired(l.lease.held.Lease, l.lease.ip)

@@ -45,7 +45,7 @@ type Coordinator struct {
 	log     *slog.Logger
 	version string
 	started time.Time
-	counts  counts
+	counts  *counts
 	pace    pace
 	body    time.Duration // how long a request may take to come; tests in this package shorten it
 
@@ -76,8 +76,9 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 	if o.Term < time.Second {
 		return nil, fmt.Errorf("lease term %s is too short, want at least 1s", o.Term)
 	}
+	counts := newCounts(o.Version)
 	c := &Coordinator{
-		network: o.Network, oui: o.Network.OUI(), store: o.Store, term: o.Term, log: o.Log, version: o.Version,
+		network: o.Network, oui: o.Network.OUI(), counts: counts, store: store.Timed(o.Store, counts.storeTook), term: o.Term, log: o.Log, version: o.Version,
 		started:  time.Now(),
 		run:      rand.Text(),
 		pace:     defaultPace,

@@ -18,7 +18,7 @@ import (
 // a new lease.
 func (c *Coordinator) Delete(ctx context.Context, agents []string) (conf.MasterState, error) {
 	for i, name := range agents {
-		if _, err := netip.ParseAddr(name); err != nil && !agentIDPattern.MatchString(name) {
+		if _, err := netip.ParseAddr(name); err != nil && conf.CheckAgentID(name) != nil {
 			return conf.MasterState{}, refuse(http.StatusBadRequest,
 				"agents[%d]: %.80q is neither an IP address nor an agent id; nothing was deleted", i, name)
 		}

@@ -1,36 +1,49 @@
 package coordinator
 
 import (
+	"context"
 	"net/http"
-	"sync/atomic"
+	"time"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/allocate"
 	"overlayd.internal/overlay/overlayd/internal/metrics"
 )
 
-// counts are what only counting tells; all else is read when somebody asks.
-type counts struct{ granted, refused atomic.Uint64 }
+// counts are what is counted as it happens; all else is read when somebody asks.
+type counts struct {
+	*metrics.Registry
+	registrations metrics.Counter
+	store         metrics.Durations
+}
+
+func newCounts(version string) *counts {
+	r := metrics.New("coordinator", version)
+	c := &counts{
+		Registry:      r,
+		registrations: r.Counter("overlay_coordinator_registrations_total", "Registrations and renewals answered since the start.", "result"),
+		store:         r.Durations("overlay_coordinator_store_duration_seconds", "How long the store took, failures included.", "operation"),
+	}
+	c.registrations.Add(0, "granted") // so that a rate can be told from the first one on
+	c.registrations.Add(0, "refused")
+	return c
+}
 
 func (c *counts) registration(err error) {
 	if err != nil {
-		c.refused.Add(1)
+		c.registrations.Add(1, "refused")
 		return
 	}
-	c.granted.Add(1)
+	c.registrations.Add(1, "granted")
 }
 
-func (c *Coordinator) serveMetrics(w http.ResponseWriter, _ *http.Request) error {
-	var p metrics.Page
-	p.Gauge("overlay_build_info", "Always 1; the labels say what runs.", 1, "program", "coordinator", "version", c.version)
-	registrations := func(result string, n uint64) {
-		p.Counter("overlay_coordinator_registrations_total", "Registrations and renewals answered since the start.", float64(n), "result", result)
-	}
-	registrations("granted", c.counts.granted.Load())
-	registrations("refused", c.counts.refused.Load())
-	c.agentMetrics(&p)
-	c.storeMetrics(&p)
-	p.Serve(w)
+func (c *counts) storeTook(operation string, took time.Duration) { c.store.Observe(took, operation) }
+
+func (c *Coordinator) serveMetrics(w http.ResponseWriter, r *http.Request) error {
+	c.counts.Serve(w, r, func(_ context.Context, p *metrics.Page) {
+		c.agentMetrics(p)
+		c.storeMetrics(p)
+	})
 	return nil
 }
 
@@ -77,8 +90,8 @@ func (c *Coordinator) storeMetrics(p *metrics.Page) {
 			}
 		}
 		pools := c.view.pools
-		add(pools.vtep, "ipv4", "pool", "vtep")
-		add(pools.vtep6, "ipv6", "pool", "vtep")
+		add(pools.vtep, "ipv4", "pool", "vtep", "overlay", "")
+		add(pools.vtep6, "ipv6", "pool", "vtep", "overlay", "")
 		for _, o := range c.network.Overlays {
 			add(pools.overlays[o.Name].v4, "ipv4", "pool", "subnet", "overlay", o.Name)
 			add(pools.overlays[o.Name].v6, "ipv6", "pool", "subnet", "overlay", o.Name)

@@ -8,6 +8,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/metrics/metricstest"
 )
 
 // TestMetrics: the numbers are those of the state.
@@ -39,6 +40,7 @@ func TestMetrics(t *testing.T) {
 	if got := resp.Header.Get("Content-Type"); !strings.HasPrefix(got, "text/plain; version=0.0.4") {
 		t.Errorf("Content-Type %q", got)
 	}
+	metricstest.Lint(t, string(b))
 	lines := map[string]bool{}
 	for line := range strings.Lines(string(b)) {
 		lines[strings.TrimSpace(line)] = true
@@ -49,15 +51,16 @@ func TestMetrics(t *testing.T) {
 		`overlay_coordinator_registrations_total{result="granted"} 3`,
 		`overlay_coordinator_registrations_total{result="refused"} 1`,
 		`overlay_coordinator_agents 2`,
+		`# TYPE overlay_coordinator_store_duration_seconds histogram`,
 		`overlay_coordinator_agents_connected 1`,
 		`overlay_coordinator_overlay_agents{overlay="dcos",status="STATUS_OK"} 1`,
 		`overlay_coordinator_overlay_agents{overlay="dcos",status="STATUS_FAILED"} 0`,
 		`overlay_coordinator_overlay_agents{overlay="dcos6",status="STATUS_FAILED"} 1`,
 		`overlay_coordinator_ready 1`,
-		`overlay_coordinator_pool_size{pool="vtep",family="ipv4"} 4094`,
-		`overlay_coordinator_pool_used{pool="vtep",family="ipv6"} 2`,
-		`overlay_coordinator_pool_size{pool="subnet",overlay="dcos",family="ipv4"} 65536`,
-		`overlay_coordinator_pool_used{pool="subnet",overlay="dcos6",family="ipv6"} 2`,
+		`overlay_coordinator_pool_size{family="ipv4",overlay="",pool="vtep"} 4094`,
+		`overlay_coordinator_pool_used{family="ipv6",overlay="",pool="vtep"} 2`,
+		`overlay_coordinator_pool_size{family="ipv4",overlay="dcos",pool="subnet"} 65536`,
+		`overlay_coordinator_pool_used{family="ipv6",overlay="dcos6",pool="subnet"} 2`,
 	} {
 		if !lines[want] {
 			t.Errorf("no line %s in\n%s", want, b)

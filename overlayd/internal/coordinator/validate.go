@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -19,12 +18,9 @@ const (
 	maxStatusError = 1024
 )
 
-var agentIDPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
-
 func checkAgentID(id string) error {
-	if !agentIDPattern.MatchString(id) {
-		return refuse(http.StatusBadRequest,
-			"agent_id %.80q: want 1 to 64 letters, digits, '_', '.' and '-', starting with a letter or digit", id)
+	if err := conf.CheckAgentID(id); err != nil {
+		return refuse(http.StatusBadRequest, "agent_id %v", err)
 	}
 	return nil
 }

@@ -1,32 +1,94 @@
-// Package metrics prints numbers in the text format that Prometheus and its kin
-// read. The format is a few lines; a client library is not.
+// Package metrics is the numbers a program has for Prometheus and its kin, on
+// top of the Prometheus client. ADR 0033.
+//
+// A number is either counted as things happen (Counter, Durations), or read when
+// somebody asks (Page). Each program has a Registry of its own; there is no
+// global one.
 package metrics
 
 import (
+	"context"
 	"net/http"
-	"strconv"
-	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// contentType is that of the text format.
-const contentType = "text/plain; version=0.0.4; charset=utf-8"
-
-// Page is the answer to one scrape. All values of one name must follow each
-// other.
-type Page struct {
-	b    strings.Builder
-	last string // name of the value before
+// Registry is the numbers of one program.
+type Registry struct {
+	counted  *prometheus.Registry
+	handling promhttp.HandlerOpts
 }
 
+// New has the build, the Go runtime and the process already.
+func New(program, version string) *Registry {
+	r := &Registry{counted: prometheus.NewRegistry()}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "overlay_build_info", Help: "Always 1; the labels say what runs.",
+		ConstLabels: prometheus.Labels{"program": program, "version": version},
+	})
+	build.Set(1)
+	r.counted.MustRegister(build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+// Counter only grows; its name ends in _total.
+type Counter struct{ vec *prometheus.CounterVec }
+
+// Counter makes a counter with these labels. It panics where the name is taken.
+func (r *Registry) Counter(name, help string, labels ...string) Counter {
+	c := Counter{prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)}
+	r.counted.MustRegister(c.vec)
+	return c
+}
+
+// Add adds n to the counter with these values of the labels, in their order. To
+// add 0 makes it appear.
+func (c Counter) Add(n int, values ...string) { c.vec.WithLabelValues(values...).Add(float64(n)) }
+
+// Durations is a histogram of how long something took; its name ends in
+// _seconds.
+type Durations struct{ vec *prometheus.HistogramVec }
+
+// Durations makes a histogram from half a millisecond to 16 s. It panics where
+// the name is taken.
+func (r *Registry) Durations(name, help string, labels ...string) Durations {
+	d := Durations{prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: name, Help: help, Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
+	}, labels)}
+	r.counted.MustRegister(d.vec)
+	return d
+}
+
+// Observe adds one duration.
+func (d Durations) Observe(took time.Duration, values ...string) {
+	d.vec.WithLabelValues(values...).Observe(took.Seconds())
+}
+
+// Serve answers one scrape with what was counted and what read puts on the page.
+func (r *Registry) Serve(w http.ResponseWriter, req *http.Request, read func(context.Context, *Page)) {
+	now := prometheus.NewRegistry()
+	page := &Page{}
+	read(req.Context(), page)
+	now.MustRegister(page)
+	promhttp.HandlerFor(prometheus.Gatherers{r.counted, now}, r.handling).ServeHTTP(w, req)
+}
+
+// Page is numbers of one moment. It is a collector that does not say beforehand
+// what it has.
+type Page struct{ metrics []prometheus.Metric }
+
 // Gauge adds a number that goes up and down. Labels are names and values in
-// turn.
+// turn; all numbers of one name have the same names.
 func (p *Page) Gauge(name, help string, value float64, labels ...string) {
-	p.add("gauge", name, help, value, labels)
+	p.add(prometheus.GaugeValue, name, help, value, labels)
 }
 
 // Counter adds a number that only grows; its name ends in _total.
 func (p *Page) Counter(name, help string, value float64, labels ...string) {
-	p.add("counter", name, help, value, labels)
+	p.add(prometheus.CounterValue, name, help, value, labels)
 }
 
 // Bool adds a gauge that is 1 or 0.
@@ -35,38 +97,28 @@ func (p *Page) Bool(name, help string, value bool, labels ...string) {
 	if value {
 		number = 1
 	}
-	p.add("gauge", name, help, number, labels)
+	p.add(prometheus.GaugeValue, name, help, number, labels)
 }
 
-func (p *Page) add(kind, name, help string, value float64, labels []string) {
-	if name != p.last {
-		p.b.WriteString("# HELP " + name + " " + help + "\n# TYPE " + name + " " + kind + "\n")
-		p.last = name
-	}
-	p.b.WriteString(name)
+func (p *Page) add(kind prometheus.ValueType, name, help string, value float64, labels []string) {
+	var names, values []string
 	for i := 0; i+1 < len(labels); i += 2 {
-		separator := ","
-		if i == 0 {
-			separator = "{"
-		}
-		p.b.WriteString(separator + labels[i] + `="` + escape(labels[i+1]) + `"`)
+		names, values = append(names, labels[i]), append(values, labels[i+1])
 	}
-	if len(labels) > 0 {
-		p.b.WriteByte('}')
+	desc := prometheus.NewDesc(name, help, names, nil)
+	m, err := prometheus.NewConstMetric(desc, kind, value, values...)
+	if err != nil { // the scrape fails and says so
+		m = prometheus.NewInvalidMetric(desc, err)
 	}
-	p.b.WriteString(" " + strconv.FormatFloat(value, 'g', -1, 64) + "\n")
+	p.metrics = append(p.metrics, m)
 }
 
-// escape is what a label's value needs.
-func escape(s string) string {
-	return strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(s)
-}
+// Describe makes a Page a prometheus.Collector.
+func (p *Page) Describe(chan<- *prometheus.Desc) {}
 
-// String is what was added so far.
-func (p *Page) String() string { return p.b.String() }
-
-// Serve answers with the page.
-func (p *Page) Serve(w http.ResponseWriter) {
-	w.Header().Set("Content-Type", contentType)
-	w.Write([]byte(p.String())) // an error means that the client is gone
+// Collect makes a Page a prometheus.Collector.
+func (p *Page) Collect(to chan<- prometheus.Metric) {
+	for _, m := range p.metrics {
+		to <- m
+	}
 }

@@ -1,35 +1,97 @@
 package metrics
 
 import (
+	"context"
 	"net/http/httptest"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestPage(t *testing.T) {
-	var p Page
-	p.Bool("up", "Whether it is.", true)
-	p.Gauge("used", "In use.", 3, "overlay", "dcos", "half", "mesos")
-	p.Gauge("used", "In use.", 1<<47, "overlay", "dcos", "half", "docker")
-	p.Counter("early_total", "Early.", 0, "odd", "a\"b\\c\nd")
-	const want = `# HELP up Whether it is.
-# TYPE up gauge
-up 1
-# HELP used In use.
-# TYPE used gauge
-used{overlay="dcos",half="mesos"} 3
-used{overlay="dcos",half="docker"} 1.40737488355328e+14
-# HELP early_total Early.
-# TYPE early_total counter
-early_total{odd="a\"b\\c\nd"} 0
+// ours are the lines of a scrape that are not about Go or the process.
+func ours(t *testing.T, r *Registry, read func(context.Context, *Page)) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	r.Serve(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil), read)
+	if got := w.Header().Get("Content-Type"); w.Code != 200 || !strings.HasPrefix(got, "text/plain; version=0.0.4") {
+		t.Fatalf("%d, Content-Type %q: %s", w.Code, got, w.Body)
+	}
+	var out strings.Builder
+	for line := range strings.Lines(w.Body.String()) {
+		if strings.Contains(line, "overlay_") {
+			out.WriteString(line)
+		}
+	}
+	return out.String()
+}
+
+func TestScrape(t *testing.T) {
+	r := New("test", "1.2")
+	c := r.Counter("overlay_test_things_total", "Things.", "result")
+	c.Add(0, "bad")
+	c.Add(2, "good")
+	d := r.Durations("overlay_test_seconds", "Time.")
+	d.Observe(3 * time.Millisecond)
+	got := ours(t, r, func(_ context.Context, p *Page) {
+		p.Bool("overlay_test_up", "Whether it is.", true)
+		p.Gauge("overlay_test_used", "In use.", 3, "overlay", "dcos", "half", "mesos")
+		p.Gauge("overlay_test_used", "In use.", 1<<47, "overlay", "a\"b\\c\nd", "half", "docker")
+		p.Counter("overlay_test_early_total", "Early.", 1)
+	})
+	// The buckets of the histogram are the client's business.
+	var lines []string
+	for line := range strings.Lines(got) {
+		if !strings.Contains(line, "_bucket") {
+			lines = append(lines, line)
+		}
+	}
+	const want = `# HELP overlay_build_info Always 1; the labels say what runs.
+# TYPE overlay_build_info gauge
+overlay_build_info{program="test",version="1.2"} 1
+# HELP overlay_test_early_total Early.
+# TYPE overlay_test_early_total counter
+overlay_test_early_total 1
+# HELP overlay_test_seconds Time.
+# TYPE overlay_test_seconds histogram
+overlay_test_seconds_sum 0.003
+overlay_test_seconds_count 1
+# HELP overlay_test_things_total Things.
+# TYPE overlay_test_things_total counter
+overlay_test_things_total{result="bad"} 0
+overlay_test_things_total{result="good"} 2
+# HELP overlay_test_up Whether it is.
+# TYPE overlay_test_up gauge
+overlay_test_up 1
+# HELP overlay_test_used In use.
+# TYPE overlay_test_used gauge
+overlay_test_used{half="docker",overlay="a\"b\\c\nd"} 1.40737488355328e+14
+overlay_test_used{half="mesos",overlay="dcos"} 3
 `
-	if diff := cmp.Diff(want, p.String()); diff != "" {
+	if diff := cmp.Diff(want, strings.Join(lines, "")); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
+}
+
+// Two registries share nothing, so that two programs fit into one process.
+func TestRegistriesAreApart(t *testing.T) {
+	one, two := New("one", ""), New("two", "")
+	one.Counter("overlay_test_total", "Things.").Add(1)
+	two.Counter("overlay_test_total", "Things.").Add(5)
+	got := ours(t, two, func(context.Context, *Page) {})
+	if !strings.Contains(got, "overlay_test_total 5") || strings.Contains(got, `program="one"`) {
+		t.Errorf("two has\n%s", got)
+	}
+}
+
+// A number that cannot be printed fails the scrape; it is not left out silently.
+func TestBadNumberFailsTheScrape(t *testing.T) {
 	w := httptest.NewRecorder()
-	p.Serve(w)
-	if got := w.Header().Get("Content-Type"); got != contentType || w.Body.String() != want {
-		t.Errorf("Content-Type %q, body\n%s", got, w.Body)
+	New("test", "").Serve(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil), func(_ context.Context, p *Page) {
+		p.Gauge("overlay_test", "Test.", 1, "label", "\xff")
+	})
+	if w.Code != 500 {
+		t.Errorf("code %d", w.Code)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"hash/fnv"
+	"sync"
 
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
@@ -14,7 +15,9 @@ import (
 // its data pages, and half of all flipped bits there go unnoticed otherwise.
 const recordHeader = 8 + 8 + 4
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// castagnoli is made when it is first used: most runs of overlayd, the agent's
+// among them, open no store.
+var castagnoli = sync.OnceValue(func() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) })
 
 func encode(key []byte, create, mod uint64, value []byte) []byte {
 	b := make([]byte, 0, recordHeader+len(value))
@@ -25,9 +28,9 @@ func encode(key []byte, create, mod uint64, value []byte) []byte {
 }
 
 func checksum(key, revisions, value []byte) uint32 {
-	sum := crc32.Update(0, castagnoli, key)
-	sum = crc32.Update(sum, castagnoli, revisions)
-	return crc32.Update(sum, castagnoli, value)
+	sum := crc32.Update(0, castagnoli(), key)
+	sum = crc32.Update(sum, castagnoli(), revisions)
+	return crc32.Update(sum, castagnoli(), value)
 }
 
 // decode copies: what bbolt hands out is gone when its transaction ends.
