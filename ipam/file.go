@@ -4,13 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"runtime/debug"
-	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	filemutex "github.com/alexflint/go-filemutex"
@@ -177,112 +172,6 @@ func (d *database) close() error {
 	}
 	if d.file != nil {
 		return d.file.Close()
-	}
-	return nil
-}
-
-// quarantine moves a file that cannot be trusted out of the way and returns
-// its new name. The last few are kept.
-func quarantine(path string) (string, error) {
-	var kept []int
-	entries, err := os.ReadDir(filepath.Dir(path))
-	if err != nil {
-		return "", fmt.Errorf("set %s aside: %w", path, err)
-	}
-	for _, e := range entries {
-		number, ok := strings.CutPrefix(e.Name(), filepath.Base(path)+".corrupt-")
-		if n, err := strconv.Atoi(number); ok && err == nil {
-			kept = append(kept, n)
-		}
-	}
-	slices.Sort(kept)
-	next := 1
-	if len(kept) > 0 {
-		next = kept[len(kept)-1] + 1
-	}
-	to := fmt.Sprintf("%s.corrupt-%d", path, next)
-	if err := os.Rename(path, to); err != nil {
-		return "", fmt.Errorf("set %s aside: %w", path, err)
-	}
-	for _, n := range kept[:max(0, len(kept)-keptQuarantines+1)] {
-		// A directory somebody put in our place is not ours to empty.
-		_ = os.Remove(fmt.Sprintf("%s.corrupt-%d", path, n))
-	}
-	return to, nil
-}
-
-// create makes a complete store under a temporary name and moves it to its
-// place, so that a file of that name is never half made. Those who use the
-// file hold the lock.
-func create(path string, fill func(*bolt.Tx) error) error {
-	tmp := path + ".new"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("create %s: %w", path, err)
-	}
-	fail := func(err error) error {
-		os.Remove(tmp)
-		return fmt.Errorf("create %s: %w", path, err)
-	}
-	d, err := openDatabase(tmp)
-	if err != nil {
-		return fail(err)
-	}
-	err = d.update(fill)
-	if err == nil {
-		err = d.file.Chmod(0o600) // whatever the umask is
-	}
-	if err == nil {
-		err = unix.Fallocate(int(d.file.Fd()), 0, 0, minFileSize)
-		if errors.Is(err, unix.EOPNOTSUPP) { // then there is no reserve
-			err = nil
-		}
-	}
-	if cerr := d.close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return fail(err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return fail(err)
-	}
-	return nil
-}
-
-// CheckRoom says why no store can be made in dir, and changes nothing: the file
-// system is read-only or full. One without limits, as ramfs is, has no blocks. A
-// dir that is missing is made with the store.
-func CheckRoom(dir string) error {
-	var st unix.Statfs_t
-	err := unix.Statfs(dir, &st)
-	for errors.Is(err, unix.ENOENT) && dir != filepath.Dir(dir) {
-		dir = filepath.Dir(dir)
-		err = unix.Statfs(dir, &st)
-	}
-	switch {
-	case err != nil:
-	case st.Flags&unix.ST_RDONLY != 0:
-		err = unix.EROFS
-	case st.Blocks > 0 && st.Bfree*uint64(st.Bsize) < minFileSize || st.Files > 0 && st.Ffree == 0:
-		err = unix.ENOSPC
-	}
-	if err != nil {
-		return fmt.Errorf("no address store can be made in %s: %w", dir, err)
-	}
-	return nil
-}
-
-// makeDir makes the directory of the stores, for us alone.
-func makeDir(dir string) error {
-	st, err := os.Stat(dir)
-	if err == nil && st.IsDir() {
-		return nil
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make %s: %w", dir, err)
-	}
-	if err := os.Chmod(dir, 0o700); err != nil { // whatever the umask is
-		return fmt.Errorf("make %s: %w", dir, err)
 	}
 	return nil
 }

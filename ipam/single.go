@@ -61,7 +61,7 @@ func (s *Store) AllocateSingle(ctx context.Context, r SingleRequest) (Allocation
 		})
 		var unknown *unknownError
 		if errors.As(err, &unknown) && s.db != nil {
-			return s.settle(req, out, unknown)
+			return s.confirmAllocated(req, out, unknown)
 		}
 		return err
 	})

@@ -1,0 +1,198 @@
+package ipam
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"overlayd.internal/overlay/conf"
+)
+
+// Which address an attachment gets.
+
+func (h *half) allocate(o Options, r Request) (Allocation, error) {
+	spans, err := h.useRanges(r.Ranges)
+	if err != nil {
+		return Allocation{}, err
+	}
+	rec, found, err := h.attachment(r.Key())
+	if err != nil {
+		return Allocation{}, err
+	}
+	if found && inSpans(rec.Addrs, spans) {
+		a, err := h.existing(rec, r)
+		if err != nil {
+			return a, err
+		}
+		// Whoever decided to release an abandoned record must see that it is in use
+		// again.
+		rec.Since, rec.NetNS = h.now, r.NetNS
+		return a, h.put(attachmentKey(rec.Key()), encodeRecord(rec))
+	}
+	if found { // of another lease: the addresses no longer lead here
+		if err := h.release(rec); err != nil {
+			return Allocation{}, err
+		}
+	}
+	a := Allocation{}
+	for _, s := range spans {
+		var addr netip.Addr
+		var early bool
+		if want := wanted(r.Want, s); want.IsValid() {
+			addr, early, err = h.takeNamed(s, want)
+		} else {
+			addr, early, err = h.takeNext(o, s)
+		}
+		if err != nil {
+			return Allocation{}, err
+		}
+		a.Addrs = append(a.Addrs, addr)
+		if early {
+			s.early++
+			s.changed = true
+			a.Flush = append(a.Flush, addr)
+		}
+	}
+	return a, h.bind(Record{Attachment: r.Attachment, Half: r.Half, Addrs: a.Addrs, BootID: o.BootID, Since: h.now, NetNS: r.NetNS})
+}
+
+// existing answers an attachment that has its addresses already.
+func (h *half) existing(rec Record, r Request) (Allocation, error) {
+	for _, want := range r.Want {
+		if !slices.Contains(rec.Addrs, want) {
+			return Allocation{}, &UnavailableError{want, fmt.Sprintf("cannot be given to %s, which has %v; delete it first", rec.Attachment, rec.Addrs)}
+		}
+	}
+	for _, a := range rec.Addrs {
+		if owner, ok, err := h.owner(a); err != nil {
+			return Allocation{}, err
+		} else if !ok || owner != rec.Key() {
+			return Allocation{}, damagef("address %s of %s is not filed as its own", a, rec.Attachment)
+		}
+	}
+	return Allocation{Addrs: rec.Addrs, Existing: true}, nil
+}
+
+// inSpans reports whether there is exactly one address for each range, in order.
+func inSpans(addrs []netip.Addr, spans []*span) bool {
+	if len(addrs) != len(spans) {
+		return false
+	}
+	for i, s := range spans {
+		if !s.contains(addrs[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func wanted(want []netip.Addr, s *span) netip.Addr {
+	for _, a := range want {
+		if a.BitLen() == s.first.BitLen() {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+func (h *half) takeNamed(s *span, a netip.Addr) (_ netip.Addr, early bool, err error) {
+	if !s.contains(a) {
+		return a, false, &UnavailableError{a, whyNot(s.prefix, a)}
+	}
+	owner, ok, err := h.owner(a)
+	if err != nil {
+		return a, false, err
+	}
+	if ok {
+		rec, found, err := h.attachment(owner)
+		if err == nil && !found {
+			err = damagef("address %s belongs to %s, which is not stored", a, owner)
+		}
+		if err != nil {
+			return a, false, err
+		}
+		return a, false, &UnavailableError{a, "is in use by " + rec.Attachment.String()}
+	}
+	t, ok, err := h.ticketOf(a)
+	if err != nil {
+		return a, false, err
+	}
+	if !ok {
+		return a, false, h.proveAbsence()
+	}
+	return a, !t.cooled(h.now, h.cool), h.dequeue(t)
+}
+
+// proveAbsence makes sure that an address which is not filed is free. Damage can
+// hide an entry: a page that has lost an element is sound in itself.
+func (h *half) proveAbsence() error {
+	if h.walk == nil {
+		return nil
+	}
+	return h.walk()
+}
+
+func whyNot(p netip.Prefix, a netip.Addr) string {
+	switch {
+	case !p.Contains(a):
+		return "is outside " + p.String()
+	case a == p.Addr():
+		return "is the network address of " + p.String()
+	case a == conf.Gateway(p):
+		return "is the gateway of " + p.String()
+	}
+	return "is the broadcast address of " + p.String()
+}
+
+// takeNext takes the next never-used address of the range, else the one that
+// was released first.
+func (h *half) takeNext(o Options, s *span) (a netip.Addr, early bool, err error) {
+	if s.sparse() {
+		if err := h.dropCooled(s); err != nil {
+			return netip.Addr{}, false, err
+		}
+	}
+	if a, ok, err := h.advance(s); ok || err != nil {
+		return a, false, err
+	}
+	t, ok, err := h.oldest(s)
+	if err != nil {
+		return netip.Addr{}, false, err
+	}
+	if !ok {
+		if s.sparse() && s.used < conf.Containers(s.prefix) {
+			s.restart()
+			if a, ok, err := h.advance(s); ok || err != nil {
+				return a, false, err
+			}
+		}
+		return netip.Addr{}, false, &ExhaustedError{Overlay: o.Overlay, Half: h.name, Stats: s.stats(0)}
+	}
+	if _, taken, err := h.owner(t.addr); err != nil {
+		return netip.Addr{}, false, err
+	} else if taken {
+		return netip.Addr{}, false, damagef("address %s is both in use and released", t.addr)
+	}
+	return t.addr, !t.cooled(h.now, h.cool), h.dequeue(t)
+}
+
+// advance moves the frontier to behind the next address that is neither in use
+// (somebody asked for it by name) nor released.
+func (h *half) advance(s *span) (netip.Addr, bool, error) {
+	for !s.full {
+		a := s.frontier
+		s.pass(a)
+		if h.b.Get(addrKey(kindInUse, a)) != nil || h.b.Get(addrKey(kindReleased, a)) != nil {
+			continue
+		}
+		// What the frontier has not reached was never given out, but by name, or
+		// before the file was made anew: then more is in use than lies behind it.
+		if s.used > s.behind(a) {
+			if err := h.proveAbsence(); err != nil {
+				return a, false, err
+			}
+		}
+		return a, true, nil
+	}
+	return netip.Addr{}, false, nil
+}

@@ -1,0 +1,260 @@
+package ipam
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+
+	"overlayd.internal/overlay/conf"
+)
+
+// rebuild replaces a damaged file by one made from what the kernel knows.
+func (s *Store) rebuild(ctx context.Context, why error) error {
+	if s.o.Rebuild == nil {
+		return why
+	}
+	if s.db != nil {
+		s.db.close()
+		s.db = nil
+	}
+	aside, err := quarantine(s.path)
+	if err != nil {
+		return fmt.Errorf("%w; %w", why, err)
+	}
+	if err := s.create(ctx, true); err != nil {
+		return fmt.Errorf("%w; %w", why, err)
+	}
+	s.repaired = fmt.Sprintf("%s was set aside as %s and made anew from the kernel's links: %v", s.path, filepath.Base(aside), why)
+	return s.openChecked()
+}
+
+// Repaired says what was done to a damaged file; empty: nothing had to be done.
+func (s *Store) Repaired() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.repaired
+}
+
+// create makes the file, with what Rebuild knows in it. There was one before if it
+// is again, or if something is in use.
+func (s *Store) create(ctx context.Context, again bool) error {
+	var recs []Record
+	if s.o.Rebuild != nil {
+		var err error
+		if recs, err = s.o.Rebuild(ctx); err != nil {
+			return fmt.Errorf("create %s: ask for what is in use: %w", s.path, err)
+		}
+	}
+	var rebuilt time.Duration
+	if again || len(recs) > 0 {
+		rebuilt = s.o.Now()
+	}
+	return create(s.path, func(tx *bolt.Tx) error {
+		b, err := tx.CreateBucket([]byte(bucketStore))
+		if err != nil {
+			return err
+		}
+		if err := writeBoot(b, s.o.BootID, rebuilt); err != nil {
+			return err
+		}
+		for _, name := range halfNames {
+			if err := s.createHalf(tx, conf.Half(name), recs); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (s *Store) createHalf(tx *bolt.Tx, name conf.Half, recs []Record) error {
+	b, err := tx.CreateBucket([]byte(name))
+	if err != nil {
+		return err
+	}
+	h := &half{name: name, b: b, seal: newSealer(string(name)), now: s.o.Now(), cool: s.o.Cooling, sumRead: true}
+	for _, rec := range recs {
+		if rec.Half != name {
+			continue
+		}
+		// Two links that claim one address are both left alone; the first one
+		// found keeps the record.
+		rec.Addrs = slices.DeleteFunc(slices.Clone(rec.Addrs), func(a netip.Addr) bool {
+			return b.Get(addrKey(kindInUse, a)) != nil
+		})
+		if _, known, err := h.attachment(rec.Key()); err != nil || known || len(rec.Addrs) == 0 {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		rec.BootID = s.o.BootID
+		if err := h.bind(rec); err != nil {
+			return err
+		}
+	}
+	return h.writeSum()
+}
+
+func readBoot(tx *bolt.Tx) (id string, rebuilt time.Duration, err error) {
+	b := tx.Bucket([]byte(bucketStore))
+	if b == nil {
+		return "", 0, damagef("bucket %s is missing", bucketStore)
+	}
+	key := []byte{kindBoot}
+	payload, err := newSealer(bucketStore).unseal(key, b.Get(key))
+	if err != nil {
+		return "", 0, err
+	}
+	r := reader{b: payload}
+	id, rebuilt = r.text(), r.duration()
+	return id, rebuilt, r.end("boot record")
+}
+
+func writeBoot(b *bolt.Bucket, id string, rebuilt time.Duration) error {
+	key := []byte{kindBoot}
+	payload := binary.BigEndian.AppendUint64(appendText(nil, id), uint64(rebuilt))
+	return b.Put(key, newSealer(bucketStore).seal(key, payload))
+}
+
+// newBoot releases everything: containers do not survive a reboot. Their peers
+// on other hosts do, so the addresses rest.
+func (s *Store) newBoot() error {
+	err := s.db.update(func(tx *bolt.Tx) error {
+		for _, name := range halfNames {
+			h, err := openHalf(tx, conf.Half(name), s.o.Now(), s.o.Cooling)
+			if err != nil {
+				return err
+			}
+			if err := h.restAll(); err != nil {
+				return err
+			}
+			if err := h.flush(); err != nil {
+				return err
+			}
+		}
+		return writeBoot(tx.Bucket([]byte(bucketStore)), s.o.BootID, 0)
+	})
+	if err != nil {
+		return fmt.Errorf("release the addresses of an earlier boot: %w", err)
+	}
+	s.rebuilt = 0
+	return nil
+}
+
+// quarantine moves a file that cannot be trusted out of the way and returns
+// its new name. The last few are kept.
+func quarantine(path string) (string, error) {
+	var kept []int
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return "", fmt.Errorf("set %s aside: %w", path, err)
+	}
+	for _, e := range entries {
+		number, ok := strings.CutPrefix(e.Name(), filepath.Base(path)+".corrupt-")
+		if n, err := strconv.Atoi(number); ok && err == nil {
+			kept = append(kept, n)
+		}
+	}
+	slices.Sort(kept)
+	next := 1
+	if len(kept) > 0 {
+		next = kept[len(kept)-1] + 1
+	}
+	to := fmt.Sprintf("%s.corrupt-%d", path, next)
+	if err := os.Rename(path, to); err != nil {
+		return "", fmt.Errorf("set %s aside: %w", path, err)
+	}
+	for _, n := range kept[:max(0, len(kept)-keptQuarantines+1)] {
+		// A directory somebody put in our place is not ours to empty.
+		_ = os.Remove(fmt.Sprintf("%s.corrupt-%d", path, n))
+	}
+	return to, nil
+}
+
+// create makes a complete store under a temporary name and moves it to its
+// place, so that a file of that name is never half made. Those who use the
+// file hold the lock.
+func create(path string, fill func(*bolt.Tx) error) error {
+	tmp := path + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("create %s: %w", path, err)
+	}
+	fail := func(err error) error {
+		os.Remove(tmp)
+		return fmt.Errorf("create %s: %w", path, err)
+	}
+	d, err := openDatabase(tmp)
+	if err != nil {
+		return fail(err)
+	}
+	err = d.update(fill)
+	if err == nil {
+		err = d.file.Chmod(0o600) // whatever the umask is
+	}
+	if err == nil {
+		err = unix.Fallocate(int(d.file.Fd()), 0, 0, minFileSize)
+		if errors.Is(err, unix.EOPNOTSUPP) { // then there is no reserve
+			err = nil
+		}
+	}
+	if cerr := d.close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fail(err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+// CheckRoom says why no store can be made in dir, and changes nothing: the file
+// system is read-only or full. One without limits, as ramfs is, has no blocks. A
+// dir that is missing is made with the store.
+func CheckRoom(dir string) error {
+	var st unix.Statfs_t
+	err := unix.Statfs(dir, &st)
+	for errors.Is(err, unix.ENOENT) && dir != filepath.Dir(dir) {
+		dir = filepath.Dir(dir)
+		err = unix.Statfs(dir, &st)
+	}
+	switch {
+	case err != nil:
+	case st.Flags&unix.ST_RDONLY != 0:
+		err = unix.EROFS
+	case st.Blocks > 0 && st.Bfree*uint64(st.Bsize) < minFileSize || st.Files > 0 && st.Ffree == 0:
+		err = unix.ENOSPC
+	}
+	if err != nil {
+		return fmt.Errorf("no address store can be made in %s: %w", dir, err)
+	}
+	return nil
+}
+
+// makeDir makes the directory of the stores, for us alone.
+func makeDir(dir string) error {
+	st, err := os.Stat(dir)
+	if err == nil && st.IsDir() {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil { // whatever the umask is
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
+	return nil
+}

@@ -1,0 +1,112 @@
+package ipam
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	bolt "go.etcd.io/bbolt"
+
+	"overlayd.internal/overlay/conf"
+)
+
+func (s *Store) find(name conf.Half, k conf.Key) (rec Record, found bool, err error) {
+	err = s.db.view(func(tx *bolt.Tx) error {
+		h, err := s.half(tx, name)
+		if err != nil {
+			return err
+		}
+		rec, found, err = h.attachment(k)
+		return err
+	})
+	return rec, found, err
+}
+
+// Get returns the record of an attachment, of either half.
+func (s *Store) Get(ctx context.Context, a conf.Attachment) (Record, bool, error) {
+	var rec Record
+	var found bool
+	err := s.run(ctx, func() (err error) {
+		for _, name := range halfNames {
+			if rec, found, err = s.find(conf.Half(name), a.Key()); found || err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return Record{}, false, fmt.Errorf("look up %s: %w", a, err)
+	}
+	return rec, found, nil
+}
+
+// List returns every record of both halves.
+func (s *Store) List(ctx context.Context) ([]Record, error) {
+	var out []Record
+	err := s.run(ctx, func() error {
+		out = nil
+		return s.db.view(func(tx *bolt.Tx) error {
+			for _, name := range halfNames {
+				h, err := s.half(tx, conf.Half(name))
+				if err != nil {
+					return err
+				}
+				recs, err := h.attachments()
+				if err != nil {
+					return err
+				}
+				out = append(out, recs...)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list attachments: %w", err)
+	}
+	return out, nil
+}
+
+// Stats says how full the ranges of a half are, in their order. It looks at
+// every address that is cooling and, for a range that nothing was ever
+// allocated from, at those in use; otherwise its cost is constant.
+func (s *Store) Stats(ctx context.Context, name conf.Half, ranges []netip.Prefix) ([]Stats, error) {
+	var out []Stats
+	err := s.run(ctx, func() error {
+		out = nil
+		return s.db.view(func(tx *bolt.Tx) error {
+			h, err := s.half(tx, name)
+			if err != nil {
+				return err
+			}
+			if err := h.loadSpans(); err != nil {
+				return err
+			}
+			for _, p := range ranges {
+				st, err := h.stats(p.Masked())
+				if err != nil {
+					return err
+				}
+				out = append(out, st)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("statistics of the %s half: %w", name, err)
+	}
+	return out, nil
+}
+
+func (h *half) stats(p netip.Prefix) (Stats, error) {
+	i := slices.IndexFunc(h.spans, func(s *span) bool { return s.prefix == p })
+	var s *span
+	var err error
+	if i >= 0 {
+		s = h.spans[i]
+	} else if s, err = h.freshSpan(p); err != nil {
+		return Stats{}, err
+	}
+	cooling, err := h.cooling(s)
+	return s.stats(cooling), err
+}

@@ -1,0 +1,140 @@
+package ipam
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	bolt "go.etcd.io/bbolt"
+
+	"overlayd.internal/overlay/conf"
+)
+
+// restAll releases everything and lets all of it rest from now on.
+func (h *half) restAll() error {
+	recs, err := h.attachments()
+	if err != nil {
+		return err
+	}
+	var old []ticket
+	if err := h.each([]byte{kindQueue}, func(k, payload []byte) (bool, error) {
+		t, err := decodeTicket(k, payload)
+		old = append(old, t)
+		return true, err
+	}); err != nil {
+		return err
+	}
+	for _, t := range old { // times of release are of another clock
+		t.released = h.now
+		if err := h.put(t.key, encodeTicket(t)); err != nil {
+			return err
+		}
+	}
+	for _, rec := range recs {
+		if err := h.release(rec); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Release takes the addresses of an attachment back, in both halves, and
+// returns them. An attachment that has none is no error.
+func (s *Store) Release(ctx context.Context, a conf.Attachment) ([]netip.Addr, error) {
+	var out []netip.Addr
+	err := s.run(ctx, func() error {
+		err := s.update(func(tx *bolt.Tx) error {
+			out = nil
+			for _, name := range halfNames {
+				h, err := s.half(tx, conf.Half(name))
+				if err != nil {
+					return err
+				}
+				rec, found, err := h.attachment(a.Key())
+				if err != nil {
+					return err
+				}
+				if !found {
+					continue
+				}
+				if err := h.release(rec); err != nil {
+					return err
+				}
+				if err := h.flush(); err != nil {
+					return err
+				}
+				out = append(out, rec.Addrs...)
+			}
+			if out == nil {
+				return errUnchanged
+			}
+			return nil
+		})
+		return s.confirmReleased(err, a.Key())
+	})
+	if err != nil {
+		return nil, fmt.Errorf("release %s: %w", a, err)
+	}
+	return out, nil
+}
+
+// confirmReleased turns an unknown outcome into success if the attachments are
+// gone.
+func (s *Store) confirmReleased(err error, keys ...conf.Key) error {
+	var unknown *unknownError
+	if !errors.As(err, &unknown) || s.db == nil {
+		return err
+	}
+	for _, k := range keys {
+		for _, name := range halfNames {
+			if _, found, ferr := s.find(conf.Half(name), k); ferr != nil {
+				return fmt.Errorf("%w; read it back: %w", unknown, ferr)
+			} else if found {
+				return unknown
+			}
+		}
+	}
+	return nil
+}
+
+// GC releases the attachments of one network in one half that keep does not
+// want, and returns them.
+func (s *Store) GC(ctx context.Context, network string, name conf.Half, keep func(Record) bool) ([]Record, error) {
+	var out []Record
+	err := s.run(ctx, func() error {
+		err := s.update(func(tx *bolt.Tx) error {
+			out = nil
+			h, err := s.half(tx, name)
+			if err != nil {
+				return err
+			}
+			recs, err := h.attachments()
+			if err != nil {
+				return err
+			}
+			for _, rec := range recs {
+				if rec.Network != network || keep(rec) {
+					continue
+				}
+				if err := h.release(rec); err != nil {
+					return err
+				}
+				out = append(out, rec)
+			}
+			if out == nil {
+				return errUnchanged
+			}
+			return h.flush()
+		})
+		var keys []conf.Key
+		for _, rec := range out {
+			keys = append(keys, rec.Key())
+		}
+		return s.confirmReleased(err, keys...)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("collect garbage of network %s: %w", network, err)
+	}
+	return out, nil
+}
