@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"runtime/debug"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -20,21 +17,20 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/cli"
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
 	"overlayd.internal/overlay/overlayd/internal/serve"
-	"overlayd.internal/overlay/overlayd/internal/store"
-	"overlayd.internal/overlay/overlayd/internal/store/bbolt"
 )
 
 // coordinatorFlags are the flags of overlayd coordinator.
 type coordinatorFlags struct {
-	config, listen, store, stateDir string
-	insecure                        bool
+	config, listen, stateDir string
+	store                    storeFlags
+	insecure                 bool
 }
 
 // declare declares the flags. A new flag of the coordinator is one more line here.
 func (f *coordinatorFlags) declare(fs *pflag.FlagSet) {
 	fs.Var(cli.String(&f.config, "", "FILE"), "config", "cluster configuration, YAML or JSON; required")
 	fs.Var(cli.Listen(&f.listen, "0.0.0.0:6440", false), "listen", "address and port to serve on")
-	fs.Var(cli.String(&f.store, "", "STORE"), "store", "where leases are kept, bbolt:PATH (default bbolt:<state-dir>/coordinator.db)")
+	f.store.declare(fs)
 	fs.Var(cli.String(&f.stateDir, conf.DefaultStateDir, "DIR"), "state-dir", "what survives a reboot")
 	fs.BoolVar(&f.insecure, "insecure", false, "plain HTTP, anybody may join; at present the only mode")
 }
@@ -77,12 +73,12 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 		return fmt.Errorf("--listen: %w", err)
 	}
 	defer listener.Close()
-	st, err := openStore(f.store, f.stateDir, log)
+	st, shared, err := f.store.open(ctx, f.stateDir, log)
 	if err != nil {
 		return err
 	}
 	defer st.Close()
-	c, err := coordinator.New(ctx, coordinator.Options{Network: network, Store: st, Log: log, Version: version})
+	c, err := coordinator.New(ctx, coordinator.Options{Network: network, Store: st, Log: log, Version: version, Shared: shared})
 	if errors.Is(err, coordinator.ErrMisfit) {
 		return cli.Usagef("%s: %w", f.config, err)
 	} else if err != nil {
@@ -115,25 +111,4 @@ func insecure(flag bool, log *slog.Logger) error {
 	}
 	log.Warn("INSECURE: plain HTTP and no identity; every host that reaches the coordinator can join the cluster and read its traffic")
 	return nil
-}
-
-// openStore opens what --store names.
-func openStore(name, stateDir string, log *slog.Logger) (store.Store, error) {
-	switch {
-	case name == "" && stateDir == "":
-		return nil, cli.Usagef("--state-dir is empty; name the directory that the leases are to be kept in")
-	case name == "":
-		name = "bbolt:" + filepath.Join(stateDir, "coordinator.db")
-	}
-	path, isBbolt := strings.CutPrefix(name, "bbolt:")
-	switch {
-	case strings.HasPrefix(name, "etcd://"):
-		return nil, cli.Usagef("--store %s: etcd is not available in this build; use bbolt:PATH", name)
-	case !isBbolt || path == "":
-		return nil, cli.Usagef("--store %q: want bbolt:PATH", name)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("--store: %w", err)
-	}
-	return bbolt.Open(path, log)
 }
