@@ -29,6 +29,7 @@ const (
 	DefaultStateDir = "/var/lib/overlay" // what survives a reboot
 	StateFile       = "state.json"       // in the run directory: the published document
 	SocketFile      = "overlayd.sock"    // in the run directory: the agent's HTTP socket
+	CAFile          = "ca.pem"           // in the run directory: the CAs of the cluster, for programs that ask the coordinator
 	IPAMDir         = "ipam"             // in the run directory: one address store per overlay
 
 	// DefaultCoolingSeconds is how long a released address rests before it is

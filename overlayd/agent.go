@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -23,14 +22,15 @@ import (
 // agentFlags are the flags of overlayd agent.
 type agentFlags struct {
 	agent.Options
-	config   string
-	insecure bool
+	config                   string
+	joinToken, joinTokenFile string
+	insecure                 bool
 }
 
 // declare declares the flags. A new flag of the agent is one more line here.
 func (f *agentFlags) declare(fs *pflag.FlagSet) {
 	fs.Var(cli.List(&f.CoordinatorURLs, ",", "", "URL[,URL...]"), "coordinator",
-		"where the coordinator serves, as in http://10.0.0.1:6440; required")
+		"where the coordinator serves, as in https://10.0.0.1:6440; required")
 	fs.Var(cli.Func("IP", "", setAddr(&f.IP)), "agent-ip",
 		"underlay address of this host (default: the one it reaches the coordinator from)")
 	fs.Var(cli.String(&f.ID, "", "ID"), "agent-id",
@@ -49,9 +49,11 @@ func (f *agentFlags) declare(fs *pflag.FlagSet) {
 		"address and port to serve the state on; empty: only the socket in the run directory")
 	fs.Var(cli.Func("DURATION", (conf.DefaultCoolingSeconds*time.Second).String(), setCooling(&f.Cooling)), "cooling",
 		"how long a released address rests before it is used again; 0: not at all")
-	fs.Var(cli.Func("TOKEN", "", refuseJoinToken), "join-token", "not available yet; leave it out")
+	fs.Var(cli.Func("TOKEN", "", setToken(&f.joinToken)), "join-token",
+		"what a new host joins with; not needed once it has (overlayctl token create prints one)")
+	fs.Var(cli.String(&f.joinTokenFile, "", "FILE"), "join-token-file", "the same, in a file, which processes of others cannot see")
 	cli.ConfigFile(fs, &f.config)
-	fs.BoolVar(&f.insecure, "insecure", false, "plain HTTP, anybody may join; at present the only mode")
+	fs.BoolVar(&f.insecure, "insecure", false, "plain HTTP without any identity, for a laboratory")
 }
 
 func agentCommand() *cobra.Command {
@@ -67,17 +69,20 @@ func agentCommand() *cobra.Command {
 
 func runAgent(ctx context.Context, f agentFlags, stderr io.Writer) error {
 	if len(f.CoordinatorURLs) == 0 {
-		return cli.Usagef("--coordinator is missing; give the URL of the coordinator, as in http://10.0.0.1:6440")
+		return cli.Usagef("--coordinator is missing; give the URL of the coordinator, as in https://10.0.0.1:6440")
 	}
-	client, err := api.NewClient(f.CoordinatorURLs, nil)
-	if err != nil {
+	if _, err := api.NewClient(f.CoordinatorURLs, nil); err != nil {
 		return cli.Usagef("--coordinator: %w", err)
 	}
 	log := slog.New(slog.NewTextHandler(stderr, nil))
-	if err := insecure(f.insecure, log); err != nil {
+	if f.insecure {
+		warnInsecure(ctx, log)
+	}
+	client, err := f.connect(log)
+	if err != nil {
 		return err
 	}
-	f.Coordinator, f.Log, f.Version = client, log, version
+	f.Coordinator, f.Log, f.Version, f.SocketGroup = client, log, version, socketGroup()
 	a, err := agent.New(f.Options)
 	if err != nil {
 		return cli.Usage(err)
@@ -102,15 +107,6 @@ func setAddr(to *netip.Addr) func(string) error {
 		*to = a
 		return nil
 	}
-}
-
-// refuseJoinToken says so rather than let anybody believe that a token keeps
-// others out. The message does not repeat a secret.
-func refuseJoinToken(s string) error {
-	if s == "" {
-		return nil
-	}
-	return errors.New("join tokens are not available yet; leave it out: with --insecure every host that reaches the coordinator may join")
 }
 
 func setBridges(to *[]conf.Half) func(string) error {

@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -17,22 +20,30 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/cli"
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
 	"overlayd.internal/overlay/overlayd/internal/serve"
+	"overlayd.internal/overlay/overlayd/internal/store"
+	"overlayd.internal/overlay/overlayd/internal/store/bbolt"
 )
 
 // coordinatorFlags are the flags of overlayd coordinator.
 type coordinatorFlags struct {
-	config, listen, stateDir string
-	store                    storeFlags
-	insecure                 bool
+	config, listen, store, stateDir string
+	advertise                       []string
+	pkiDir, joinToken               string
+	statePublic, insecure           bool
 }
 
 // declare declares the flags. A new flag of the coordinator is one more line here.
 func (f *coordinatorFlags) declare(fs *pflag.FlagSet) {
 	fs.Var(cli.String(&f.config, "", "FILE"), "config", "cluster configuration, YAML or JSON; required")
 	fs.Var(cli.Listen(&f.listen, "0.0.0.0:6440", false), "listen", "address and port to serve on")
-	f.store.declare(fs)
+	fs.Var(cli.String(&f.store, "", "STORE"), "store", "where leases are kept, bbolt:PATH (default bbolt:<state-dir>/coordinator.db)")
 	fs.Var(cli.String(&f.stateDir, conf.DefaultStateDir, "DIR"), "state-dir", "what survives a reboot")
-	fs.BoolVar(&f.insecure, "insecure", false, "plain HTTP, anybody may join; at present the only mode")
+	fs.Var(cli.List(&f.advertise, ",", "", "HOST[,HOST...]"), "advertise",
+		"further names and addresses by which agents reach this coordinator; its own addresses need not be given")
+	fs.Var(cli.String(&f.pkiDir, "", "DIR"), "pki-dir", "where a CA lies that is to be the cluster's: ca.crt and ca.key (default: one is made)")
+	fs.Var(cli.Func("TOKEN", "", setToken(&f.joinToken)), "join-token", "of role coordinator: what a further coordinator on the same store starts with, once")
+	fs.BoolVar(&f.statePublic, "state-public", false, "serve /overlay-master/state to anybody, to be read by DC/OS tools")
+	fs.BoolVar(&f.insecure, "insecure", false, "plain HTTP without any identity, for a laboratory")
 }
 
 func coordinatorCommand(env cli.LookupEnv) *cobra.Command {
@@ -64,29 +75,47 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 		debug.SetGCPercent(gcPercent)
 	}
 	log := slog.New(slog.NewTextHandler(stderr, nil))
-	if err := insecure(f.insecure, log); err != nil {
+	if err := f.checkIdentity(); err != nil {
 		return err
 	}
-
+	if f.insecure {
+		warnInsecure(ctx, log)
+	}
 	listener, err := serve.ListenTCP(ctx, f.listen)
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
 	}
 	defer listener.Close()
-	st, shared, err := f.store.open(ctx, f.stateDir, log)
+	st, err := openStore(f.store, f.stateDir, log)
 	if err != nil {
 		return err
 	}
 	defer st.Close()
-	c, err := coordinator.New(ctx, coordinator.Options{Network: network, Store: st, Log: log, Version: version, Shared: shared})
+	identity, err := f.openIdentity(ctx, st, log)
+	if err != nil {
+		return err
+	}
+	c, err := coordinator.New(ctx, coordinator.Options{
+		Network: network, Store: st, Log: log, Version: version, Identity: identity, StatePublic: f.statePublic,
+	})
 	if errors.Is(err, coordinator.ErrMisfit) {
 		return cli.Usagef("%s: %w", f.config, err)
 	} else if err != nil {
 		return err
 	}
+	local, err := listenLocal(ctx, f.stateDir, log)
+	if err != nil {
+		return fmt.Errorf("--state-dir: %w", err)
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return c.Run(ctx) })
 	group.Go(func() error { return c.Serve(ctx, listener) })
+	if local != nil {
+		group.Go(func() error { return c.ServeLocal(ctx, local) })
+	}
+	if identity != nil {
+		group.Go(func() error { return identity.Run(ctx) })
+	}
 	log.Info("listening", "addr", listener.Addr().String())
 	if err := group.Wait(); err != nil {
 		return err
@@ -104,11 +133,23 @@ func loadNetwork(path string) (conf.Network, error) {
 	return network, cli.Problems(path, problems)
 }
 
-// insecure refuses to start without --insecure and says what it means with it.
-func insecure(flag bool, log *slog.Logger) error {
-	if !flag {
-		return cli.Usagef("TLS is not available yet; start with --insecure to use plain HTTP without any identity, on a network where you trust every host")
+// openStore opens what --store names.
+func openStore(name, stateDir string, log *slog.Logger) (store.Store, error) {
+	switch {
+	case name == "" && stateDir == "":
+		return nil, cli.Usagef("--state-dir is empty; name the directory that the leases are to be kept in")
+	case name == "":
+		name = "bbolt:" + filepath.Join(stateDir, "coordinator.db")
 	}
-	log.Warn("INSECURE: plain HTTP and no identity; every host that reaches the coordinator can join the cluster and read its traffic")
-	return nil
+	path, isBbolt := strings.CutPrefix(name, "bbolt:")
+	switch {
+	case strings.HasPrefix(name, "etcd://"):
+		return nil, cli.Usagef("--store %s: etcd is not available in this build; use bbolt:PATH", name)
+	case !isBbolt || path == "":
+		return nil, cli.Usagef("--store %q: want bbolt:PATH", name)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("--store: %w", err)
+	}
+	return bbolt.Open(path, log)
 }

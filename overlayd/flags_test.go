@@ -63,7 +63,7 @@ var agentDefaults = agentFlags{Options: agent.Options{
 }}
 
 var compareFlags = cmp.Options{
-	cmp.AllowUnexported(agentFlags{}, coordinatorFlags{}, storeFlags{}), cmpopts.EquateComparable(netip.Addr{}),
+	cmp.AllowUnexported(agentFlags{}, coordinatorFlags{}), cmpopts.EquateComparable(netip.Addr{}),
 	cmpopts.IgnoreFields(agent.Options{}, "Coordinator", "Log"),
 }
 
@@ -96,8 +96,8 @@ func TestAgentExample(t *testing.T) {
 	}
 	want := agentDefaults
 	want.config = path
-	want.insecure = true
-	want.CoordinatorURLs = []string{"http://10.10.0.120:6440"}
+	want.joinTokenFile = "/etc/overlay/join-token"
+	want.CoordinatorURLs = []string{"https://10.10.0.120:6440"}
 	want.IP = netip.MustParseAddr("10.10.0.117")
 	want.UCRConfDir = "/etc/mesos/cni"
 	if diff := cmp.Diff(want, got, compareFlags); diff != "" {
@@ -126,7 +126,7 @@ func TestUnitExamples(t *testing.T) {
 		}
 		var got coordinatorFlags
 		err = parse(got.declare, argv[2:], nil)
-		want := coordinatorFlags{config: "/etc/overlay/overlay.yaml", listen: "0.0.0.0:6440", stateDir: "/var/lib/overlay", insecure: true}
+		want := coordinatorFlags{config: "/etc/overlay/overlay.yaml", listen: "0.0.0.0:6440", stateDir: "/var/lib/overlay"}
 		if err != nil {
 			t.Fatalf("coordinator: %v", err)
 		}
@@ -215,14 +215,14 @@ func TestParseRefuses(t *testing.T) {
 		{"cooling without a unit", []string{"--cooling", "150"}, nil, "want a time in whole seconds, as in 150s or 5m, or 0"},
 		{"cooling of less than a second", []string{"--cooling", "1500ms"}, nil, "want a time in whole seconds"},
 		{"empty item", []string{"--coordinator", "http://a:1,"}, nil, `an item between two "," is empty`},
-		{"join token", []string{"--join-token", "secret"}, nil, "--join-token: join tokens are not available yet; leave it out: with --insecure"},
-		{"join token in the environment", nil, map[string]string{"OVERLAYD_JOIN_TOKEN": "secret"}, "OVERLAYD_JOIN_TOKEN: join tokens are not available yet"},
-		{"join token in the file", []string{"--config", token}, nil, "join-token in the configuration file: join tokens are not available yet"},
+		{"join token", []string{"--join-token", "secret"}, nil, "--join-token: this is no join token"},
+		{"join token in the environment", nil, map[string]string{"OVERLAYD_JOIN_TOKEN": "secret"}, "OVERLAYD_JOIN_TOKEN: this is no join token"},
+		{"join token in the file", []string{"--config", token}, nil, "join-token in the configuration file: this is no join token"},
 		{"file that is not there", []string{"--config", "/nonexistent/agent.yaml"}, nil, "/nonexistent/agent.yaml: no such file"},
 		{"all problems of a file", []string{"--config", bad}, nil,
 			bad + ": 4 problems\n" +
-				"  colour: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, cooling, join-token, insecure (line 1)\n" +
-				"  config: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, cooling, join-token, insecure (line 2)\n" +
+				"  colour: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, cooling, join-token, join-token-file, insecure (line 1)\n" +
+				"  config: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, cooling, join-token, join-token-file, insecure (line 2)\n" +
 				"  listen: want one value, not a list\n" +
 				"  insecure: want one value, not a list"},
 	}

@@ -65,12 +65,14 @@ func TestExitCodes(t *testing.T) {
 		{"coordinator with a bad configuration", []string{"coordinator", "--insecure", "--config", badConfig}, nil, 2, "",
 			badConfig + ": 3 problems\n  vtep_subnet: missing"},
 		{"coordinator with an argument", coordinator("--insecure", "now"), nil, 2, "", `unknown command "now" for "overlayd coordinator"`},
-		{"coordinator without --insecure", coordinator(), nil, 2, "", "TLS is not available yet; start with --insecure"},
-		{"coordinator on etcd without a host", coordinator("--insecure", "--store", "etcd:http:///overlay"), nil, 2, "", "no host in it"},
-		{"coordinator on etcd by another protocol", coordinator("--insecure", "--store", "etcd:ftp://10.0.0.1"), nil, 2, "", "want http:// or https://"},
-		{"coordinator on etcd, half a certificate", coordinator("--insecure", "--store", "etcd:https://10.0.0.1", "--store-key", "k"), nil, 1, "",
-			"a certificate and its key go together"},
-		{"coordinator on a file with a certificate", coordinator("--insecure", "--store-ca", "ca.pem"), nil, 2, "", "are for etcd"},
+		{"coordinator with a token that is none", coordinator("--join-token", "secret"), nil, 2, "", "--join-token: this is no join token"},
+		{"coordinator with a token and without identity", coordinator("--insecure", "--join-token", someToken), nil, 2, "", "--join-token and --insecure"},
+		{"coordinator with a CA and without identity", coordinator("--insecure", "--pki-dir", dir), nil, 2, "", "--pki-dir and --insecure"},
+		{"coordinator with a CA that is not there", coordinator("--pki-dir", dir), nil, 1, "", "ca.crt: no such file"},
+		{"coordinator with a token on an empty store", coordinator("--join-token", someToken), nil, 1, "", "the store holds no cluster that could be joined"},
+		{"coordinator that advertises a URL", coordinator("--advertise", "https://a:6440"), nil, 2, "", `--advertise "https://a:6440": want addresses and names`},
+		{"coordinator on etcd", coordinator("--insecure", "--store", "etcd://10.0.0.1:2379/overlay"), nil, 2, "",
+			"etcd is not available in this build; use bbolt:PATH"},
 		{"coordinator on nothing known", coordinator("--insecure"), map[string]string{"OVERLAYD_STORE": "redis:x"}, 2, "",
 			`--store "redis:x": want bbolt:PATH`},
 		{"coordinator on a file without a name", coordinator("--insecure", "--store", "bbolt:"), nil, 2, "", `--store "bbolt:": want bbolt:PATH`},
@@ -84,10 +86,16 @@ func TestExitCodes(t *testing.T) {
 		{"agent without a coordinator", []string{"agent", "--insecure"}, nil, 2, "", "--coordinator is missing; give the URL"},
 		{"agent with an argument", []string{"agent", "now"}, nil, 2, "", `unknown command "now" for "overlayd agent"`},
 		{"agent with a bad URL", []string{"agent", "--insecure", "--coordinator", "10.0.0.1:6440"}, nil, 2, "", "--coordinator: "},
-		{"agent without --insecure", []string{"agent", "--coordinator", "http://127.0.0.1:1"}, nil, 2, "", "TLS is not available yet; start with --insecure"},
+		{"agent with http and identity", []string{"agent", "--coordinator", "http://127.0.0.1:1"}, nil, 2, "", "write https://, or, in a laboratory, start coordinator and agents with --insecure"},
+		{"agent with https and without identity", []string{"agent", "--insecure", "--coordinator", "https://127.0.0.1:1"}, nil, 2, "", "leave --insecure out and give --join-token"},
+		{"agent that has not joined", []string{"agent", "--coordinator", "https://127.0.0.1:1"}, nil, 2, "", "this host has not joined the cluster: there is no certificate in"},
+		{"agent with two tokens", []string{"agent", "--coordinator", "https://127.0.0.1:1", "--join-token", someToken, "--join-token-file", "/x"}, nil, 2, "", "give one of them"},
+		{"agent that serves to everybody", []string{"agent", "--coordinator", "https://127.0.0.1:1", "--join-token", someToken, "--listen", "0.0.0.0:6441"}, nil, 2, "", "want a loopback address"},
 		{"agent with a bad variable", []string{"agent", "--insecure"}, map[string]string{"OVERLAYD_COOLING": "soon"}, 2, "", `OVERLAYD_COOLING: "soon": want a time`},
-		{"agent with a join token", []string{"agent", "--insecure", "--coordinator", "http://127.0.0.1:1"}, map[string]string{"OVERLAYD_JOIN_TOKEN": "secret"}, 2, "",
-			"OVERLAYD_JOIN_TOKEN: join tokens are not available yet"},
+		{"agent with a token that is none", []string{"agent", "--insecure", "--coordinator", "http://127.0.0.1:1"}, map[string]string{"OVERLAYD_JOIN_TOKEN": "secret"}, 2, "",
+			"OVERLAYD_JOIN_TOKEN: this is no join token"},
+		{"agent with a token and without identity", []string{"agent", "--insecure", "--coordinator", "http://127.0.0.1:1"}, map[string]string{"OVERLAYD_JOIN_TOKEN": someToken}, 2, "",
+			"a join token and --insecure"},
 		{"agent with a bad id", []string{"agent", "--insecure", "--coordinator", "http://127.0.0.1:1", "--agent-id", "a/b"}, nil, 2, "", "a/b"},
 	}
 	for _, tt := range tests {
@@ -108,6 +116,9 @@ func TestExitCodes(t *testing.T) {
 		})
 	}
 }
+
+// someToken has the form of a token.
+const someToken = "ovl1_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa_aaaaaaaa_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 
 // daemon is a run of overlayd in this process.
 type daemon struct {

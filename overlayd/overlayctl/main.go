@@ -12,11 +12,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/cli"
 )
-
-const defaultCoordinator = "http://127.0.0.1:6440"
 
 // version is set when the program is built.
 var version = "dev"
@@ -30,6 +27,9 @@ func (e *env) commands() []*cobra.Command {
 		e.agentsCommand(),
 		e.overlaysCommand(),
 		e.ipamCommand(),
+		e.tokenCommand(),
+		e.caCommand(),
+		e.loginCommand(),
 		e.versionCommand(),
 	}
 }
@@ -39,36 +39,10 @@ type env struct {
 	stdout      io.Writer
 	coordinator []string // URLs; empty: those of the agent of this host
 	runDir      string
-	output      string // one of outputs
-}
-
-// client is a client of the coordinator: the one asked for, or else that of the
-// agent of this host.
-func (e *env) client(ctx context.Context) (*api.Client, error) {
-	if len(e.coordinator) > 0 {
-		return e.clientOr(nil)
-	}
-	state, err := askAgent(ctx, e.runDir)
-	if err != nil {
-		state, _ = lastPublished(e.runDir) // it need not be there
-	}
-	return e.clientOr(state.Coordinators)
-}
-
-// clientOr is client where the caller has the coordinators of the agent already.
-func (e *env) clientOr(agents []string) (*api.Client, error) {
-	urls := []string{defaultCoordinator}
-	switch {
-	case len(e.coordinator) > 0:
-		urls = e.coordinator
-	case len(agents) > 0:
-		urls = agents
-	}
-	c, err := api.NewClient(urls, nil)
-	if err != nil {
-		return nil, cli.Usagef("--coordinator: %w", err)
-	}
-	return c, nil
+	stateDir    string
+	// stateDirGiven reports whether somebody has named the state directory.
+	stateDirGiven func() bool
+	output        string // one of outputs
 }
 
 func main() {
@@ -90,13 +64,16 @@ func rootCommand(e *env) *cobra.Command {
 		Version: version,
 		Long: `See and change what the overlay network does: on this host, and in the cluster.
 
-Without --coordinator the coordinators of this host's agent are asked, or
+Without --coordinator the coordinator that runs on this host is asked, as root,
+or those of this host's agent, or those of the login (overlayctl login), or
 ` + defaultCoordinator + `. A flag takes its value from the command line, else from
 the environment, as in OVERLAYD_COORDINATOR.`,
 	}
 	fs := root.PersistentFlags()
 	fs.Var(cli.List(&e.coordinator, ",", "", "URL[,URL...]"), "coordinator", "the coordinators (default: those of the agent on this host)")
 	fs.Var(cli.String(&e.runDir, conf.DefaultRunDir, "DIR"), "run-dir", "run directory of the agent on this host")
+	fs.Var(cli.String(&e.stateDir, conf.DefaultStateDir, "DIR"), "state-dir", "state directory of the coordinator on this host, where root is operator")
+	e.stateDirGiven = func() bool { return e.stateDir != conf.DefaultStateDir }
 	fs.VarP(cli.Choice(&e.output, outputTable, outputs...), "output", "o", "how to print")
 	root.AddCommand(e.commands()...)
 	return root

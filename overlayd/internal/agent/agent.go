@@ -19,6 +19,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"sync/atomic"
@@ -63,11 +64,16 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if a.opts.Identify != nil {
+		if err := a.opts.Identify(id); err != nil {
+			return fmt.Errorf("agent id %s: %w", id, err)
+		}
+	}
 	bootID, err := conf.BootID()
 	if err != nil {
 		return err
 	}
-	socket := serve.Socket{Path: filepath.Join(a.opts.RunDir, conf.SocketFile), Perm: 0o660, Look: a.timing.socket}
+	socket := serve.Socket{Group: a.opts.SocketGroup, Path: filepath.Join(a.opts.RunDir, conf.SocketFile), Perm: 0o660, Look: a.timing.socket}
 	listeners, err := listen(ctx, socket, a.opts.Listen)
 	if err != nil {
 		return err

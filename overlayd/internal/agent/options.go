@@ -39,8 +39,13 @@ type Options struct {
 
 	Coordinator     *api.Client
 	CoordinatorURLs []string // what Coordinator talks to; tells the agent IP
-	Log             *slog.Logger
-	Version         string
+	// Identify is told the agent id before anything is asked with it, and may
+	// refuse it; nil: nobody has to know.
+	Identify    func(id string) error
+	SocketGroup int // that may talk to the agent beside root; 0: none
+
+	Log     *slog.Logger
+	Version string
 }
 
 // New checks the options and reports everything that is wrong with them. It

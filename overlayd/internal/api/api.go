@@ -4,7 +4,6 @@ package api
 
 import (
 	"net/netip"
-	"time"
 
 	"overlayd.internal/overlay/conf"
 )
@@ -42,11 +41,17 @@ type RegisterRequest struct {
 	Version string      `json:"version"`
 }
 
+// Speaker is the id of the agent that a request speaks for.
+func (r RegisterRequest) Speaker() string { return r.AgentID }
+
 // StatusReport is what an agent has made of its lease, by overlay name.
 type StatusReport struct {
 	AgentID  string                        `json:"agent_id"`
 	Overlays map[string]conf.OverlayStatus `json:"overlays"`
 }
+
+// Speaker is the id of the agent that a request speaks for.
+func (r StatusReport) Speaker() string { return r.AgentID }
 
 // Known is what a watcher has heard so far, as in its last event. Every
 // coordinator on the same store can continue from there.
@@ -75,7 +80,6 @@ type Agent struct {
 	Version    string                        `json:"version"`
 	Status     map[string]conf.OverlayStatus `json:"status,omitempty"`
 	Connected  bool                          `json:"connected"`            // it watches right now
-	LastSeen   time.Time                     `json:"last_seen,omitzero"`   // by the coordinators; now when it is connected
 	Superseded string                        `json:"superseded,omitempty"` // id of the agent that has its IP now
 }
 

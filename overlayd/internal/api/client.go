@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -53,7 +54,12 @@ func NewClient(urls []string, hc *http.Client) (*Client, error) {
 		return nil, errors.New("no coordinator URL given; want one such as http://10.0.0.1:6440")
 	}
 	if hc == nil {
-		hc = &http.Client{}
+		// A proxy, which the default transport would take from the environment, is
+		// none of the cluster's.
+		hc = &http.Client{Transport: &http.Transport{
+			DialContext:         (&net.Dialer{Timeout: RequestTimeout, KeepAlive: 15 * time.Second}).DialContext,
+			MaxIdleConnsPerHost: 4, IdleConnTimeout: 90 * time.Second,
+		}}
 	}
 	c := &Client{hc: hc}
 	for _, u := range urls {
@@ -264,8 +270,10 @@ func (c *Client) once(ctx context.Context, method, target string, body []byte, o
 // readError turns an answer that is not 2xx into an *Error.
 func readError(resp *http.Response) error {
 	e := &Error{Code: resp.StatusCode}
-	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody)) // an unreadable body is an empty one
-	if json.Unmarshal(b, e) != nil || e.Message == "" {
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))         // an unreadable body is an empty one
+	if strings.Contains(string(b), "HTTP request to an HTTPS server") { // as net/http says it
+		e.Message = fmt.Sprintf("the coordinator at %s asks for identity, and this side has none (http:// and --insecure); write https://, and join with a token (overlayd agent --join-token, overlayctl login --token)", resp.Request.URL.Host)
+	} else if json.Unmarshal(b, e) != nil || e.Message == "" {
 		e.Message = fmt.Sprintf("%s answered %s; is it a coordinator?", resp.Request.URL.Redacted(), resp.Status)
 	}
 	return e

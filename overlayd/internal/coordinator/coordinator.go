@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/pki"
 	"overlayd.internal/overlay/overlayd/internal/serve"
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
@@ -34,7 +35,9 @@ type Options struct {
 	Term    time.Duration
 	Log     *slog.Logger
 	Version string
-	Shared  bool // other coordinators may use the same store
+
+	Identity    *pki.Registry // nil: nobody has to say who it is
+	StatePublic bool          // anybody may read the state of the cluster
 }
 
 // Coordinator is safe for concurrent use.
@@ -45,11 +48,14 @@ type Coordinator struct {
 	term    time.Duration
 	log     *slog.Logger
 	version string
-	shared  bool
 	started time.Time
-	counts  *counts
-	pace    pace
-	body    time.Duration // how long a request may take to come; tests in this package shorten it
+
+	identity    *pki.Registry // nil: insecure
+	statePublic bool
+
+	counts *counts
+	pace   pace
+	body   time.Duration // how long a request may take to come; tests in this package shorten it
 
 	clusterID string
 	run       string // the run that this start began
@@ -61,8 +67,6 @@ type Coordinator struct {
 	view     *view
 	waiters  waiters
 	presence map[string]*presence // by agent id
-	moves    map[string]struct{}  // agents that came or went and are not written down
-	moved    chan struct{}        // has a token when moves may not be empty
 	changed  map[string]struct{}  // agents whose peers have not been told yet
 	flushing bool                 // a flush is between reading changed and publishing
 	running  bool
@@ -82,16 +86,14 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 	}
 	counts := newCounts(o.Version)
 	c := &Coordinator{
-		network: o.Network, oui: o.Network.OUI(), counts: counts, store: store.Timed(o.Store, counts.storeTook), term: o.Term, log: o.Log,
-		version: o.Version, shared: o.Shared,
+		network: o.Network, oui: o.Network.OUI(), counts: counts, store: store.Timed(o.Store, counts.storeTook), term: o.Term, log: o.Log, version: o.Version,
 		started:  time.Now(),
+		identity: o.Identity, statePublic: o.StatePublic,
 		run:      rand.Text(),
 		pace:     defaultPace,
 		body:     serve.BodyTimeout,
 		stopped:  make(chan struct{}),
 		presence: map[string]*presence{},
-		moves:    map[string]struct{}{},
-		moved:    make(chan struct{}, 1),
 		changed:  map[string]struct{}{},
 		dirty:    make(chan struct{}, 1),
 	}
@@ -157,7 +159,7 @@ func (c *Coordinator) introduce(ctx context.Context, v *view) (written bool, err
 	needed := len(txn.Then) > 0
 	if !v.runs.has(c.run) {
 		txn.If = append(txn.If, store.Cond{Key: keyRuns, Mod: v.runsMod})
-		txn.Then = append(txn.Then, store.Op{Key: keyRuns, Value: encode(v.runs.with(run{ID: c.run}))}, c.beatOp())
+		txn.Then = append(txn.Then, store.Op{Key: keyRuns, Value: encode(v.runs.with(run{ID: c.run}))})
 	}
 	if len(txn.Then) == 0 {
 		return false, nil
@@ -185,12 +187,11 @@ func sameNetwork(a, b conf.Network) bool {
 // called once; registrations and watches need it.
 func (c *Coordinator) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	var others sync.WaitGroup
-	others.Go(func() { c.publish(ctx) })
-	others.Go(func() { c.keepPresence(ctx) })
+	var publisher sync.WaitGroup
+	publisher.Go(func() { c.publish(ctx) })
 	defer func() {
 		cancel()
-		others.Wait()
+		publisher.Wait()
 		c.setRunning(false)
 		close(c.stopped)
 	}()

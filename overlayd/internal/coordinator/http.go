@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"time"
 
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/serve"
@@ -17,28 +16,25 @@ func (c *Coordinator) Handler() http.Handler { return c.handler(nil) }
 
 // handler is Handler with streams that end when ended is closed.
 func (c *Coordinator) handler(ended <-chan struct{}) http.Handler {
-	get := func(path string, h serve.Handler) serve.Route {
-		return serve.Route{Method: http.MethodGet, Path: path, Handler: h}
+	stateAccess := reader
+	if c.statePublic {
+		stateAccess = public
 	}
-	post := func(path string, h serve.Handler) serve.Route {
-		return serve.Route{Method: http.MethodPost, Path: path, Handler: h}
+	watch := func(w http.ResponseWriter, r *http.Request) error { return c.serveWatch(w, r, ended) }
+	routes := []route{
+		{http.MethodGet, api.PathMasterState, stateAccess, c.serveState},
+		{http.MethodPost, api.PathAgentsDelete, operator, c.serveDelete},
+		{http.MethodPost, api.PathRegister, self, speaking(c.serveRegister)},
+		{http.MethodPost, api.PathStatus, self, speaking(c.serveStatus)},
+		{http.MethodGet, api.PathWatch, self, ownQuery("agent", watch)},
+		{http.MethodGet, api.PathAgents, reader, c.serveAgents},
+		{http.MethodGet, api.PathOverlays, reader, c.serveOverlays},
+		{http.MethodGet, api.PathHealth, public, c.serveHealth},
+		{http.MethodGet, api.PathReady, public, c.serveReady},
+		{http.MethodGet, api.PathMetrics, reader, c.serveMetrics},
 	}
-	return serve.API{
-		Name: "the coordinator of the overlay network",
-		Routes: []serve.Route{
-			get(api.PathMasterState, c.serveState),
-			post(api.PathAgentsDelete, c.serveDelete),
-			post(api.PathRegister, c.serveRegister),
-			post(api.PathStatus, c.serveStatus),
-			get(api.PathWatch, func(w http.ResponseWriter, r *http.Request) error { return c.serveWatch(w, r, ended) }),
-			get(api.PathAgents, c.serveAgents),
-			get(api.PathOverlays, c.serveOverlays),
-			get(api.PathHealth, c.serveHealth),
-			get(api.PathReady, c.serveReady),
-			get(api.PathMetrics, c.serveMetrics),
-		},
-		Log: c.log, Body: func() time.Duration { return c.body }, Code: code,
-	}.Handler()
+	routes = append(routes, c.identityRoutes()...)
+	return c.api(routes).Handler()
 }
 
 // code is the status of an error that is no refusal; 0: none in particular.
@@ -69,11 +65,7 @@ func (c *Coordinator) serveOverlays(w http.ResponseWriter, _ *http.Request) erro
 	return nil
 }
 
-func (c *Coordinator) serveRegister(w http.ResponseWriter, r *http.Request) error {
-	var req api.RegisterRequest
-	if err := serve.ReadJSON(w, r, &req); err != nil {
-		return err
-	}
+func (c *Coordinator) serveRegister(w http.ResponseWriter, r *http.Request, req api.RegisterRequest) error {
 	lease, err := c.Register(r.Context(), req)
 	c.counts.registration(err)
 	if err != nil {
@@ -83,11 +75,7 @@ func (c *Coordinator) serveRegister(w http.ResponseWriter, r *http.Request) erro
 	return nil
 }
 
-func (c *Coordinator) serveStatus(w http.ResponseWriter, r *http.Request) error {
-	var report api.StatusReport
-	if err := serve.ReadJSON(w, r, &report); err != nil {
-		return err
-	}
+func (c *Coordinator) serveStatus(w http.ResponseWriter, r *http.Request, report api.StatusReport) error {
 	if err := c.Report(r.Context(), report); err != nil {
 		return err
 	}
@@ -117,17 +105,26 @@ func (c *Coordinator) serveDelete(w http.ResponseWriter, r *http.Request) error 
 	return nil
 }
 
-func (c *Coordinator) serveHealth(w http.ResponseWriter, _ *http.Request) error {
-	serve.WriteJSON(w, http.StatusOK, map[string]string{"status": "ok", "version": c.version})
+// serveHealth tells those who are nobody one word.
+func (c *Coordinator) serveHealth(w http.ResponseWriter, r *http.Request) error {
+	health := map[string]string{"status": "ok"}
+	if askerOf(r).may(reader) {
+		health["version"] = c.version
+	}
+	serve.WriteJSON(w, http.StatusOK, health)
 	return nil
 }
 
-// serveReady says yes while leases can be granted, as far as is known.
-func (c *Coordinator) serveReady(w http.ResponseWriter, _ *http.Request) error {
+// serveReady says yes while leases can be granted, as far as is known. Why not is
+// nothing for those who are nobody.
+func (c *Coordinator) serveReady(w http.ResponseWriter, r *http.Request) error {
 	c.mu.Lock()
 	err := c.readyLocked()
 	c.mu.Unlock()
-	if err != nil {
+	switch {
+	case err != nil && !askerOf(r).identified():
+		return refuse(http.StatusServiceUnavailable, "unready")
+	case err != nil:
 		return refuse(http.StatusServiceUnavailable, "not ready: %v", err)
 	}
 	serve.WriteJSON(w, http.StatusOK, map[string]string{"status": "ready"})

@@ -29,13 +29,9 @@ type bubble struct {
 
 func inBubble(t *testing.T, s store.Store) *bubble {
 	t.Helper()
-	return bubbleWith(t, coordinator.Options{Store: s})
-}
-
-func bubbleWith(t *testing.T, o coordinator.Options) *bubble {
-	t.Helper()
-	o.Network, o.Log = parseNetwork(t, seedNetwork), slog.New(slog.DiscardHandler)
-	c, err := coordinator.New(t.Context(), o)
+	c, err := coordinator.New(t.Context(), coordinator.Options{
+		Network: parseNetwork(t, seedNetwork), Store: s, Log: slog.New(slog.DiscardHandler),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -51,7 +51,7 @@ type API struct {
 	// Allow decides before anything else whether a request may be answered, and
 	// may give the handler another request. The route is nil where there is none.
 	// A nil Allow admits everybody.
-	Allow func(*http.Request, *Route) (*http.Request, error)
+	Allow func(http.ResponseWriter, *http.Request, *Route) (*http.Request, error)
 	// Code is the status for an error that is no refusal; 0, or a nil Code: 500.
 	Code func(error) int
 }
@@ -127,7 +127,7 @@ func (a API) guard(route *Route, h Handler) http.Handler {
 		err := error(nil)
 		if a.Allow != nil {
 			var admitted *http.Request
-			if admitted, err = a.Allow(r, route); err == nil {
+			if admitted, err = a.Allow(w, r, route); err == nil {
 				r = admitted
 			}
 		}

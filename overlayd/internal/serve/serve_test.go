@@ -61,7 +61,7 @@ func testAPI(log *slog.Logger) serve.API {
 func TestAnswers(t *testing.T) {
 	var log bytes.Buffer
 	api := testAPI(slog.New(slog.NewTextHandler(&log, nil)))
-	api.Allow = func(r *http.Request, route *serve.Route) (*http.Request, error) {
+	api.Allow = func(_ http.ResponseWriter, r *http.Request, route *serve.Route) (*http.Request, error) {
 		if r.Header.Get("Deny") != "" {
 			return nil, serve.Refuse(http.StatusUnauthorized, "denied, there is a route: %v", route != nil)
 		}
