@@ -18,10 +18,15 @@ type NetConf struct {
 	RunDir      string `json:"runDir"`      // default: DefaultRunDir
 	MTU         int    `json:"mtu"`         // default: the host's, from the published state
 	HairpinMode *bool  `json:"hairpinMode"` // default: true
-	HostPorts   *bool  `json:"hostPorts"`   // default: true; false: somebody else maps the ports in args
+	HostPorts   *bool  `json:"hostPorts"`   // default: true; false: somebody else maps the host ports
 	Half        Half   `json:"half"`        // overlay-ipam alone; m-overlay and d-overlay know theirs
 
 	IPAM IPAMConf `json:"ipam"`
+
+	// Capabilities are what the runtime is asked to say in RuntimeConfig.
+	Capabilities struct {
+		PortMappings bool `json:"portMappings"`
+	} `json:"capabilities"`
 
 	RuntimeConfig struct {
 		IPs          []string      `json:"ips"`
@@ -99,10 +104,21 @@ func (n NetConf) RunDirectory() string { return firstOf(n.RunDir, n.IPAM.RunDir,
 // Hairpin reports whether a container may reach itself through the bridge.
 func (n NetConf) Hairpin() bool { return n.HairpinMode == nil || *n.HairpinMode }
 
-// MapsHostPorts reports whether the host ports that a container asks for in args
-// are ours to see to. Behind mesos-cni-port-mapper, which passes them on to us
-// after all, they are not.
+// MapsHostPorts reports whether the host ports that a container asks for are ours
+// to see to. Behind mesos-cni-port-mapper, which passes them on to us after all,
+// and before portmap in a chain, they are not.
 func (n NetConf) MapsHostPorts() bool { return n.HostPorts == nil || *n.HostPorts }
+
+// Unpublished reports whether it is certain that no host port leads to the
+// container: the runtime says which do, to Mesos' plugins in args and to others
+// where the configuration asks for the capability, and it names none.
+func (n NetConf) Unpublished() bool {
+	mesos := n.Args.Mesos.NetworkInfo
+	if len(n.RuntimeConfig.PortMappings) > 0 || mesos != nil && len(mesos.PortMappings) > 0 {
+		return false
+	}
+	return mesos != nil || n.Capabilities.PortMappings
+}
 
 // StatePath is the published document the configuration points at.
 func (n NetConf) StatePath() string { return filepath.Join(n.RunDirectory(), StateFile) }

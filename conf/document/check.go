@@ -30,7 +30,7 @@ func (e *AmbiguousError) Error() string {
 // "name" and the last of two, and others do not. Other objects, such as a
 // pod's annotations, are nobody's business but the runtime's.
 var strictObjects = []string{
-	"", "/ipam", "/runtimeConfig", "/runtimeConfig/portMappings", "/dns",
+	"", "/ipam", "/capabilities", "/runtimeConfig", "/runtimeConfig/portMappings", "/dns",
 	"/args", "/args/cni", "/args/org.apache.mesos", "/args/org.apache.mesos/network_info",
 	"/args/org.apache.mesos/network_info/ip_addresses", "/args/org.apache.mesos/network_info/port_mappings",
 	"/cni.dev/valid-attachments", "/cni.dev/attachments",

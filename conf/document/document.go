@@ -56,6 +56,7 @@ func scanConf(b []byte, n *conf.NetConf) bool {
 				{"half", (*string)(&n.IPAM.Half)},
 			})
 		}},
+		{"capabilities", func() { s.object(fields{{"portMappings", &n.Capabilities.PortMappings}}) }},
 		{"runtimeConfig", func() {
 			s.object(fields{
 				{"ips", &n.RuntimeConfig.IPs},

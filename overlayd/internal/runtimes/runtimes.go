@@ -112,6 +112,7 @@ type plugin struct {
 	Overlay      string          `json:"overlay,omitempty"`
 	RunDir       string          `json:"runDir,omitempty"`
 	Capabilities map[string]bool `json:"capabilities,omitempty"`
+	HostPorts    *bool           `json:"hostPorts,omitempty"`
 	IPAM         *ipam           `json:"ipam,omitempty"`
 }
 
@@ -126,12 +127,14 @@ type list struct {
 	Plugins     []plugin `json:"plugins"`
 }
 
-// conflist is the chain for CNI runtimes: d-overlay, then portmap if the host has it.
+// conflist is the chain for CNI runtimes: d-overlay, then portmap if the host has
+// it. d-overlay is told the host ports, so that it knows whether there are any,
+// but leaves them to portmap.
 func (f *Files) conflist(ctx context.Context, name string) list {
 	l := list{CNIVersion: baseVersion, Name: name, Plugins: []plugin{{
 		Type: "d-overlay", Overlay: name, RunDir: f.runDir(),
-		Capabilities: map[string]bool{"ips": true, "mac": true},
-		IPAM:         &ipam{Type: "overlay-ipam"},
+		Capabilities: map[string]bool{"ips": true, "mac": true, "portMappings": true}, HostPorts: new(bool),
+		IPAM: &ipam{Type: "overlay-ipam"},
 	}}}
 	if f.copies("portmap") != nil {
 		l.Plugins = append(l.Plugins, plugin{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}})

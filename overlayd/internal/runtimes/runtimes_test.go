@@ -123,8 +123,10 @@ func TestContent(t *testing.T) {
       "runDir": "/run/other",
       "capabilities": {
         "ips": true,
-        "mac": true
+        "mac": true,
+        "portMappings": true
       },
+      "hostPorts": false,
       "ipam": {
         "type": "overlay-ipam"
       }

@@ -155,6 +155,9 @@ func (a *attaching) run(ctx context.Context, prev *types100.Result) (*types100.R
 		bridge: a.bridge, bridgeIdx: bridge.Index, hairpin: a.call.Conf.Hairpin(),
 		name: a.att.IfName, mac: a.mac, netns: s.netns.FD, mtu: a.mtu,
 	}
+	if a.call.Conf.Unpublished() {
+		pair.group = mark.FastPathGroup
+	}
 	if pair.mac == (conf.MAC{}) {
 		pair.mac = mark.ContainerMAC(addressing.addrs)
 	}

@@ -19,6 +19,7 @@ type pair struct {
 	bridge    string
 	bridgeIdx int
 	hairpin   bool
+	group     uint32 // of links; 0: none
 
 	name  string // of the container's end
 	mac   conf.MAC
@@ -38,6 +39,9 @@ func (p pair) create(b *rtnl.Batch) {
 	b.Attr(unix.IFLA_ADDRESS, p.hostMAC[:]...)
 	p.common(b)
 	b.Attr32(unix.IFLA_MASTER, uint32(p.bridgeIdx))
+	if p.group != 0 {
+		b.Attr32(unix.IFLA_GROUP, p.group)
+	}
 	b.Nest(unix.IFLA_LINKINFO, func() {
 		b.Attr(unix.IFLA_INFO_KIND, []byte("veth")...)
 		b.Nest(unix.IFLA_INFO_DATA, func() {

@@ -26,11 +26,15 @@ const portmapVersion = "1.0.0"
 
 // hostPorts are the port mappings that are ours to see to: those of Mesos, and
 // those of a runtime that was told that we can (capability portMappings). In a
-// chain it is portmap that says so.
+// chain with portmap we ask for them too, with hostPorts false: only to know
+// whether there are any.
 func hostPorts(n conf.NetConf) []conf.PortMapping {
+	if !n.MapsHostPorts() {
+		return nil
+	}
 	out := n.RuntimeConfig.PortMappings
 	info := n.Args.Mesos.NetworkInfo
-	if info == nil || !n.MapsHostPorts() {
+	if info == nil {
 		return out
 	}
 	for _, p := range info.PortMappings {

@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 
 	"overlayd.internal/overlay/internal/cni"
+	"overlayd.internal/overlay/internal/mark"
 )
 
 // mesosArgs is what Mesos adds to the configuration for a host port.
@@ -191,4 +193,41 @@ func (m *machine) connect(other namespace) {
 		}
 		return nil
 	})
+}
+
+// The host end is marked for the fast path where it is certain that no host port
+// leads to the container.
+func TestUnpublished(t *testing.T) {
+	ports := []map[string]any{{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}
+	asked := map[string]any{"portMappings": true}
+	mesos := map[string]any{"org.apache.mesos": map[string]any{"network_info": map[string]any{"name": "both"}}}
+	for name, tt := range map[string]struct {
+		plugin string
+		keys   []any
+		marked bool
+	}{
+		"nothing is known":                   {"d-overlay", nil, false},
+		"none, in a chain":                   {"d-overlay", []any{"capabilities", asked, "hostPorts", false}, true},
+		"one, for portmap":                   {"d-overlay", []any{"capabilities", asked, "hostPorts", false, "runtimeConfig", map[string]any{"portMappings": ports}}, false},
+		"none, says Mesos":                   {"m-overlay", []any{"args", mesos}, true},
+		"one that Mesos' own mapper sees to": {"m-overlay", []any{"args", mesosArgs(), "hostPorts", false}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t)
+			container := newNamespace(t)
+			c := call{plugin: tt.plugin, command: "ADD", netns: container.path, conf: m.config("both", "", tt.keys...)}
+			m.ok(c) // without a portmap that could be run
+			marked := false
+			m.host.inside(t, func() error {
+				links, err := netlink.LinkList()
+				for _, l := range links {
+					marked = marked || l.Type() == "veth" && l.Attrs().Group == mark.FastPathGroup
+				}
+				return err
+			})
+			if marked != tt.marked {
+				t.Errorf("marked for the fast path: %v, want %v", marked, tt.marked)
+			}
+		})
+	}
 }

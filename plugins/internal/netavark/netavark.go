@@ -250,7 +250,7 @@ func (c container) netConf() ([]byte, error) {
 	ports, wrong := c.ports()
 	out := map[string]any{
 		"cniVersion": "1.0.0", "name": c.Network.Name, "type": "d-overlay",
-		"overlay": s.overlay, "runDir": s.runDir, "mtu": s.mtu,
+		"overlay": s.overlay, "runDir": s.runDir, "mtu": s.mtu, "capabilities": map[string]bool{"portMappings": true},
 		"runtimeConfig": map[string]any{"ips": c.Options.StaticIPs, "mac": c.Options.StaticMAC, "portMappings": ports},
 	}
 	if s.hairpin != nil {
