@@ -46,6 +46,14 @@ func PeerMetric(vtep netip.Addr, pool netip.Prefix) uint32 {
 	return max(n&0xffffff, 1)
 }
 
+// FastPathGroup is the link group of host ends that no host port leads to: their
+// traffic need not pass connection tracking, so the fast path may take it.
+const FastPathGroup = 0x6f766c32
+
+// FilterPrefix starts the names of the BPF filters of the fast path (tc filter
+// show dev DEV ingress).
+const FilterPrefix = "overlay_"
+
 // The chains of iptables. PREROUTING, FORWARD and POSTROUTING each have one rule
 // of ours, the jump.
 const (

@@ -21,7 +21,11 @@ type Link struct {
 	Flags    uint32 // IFF_*
 	// Operational: the kernel has taken note of the carrier (IF_OPER_UP).
 	Operational bool
-	Master      int // index of its bridge or the like; 0: none
+	Ethernet    bool   // its frames are those of Ethernet
+	Master      int    // index of its bridge or the like; 0: none
+	Group       uint32 // IFLA_GROUP
+	Peer        int    // index of the other end, or of the link it is on; 0: none
+	PeerNS      int32  // what the kernel calls the namespace of Peer; -1: this one, or none
 	// PeerNamed: the namespace of the other end has a name of its own here, so
 	// it exists; one that is being torn down has none.
 	PeerNamed bool
@@ -86,6 +90,23 @@ func (c *Conn) LinkByIndex(index int) (l Link, ok bool, err error) {
 	return c.getLink("read an interface", index, "")
 }
 
+// PeerOf reads the other end of a pair in its own namespace. ok is false where
+// it is gone or in none that the kernel can name.
+func (c *Conn) PeerOf(l Link) (peer Link, ok bool, err error) {
+	if l.PeerNS < 0 || l.Peer == 0 {
+		return peer, false, nil
+	}
+	header := linkHeader(l.Peer, 0, 0)
+	err = c.Get(Request{"read the other end of " + l.Name, unix.RTM_GETLINK, header[:], func(b *Batch) {
+		b.Attr32(unix.IFLA_TARGET_NETNSID, uint32(l.PeerNS))
+		b.Attr32(unix.IFLA_EXT_MASK, skipStats)
+	}}, func(m Message) { peer, ok = ParseLink(m) })
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) {
+		err = nil
+	}
+	return peer, ok, err
+}
+
 func (c *Conn) getLink(step string, index int, name string) (l Link, ok bool, err error) {
 	header := linkHeader(index, 0, 0)
 	err = c.Get(Request{step, unix.RTM_GETLINK, header[:], func(b *Batch) {
@@ -112,7 +133,10 @@ func ParseLink(m Message) (l Link, ok bool) {
 	if len(m.Data) < unix.SizeofIfInfomsg || m.Data[0] != unix.AF_UNSPEC {
 		return l, false
 	}
-	l = Link{Index: int(int32(native.Uint32(m.Data[4:]))), Flags: native.Uint32(m.Data[8:])}
+	l = Link{
+		Index: int(int32(native.Uint32(m.Data[4:]))), Flags: native.Uint32(m.Data[8:]),
+		Ethernet: native.Uint16(m.Data[2:]) == unix.ARPHRD_ETHER, PeerNS: -1,
+	}
 	EachAttr(m.Data[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) {
 		switch {
 		case typ == unix.IFLA_IFNAME:
@@ -137,7 +161,12 @@ func ParseLink(m Message) (l Link, ok bool) {
 		case typ == unix.IFLA_MASTER:
 			l.Master = int(native.Uint32(v))
 		case typ == unix.IFLA_LINK_NETNSID:
-			l.PeerNamed = int32(native.Uint32(v)) >= 0
+			l.PeerNS = int32(native.Uint32(v))
+			l.PeerNamed = l.PeerNS >= 0
+		case typ == unix.IFLA_GROUP:
+			l.Group = native.Uint32(v)
+		case typ == unix.IFLA_LINK:
+			l.Peer = int(native.Uint32(v))
 		}
 	})
 	return l, true

@@ -138,6 +138,31 @@ func (c *Conn) Lookup(dst netip.Addr) (r Route, ok bool, err error) {
 	return c.lookup(dst, 0, fibMatch)
 }
 
+// Devices asks the kernel for the devices that packets of this host to an
+// address leave by, of a route with several next hops all of them.
+func (c *Conn) Devices(dst netip.Addr) (indexes []int, err error) {
+	header := [unix.SizeofRtMsg]byte{family(dst), byte(dst.BitLen())}
+	native.PutUint32(header[8:], fibMatch)
+	request := Request{"look up the devices to " + dst.String(), unix.RTM_GETROUTE, header[:], func(b *Batch) { b.AttrAddr(unix.RTA_DST, dst) }}
+	err = c.Get(request, func(m Message) {
+		if len(m.Data) < unix.SizeofRtMsg {
+			return
+		}
+		EachAttr(m.Data[unix.SizeofRtMsg:], func(typ uint16, v []byte) {
+			switch {
+			case typ == unix.RTA_OIF && len(v) == 4:
+				indexes = append(indexes, int(native.Uint32(v)))
+			case typ == unix.RTA_MULTIPATH:
+				for len(v) >= unix.SizeofRtNexthop { // struct rtnexthop, with attributes of its own
+					indexes = append(indexes, int(native.Uint32(v[4:])))
+					v = v[min(len(v), max(unix.SizeofRtNexthop, int(native.Uint16(v)+3)&^3)):]
+				}
+			}
+		})
+	})
+	return indexes, err
+}
+
 // Path asks the kernel how it would send to an address: the device, and in
 // PrefSrc the source address it would choose. oif, if not 0, is the device to
 // send through, which a link-local address needs. ok is as in Lookup.

@@ -1,0 +1,137 @@
+/* What the agent tells the programs, and what they count for it. */
+#ifndef OVERLAY_MAPS_H
+#define OVERLAY_MAPS_H
+
+#include "kernel.h"
+
+/* Addresses are in network byte order. Where a field holds either family, an
+ * IPv4 address is its first word and the others are 0. */
+struct host {
+	__u32 local[4]; /* agent IP */
+	__u8 vtep_mac[6];
+	__u16 family; /* of the underlay: AF_INET or AF_INET6; 0: take nothing */
+	__u16 port_low; /* the kernel's range of local ports */
+	__u16 port_span;
+	__u32 ttl;
+};
+
+/* One overlay: addresses that may talk to each other without a look at the
+ * firewall. */
+struct overlay {
+	__u32 net4, mask4;
+	__u32 net6[4], mask6[4];
+	__u32 taken; /* 0: all of it goes the customary way */
+};
+
+/* Counts packets on the wire, so a segment of a large one is one. Bytes are
+ * those of the inner frame. */
+struct traffic {
+	__u64 out_packets, out_bytes;
+	__u64 in_packets, in_bytes;
+	__u64 passed_packets, passed_bytes; /* for a peer, but left to the kernel */
+};
+
+struct prefix4 {
+	__u32 bits;
+	__u32 addr;
+};
+
+struct prefix6 {
+	__u32 bits;
+	__u32 addr[4];
+};
+
+struct peer {
+	__u32 addr[4]; /* agent IP */
+	__u8 vtep_mac[6];
+	__u16 pad;
+};
+
+/* What is behind the host end of a container's interface. */
+struct attachment {
+	__u32 addr4; /* 0: none */
+	__u32 addr6[4];
+	__u32 overlay;
+	__u32 ifindex; /* of the host end */
+	__u8 mac[6];
+	__u8 gateway[6]; /* MAC of the bridge */
+};
+
+#define MAX_OVERLAYS 1024
+#define MAX_ATTACHMENTS 65536
+#define MAX_PREFIXES 1048576
+#define MAX_PEERS 65536
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct host);
+	__uint(max_entries, 1);
+} hosts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct overlay);
+	__uint(max_entries, MAX_OVERLAYS);
+} overlays SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct traffic);
+	__uint(max_entries, MAX_OVERLAYS);
+} counters SEC(".maps");
+
+/* Agent subnets of the peers. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__type(key, struct prefix4);
+	__type(value, struct peer);
+	__uint(max_entries, MAX_PREFIXES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} peers4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__type(key, struct prefix6);
+	__type(value, struct peer);
+	__uint(max_entries, MAX_PREFIXES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} peers6 SEC(".maps");
+
+/* Agent IPs of the peers. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, __u32[4]);
+	__type(value, __u32);
+	__uint(max_entries, MAX_PEERS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} senders SEC(".maps");
+
+/* Attachments by the index of the host end, and by address. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, __u32);
+	__type(value, struct attachment);
+	__uint(max_entries, MAX_ATTACHMENTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} links SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, __u32);
+	__type(value, struct attachment);
+	__uint(max_entries, MAX_ATTACHMENTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} containers4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, __u32[4]);
+	__type(value, struct attachment);
+	__uint(max_entries, MAX_ATTACHMENTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} containers6 SEC(".maps");
+
+#endif
