@@ -17,6 +17,7 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/agent"
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/cli"
+	"overlayd.internal/overlay/overlayd/internal/systemd"
 )
 
 // agentFlags are the flags of overlayd agent.
@@ -83,6 +84,7 @@ func runAgent(ctx context.Context, f agentFlags, stderr io.Writer) error {
 		return err
 	}
 	f.Coordinator, f.Log, f.Version, f.SocketGroup = client, log, version, socketGroup()
+	f.Beat = systemd.New(log).Beat
 	a, err := agent.New(f.Options)
 	if err != nil {
 		return cli.Usage(err)

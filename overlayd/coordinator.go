@@ -22,6 +22,7 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/serve"
 	"overlayd.internal/overlay/overlayd/internal/store"
 	"overlayd.internal/overlay/overlayd/internal/store/bbolt"
+	"overlayd.internal/overlay/overlayd/internal/systemd"
 )
 
 // coordinatorFlags are the flags of overlayd coordinator.
@@ -116,6 +117,7 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 	if identity != nil {
 		group.Go(func() error { return identity.Run(ctx) })
 	}
+	group.Go(func() error { return systemd.New(log).Watch(ctx, c.Alive) })
 	log.Info("listening", "addr", listener.Addr().String())
 	if err := group.Wait(); err != nil {
 		return err

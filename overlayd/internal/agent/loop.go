@@ -167,6 +167,7 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 		l.checkIP(ctx)
 		l.reconcile(ctx, true)
 	}
+	l.beat()
 	for {
 		select {
 		case <-ctx.Done():
@@ -190,6 +191,7 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 		case <-l.look.timer.C:
 			l.look.clear()
 			l.checkDocument()
+			l.beat()
 		case <-l.apply.timer.C:
 			l.applyPeers(ctx)
 		case <-l.peers.backlog.timer.C:
@@ -211,6 +213,13 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 			l.tidy.clear()
 			l.giveBack()
 		}
+	}
+}
+
+// beat says that the loop runs.
+func (l *loop) beat() {
+	if l.opts.Beat != nil {
+		l.opts.Beat()
 	}
 }
 

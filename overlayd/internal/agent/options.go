@@ -43,6 +43,9 @@ type Options struct {
 	// refuse it; nil: nobody has to know.
 	Identify    func(id string) error
 	SocketGroup int // that may talk to the agent beside root; 0: none
+	// Beat is called by the control loop when it has started, with what was
+	// stored already applied, and then every few seconds; nil: nobody waits.
+	Beat func()
 
 	Log     *slog.Logger
 	Version string

@@ -214,6 +214,12 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	}
 }
 
+// Alive returns when requests could be worked on.
+func (c *Coordinator) Alive() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+}
+
 func (c *Coordinator) setRunning(running bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
