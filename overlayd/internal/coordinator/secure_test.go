@@ -2,10 +2,15 @@ package coordinator_test
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -67,7 +72,11 @@ func startSecure(t testing.TB, s store.Store, path string, options ...func(*pki.
 		o(&po, &co)
 	}
 	var err error
-	n.clock.at(-60*24*time.Hour, func() { n.registry, err = pki.Open(t.Context(), po) }) // the cluster is not of today
+	age := -60 * 24 * time.Hour // the cluster is not of today
+	if _, err := os.Stat(po.Dir); err == nil {
+		age = 0 // what happens now does
+	}
+	n.clock.at(age, func() { n.registry, err = pki.Open(t.Context(), po) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,4 +221,29 @@ func encodeJSON(v any) string {
 		panic(fmt.Sprint(err)) // plain data
 	}
 	return string(b)
+}
+
+func (n *secureNode) log() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// writeCA makes an operator's CA.
+func writeCA(t testing.TB, dir string) {
+	t.Helper()
+	key := newECKey(t)
+	ca := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "the operator's"}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(1000 * time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, ca, ca, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{"ca.crt": {Type: "CERTIFICATE", Bytes: der}, "ca.key": {Type: "EC PRIVATE KEY", Bytes: private}} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
