@@ -144,8 +144,9 @@ func retry(call func() (int, error)) (int, error) {
 	}
 }
 
-// ReadJSON reads the JSON document at path into v. The error of a file that is
-// not there satisfies errors.Is(err, fs.ErrNotExist).
+// ReadJSON reads the JSON document at path, a regular file of sane size, into v.
+// The error of a file that is not there satisfies
+// errors.Is(err, fs.ErrNotExist).
 func ReadJSON(path string, v any) error {
 	b, err := ReadRegular(path, maxJSON)
 	if err != nil {

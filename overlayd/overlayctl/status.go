@@ -81,10 +81,11 @@ func (e *env) runStatus(ctx context.Context) error {
 	return err
 }
 
-// healthy reports whether containers can be attached on this host. That the
+// healthy reports whether containers can be attached on this host and all else
+// that the agent keeps is as it should be. That the
 // coordinator answers is not needed for it.
 func (s hostStatus) healthy() bool {
-	if !s.Running || s.Agent.Lease.Lost != "" || left(s.Agent.Lease) <= 0 {
+	if !s.Running || s.Agent.Lease.Lost != "" || left(s.Agent.Lease) <= 0 || len(s.Agent.Problems) > 0 {
 		return false
 	}
 	for _, o := range s.Agent.Overlays {
@@ -155,6 +156,9 @@ func (e *env) printStatus(s hostStatus) error {
 		line("agent IP", a.IP.String())
 		line("MTU", fmt.Sprint(a.MTU))
 		line("lease", leaseText(a.Lease))
+		for _, problem := range a.Problems {
+			line("PROBLEM", problem)
+		}
 	}
 	reachable := "reachable"
 	if !s.Coordinator.Reachable {

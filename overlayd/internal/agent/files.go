@@ -3,6 +3,7 @@ package agent
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,6 +26,13 @@ const (
 	idFile    = "agent-id"   // in the state directory, as the others
 	leaseFile = "lease.json"
 	peersFile = "peers.json"
+)
+
+// How large they may be: 65,536 peers with ten overlays of both families take
+// 60 MB.
+const (
+	maxIDFile = 4 << 10
+	maxStored = 256 << 20
 )
 
 // files are the agent's two directories, locked against a second agent.
@@ -177,7 +185,7 @@ func (f *files) removeTemporary(path string) {
 // identity returns the agent id: the given one, else the stored one, else a new
 // one, which is durable before anybody hears of it.
 func (f *files) identity(given string) (string, error) {
-	b, err := os.ReadFile(f.id())
+	b, err := conf.ReadRegular(f.id(), maxIDFile)
 	stored := strings.TrimSpace(string(b))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -256,7 +264,10 @@ func (f *files) loadPeers(id, clusterID string) (savedPeers, bool) {
 }
 
 func (f *files) load(path string, v any) bool {
-	err := conf.ReadJSON(path, v)
+	b, err := conf.ReadRegular(path, maxStored)
+	if err == nil {
+		err = json.Unmarshal(b, v)
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		f.log.Warn("stored file cannot be read; waiting for the coordinator", logkey.Path, path, logkey.Err, err)
 	}

@@ -63,10 +63,8 @@ func (a *Agent) serveReady(w http.ResponseWriter, _ *http.Request) error {
 		return serve.Refuse(http.StatusServiceUnavailable, "%s", reason)
 	}
 	fmt.Fprintln(w, "ok")
-	if a.docker != nil { // who uses CNI is not concerned
-		for _, problem := range a.docker.Problems() {
-			fmt.Fprintln(w, problem)
-		}
+	for _, problem := range a.served.Load().state.Problems { // new containers are not concerned
+		fmt.Fprintln(w, problem)
 	}
 	return nil
 }

@@ -108,6 +108,7 @@ type outcome struct {
 type published struct {
 	document []byte
 	state    conf.State // of document
+	lookedAt time.Time  // when it was last compared with the file
 	err      error      // why what is to be published could not be written
 	putBack  bool       // the state directory has to be filled again
 	written  int        // how often the runtimes' files were seen to
@@ -162,7 +163,7 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 	defer l.flushPeers()
 	defer l.watched.Close()
 	l.tidy.in(l.timing.tidy)
-	l.look.in(l.timing.files)
+	l.checkDocument()
 	if l.lease.held != nil {
 		l.checkIP(ctx)
 		l.reconcile(ctx, true)
@@ -187,9 +188,8 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 		case err := <-l.runtimes.Done():
 			l.filesWritten(err)
 		case <-l.watched.Events():
-			l.checkDocument()
+			l.runDirChanged()
 		case <-l.look.timer.C:
-			l.look.clear()
 			l.checkDocument()
 			l.beat()
 		case <-l.apply.timer.C:

@@ -36,6 +36,7 @@ func (l *loop) follow(ctx context.Context) {
 	if p.clusterID != l.lease.held.ClusterID {
 		p.clusterID, p.position = l.lease.held.ClusterID, api.Known{}
 	}
+	p.since = time.Now()
 	p.generation++
 	w := &watcher{
 		watch: l.opts.Coordinator.Watch, id: l.id, generation: p.generation, position: p.position,

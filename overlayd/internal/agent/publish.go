@@ -38,17 +38,27 @@ func (l *loop) recallDocument() {
 	os.Remove(l.files.state()) // what cannot be removed publishing fails at, and says so
 }
 
+// runDirChanged plans a look at the document: soon, but not at full speed
+// against somebody who changes it each time. Our own attempts to write it are
+// changes, too.
+func (l *loop) runDirChanged() {
+	l.look.in(max(l.timing.coalesce, l.timing.lookPause-time.Since(l.published.lookedAt)))
+}
+
 // checkDocument puts the published document back if somebody changed or removed
 // it.
 func (l *loop) checkDocument() {
+	l.published.lookedAt = time.Now()
 	l.look.clear()
 	l.look.in(l.timing.files)
+	l.keepDirs()
 	l.problems.Report(watchProblem, l.watched.Add(l.opts.RunDir))
-	if l.published.document == nil && l.published.err == nil || !l.readDocument() {
-		return
+	if l.published.document == nil && l.published.err == nil {
+		return // nothing of ours was published yet
 	}
-	l.publish()
-	if l.published.err == nil {
+	changed := l.readDocument()
+	l.publish() // Docker's problems may be others, too
+	if changed && l.published.err == nil {
 		l.offer()
 	}
 }
@@ -158,10 +168,14 @@ func (l *loop) compose() conf.State {
 // hostProblems are those that stand nowhere else in the document, and cost more
 // than a few seconds.
 func (l *loop) hostProblems() []string {
-	return slices.DeleteFunc(l.problems.Lines(), func(line string) bool {
+	out := slices.DeleteFunc(l.problems.Lines(), func(line string) bool {
 		return strings.HasPrefix(line, overlayProblem) || strings.HasPrefix(line, hostProblem+":") ||
 			strings.HasPrefix(line, publishProblem+":") || strings.HasPrefix(line, watchProblem+":")
 	})
+	if l.agent.docker != nil {
+		out = append(out, l.agent.docker.Problems()...)
+	}
+	return out
 }
 
 // notReady says why new containers cannot be attached, as far as the clock has

@@ -20,6 +20,8 @@ type timing struct {
 	socket      time.Duration // between two looks at whether our socket is there
 	follow      time.Duration // after which a host that does not follow its peers says so
 	files       time.Duration // between two looks at the files of the runtimes and the document
+	coalesce    time.Duration // changes of the document that come so close together are one
+	lookPause   time.Duration // least time between two looks at it because of changes
 	abandoned   time.Duration // how long a container must be gone before its addresses are released
 }
 
@@ -40,5 +42,7 @@ var defaultTiming = timing{
 	socket:      2 * time.Second,
 	follow:      5 * time.Second,
 	files:       10 * time.Second,
+	coalesce:    200 * time.Millisecond,
+	lookPause:   500 * time.Millisecond,
 	abandoned:   time.Minute,
 }

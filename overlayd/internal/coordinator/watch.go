@@ -64,7 +64,9 @@ func (c *Coordinator) serveWatch(w http.ResponseWriter, r *http.Request, ended <
 	defer c.endWatch(id, watch)
 
 	w.Header().Set("Content-Type", "application/x-ndjson")
-	w.Header().Set("Cache-Control", "no-store")
+	// A proxy that collects an answer, or packs it, holds events back.
+	w.Header().Set("Cache-Control", "no-store, no-transform")
+	w.Header().Set("X-Accel-Buffering", "no")
 	// The connection ends with the stream, so there is no need for chunks: each
 	// would be three writes to the connection, and wake the reader three times.
 	w.Header().Set("Transfer-Encoding", "identity")

@@ -1,89 +1,125 @@
 // Package dirwatch says when something in a directory changes: an entry made,
-// written, renamed or removed. It is a hint to look, through inotify, and no
-// record of what happened: changes that come together are one, and a directory
-// that is removed has to be added again. Callers look now and then in any case.
+// written, renamed or removed, or the directory itself. It is a hint to look and
+// no record of what happened: changes that come together are one, and a
+// directory that was removed or moved has to be added again. Callers look now
+// and then in any case.
+//
+// It asks inotify itself, because nothing but the hint is of use here: there is
+// no table of names and watches that could differ from the kernel's.
 package dirwatch
 
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 
-	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
 )
+
+// events are the kinds of changes. Reading is none.
+const events = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO |
+	unix.IN_MODIFY | unix.IN_CLOSE_WRITE | unix.IN_ATTRIB | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
 
 // Watch watches directories. It is safe for concurrent use.
 type Watch struct {
 	events chan struct{} // capacity 1
 
 	mu      sync.Mutex
-	watcher *fsnotify.Watcher // nil: not yet, or closed
+	inotify *os.File       // nil: not yet, or closed
+	watched map[string]int // watch descriptor by directory
 	closed  bool
 	done    sync.WaitGroup
 }
 
 // New watches nothing yet and opens nothing.
-func New() *Watch { return &Watch{events: make(chan struct{}, 1)} }
+func New() *Watch { return &Watch{events: make(chan struct{}, 1), watched: map[string]int{}} }
 
 // Events receives after something has changed.
 func (w *Watch) Events() <-chan struct{} { return w.events }
 
-// Add watches the directories. Those that are watched already cost nothing;
-// one that was removed and made again is watched again.
+// Add watches the directories. For those that are watched already it changes
+// nothing; where another one is in the place of one, that is watched. One that
+// was not watched before is an event: what changed in it until now is not known.
 func (w *Watch) Add(dirs ...string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {
 		return nil
 	}
-	if w.watcher == nil {
-		watcher, err := fsnotify.NewWatcher()
+	if w.inotify == nil {
+		fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 		if err != nil {
 			return fmt.Errorf("watch directories: %w (is fs.inotify.max_user_instances used up?)", err)
 		}
-		w.watcher = watcher
-		w.done.Go(func() { w.follow(watcher) })
+		f := os.NewFile(uintptr(fd), "inotify")
+		w.inotify = f
+		w.done.Go(func() { w.follow(f) })
 	}
 	var errs []error
 	for _, dir := range dirs {
-		if err := w.watcher.Add(dir); err != nil {
+		if err := w.add(dir); err != nil {
 			errs = append(errs, fmt.Errorf("watch %s: %w", dir, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// follow passes events on until the watcher is closed. An overflow of the
-// kernel's queue, which is an error here, is a reason to look, too.
-func (w *Watch) follow(watcher *fsnotify.Watcher) {
+// add watches one directory. The kernel answers with the same descriptor for the
+// same one, whatever its name.
+func (w *Watch) add(dir string) error {
+	raw, err := w.inotify.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		var wd int
+		if wd, failed = unix.InotifyAddWatch(int(fd), dir, events|unix.IN_ONLYDIR); failed != nil {
+			return
+		}
+		before, ok := w.watched[dir]
+		if ok && before == wd {
+			return
+		}
+		if ok {
+			unix.InotifyRmWatch(int(fd), uint32(before)) // has gone, or is somewhere else now
+		}
+		w.watched[dir] = wd
+		w.hint()
+	})
+	return errors.Join(err, failed)
+}
+
+// follow passes on that there are events until the watch is closed. What they
+// say is not looked at; an overflow of the kernel's queue is one of them.
+func (w *Watch) follow(inotify *os.File) {
+	buf := make([]byte, 64<<10)
 	for {
-		select {
-		case _, ok := <-watcher.Events:
-			if !ok {
-				return
-			}
-		case _, ok := <-watcher.Errors:
-			if !ok {
-				return
-			}
+		if _, err := inotify.Read(buf); err != nil {
+			return
 		}
-		select {
-		case w.events <- struct{}{}:
-		default:
-		}
+		w.hint()
+	}
+}
+
+func (w *Watch) hint() {
+	select {
+	case w.events <- struct{}{}:
+	default:
 	}
 }
 
 // Close ends the watch. Events is not closed.
 func (w *Watch) Close() error {
 	w.mu.Lock()
-	watcher := w.watcher
-	w.watcher, w.closed = nil, true
+	inotify := w.inotify
+	w.inotify, w.closed = nil, true
 	w.mu.Unlock()
-	if watcher == nil {
+	if inotify == nil {
 		return nil
 	}
-	err := watcher.Close()
+	err := inotify.Close()
 	w.done.Wait()
 	return err
 }

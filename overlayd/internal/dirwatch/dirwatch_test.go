@@ -40,6 +40,13 @@ func TestEvents(t *testing.T) {
 	w := New()
 	defer w.Close()
 	check(w.Add(dir))
+	expect(t, w, "watched")
+	check(w.Add(dir))
+	select {
+	case <-w.Events():
+		t.Error("an event of a directory that is watched already")
+	case <-time.After(50 * time.Millisecond):
+	}
 	check(os.WriteFile(path, []byte("a"), 0o644))
 	expect(t, w, "written")
 	check(os.Rename(path, path+"2"))
@@ -54,6 +61,18 @@ func TestEvents(t *testing.T) {
 	}
 	check(os.Mkdir(dir, 0o755))
 	check(w.Add(dir))
+	expect(t, w, "watched again")
 	check(os.WriteFile(path, []byte("a"), 0o644))
 	expect(t, w, "written again")
+
+	check(os.Rename(dir, dir+"2"))
+	expect(t, w, "directory moved away")
+	check(os.Mkdir(dir, 0o755))
+	check(w.Add(dir))
+	expect(t, w, "another is watched")
+	check(os.WriteFile(path, []byte("b"), 0o644))
+	expect(t, w, "written in the new one")
+	if err := w.Add(path); err == nil {
+		t.Error("a file is watched as a directory")
+	}
 }

@@ -6,6 +6,7 @@ package logkey
 const (
 	Addrs     = "addrs"     // container addresses
 	Agent     = "agent"     // agent id
+	Answer    = "answer"    // of Docker's plugin protocol
 	API       = "api"       // version of Docker's API
 	Before    = "before"    // epoch before a change
 	Bridge    = "bridge"    // device name
@@ -27,6 +28,7 @@ const (
 	Peer      = "peer"  // agent id
 	Peers     = "peers" // number of peers
 	Reason    = "reason"
+	Request   = "request"  // of Docker's plugin protocol
 	Revision  = "revision" // of the stream of peers
 	RunDir    = "run_dir"
 	Set       = "set" // number of peers

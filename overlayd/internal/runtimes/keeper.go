@@ -15,7 +15,7 @@ import (
 // How soon a Keeper repairs what somebody changed, and how often at most, so
 // that it fights nobody at full speed.
 const (
-	coalesce  = 50 * time.Millisecond
+	coalesce  = 200 * time.Millisecond
 	leastTime = 500 * time.Millisecond
 )
 

@@ -11,6 +11,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
 // A dockerd that is killed gives nothing back, and an address store that had to
@@ -117,8 +118,8 @@ func (d *Docker) list(ctx context.Context, overlay string) ([]ipam.Record, error
 // suspect releases a record without a container if it has been one for long
 // enough. A container that is being made has its address before Docker shows it.
 func (d *Docker) suspect(ctx context.Context, overlay string, r ipam.Record, still map[conf.Key]suspect) error {
-	was, known := d.missing[r.Key()]
-	if !known || was.filed != r.Since {
+	was, missed := d.missing[r.Key()]
+	if !missed || was.filed != r.Since {
 		still[r.Key()] = suspect{filed: r.Since, since: time.Now()}
 		return nil
 	}
@@ -140,7 +141,7 @@ func (d *Docker) suspect(ctx context.Context, overlay string, r ipam.Record, sti
 		return err
 	}
 	for _, g := range gone {
-		d.log.Info("address released that no container of Docker has", "overlay", overlay, "addr", g.Addrs[0])
+		d.log.Info("address released that no container of Docker has", logkey.Overlay, overlay, logkey.Addrs, g.Addrs)
 	}
 	return nil
 }
@@ -196,7 +197,7 @@ func (d *Docker) file(ctx context.Context, state conf.State, a netip.Addr, who u
 	if err != nil {
 		return fmt.Errorf("container %s uses an address of overlay %s that it was not given: %w", who.container, overlay, err)
 	}
-	d.log.Info("address of a container of Docker filed anew", "overlay", overlay, "addr", a, "container", who.container)
+	d.log.Info("address of a container of Docker filed anew", logkey.Overlay, overlay, logkey.Addrs, a, logkey.Container, who.container)
 	return nil
 }
 

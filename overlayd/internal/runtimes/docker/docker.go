@@ -19,7 +19,6 @@ import (
 	"maps"
 	"path/filepath"
 	"reflect"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -27,6 +26,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
+	"overlayd.internal/overlay/overlayd/internal/problems"
 	"overlayd.internal/overlay/overlayd/internal/serve"
 )
 
@@ -56,9 +57,10 @@ type Docker struct {
 	timing timing
 	wake   chan struct{} // Set was called
 
-	mu       sync.Mutex
-	wanted   *wanted           // nil: not known yet
-	problems map[string]string // by what does not work
+	problems *problems.Set
+
+	mu     sync.Mutex
+	wanted *wanted // nil: Set was not called yet
 
 	// Of the goroutine that follows dockerd.
 	missing map[conf.Key]suspect // records of addresses that no container has
@@ -87,7 +89,7 @@ var defaultTiming = timing{
 	request:  20 * time.Second,
 	coalesce: 200 * time.Millisecond,
 	look:     30 * time.Second,
-	grace:    5 * time.Second,
+	grace:    500 * time.Millisecond,
 	retryMin: 250 * time.Millisecond,
 	retryMax: 3 * time.Second,
 	stale:    time.Minute,
@@ -115,7 +117,7 @@ func New(o Options) (*Docker, error) {
 		o: o, log: o.Log, client: c, timing: defaultTiming,
 		driver:   newDriver(o.RunDir, c, o.Log),
 		wake:     make(chan struct{}, 1),
-		problems: map[string]string{},
+		problems: problems.New(o.Log),
 		missing:  map[conf.Key]suspect{},
 		there:    map[string]bool{},
 		removed:  map[string]time.Time{},
@@ -141,51 +143,22 @@ func (d *Docker) Set(overlays []conf.AgentOverlay, mtu int) {
 
 // Problems lists what does not work, one line each. That there is no dockerd, or
 // that Podman stands in for it, is no problem.
-func (d *Docker) Problems() []string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var out []string
-	for _, what := range slices.Sorted(maps.Keys(d.problems)) {
-		out = append(out, what+": "+d.problems[what])
-	}
-	return out
-}
+func (d *Docker) Problems() []string { return d.problems.Lines() }
 
-// problem notes what does not work, or, with nil, that it does, and logs when
-// that changes.
-func (d *Docker) problem(what string, err error) {
-	d.mu.Lock()
-	before, had := d.problems[what]
-	if err == nil {
-		delete(d.problems, what)
-	} else {
-		d.problems[what] = err.Error()
-	}
-	d.mu.Unlock()
-	switch {
-	case err == nil && had:
-		d.log.Info("works again", "what", what)
-	case err != nil && before != err.Error():
-		d.log.Warn("does not work; trying again", "what", what, "err", err)
-	}
-}
-
-// note is problem for what a round found out, and reports whether it was fine. A
+// note reports what a round found out, and returns whether it was fine. A
 // round that was cut short says nothing.
 func (d *Docker) note(ctx context.Context, what string, err error) bool {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return false
 	}
-	d.problem(what, err)
+	d.problems.Report(what, err)
 	return err == nil
 }
 
 // onlyProblems forgets the problems with networks that are not among those; of
 // none, all that a dockerd can have.
 func (d *Docker) onlyProblems(networks map[string]bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	maps.DeleteFunc(d.problems, func(what, _ string) bool {
+	d.problems.Forget(func(what string) bool {
 		name, ok := strings.CutPrefix(what, networkProblem)
 		return ok && !networks[name] || networks == nil && what == addressesProblem
 	})
@@ -207,11 +180,11 @@ func (d *Docker) Run(ctx context.Context) error {
 		// whether or not there is a dockerd.
 		path := filepath.Join(d.o.PluginDir, socketFile)
 		for pause := d.timing.retryMin; ; pause = min(2*pause, 10*d.timing.retryMax) {
-			err := d.driver.serve(ctx, path, func() { d.problem(driverProblem, nil) })
+			err := d.driver.serve(ctx, path, func() { d.problems.Report(driverProblem, nil) })
 			if ctx.Err() != nil {
 				return nil
 			}
-			d.problem(driverProblem, err)
+			d.problems.Report(driverProblem, err)
 			sleep(ctx, pause)
 		}
 	})
@@ -237,7 +210,7 @@ func (d *Docker) follow(ctx context.Context) {
 		if errors.Is(err, errNoEngine) || errors.Is(err, errPodman) {
 			err = nil
 		}
-		d.problem(engineProblem, err)
+		d.problems.Report(engineProblem, err)
 		sleep(ctx, pause)
 		pause = min(2*pause, d.timing.retryMax)
 	}
@@ -257,13 +230,13 @@ func (d *Docker) session(ctx context.Context) (lasted bool, err error) {
 		for range events { // until its goroutine has ended
 		}
 	}()
-	d.problem(engineProblem, nil)
+	d.problems.Report(engineProblem, nil)
 	d.driver.connected(true)
 	defer func() {
 		d.driver.connected(false)
 		d.onlyProblems(nil) // with what is gone
 	}()
-	d.log.Info("dockerd found", "version", version.Version, "api", d.client.api())
+	d.log.Info("dockerd found", logkey.Version, version.Version, logkey.API, d.client.api())
 	// It has put its rules before ours, and before it answered.
 	d.o.FirewallChanged()
 

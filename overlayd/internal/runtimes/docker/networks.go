@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
 // label marks the networks that are ours; its value is the overlay.
@@ -134,7 +135,7 @@ func (d *Docker) ensure(ctx context.Context, o conf.AgentOverlay, mtu int, have 
 		return fmt.Errorf("create: %w", err)
 	}
 	d.there[name] = true
-	d.log.Info("docker network created", "network", name, "bridge", want.Options[optionName], "subnets", join(halves(o)))
+	d.log.Info("docker network created", logkey.Network, name, logkey.Bridge, want.Options[optionName], logkey.Subnets, join(halves(o)))
 	return nil
 }
 
@@ -159,7 +160,7 @@ func (d *Docker) removeNetwork(ctx context.Context, n network, why string) error
 		return fmt.Errorf("%s; remove it: %w", why, err)
 	}
 	delete(d.there, n.Name)
-	d.log.Info("docker network removed", "network", n.Name, "reason", why)
+	d.log.Info("docker network removed", logkey.Network, n.Name, logkey.Reason, why)
 	return nil
 }
 

@@ -589,6 +589,26 @@ func TestForeignNetwork(t *testing.T) {
 	equal(t, "left alone", h.engine.names(), []string{"dcos", "other"})
 }
 
+// TestRemoved: a network that somebody removes is back within a second, with the
+// times of the real agent.
+func TestRemoved(t *testing.T) {
+	h := newHost(t)
+	h.timing = defaultTiming
+	h.engine.start()
+	h.run()
+	h.Set(leased(conf.Docker)[1:2], 1450)
+	eventually(t, "networks", h.engine.names, []string{"dcos"})
+	for range 2 {
+		h.engine.change(func() { clear(h.engine.networks) })
+		h.engine.tell(`{"Type":"network","Action":"destroy"}`)
+		begun := time.Now()
+		eventually(t, "back", h.engine.names, []string{"dcos"})
+		if took := time.Since(begun); took > time.Second {
+			t.Errorf("the network was back after %s, want a second at most", took)
+		}
+	}
+}
+
 // TestReplaced: who removes a network has a moment to put his own in its place,
 // which stays if it fits.
 func TestReplaced(t *testing.T) {
