@@ -34,6 +34,7 @@ func TestContainerLeftInUnwantedHalf(t *testing.T) {
 		o, ok := s.Overlay("dcos")
 		return ok && o.MesosBridge == nil && o.DockerBridge != nil && o.State.Status == conf.StatusOK
 	})
+	h.ready() // the document is on disk a moment before it is served
 	h.statusAt("so it is for the coordinator", allOK)
 	h.metrics(`overlay_agent_overlay_ok{overlay="dcos"} 1`)
 	if noLink("m-dcos") == nil {
