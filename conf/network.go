@@ -19,8 +19,9 @@ type Network struct {
 // Overlay is one named virtual network. At least one family is configured; in
 // each, Prefix is the length of an agent subnet cut from Subnet.
 type Overlay struct {
+	Allow     []string     `json:"allow,omitempty"`    // overlays whose containers may reach this one
 	Enabled   *bool        `json:"enabled,omitempty"`  // nil: enabled, and not printed
-	Isolation bool         `json:"isolation,omitzero"` // no traffic from or to other overlays
+	Isolation Isolation    `json:"isolation,omitzero"` // empty: overlay, and not printed
 	Name      string       `json:"name"`
 	Prefix    int          `json:"prefix,omitzero"`
 	Prefix6   int          `json:"prefix6,omitzero"`

@@ -16,6 +16,7 @@ const (
 	MinMTU       = 552
 	MinMTU6      = 1280 // what IPv6 demands of every link
 	MaxMTU       = 65535
+	MaxAllow     = 30 // ipset has room for 64 devices with one address range, two of each overlay
 )
 
 // unusable are the address ranges no overlay and no VTEP can be in. A function,
@@ -53,6 +54,9 @@ func (n Network) Validate() []Problem {
 		path := fmt.Sprintf("overlays[%d]", i)
 		c.name(path+".name", o.Name, i, names)
 		c.overlay(path, o)
+	}
+	for i, o := range n.Overlays {
+		c.allow(fmt.Sprintf("overlays[%d].allow", i), o, names)
 	}
 	return c.problems
 }
@@ -133,6 +137,31 @@ func (c *checker) name(path, name string, i int, names map[string]int) {
 		return
 	}
 	names[name] = i
+}
+
+// allow checks the names of overlays that may reach this one.
+func (c *checker) allow(path string, o Overlay, names map[string]int) {
+	if len(o.Allow) > 0 && o.Isolation.Mode() == IsolationNone {
+		c.add(path, "without isolation there is nothing to allow; leave it out, or choose isolation overlay or strict")
+		return
+	}
+	if len(o.Allow) > MaxAllow {
+		c.add(path, "%d names, at most %d; put what so many have to reach into an overlay with isolation none", len(o.Allow), MaxAllow)
+	}
+	seen := map[string]bool{}
+	for i, name := range o.Allow {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		_, exists := names[name]
+		switch {
+		case name == o.Name:
+			c.add(at, "%q is this overlay itself, whose containers always reach each other; leave it out", name)
+		case !exists:
+			c.add(at, "there is no overlay %q", name)
+		case seen[name]:
+			c.add(at, "%q is given twice", name)
+		}
+		seen[name] = true
+	}
 }
 
 func (c *checker) overlay(path string, o Overlay) {

@@ -235,7 +235,7 @@ func TestNetworkJSON(t *testing.T) {
 		t.Errorf("JSON (-want +got):\n%s", diff)
 	}
 	no := false
-	n := conf.Network{Overlays: []conf.Overlay{{Name: "a", Enabled: &no, Isolation: true}}}
+	n := conf.Network{Overlays: []conf.Overlay{{Name: "a", Enabled: &no, Isolation: conf.IsolationOf(true)}}}
 	if got, err = json.Marshal(n); err != nil || !strings.Contains(string(got), `{"enabled":false,"isolation":true,"name":"a"}`) {
 		t.Errorf("JSON = %s, %v: want enabled and isolation where the configuration says them", got, err)
 	}

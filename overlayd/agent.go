@@ -17,6 +17,7 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/agent"
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/cli"
+	"overlayd.internal/overlay/overlayd/internal/datapath"
 	"overlayd.internal/overlay/overlayd/internal/systemd"
 )
 
@@ -50,6 +51,8 @@ func (f *agentFlags) declare(fs *pflag.FlagSet) {
 		"address and port to serve the state on; empty: only the socket in the run directory")
 	fs.Var(cli.Func("DURATION", (conf.DefaultCoolingSeconds*time.Second).String(), setCooling(&f.Cooling)), "cooling",
 		"how long a released address rests before it is used again; 0: not at all")
+	fs.Var(cli.Func("KIND", "auto", setFirewall(&f.Firewall)), "firewall",
+		"auto, iptables or nftables: what makes the rules; auto: iptables where it is installed")
 	fs.Var(cli.Func("TOKEN", "", setToken(&f.joinToken)), "join-token",
 		"what a new host joins with; not needed once it has (overlayctl token create prints one)")
 	fs.Var(cli.String(&f.joinTokenFile, "", "FILE"), "join-token-file", "the same, in a file, which processes of others cannot see")
@@ -107,6 +110,16 @@ func setAddr(to *netip.Addr) func(string) error {
 			return fmt.Errorf("%q: want an IPv4 or IPv6 address, as in 10.0.0.1", s)
 		}
 		*to = a
+		return nil
+	}
+}
+
+func setFirewall(to *string) func(string) error {
+	return func(s string) error {
+		if !slices.Contains(datapath.FirewallKinds, s) {
+			return fmt.Errorf("%q: want one of %s", s, strings.Join(datapath.FirewallKinds, ", "))
+		}
+		*to = s
 		return nil
 	}
 }

@@ -99,7 +99,11 @@ func note(o conf.Overlay) string {
 	switch {
 	case !o.IsEnabled():
 		return "disabled: no new leases"
-	case o.Isolation:
+	case o.Isolation.Mode() == conf.IsolationNone:
+		return "not isolated"
+	case o.Isolation.Mode() == conf.IsolationStrict:
+		return "strictly isolated"
+	case o.Isolation != "":
 		return "isolated from other overlays"
 	default:
 		return "-"

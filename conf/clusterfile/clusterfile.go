@@ -27,7 +27,7 @@ const Key = "dcos_overlay_network"
 
 var (
 	networkKeys = []string{"vtep_subnet", "vtep_subnet6", "vtep_mac_oui", "vtep_mtu", "overlays"}
-	overlayKeys = []string{"name", "subnet", "prefix", "subnet6", "prefix6", "enabled", "isolation"}
+	overlayKeys = []string{"name", "subnet", "prefix", "subnet6", "prefix6", "enabled", "isolation", "allow"}
 )
 
 // LoadFile is Load of the file at path.
@@ -212,11 +212,44 @@ func (l *loader) overlay(path string, node *yaml.Node) conf.Overlay {
 		case "enabled":
 			o.Enabled = l.boolean(at, value)
 		case "isolation":
-			b := l.boolean(at, value)
-			o.Isolation = b != nil && *b
+			o.Isolation = l.isolation(at, value)
+		case "allow":
+			o.Allow = l.names(at, value)
 		}
 	}
 	return o
+}
+
+// isolation reads one of its modes, or true or false.
+func (l *loader) isolation(path string, node *yaml.Node) conf.Isolation {
+	if node.Kind == yaml.ScalarNode && node.ShortTag() == "!!bool" {
+		return conf.IsolationOf(strings.EqualFold(node.Value, "true"))
+	}
+	if node.Kind != yaml.ScalarNode || node.ShortTag() != "!!str" {
+		l.wrongType(path, node, "overlay, strict or none")
+		return ""
+	}
+	i, err := conf.ParseIsolation(node.Value)
+	if err != nil {
+		l.unreadable(path, "%v", err)
+	}
+	return i
+}
+
+// names reads a list of names of overlays.
+func (l *loader) names(path string, node *yaml.Node) (out []string) {
+	if node.Kind != yaml.SequenceNode {
+		l.wrongType(path, node, "a list of names of overlays")
+		return nil
+	}
+	for i, item := range node.Content {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		l.lines[at] = item.Line
+		if name := l.text(at, item); name != "" {
+			out = append(out, name)
+		}
+	}
+	return out
 }
 
 // text reads a string.

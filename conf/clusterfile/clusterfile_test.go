@@ -130,7 +130,7 @@ overlays:
 		VTEPSubnet: prefix("44.128.0.0/20"), VTEPSubnet6: prefix("fd01:a::/64"), VTEPMACOUI: "70:b3:d5:00:00:00", VTEPMTU: 1400,
 		Overlays: []conf.Overlay{{
 			Name: "both", Subnet: prefix("9.0.0.0/8"), Prefix: 24, Subnet6: prefix("fd01:b::/64"), Prefix6: 80,
-			Enabled: &no, Isolation: true,
+			Enabled: &no, Isolation: conf.IsolationOf(true),
 		}},
 	}
 	if diff := cmp.Diff(want, got, prefixes); diff != "" {
@@ -153,7 +153,7 @@ func TestLoadReportsProblems(t *testing.T) {
 		{"misspelt keys of an overlay", strings.NewReplacer("  subnet", "  Subnets", "prefix", "prefx").Replace(whole),
 			[]string{`overlays[0].Subnets: unknown key; did you mean "subnet"? (line 5)`, `overlays[0].prefx: unknown key; did you mean "prefix"? (line 6)`}},
 		{"unknown key of an overlay", whole + "  vlan: 7\n",
-			[]string{"overlays[0].vlan: unknown key; the keys are name, subnet, prefix, subnet6, prefix6, enabled, isolation (line 7)"}},
+			[]string{"overlays[0].vlan: unknown key; the keys are name, subnet, prefix, subnet6, prefix6, enabled, isolation, allow (line 7)"}},
 		{"misspelt network key", "dcos_overlay_networks: {}\n",
 			[]string{`dcos_overlay_network: missing; is "dcos_overlay_networks" meant to be it? (line 1)`}},
 		{"something else", "a: 1\n",
@@ -217,7 +217,14 @@ func TestLoadReportsProblems(t *testing.T) {
 		{"negative MTU", whole + "vtep_mtu: -1\n", []string{"vtep_mtu: -1: want a number from 0 to 65535 (line 7)"}},
 		{"small MTU", whole + "vtep_mtu: 551\n", []string{"vtep_mtu: 551: must be between 552 and 65535, or left out to follow the host's network (line 7)"}},
 		{"enabled is a word", whole + "  enabled: yes\n", []string{`overlays[0].enabled: want true or false, without quotes, have the string "yes" (line 7)`}},
-		{"isolation is a number", whole + "  isolation: 1\n", []string{"overlays[0].isolation: want true or false, without quotes, have the number 1 (line 7)"}},
+		{"isolation is a number", whole + "  isolation: 1\n", []string{"overlays[0].isolation: want overlay, strict or none, have the number 1 (line 7)"}},
+		{"isolation has another name", whole + "  isolation: full\n", []string{`overlays[0].isolation: "full": want overlay, strict or none (or true or false, without quotes) (line 7)`}},
+		{"allow is a name", whole + "  allow: b\n", []string{`overlays[0].allow: want a list of names of overlays, have the string "b" (line 7)`}},
+		{"allow names what is not there", whole + "  allow: [b, a, b]\n", []string{
+			`overlays[0].allow[0]: there is no overlay "b" (line 7)`,
+			`overlays[0].allow[1]: "a" is this overlay itself, whose containers always reach each other; leave it out (line 7)`,
+			`overlays[0].allow[2]: there is no overlay "b" (line 7)`}},
+		{"allow without isolation", whole + "  isolation: none\n  allow: [a]\n", []string{"overlays[0].allow: without isolation there is nothing to allow; leave it out, or choose isolation overlay or strict (line 8)"}},
 
 		{"all at once, in the order of lines", "overlays:\n- name: host\n  subnet: 9.0.0.1/8\n  prefix: x\n- 7\nvtep_subnet: 44.0.0.0/7\nvtep_mac: 1\n",
 			[]string{

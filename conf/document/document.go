@@ -150,6 +150,7 @@ func (s *scanner) overlay(o *conf.AgentOverlay) {
 		{"docker_bridge", func() { o.DockerBridge = s.bridge() }},
 		{"info", func() {
 			s.object(fields{
+				{"allow", &info.Allow},
 				{"enabled", &info.Enabled},
 				{"isolation", &info.Isolation},
 				{"name", &info.Name},

@@ -28,6 +28,10 @@ func fill(t *testing.T, v reflect.Value, n *int) {
 		}
 		return
 	}
+	if v.Type() == reflect.TypeFor[conf.Isolation]() {
+		v.Set(reflect.ValueOf(conf.IsolationStrict))
+		return
+	}
 	switch v.Kind() {
 	case reflect.Struct:
 		for i := range v.NumField() {
@@ -107,6 +111,8 @@ var edgeCases = []string{
 	`{"x":` + strings.Repeat("[", 63) + strings.Repeat("]", 63) + `}`, `{"x":` + strings.Repeat("[", 64) + strings.Repeat("]", 64) + `}`,
 	`{"agent_id":"a","boot_id":"b","ip":"","lease":{"epoch":18446744073709551615}}`, `{"ip":"9.0.0.1","lease":{"epoch":-1}}`, `{"lease":{"epoch":-0}}`, `{"ip":"9.0.0"}`, `{"lease":{"epoch":1,"expires_boottime_ns":-5}}`,
 	`{"overlays":[{"backend":{"vxlan":{"vtep_mac":"70:b3:d5:80:00:01","vtep_ip":""}},"info":{"name":"a","enabled":false},"mesos_bridge":{},"docker_bridge":null,"subnet":"9.0.0.0/24"}]}`,
+	`{"overlays":[{"info":{"isolation":true}}]}`, `{"overlays":[{"info":{"isolation": false }}]}`, `{"overlays":[{"info":{"isolation":"none"}}]}`, `{"overlays":[{"info":{"isolation":"full"}}]}`,
+	`{"overlays":[{"info":{"isolation":null}}]}`, `{"overlays":[{"info":{"isolation":1}}]}`, `{"overlays":[{"info":{"isolation":{}}}]}`, `{"overlays":[{"info":{"allow":["a"],"isolation":"strict"}}]}`,
 	`{"overlays":[{"mesos_bridge":{"ip":"9.0.0.0/24"},"mesos_bridge":{"name":"x"}}]}`, `{"overlays":null}`, `{"overlays":[]}`, `{"overlays":[{"backend":{"vxlan":{"vtep_mac":"x"}}}]}`,
 }
 

@@ -78,6 +78,11 @@ func (s *scanner) value(to any) {
 		s.lost = to.UnmarshalText(s.quoted()) != nil || s.lost
 	case *netip.Prefix:
 		s.lost = to.UnmarshalText(s.quoted()) != nil || s.lost
+	case *conf.Isolation:
+		s.space()
+		start := s.i
+		s.skip(false)
+		s.lost = to.UnmarshalJSON(s.b[start:s.i]) != nil || s.lost
 	case *conf.MAC:
 		s.lost = to.UnmarshalText(s.quoted()) != nil || s.lost
 	default:

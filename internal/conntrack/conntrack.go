@@ -1,5 +1,5 @@
-// Package conntrack makes the kernel forget the connections of an address that
-// changes hands.
+// Package conntrack makes the kernel forget connections: those of an address
+// that changes hands, and those that are no longer allowed.
 package conntrack
 
 import (
@@ -21,47 +21,80 @@ const (
 	attrTupleOrig  = 1 // as the first packet had its addresses
 	attrTupleReply = 2 // as answers have them, after translation
 
-	attrTupleIP = 1 // inside of which are four, two for each family
+	attrTupleIP    = 1 // inside of which are four, two for each family
+	attrTupleProto = 2
+
+	attrIPv4Source, attrIPv6Source = 1, 3
+	attrProtoNumber                = 1
 )
+
+// Flow is a connection.
+type Flow struct {
+	Src, Dst           netip.Addr // as its first packet had them
+	ReplySrc, ReplyDst netip.Addr // as answers have them, after translation
+	Protocol           byte
+
+	raw []byte // as the kernel wrote it: all of its attributes name it when it is removed
+}
 
 // Forget removes what connection tracking remembers of the last owner of
 // addresses that did not rest long enough: the replies of his peers would reach
 // the new one. It reads the whole table, so that it is only done where an
 // address is reused early.
 func Forget(addrs []netip.Addr) error {
-	if len(addrs) == 0 {
-		return nil
-	}
-	c, err := rtnl.OpenFamily(unix.NETLINK_NETFILTER)
-	if errors.Is(err, unix.EPROTONOSUPPORT) {
-		return nil // a kernel without connection tracking remembers nothing
-	}
-	if err != nil {
-		return fmt.Errorf("remove connection tracking entries: %w", err)
-	}
-	defer c.Close()
 	for _, a := range addrs {
-		if err := forget(c, a); err != nil {
+		if _, err := remove(family(a), func(f *Flow) bool {
+			return f.Src == a || f.Dst == a || f.ReplySrc == a || f.ReplyDst == a
+		}); err != nil {
 			return fmt.Errorf("remove connection tracking entries of %s: %w", a, err)
 		}
 	}
 	return nil
 }
 
-func forget(c *rtnl.Conn, a netip.Addr) error {
-	header := [4]byte{unix.AF_INET}
-	if a.Is6() {
-		header[0] = unix.AF_INET6
+// Remove removes the connections of both families that which says, and returns
+// how many it removed.
+func Remove(which func(*Flow) bool) (removed int, err error) {
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+		n, err := remove(family, which)
+		removed += n
+		if err != nil {
+			return removed, fmt.Errorf("remove connection tracking entries: %w", err)
+		}
 	}
-	flows, err := rtnl.List(c, rtnl.Request{Step: "list connections", Type: msgGet, Header: header[:]}, func(m rtnl.Message) (flow, bool) {
-		return parse(m, a)
+	return removed, nil
+}
+
+func family(a netip.Addr) byte {
+	if a.Is6() {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
+
+func remove(family byte, which func(*Flow) bool) (removed int, err error) {
+	c, err := rtnl.OpenFamily(unix.NETLINK_NETFILTER)
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return 0, nil // a kernel without connection tracking remembers nothing
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	header := [4]byte{family}
+	flows, err := rtnl.List(c, rtnl.Request{Step: "list connections", Type: msgGet, Header: header[:]}, func(m rtnl.Message) ([]byte, bool) {
+		f, ok := parse(m)
+		if !ok || !which(&f) {
+			return nil, false
+		}
+		return bytes.Clone(f.raw), true
 	})
 	// The table may not be there, or may be without this family.
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-		return nil
+		return 0, nil
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var b rtnl.Batch
 	for _, f := range flows {
@@ -74,40 +107,44 @@ func forget(c *rtnl.Conn, a netip.Addr) error {
 			err = errors.Join(err, r)
 		}
 	}
-	return err
+	return len(flows) - len(refused), err
 }
 
-// flow is a connection as the kernel wrote it, all of its attributes: they name it
-// when it is removed.
-type flow []byte
-
-// parse answers with a connection that the address takes part in, before or
-// after translation.
-func parse(m rtnl.Message, a netip.Addr) (f flow, ok bool) {
+func parse(m rtnl.Message) (f Flow, ok bool) {
 	if len(m.Data) < 4 {
-		return nil, false
+		return f, false
 	}
-	rest := m.Data[4:]
-	rtnl.EachAttr(rest, func(typ uint16, v []byte) {
-		if typ == attrTupleOrig || typ == attrTupleReply {
-			ok = ok || hasAddress(v, a)
+	f.raw = m.Data[4:]
+	rtnl.EachAttr(f.raw, func(typ uint16, v []byte) {
+		switch typ {
+		case attrTupleOrig:
+			f.Src, f.Dst, f.Protocol = tuple(v)
+		case attrTupleReply:
+			f.ReplySrc, f.ReplyDst, _ = tuple(v)
 		}
 	})
-	if !ok {
-		return nil, false
-	}
-	return bytes.Clone(rest), true
+	return f, f.Src.IsValid() && f.ReplySrc.IsValid()
 }
 
-func hasAddress(tuple []byte, a netip.Addr) (found bool) {
-	rtnl.EachAttr(tuple, func(typ uint16, v []byte) {
-		if typ != attrTupleIP {
-			return
+func tuple(b []byte) (src, dst netip.Addr, protocol byte) {
+	rtnl.EachAttr(b, func(typ uint16, v []byte) {
+		switch typ {
+		case attrTupleIP:
+			rtnl.EachAttr(v, func(typ uint16, v []byte) {
+				ip, _ := netip.AddrFromSlice(v)
+				if typ == attrIPv4Source || typ == attrIPv6Source {
+					src = ip.Unmap()
+				} else {
+					dst = ip.Unmap()
+				}
+			})
+		case attrTupleProto:
+			rtnl.EachAttr(v, func(typ uint16, v []byte) {
+				if typ == attrProtoNumber && len(v) > 0 {
+					protocol = v[0]
+				}
+			})
 		}
-		rtnl.EachAttr(v, func(_ uint16, v []byte) {
-			ip, ok := netip.AddrFromSlice(v)
-			found = found || ok && ip.Unmap() == a
-		})
 	})
-	return found
+	return src, dst, protocol
 }

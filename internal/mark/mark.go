@@ -54,13 +54,41 @@ const FastPathGroup = 0x6f766c32
 // show dev DEV ingress).
 const FilterPrefix = "overlay_"
 
-// The chains of iptables. PREROUTING, FORWARD and POSTROUTING each have one rule
-// of ours, the jump.
+// The chains of the firewall, with the same names in iptables and nftables. Each
+// hook has one jump of ours.
 const (
-	VXLANChain      = "OVERLAY-VXLAN"   // table nat: keeps containers off the VXLAN port
-	ForwardChain    = "OVERLAY-FORWARD" // table filter
-	MasqueradeChain = "OVERLAY-MASQ"    // table nat
+	RawChain        = "OVERLAY-RAW"     // received packets, before connection tracking
+	InputChain      = "OVERLAY-INPUT"   // packets to this host
+	ForwardChain    = "OVERLAY-FORWARD" // packets through this host
+	OutputChain     = "OVERLAY-OUTPUT"  // packets from this host
+	MasqueradeChain = "OVERLAY-MASQ"    // source translation
+	// What those jump to.
+	HostInChain  = "OVERLAY-HOST-IN"  // packets from a device of ours to this host
+	HostOutChain = "OVERLAY-HOST-OUT" // packets from this host to a device of ours
+	FromChain    = "OVERLAY-FROM"     // forwarded packets from a device of ours
+	ToChain      = "OVERLAY-TO"       // forwarded packets to one, from elsewhere
+	ReachChain   = "OVERLAY-REACH"    // where a container may send to
+	EncapChain   = "OVERLAY-ENCAP"    // VXLAN that a container made
+	// UserChain is the administrator's: asked about forwarded packets before any
+	// chain of ours, and never changed by us.
+	UserChain = "OVERLAY-USER"
+	// OldVXLANChain was a chain of the table nat. Releases before had it.
+	OldVXLANChain = "OVERLAY-VXLAN"
 )
+
+// IsOurChain reports whether a chain is ours, and not the administrator's.
+func IsOurChain(name string) bool {
+	switch name {
+	case RawChain, InputChain, ForwardChain, OutputChain, MasqueradeChain,
+		HostInChain, HostOutChain, FromChain, ToChain, ReachChain, EncapChain, OldVXLANChain:
+		return true
+	}
+	return false
+}
+
+// SetPrefix starts the names of our sets in ipset, whose names are shared by all
+// programs of a host.
+const SetPrefix = "overlay-"
 
 // The objects of nftables: one table of this name in each family that needs one.
 const (

@@ -84,6 +84,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	defer dp.Close()
+	dp.SelectFirewall(a.opts.Firewall)
 
 	log := a.log.With(logkey.Agent, id)
 	group, ctx := errgroup.WithContext(ctx)

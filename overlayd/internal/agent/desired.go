@@ -19,6 +19,7 @@ func desired(l conf.Lease, ip netip.Addr) (cfg datapath.Config) {
 			Subnets:   valid(g.Overlay.Subnet, g.Overlay.Subnet6),
 			Agent:     leased,
 			Isolation: g.Overlay.Isolation,
+			Allow:     g.Overlay.Allow,
 		})
 		if len(leased) == 0 {
 			continue

@@ -26,7 +26,7 @@ func testLease() conf.Lease {
 		VTEP:    conf.VTEP{IP: prefix("44.128.0.2/20"), IP6: prefix("fd01:a::2/64"), MAC: conf.MAC{0x70, 0xb3, 0xd5, 0x80, 0, 2}},
 		Grants: []conf.Grant{
 			{Overlay: conf.Overlay{Name: "dcos", Subnet: prefix("9.0.0.0/8"), Prefix: 24}, Subnet: prefix("9.0.1.0/24")},
-			{Overlay: conf.Overlay{Name: "dcos6", Subnet6: prefix("fd01:b::/64"), Prefix6: 80, Isolation: true}, Subnet6: prefix("fd01:b:0:0:1::/80")},
+			{Overlay: conf.Overlay{Name: "dcos6", Subnet6: prefix("fd01:b::/64"), Prefix6: 80, Isolation: conf.IsolationOf(true)}, Subnet6: prefix("fd01:b:0:0:1::/80")},
 		},
 	}
 }
@@ -67,7 +67,7 @@ func TestDesired(t *testing.T) {
 		},
 		Overlays: []datapath.Overlay{
 			{Name: "dcos", Subnets: []netip.Prefix{prefix("9.0.0.0/8")}, Agent: []netip.Prefix{prefix("9.0.1.0/24")}},
-			{Name: "dcos6", Subnets: []netip.Prefix{prefix("fd01:b::/64")}, Agent: []netip.Prefix{prefix("fd01:b:0:0:1::/80")}, Isolation: true},
+			{Name: "dcos6", Subnets: []netip.Prefix{prefix("fd01:b::/64")}, Agent: []netip.Prefix{prefix("fd01:b:0:0:1::/80")}, Isolation: conf.IsolationOf(true)},
 			{Name: "full", Subnets: []netip.Prefix{prefix("10.0.0.0/24")}},
 		},
 	}

@@ -34,6 +34,8 @@ type Options struct {
 	DockerHost      string // of the Engine API, unix:///PATH; empty: no Docker
 	DockerPluginDir string // where dockerd looks for plugins; empty: where it always does
 
+	Firewall string // one of datapath.FirewallKinds; empty: auto
+
 	Listen  string        // TCP address of the HTTP server; empty: socket only
 	Cooling time.Duration // how long a released address rests; 0: not at all
 

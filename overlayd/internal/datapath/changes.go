@@ -160,29 +160,44 @@ func (x *index) netconf(h rtnl.Message) bool {
 // concernsFirewall says whether a notification of nftables, which iptables is
 // made of today, may tell of the loss of a rule of ours, or of another that
 // comes before the jump to them. It cannot tell who did it; a look that finds
-// everything in place costs a few milliseconds.
+// everything in place costs a few milliseconds. New elements of sets are not
+// looked at: they come with every peer and every container.
 func concernsFirewall(h rtnl.Message) bool {
 	const header = 4 // struct nfgenmsg: family, version, resource
-	if h.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(h.Data) < header ||
-		h.Data[0] != unix.AF_INET && h.Data[0] != unix.AF_INET6 {
+	if h.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(h.Data) < header {
 		return false
 	}
+	family := h.Data[0]
 	names := map[uint16]string{}
 	rtnl.EachAttr(h.Data[header:], func(typ uint16, v []byte) { names[typ] = unix.ByteSliceToString(v) })
+	// The name of the table is the first attribute of all messages.
+	table, chain := names[unix.NFTA_TABLE_NAME], names[unix.NFTA_RULE_CHAIN]
+	ours := table == mark.NFTable && (family == unix.NFPROTO_INET || family == unix.NFPROTO_BRIDGE)
+	theirs := family == unix.NFPROTO_IPV4 || family == unix.NFPROTO_IPV6
 	switch h.Type & 0xff {
 	case unix.NFT_MSG_DELTABLE:
-		name := names[unix.NFTA_TABLE_NAME]
-		return name == "filter" || name == "nat"
+		return ours || theirs && (table == "filter" || table == "nat" || table == "raw")
 	case unix.NFT_MSG_DELCHAIN:
-		name := names[unix.NFTA_CHAIN_NAME]
-		return name == mark.VXLANChain || name == mark.ForwardChain || name == mark.MasqueradeChain
+		return ours || theirs && mark.IsOurChain(names[unix.NFTA_CHAIN_NAME])
 	case unix.NFT_MSG_DELRULE:
-		name := names[unix.NFTA_RULE_CHAIN]
-		return name == mark.VXLANChain || name == mark.ForwardChain || name == mark.MasqueradeChain ||
-			name == "PREROUTING" || name == "FORWARD" || name == "POSTROUTING"
+		return ours && chain != mark.UserChain || theirs && (mark.IsOurChain(chain) || isHook(chain))
 	case unix.NFT_MSG_NEWRULE:
-		name := names[unix.NFTA_RULE_CHAIN]
-		return name == "FORWARD" || name == "PREROUTING" && names[unix.NFTA_RULE_TABLE] == "nat"
+		return ours && chain != mark.UserChain || theirs && (mark.IsOurChain(chain) || isHook(chain))
+	case unix.NFT_MSG_NEWCHAIN: // a policy
+		return ours
+	case unix.NFT_MSG_DELSET:
+		return ours
+	case unix.NFT_MSG_DELSETELEM:
+		return ours && family == unix.NFPROTO_INET
+	}
+	return false
+}
+
+// isHook reports whether a chain is one of those that ours are jumped to from.
+func isHook(chain string) bool {
+	switch chain {
+	case "PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING":
+		return true
 	}
 	return false
 }

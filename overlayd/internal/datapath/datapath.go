@@ -17,7 +17,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/coreos/go-iptables/iptables"
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
@@ -57,7 +56,8 @@ type Overlay struct {
 	Name      string
 	Subnets   []netip.Prefix // the whole overlay, one per family
 	Agent     []netip.Prefix // this host's agent subnets, one per family
-	Isolation bool           // no traffic from or to other overlays
+	Isolation conf.Isolation // from whom its containers are kept apart
+	Allow     []string       // overlays whose containers may reach this one all the same
 }
 
 // Report says what could not be had. The datapath goes on past every failure,
@@ -77,11 +77,10 @@ type Datapath struct {
 	index index
 	port  uint32 // which notifications name as the origin of our own changes
 
-	mu   sync.Mutex // guards what follows
-	conn *rtnl.Conn
-	ip4  firewall
-	ip6  firewall
-	last *applied // nil: nothing is known, the next Set reads the kernel
+	mu    sync.Mutex // guards what follows
+	conn  *rtnl.Conn
+	rules rules
+	last  *applied // nil: nothing is known, the next Set reads the kernel
 
 	tooLarge int      // configured MTU that was warned of
 	disputed bool     // claims of peers that were warned of
@@ -116,8 +115,6 @@ func New(log *slog.Logger) (*Datapath, error) {
 	}
 	return &Datapath{
 		log: log, conn: c, port: port,
-		ip4: firewall{family: iptables.ProtocolIPv4},
-		ip6: firewall{family: iptables.ProtocolIPv6},
 	}, nil
 }
 
@@ -125,6 +122,7 @@ func New(log *slog.Logger) (*Datapath, error) {
 func (d *Datapath) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.rules.close()
 	return d.conn.Close()
 }
 
@@ -201,13 +199,17 @@ func (d *Datapath) carryOut(ctx context.Context, cfg Config, p *planned, have *s
 	d.warn(p, cfg.VTEP.MTU)
 
 	// The firewall comes first, so that isolation is there before traffic is.
-	changed, failed := d.syncFirewall(ctx, p.cfg, have.ipv6)
+	var failed []problem
+	changed, err := d.rules.set(ctx, p.cfg, underlay(peers, p.cfg, have.fdb), have.ipv6)
+	if err != nil {
+		failed = append(failed, problem{"", err})
+	}
 	a := d.applier()
 	for name, l := range have.links {
 		a.index[name] = l.index
 	}
 	d.index.expect(p, have)
-	err := a.apply(ctx, p.ops)
+	err = a.apply(ctx, p.ops)
 	d.index.expectLinks(p, have, a.index)
 
 	changed += a.changed
@@ -297,6 +299,9 @@ func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report
 	d.index.update(had.entries, want.entries)
 	a := d.applier()
 	a.index = l.indexes
+	if err := d.rules.change(ctx, old, now); err != nil {
+		a.failed = append(a.failed, problem{"", err})
+	}
 	err := a.apply(ctx, p.ops)
 	if a.changed > 0 {
 		d.log.Debug("peers changed", "objects", a.changed)
@@ -324,7 +329,7 @@ func sameHost(a, b Config) bool {
 			return a.Name == b.Name && a.Overlay == b.Overlay && slices.Equal(a.Addrs, b.Addrs)
 		}) &&
 		slices.EqualFunc(a.Overlays, b.Overlays, func(a, b Overlay) bool {
-			return a.Name == b.Name && a.Isolation == b.Isolation && slices.Equal(a.Subnets, b.Subnets) && slices.Equal(a.Agent, b.Agent)
+			return a.Name == b.Name && a.Isolation.Mode() == b.Isolation.Mode() && slices.Equal(a.Allow, b.Allow) && slices.Equal(a.Subnets, b.Subnets) && slices.Equal(a.Agent, b.Agent)
 		})
 }
 
@@ -420,22 +425,6 @@ func (d *Datapath) applier() *applier {
 			return l.Index, err
 		},
 	}
-}
-
-// syncFirewall makes the rules of both families what they should be.
-func (d *Datapath) syncFirewall(ctx context.Context, cfg Config, ipv6 bool) (changed int, failed []problem) {
-	run := func(f *firewall, want []chain) {
-		n, err := f.sync(ctx, want)
-		changed += n
-		if err != nil {
-			failed = append(failed, problem{"", err})
-		}
-	}
-	run(&d.ip4, chains(cfg, false))
-	if ipv6 {
-		run(&d.ip6, chains(cfg, true))
-	}
-	return changed, failed
 }
 
 // maxTold is how many failures of one overlay are told in full. Thousands of

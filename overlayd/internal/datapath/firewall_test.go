@@ -12,117 +12,174 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
 )
 
-func TestChains(t *testing.T) {
-	c := bothIP.config(0, 1)
-	c.Bridges = c.Bridges[1:3] // d-dcos, m-dcos6
-	c.Overlays = append(c.Overlays,
-		Overlay{Name: "safe", Subnets: []netip.Prefix{prefix("10.8.0.0/16"), prefix("fd02::/64")}, Isolation: true},
-		Overlay{Name: "safer", Subnets: []netip.Prefix{prefix("10.9.0.0/16")}, Isolation: true})
-	text := func(ip6 bool) string {
-		var lines []string
-		for _, ch := range chains(c, ip6) {
-			for _, r := range ch.rules {
-				lines = append(lines, ch.name+" "+r)
-			}
-		}
-		return strings.Join(lines, "\n")
-	}
-	want4 := `
-		OVERLAY-VXLAN -i m-+ -p udp -m udp --dport 64000 -j REDIRECT --to-ports 9
-		OVERLAY-VXLAN -i d-+ -p udp -m udp --dport 64000 -j REDIRECT --to-ports 9
-		OVERLAY-VXLAN -i vtep1024 -p udp -m udp --dport 64000 -j REDIRECT --to-ports 9
-		OVERLAY-FORWARD -s 10.8.0.0/16 -d 9.0.0.0/8 -j DROP
-		OVERLAY-FORWARD -s 9.0.0.0/8 -d 10.8.0.0/16 -j DROP
-		OVERLAY-FORWARD -s 10.8.0.0/16 -d 10.9.0.0/16 -j DROP
-		OVERLAY-FORWARD -s 10.9.0.0/16 -d 10.8.0.0/16 -j DROP
-		OVERLAY-FORWARD -s 10.9.0.0/16 -d 9.0.0.0/8 -j DROP
-		OVERLAY-FORWARD -s 9.0.0.0/8 -d 10.9.0.0/16 -j DROP
-		OVERLAY-FORWARD -d 9.0.0.0/8 -i vtep1024 -j ACCEPT
-		OVERLAY-FORWARD -d 10.8.0.0/16 -i vtep1024 -j ACCEPT
-		OVERLAY-FORWARD -d 10.9.0.0/16 -i vtep1024 -j ACCEPT
-		OVERLAY-FORWARD -s 9.0.0.128/25 -i d-dcos -j ACCEPT
-		OVERLAY-FORWARD -i d-dcos -o d-dcos -j ACCEPT
-		OVERLAY-FORWARD -d 9.0.0.0/8 -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
-		OVERLAY-FORWARD -d 10.8.0.0/16 -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
-		OVERLAY-FORWARD -d 10.9.0.0/16 -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
-		OVERLAY-MASQ -d 9.0.0.0/8 -j RETURN
-		OVERLAY-MASQ -d 10.8.0.0/16 -j RETURN
-		OVERLAY-MASQ -d 10.9.0.0/16 -j RETURN
-		OVERLAY-MASQ -d 44.128.0.0/14 -j RETURN
-		OVERLAY-MASQ -d 224.0.0.0/4 -j RETURN
-		OVERLAY-MASQ -s 9.0.0.0/8 -j MASQUERADE
-		OVERLAY-MASQ -s 10.8.0.0/16 -j MASQUERADE
-		OVERLAY-MASQ -s 10.9.0.0/16 -j MASQUERADE
-	`
-	want6 := `
-		OVERLAY-VXLAN -i m-+ -p udp -m udp --dport 64000 -j REDIRECT --to-ports 9
-		OVERLAY-VXLAN -i d-+ -p udp -m udp --dport 64000 -j REDIRECT --to-ports 9
-		OVERLAY-VXLAN -i vtep1024 -p udp -m udp --dport 64000 -j REDIRECT --to-ports 9
-		OVERLAY-FORWARD -s fd02::/64 -d fd01:b::/64 -j DROP
-		OVERLAY-FORWARD -s fd01:b::/64 -d fd02::/64 -j DROP
-		OVERLAY-FORWARD -d fd01:b::/64 -i vtep1024 -j ACCEPT
-		OVERLAY-FORWARD -d fd02::/64 -i vtep1024 -j ACCEPT
-		OVERLAY-FORWARD -s fd01:b::/81 -i m-dcos6 -j ACCEPT
-		OVERLAY-FORWARD -i m-dcos6 -o m-dcos6 -j ACCEPT
-		OVERLAY-FORWARD -d fd01:b::/64 -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
-		OVERLAY-FORWARD -d fd02::/64 -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
-		OVERLAY-MASQ -d fd01:b::/64 -j RETURN
-		OVERLAY-MASQ -d fd02::/64 -j RETURN
-		OVERLAY-MASQ -d fd01:a::/64 -j RETURN
-		OVERLAY-MASQ -d fe80::/10 -j RETURN
-		OVERLAY-MASQ -d ff00::/8 -j RETURN
-		OVERLAY-MASQ -s fd01:b::/64 -j MASQUERADE
-		OVERLAY-MASQ -s fd02::/64 -j MASQUERADE
-	`
-	if diff := cmp.Diff(block(want4), text(false)); diff != "" {
-		t.Errorf("IPv4 (-want +got):\n%s", diff)
-	}
-	if diff := cmp.Diff(block(want6), text(true)); diff != "" {
-		t.Errorf("IPv6 (-want +got):\n%s", diff)
-	}
+// firewalls are the implementations and the flavours of iptables.
+var firewalls = []string{"nftables", "iptables-nft", "iptables-legacy"}
 
-	// The kernel prints the rules as we write them, whichever iptables it is:
-	// else every look would find a difference.
-	for _, flavour := range []string{"nft", "legacy"} {
-		t.Run(flavour, func(t *testing.T) {
-			dir := t.TempDir()
-			for _, name := range []string{"iptables", "ip6tables"} {
-				for _, suffix := range []string{"", "-restore"} {
-					path, err := exec.LookPath(name + "-" + flavour + suffix)
-					if err != nil {
-						t.Skipf("%s-%s%s is not installed", name, flavour, suffix)
-					}
-					if err := os.Symlink(path, filepath.Join(dir, name+suffix)); err != nil {
-						t.Fatal(err)
-					}
-				}
-			}
-			t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-			l := newLAN(t)
-			h := newHost(t, "h")
-			l.plug(h.netNS, "172.16.0.2/12")
-			if r := h.mustSet(c, true); r.Changed == 0 {
-				t.Error("the first Set changed nothing")
-			}
-			h.mustBeIdle(c)
-			h.sh("iptables -A OVERLAY-FORWARD -j RETURN; ip6tables -t nat -F; iptables -I FORWARD -j OVERLAY-FORWARD; iptables -I FORWARD -s 1.2.3.4 -j ACCEPT")
-			if r := h.mustSet(c, true); r.Changed != 3 {
-				t.Errorf("%d chains were repaired, want 3", r.Changed)
-			}
-			h.mustBeIdle(c)
-			if got := h.lines("iptables -S FORWARD"); got[1] != "-A FORWARD -j OVERLAY-FORWARD" || len(got) != 3 {
-				t.Errorf("FORWARD is %q", got)
-			}
-			h.mustSet(Config{VTEP: c.VTEP}, true)
-			h.mustNotHave("iptables -S; ip6tables -S; iptables -t nat -S; ip6tables -t nat -S", "OVERLAY")
+// eachFirewall runs a test with every firewall; the hosts that it makes use it.
+func eachFirewall(t *testing.T, test func(t *testing.T)) {
+	for _, name := range firewalls {
+		t.Run(name, func(t *testing.T) {
+			useFirewall(t, name)
+			test(t)
 		})
 	}
+}
+
+// useFirewall makes the hosts of the test use a firewall.
+func useFirewall(t *testing.T, name string) {
+	kind, flavour, ok := strings.Cut(name, "-")
+	t.Setenv(firewallVariable, kind)
+	if !ok {
+		return
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"iptables", "ip6tables"} {
+		for _, suffix := range []string{"", "-save", "-restore"} {
+			path, err := exec.LookPath(name + "-" + flavour + suffix)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(path, filepath.Join(dir, name+suffix)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+}
+
+// What is set again is left alone, also by the next process, and whatever others
+// do to it is repaired.
+func TestFirewallIsKept(t *testing.T) {
+	eachFirewall(t, func(t *testing.T) {
+		c := bothIP.config(0, 3)
+		c.Overlays[0].Isolation = conf.IsolationStrict
+		l := newLAN(t)
+		h := newHost(t, "h")
+		l.plug(h.netNS, "172.16.0.2/12")
+		h.mustSet(c, true)
+		h.mustBeIdle(c)
+		for _, damage := range []string{"nft flush ruleset", "for t in iptables ip6tables; do for x in raw filter nat; do $t -t $x -F; done; done"} {
+			h.sh(damage)
+			repaired := h.mustSet(c, true).Changed
+			if hit := os.Getenv(firewallVariable) == "iptables" && !strings.Contains(damage, "nft") || strings.Contains(damage, "nft") && !strings.Contains(t.Name(), "legacy"); hit && repaired == 0 {
+				t.Errorf("after %s nothing was repaired", damage)
+			}
+			h.mustBeIdle(c)
+		}
+		h.mustSet(Config{VTEP: c.VTEP}, true)
+		h.mustNotHave("iptables-save; ip6tables-save; nft list ruleset; ipset list -n", "OVERLAY")
+		h.mustNotHave("ipset list -n", "overlay-")
+	})
+}
+
+// The other implementation's rules go when this one's are there, and no packet
+// is lost meanwhile.
+func TestFirewallSwitch(t *testing.T) {
+	n := bothIP
+	l, hosts := n.plugHosts(t, 2)
+	_ = l
+	a, b := n.config(0, 2).Bridges[0], n.config(1, 2).Bridges[0]
+	near, _ := hosts[0].container(a.Name, a.Addrs[0], 5)
+	_, farAddr := hosts[1].container(b.Name, b.Addrs[0], 5)
+	near.mustPing("", farAddr)
+	lost := near.pinging(farAddr, 300, func() {
+		for _, kind := range []string{"nftables", "iptables", "nftables", "iptables"} {
+			for i, h := range hosts {
+				h.dp.Close()
+				t.Setenv(firewallVariable, kind)
+				h.dp = h.newDatapath()
+				h.mustSet(n.config(i, 2), true)
+				h.mustBeIdle(n.config(i, 2))
+				if kind == "nftables" {
+					h.mustHave("nft list tables", "inet overlay")
+					h.mustNotHave("iptables-save; ip6tables-save", "OVERLAY")
+					h.mustNotHave("ipset list -n", "overlay-")
+				} else {
+					h.mustNotHave("nft list tables", "inet overlay")
+					h.mustHave("iptables-save", "-A FORWARD -j OVERLAY-FORWARD")
+				}
+			}
+		}
+	})
+	if lost != 0 {
+		t.Errorf("%d packets were lost", lost)
+	}
+}
+
+// pinging sends a number of pings, a hundred a second, while f runs, and returns
+// how many were not answered.
+func (h *netNS) pinging(dst string, count int, f func()) (lost int) {
+	h.t.Helper()
+	var out strings.Builder
+	cmd := exec.Command("ping", "-n", "-q", "-i", "0.01", "-c", fmt.Sprint(count), "-W", "1", dst)
+	cmd.Stdout = &out
+	h.do(func() {
+		if err := cmd.Start(); err != nil {
+			h.t.Error(err)
+		}
+	})
+	f()
+	_ = cmd.Wait()
+	var sent, got int
+	for line := range strings.Lines(out.String()) {
+		if n, _ := fmt.Sscanf(line, "%d packets transmitted, %d received", &sent, &got); n == 2 {
+			return sent - got
+		}
+	}
+	h.t.Fatalf("ping printed %q", out.String())
+	return 0
+}
+
+// A packet from outside with the address of a container, or of another host's
+// VTEP, is not taken for one of the overlay.
+func TestOverlaySourcesFromOutside(t *testing.T) {
+	eachFirewall(t, func(t *testing.T) {
+		n := bothIP
+		l, hosts := n.plugHosts(t, 2)
+		outside := newNS(t, "out")
+		l.plug(outside, "172.16.9.9/12")
+		a := n.config(0, 2).Bridges[0]
+		c, addr := hosts[0].container(a.Name, a.Addrs[0], 5)
+		outside.sh("ip route add 9.0.0.0/8 via " + n.agentIP(0).String())
+		far := n.config(1, 2)
+		for _, source := range []string{nth(n.agentSubnet(n.overlays[0], 1), 32, 9).Addr().String(), far.VTEP.IP.Addr().String()} {
+			outside.sh("ip addr add " + source + "/32 dev lo")
+			var got net.PacketConn
+			var err error
+			c.do(func() { got, err = net.ListenPacket("udp4", addr+":0") })
+			if err != nil {
+				t.Fatal(err)
+			}
+			to := got.LocalAddr().(*net.UDPAddr).AddrPort()
+			for _, from := range []string{source, "172.16.9.9"} { // the second one arrives
+				var s net.Conn
+				outside.do(func() {
+					s, err = (&net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(from)}}).Dial("udp4", to.String())
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := s.Write([]byte(from)); err != nil {
+					t.Fatal(err)
+				}
+				s.Close()
+			}
+			if err := got.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			buf := make([]byte, 100)
+			size, _, err := got.ReadFrom(buf)
+			if err != nil || string(buf[:size]) != "172.16.9.9" {
+				t.Errorf("the container got a packet from %q, %v", buf[:size], err)
+			}
+			got.Close()
+		}
+	})
 }
 
 // Containers on two hosts and an outsider, with every host dropping what it is
@@ -163,7 +220,9 @@ func TestForwardPolicyDrop(t *testing.T) {
 }
 
 // Who leaves the overlays has the address of the host, who stays keeps his own.
-func TestMasquerade(t *testing.T) {
+func TestMasquerade(t *testing.T) { eachFirewall(t, testMasquerade) }
+
+func testMasquerade(t *testing.T) {
 	n := bothIP
 	l, hosts := n.plugHosts(t, 2)
 	outside := newNS(t, "out")
@@ -220,9 +279,11 @@ func seenFrom(t *testing.T, from, to *netNS, addr string) string {
 
 // An isolated overlay is reached by nobody of another, on one host or across
 // hosts; within itself and to the outside it works.
-func TestIsolation(t *testing.T) {
+func TestIsolation(t *testing.T) { eachFirewall(t, testIsolation) }
+
+func testIsolation(t *testing.T) {
 	n := network{overlays: []Overlay{overlay4("open", "9.0.0.0/8"), overlay4("safe", "10.8.0.0/16"), overlay4("safe6", "fd02::/64"), overlay4("open6", "fd01:b::/64")}, length: 24, length6: 80}
-	n.overlays[1].Isolation, n.overlays[2].Isolation = true, true
+	n.overlays[1].Isolation, n.overlays[2].Isolation = conf.IsolationOverlay, conf.IsolationOverlay
 	l, hosts := n.plugHosts(t, 2)
 	outside := newNS(t, "out")
 	l.plug(outside, "172.16.9.9/12")
@@ -250,24 +311,87 @@ func TestIsolation(t *testing.T) {
 	}
 	at["safe0"].mustPing("", "172.16.9.9")
 	// Lifted, they meet; put back, they part.
-	n.overlays[1].Isolation, n.overlays[2].Isolation = false, false
+	n.overlays[1].Isolation, n.overlays[2].Isolation = conf.IsolationNone, conf.IsolationNone
 	for i, h := range hosts {
 		h.mustSet(n.config(i, 2), false)
 	}
 	at["open0"].mustPing("", at["safe1"].addr)
-	n.overlays[1].Isolation = true
+	// An established connection is cut as well, one that is still allowed is not.
+	cut := connect(t, at["open0"].netNS, at["safe1"].netNS, at["safe1"].addr)
+	stays := connect(t, at["open0"].netNS, at["open1"].netNS, at["open1"].addr)
+	n.overlays[1].Isolation = conf.IsolationOverlay
 	for i, h := range hosts {
 		h.mustSet(n.config(i, 2), false)
 	}
 	at["open0"].mustNotPing("", at["safe1"].addr)
+	if cut.echoes() {
+		t.Error("a connection that is no longer allowed goes on")
+	}
+	if !stays.echoes() {
+		t.Error("a connection of another overlay was cut")
+	}
+	// One direction may be allowed: who is allowed opens connections, not the other.
+	n.overlays[1].Allow = []string{"open"}
+	for i, h := range hosts {
+		h.mustSet(n.config(i, 2), false)
+	}
+	at["open0"].mustPing("", at["safe1"].addr)
+	at["open0"].mustPing("", at["safe0"].addr)
+	at["safe0"].mustNotPing("", at["open0"].addr)
+	at["safe0"].mustNotPing("", at["open1"].addr)
+}
+
+// connection is an open TCP connection between two namespaces.
+type connection struct{ near, far net.Conn }
+
+func connect(t *testing.T, from, to *netNS, addr string) (c connection) {
+	t.Helper()
+	var ln net.Listener
+	var err error
+	to.do(func() { ln, err = net.Listen("tcp", net.JoinHostPort(addr, "0")) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	from.do(func() { c.near, err = net.DialTimeout("tcp", ln.Addr().String(), 5*time.Second) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.far, err = ln.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.near.Close(); c.far.Close() })
+	if !c.echoes() {
+		t.Fatal("a new connection carries nothing")
+	}
+	return c
+}
+
+// echoes reports whether a byte gets there and back.
+func (c connection) echoes() bool {
+	deadline := time.Now().Add(time.Second)
+	c.near.SetDeadline(deadline)
+	c.far.SetDeadline(deadline)
+	b := []byte("x")
+	for _, way := range [][2]net.Conn{{c.near, c.far}, {c.far, c.near}} {
+		if _, err := way[0].Write(b); err != nil {
+			return false
+		}
+		if _, err := way[1].Read(b); err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // What a container sends to the VXLAN port of a host, by any address it can
 // reach, is not taken for a packet of another host: it could carry anything into
 // any overlay.
-func TestVXLANFromContainers(t *testing.T) {
+func TestVXLANFromContainers(t *testing.T) { eachFirewall(t, testVXLANFromContainers) }
+
+func testVXLANFromContainers(t *testing.T) {
 	n := network{overlays: []Overlay{overlay4("open", "9.0.0.0/8"), overlay4("safe", "10.8.0.0/16")}, length: 24}
-	n.overlays[1].Isolation = true
+	n.overlays[1].Isolation = conf.IsolationOverlay
 	_, hosts := n.plugHosts(t, 2)
 	here, there := n.config(0, 2), n.config(1, 2)
 	attacker, _ := hosts[0].container(here.Bridges[0].Name, here.Bridges[0].Addrs[0], 5)
@@ -353,8 +477,10 @@ func vxlanPacket(mac conf.MAC, from netip.Addr, to netip.AddrPort, payload strin
 	return append(append(out, ip...), udp...)
 }
 
-// Without iptables everything else is there, and the report says what to do.
+// Without the programs of iptables everything else is there, and the report says
+// what to do. Who has not asked for iptables gets nftables.
 func TestNoIptables(t *testing.T) {
+	t.Setenv(firewallVariable, "iptables")
 	l := newLAN(t)
 	h := newHost(t, "h")
 	l.plug(h.netNS, "172.16.0.2/12")
@@ -370,10 +496,18 @@ func TestNoIptables(t *testing.T) {
 	}
 	h.mustHave("ip route", "9.0.1.0/24 via 44.128.0.2")
 	h.mustHave("ip addr", conf.GatewayPrefix(conf.Mesos.Of(prefix("9.0.0.0/24"))).String())
-	if r := h.mustSet(cfg, false); r.Changed != 6 {
-		t.Errorf("installed, it changed %d tables, want 6", r.Changed)
+	if r := h.mustSet(cfg, false); r.Changed == 0 {
+		t.Error("installed, it changed nothing")
 	}
 	h.mustBeIdle(cfg)
+
+	t.Setenv(firewallVariable, "auto")
+	h = newHost(t, "other")
+	l.plug(h.netNS, "172.16.0.2/12")
+	t.Setenv("PATH", t.TempDir())
+	h.mustSet(cfg, true)
+	t.Setenv("PATH", path)
+	h.mustHave("nft list tables", "inet overlay")
 }
 
 // A ping that is under way while agents come and go loses nothing.
@@ -415,7 +549,7 @@ func TestRestartLosesNothing(t *testing.T) {
 		// with peers that come and go.
 		m := n
 		if round%2 == 1 {
-			extra.Isolation = round%4 == 1
+			extra.Isolation = conf.IsolationOf(round%4 == 1)
 			m.overlays = append(m.overlays[:2:2], extra)
 		}
 		for i, h := range hosts {

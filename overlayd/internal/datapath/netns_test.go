@@ -25,6 +25,9 @@ type netNS struct {
 
 var nsCount atomic.Int32
 
+// firewallVariable is where a test says which firewall its hosts have.
+const firewallVariable = "OVERLAY_TEST_FIREWALL"
+
 func newNS(t testing.TB, role string) *netNS {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -170,6 +173,7 @@ func (h *host) newDatapath() *Datapath {
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	dp.SelectFirewall(os.Getenv(firewallVariable))
 	h.t.Cleanup(func() { dp.Close() })
 	return dp
 }
@@ -239,7 +243,7 @@ type network struct {
 }
 
 func overlay4(name string, subnet string) Overlay {
-	return Overlay{Name: name, Subnets: []netip.Prefix{netip.MustParsePrefix(subnet)}}
+	return Overlay{Name: name, Subnets: []netip.Prefix{netip.MustParsePrefix(subnet)}, Isolation: conf.IsolationNone}
 }
 
 var (

@@ -1,0 +1,59 @@
+package firewall
+
+import (
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/conntrack"
+)
+
+// Cut ends the connections that were let through once and are no longer
+// allowed: rules are asked about the first packet of a connection only. It
+// returns how many it found.
+func Cut(c Config) (int, error) {
+	if len(c.Overlays) == 0 {
+		return 0, nil
+	}
+	return conntrack.Remove(func(f *conntrack.Flow) bool {
+		return !c.allows(f.Src, f.ReplySrc, f.Dst != f.ReplySrc, f.Protocol)
+	})
+}
+
+// allows reports whether the rules let a connection be opened from one address
+// to another; redirected: through a published port.
+func (c Config) allows(from, to netip.Addr, redirected bool, protocol byte) bool {
+	x, y := c.overlayOf(from), c.overlayOf(to)
+	strict := func(o *Overlay) bool { return o != nil && o.Isolation.Mode() == conf.IsolationStrict }
+	icmp := protocol == unix.IPPROTO_ICMP || protocol == unix.IPPROTO_ICMPV6
+	own := func(a netip.Addr) bool { return slices.Contains(c.Local, a) }
+	switch {
+	case (strict(x) && own(to) || strict(y) && own(from)) && !redirected:
+		return icmp && (x != nil && y != nil) // with a gateway, whose address is of the overlay
+	case x != nil && y != nil:
+		return Permits(*x, *y)
+	case strict(x):
+		return !c.ofCluster(to)
+	case strict(y):
+		return redirected
+	}
+	return true
+}
+
+func (c Config) overlayOf(a netip.Addr) *Overlay {
+	for i := range c.Overlays {
+		for _, s := range c.Overlays[i].Subnets {
+			if s.Contains(a) {
+				return &c.Overlays[i]
+			}
+		}
+	}
+	return nil
+}
+
+// ofCluster reports whether the address is one of a host, as far as known.
+func (c Config) ofCluster(a netip.Addr) bool {
+	return slices.ContainsFunc(c.VTEPPools, func(p netip.Prefix) bool { return p.Contains(a) }) || slices.Contains(c.Peers, a)
+}

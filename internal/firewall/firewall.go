@@ -1,0 +1,209 @@
+// Package firewall states the rules a host needs for its overlays and has them
+// made by iptables or nftables.
+//
+// Build turns what the host should let through (Config) into a Ruleset: chains
+// of typed rules, and sets for everything whose number grows with containers,
+// peers or overlays. An implementation of Firewall makes the kernel what the
+// Ruleset says. Both have chains and sets of their own and touch nothing else.
+package firewall
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// Firewall makes the rules of the network namespace it was opened in. It is not
+// safe for concurrent use.
+type Firewall interface {
+	// Set makes the kernel what r says and returns how many chains and sets had
+	// to be changed. There is no moment without rules: a chain is replaced in one
+	// transaction. It reads what is there first, so that it also repairs.
+	Set(ctx context.Context, r Ruleset) (changed int, err error)
+	// Elements changes one set of single addresses of the last Set in place. It costs what is in add
+	// and remove, whatever is in the set. To add what is there, or remove what is
+	// not, is no error.
+	Elements(ctx context.Context, set string, add, remove []Element) error
+	// Remove takes everything of ours away, and returns how much that was. The
+	// administrator's chain stays if it has rules.
+	Remove(ctx context.Context) (changed int, err error)
+	// Name is iptables or nftables.
+	Name() string
+}
+
+// Ruleset is everything that should be there.
+type Ruleset struct {
+	Chains []Chain // base chains and those they jump to
+	Sets   []Set
+	// IPv4 and IPv6 say which families rules are wanted for.
+	IPv4, IPv6 bool
+}
+
+// Hook is where a chain is asked.
+type Hook uint8
+
+// The hooks.
+const (
+	NoHook      Hook = iota // only by a jump
+	Raw                     // received packets, before connection tracking
+	Input                   // packets to this host
+	Forward                 // packets through this host
+	Output                  // packets from this host
+	Postrouting             // first packet of a connection, before it leaves: source translation
+)
+
+// Chain is a list of rules. A packet that no rule decides on goes on to what
+// others have at the hook, or returns to the chain it came from.
+type Chain struct {
+	Name  string
+	Hook  Hook
+	Table Hook // of a chain without a hook: that of the chain that jumps to it
+	// Foreign chains are made where they are missing, with no rule, and never
+	// touched afterwards.
+	Foreign bool
+	Rules   []Rule
+}
+
+// Rule has an action for packets that match all fields given. Fields that are
+// strings name a set, those that begin with Not match what is not in it. A rule
+// about addresses stands for one of each family.
+type Rule struct {
+	In          string // device the packet came in by
+	Out         string // device it leaves by
+	Src         string // source address
+	Dst, NotDst string // destination address
+	// Pairs of an address and a device.
+	SrcIn, NotSrcIn string // source, and device it came in by
+	DstIn           string // destination, and device it came in by
+	SrcOut          string // source, and device it leaves by
+
+	InDevice    string // name of the one device it came in by
+	NotLoopback bool   // it did not come from this host itself
+	UDPPort     uint16 // destination port
+	Local       bool   // the destination is an address of this host
+	Established bool   // of a connection that was let through before, or about one
+	Redirected  bool   // the destination was translated (a published port)
+	ICMP        bool   // ICMP, or ICMPv6
+	Action      Action
+	Chain       string // of Jump and Goto
+}
+
+// Action is what becomes of a packet.
+type Action uint8
+
+// The actions.
+const (
+	Accept Action = iota + 1
+	Drop
+	Return
+	Jump
+	Goto // as Jump, but the called chain returns to where this one would
+	Masquerade
+)
+
+// Kind is what the elements of a set are.
+type Kind uint8
+
+// The kinds.
+const (
+	Addresses        Kind = iota + 1 // single addresses; tens of thousands are fine
+	Prefixes                         // that do not overlap
+	Devices                          // names
+	PrefixesOnDevice                 // a prefix and a name
+)
+
+// Set is a named set. Its two families are kept apart by the implementations
+// where the kernel wants that.
+type Set struct {
+	Name     string
+	Kind     Kind
+	Elements []Element
+	// Patterns may stand for the names of a set of devices: a name, or the
+	// beginning of one and a plus sign. No device of others should match.
+	Patterns []string
+}
+
+// Element is one element of a set; which fields count depends on the kind.
+type Element struct {
+	Prefix netip.Prefix // of an address: with all its bits
+	Device string
+}
+
+// Address is the element for one address.
+func Address(a netip.Addr) Element { return Element{Prefix: netip.PrefixFrom(a, a.BitLen())} }
+
+// Of are the elements of one family, without duplicates, and all devices.
+func (s Set) Of(ip6 bool) []Element {
+	seen := make(map[Element]bool, len(s.Elements))
+	var out []Element
+	for _, e := range s.Elements {
+		if s.Kind != Devices && e.Prefix.Addr().Is6() != ip6 || seen[e] {
+			continue
+		}
+		seen[e] = true
+		out = append(out, e)
+	}
+	return out
+}
+
+// HasAddresses reports whether the rule is about a family: where one has no
+// addresses at all, its rules need not be there.
+func (r Rule) HasAddresses() bool {
+	return r.Src != "" || r.Dst != "" || r.NotDst != "" || r.SrcIn != "" || r.NotSrcIn != "" ||
+		r.DstIn != "" || r.SrcOut != "" || r.ICMP
+}
+
+// Set finds a set by its name.
+func (r *Ruleset) Set(name string) (*Set, error) {
+	for i := range r.Sets {
+		if r.Sets[i].Name == name {
+			return &r.Sets[i], nil
+		}
+	}
+	return nil, fmt.Errorf("the ruleset has no set %q", name)
+}
+
+// Change adds and removes elements.
+func (s *Set) Change(add, remove []Element) {
+	if len(remove) == 0 {
+		s.Elements = append(s.Elements, add...) // one that is there twice is one
+		return
+	}
+	gone := make(map[Element]bool, len(add)+len(remove))
+	for _, e := range slices.Concat(add, remove) {
+		gone[e] = true
+	}
+	have := slices.DeleteFunc(slices.Clone(s.Elements), func(e Element) bool { return gone[e] })
+	s.Elements = append(have, add...)
+}
+
+// Equal reports whether two rulesets say the same. The order of the elements of
+// a set says nothing.
+func (r Ruleset) Equal(o Ruleset) bool {
+	return r.IPv4 == o.IPv4 && r.IPv6 == o.IPv6 &&
+		slices.EqualFunc(r.Chains, o.Chains, func(a, b Chain) bool {
+			return a.Name == b.Name && a.Hook == b.Hook && slices.Equal(a.Rules, b.Rules)
+		}) &&
+		slices.EqualFunc(r.Sets, o.Sets, func(a, b Set) bool {
+			return a.Name == b.Name && a.Kind == b.Kind && sameElements(a.Elements, b.Elements)
+		})
+}
+
+func sameElements(a, b []Element) bool {
+	if slices.Equal(a, b) {
+		return true
+	}
+	in := make(map[Element]bool, len(a))
+	for _, e := range a {
+		in[e] = true
+	}
+	seen := make(map[Element]bool, len(b))
+	for _, e := range b {
+		if !in[e] {
+			return false
+		}
+		seen[e] = true
+	}
+	return len(seen) == len(in)
+}

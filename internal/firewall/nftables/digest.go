@@ -1,0 +1,194 @@
+package nftables
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"overlayd.internal/overlay/internal/firewall"
+	"overlayd.internal/overlay/internal/mark"
+	"overlayd.internal/overlay/internal/rtnl"
+)
+
+// digest reads our table as the kernel sends it and returns a hash of what does
+// not change by itself; nil where there is no table. Comparing it with that of
+// the last Set finds every change that somebody else made, whatever it is. The
+// rules of the administrator's chain do not count.
+//
+// Sets of single addresses may be large and change often. Their elements are
+// returned as they are instead, by the name of the set.
+func (f *Firewall) digest(r firewall.Ruleset) (sum []byte, addresses map[string]map[string]bool, err error) {
+	addresses = map[string]map[string]bool{}
+	for _, s := range r.Sets {
+		if s.Kind == firewall.Addresses {
+			addresses[setName(s.Name, false)] = map[string]bool{}
+			addresses[setName(s.Name, true)] = map[string]bool{}
+		}
+	}
+	c, err := rtnl.OpenFamily(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer c.Close()
+	if sum, err = (reader{c, f.table.Name}).digest(addresses); err != nil {
+		return nil, nil, fmt.Errorf("nftables: read table inet %s: %w", f.table.Name, err)
+	}
+	return sum, addresses, nil
+}
+
+// filled reports whether the sets of single addresses have the elements that
+// they should.
+func (f *Firewall) filled(r firewall.Ruleset, have map[string]map[string]bool) bool {
+	for _, s := range r.Sets {
+		if s.Kind != firewall.Addresses {
+			continue
+		}
+		for _, part := range f.parts(s) {
+			got := have[part.set.Name]
+			if len(got) != len(part.elements) {
+				return false
+			}
+			for _, e := range part.elements {
+				if !got[string(e.Key)] {
+					return false
+				}
+			}
+		}
+	}
+	return true
+}
+
+// Attributes that x/sys/unix does not have, from linux/netfilter/nf_tables.h.
+const (
+	nftaChainID   = 11
+	nftaSetHandle = 16
+	nftaSetCount  = 20
+)
+
+// reader asks for what one table has.
+type reader struct {
+	*rtnl.Conn
+	table string
+}
+
+func (r reader) digest(addresses map[string]map[string]bool) ([]byte, error) {
+	user := zeroTerminated(mark.UserChain)
+	var lines []string
+	note := func(attrs map[uint16][]byte, drop ...uint16) {
+		var b bytes.Buffer
+		for _, typ := range slices.Sorted(maps.Keys(attrs)) {
+			if !slices.Contains(drop, typ) {
+				fmt.Fprintf(&b, " %d=%x", typ, withoutCounters(attrs[typ]))
+			}
+		}
+		lines = append(lines, b.String())
+	}
+	chains, err := r.list("list chains", unix.NFT_MSG_GETCHAIN, unix.NFTA_CHAIN_TABLE, nil)
+	if err != nil || len(chains) == 0 {
+		return nil, err
+	}
+	for _, c := range chains {
+		note(c, unix.NFTA_CHAIN_HANDLE, unix.NFTA_CHAIN_USE, unix.NFTA_CHAIN_COUNTERS, nftaChainID)
+	}
+	sets, err := r.list("list sets", unix.NFT_MSG_GETSET, unix.NFTA_SET_TABLE, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range sets {
+		note(s, nftaSetHandle, nftaSetCount)
+		parts, err := r.list("list elements", unix.NFT_MSG_GETSETELEM, unix.NFTA_SET_ELEM_LIST_TABLE,
+			func(b *rtnl.Batch) { b.Attr(unix.NFTA_SET_ELEM_LIST_SET, s[unix.NFTA_SET_NAME]...) })
+		if err != nil {
+			return nil, err
+		}
+		name := unix.ByteSliceToString(s[unix.NFTA_SET_NAME])
+		keys := addresses[name]
+		clear(keys)
+		for _, p := range parts {
+			rtnl.EachAttr(p[unix.NFTA_SET_ELEM_LIST_ELEMENTS], func(_ uint16, element []byte) {
+				if keys == nil {
+					lines = append(lines, fmt.Sprintf("%s %x", name, element))
+				} else {
+					keys[keyOf(element)] = true
+				}
+			})
+		}
+	}
+	slices.Sort(lines) // sets and their elements come in any order, rules do not
+	rules, err := r.list("list rules", unix.NFT_MSG_GETRULE, unix.NFTA_RULE_TABLE, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, rule := range rules {
+		if !bytes.Equal(rule[unix.NFTA_RULE_CHAIN], user) {
+			note(rule, unix.NFTA_RULE_HANDLE, unix.NFTA_RULE_POSITION)
+		}
+	}
+	h := sha256.New()
+	for _, l := range lines {
+		fmt.Fprintln(h, l)
+	}
+	return h.Sum(nil), nil
+}
+
+// keyOf is the key of an element.
+func keyOf(element []byte) (key string) {
+	rtnl.EachAttr(element, func(typ uint16, data []byte) {
+		if typ == unix.NFTA_SET_ELEM_KEY {
+			rtnl.EachAttr(data, func(_ uint16, data []byte) { key = string(data) })
+		}
+	})
+	return key
+}
+
+// list asks for the objects of one kind and returns the attributes of each.
+func (r reader) list(step string, typ, tableAttr uint16, more func(*rtnl.Batch)) ([]map[uint16][]byte, error) {
+	table := zeroTerminated(r.table)
+	out, err := rtnl.List(r.Conn, rtnl.Request{
+		Step: step, Type: unix.NFNL_SUBSYS_NFTABLES<<8 | typ,
+		Header: []byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0},
+		Attrs: func(b *rtnl.Batch) {
+			b.Attr(tableAttr, table...)
+			if more != nil {
+				more(b)
+			}
+		},
+	}, func(m rtnl.Message) (map[uint16][]byte, bool) {
+		attrs := map[uint16][]byte{}
+		rtnl.EachAttr(slices.Clone(m.Data[min(len(m.Data), 4):]), func(typ uint16, data []byte) { attrs[typ] = data })
+		return attrs, bytes.Equal(attrs[tableAttr], table)
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	return out, err
+}
+
+func zeroTerminated(s string) []byte { return append([]byte(s), 0) }
+
+// counter is the name of the expression that counts. Its data follows: a header,
+// then two attributes of eight bytes, with padding.
+var counter = zeroTerminated("counter")
+
+// withoutCounters zeroes what the counters of a rule have counted.
+func withoutCounters(b []byte) []byte {
+	const header, size = 4, 2*(4+8) + 4
+	if !bytes.Contains(b, counter) {
+		return b
+	}
+	b = slices.Clone(b)
+	for at := 0; ; {
+		i := bytes.Index(b[at:], counter)
+		if i < 0 {
+			return b
+		}
+		from := min(at+i+len(counter)+header, len(b))
+		at = min(from+size, len(b))
+		clear(b[from:at])
+	}
+}
