@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/conf/clusterfile"
 	"overlayd.internal/overlay/overlayd/internal/allocate"
 	"overlayd.internal/overlay/overlayd/internal/cli"
 )
@@ -25,11 +26,22 @@ func checkConfigCommand() *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			network, err := loadNetwork(args[0])
+			network, notes, problems, err := clusterfile.LoadFileNotes(args[0])
 			if err != nil {
+				return cli.Usage(err)
+			}
+			if err := cli.Problems(args[0], problems); err != nil {
 				return err
 			}
-			return report(cmd.OutOrStdout(), network)
+			if err := report(cmd.OutOrStdout(), network); err != nil {
+				return err
+			}
+			for _, note := range notes {
+				if _, err := fmt.Fprintln(cmd.OutOrStdout(), note); err != nil {
+					return err
+				}
+			}
+			return nil
 		},
 	}
 }

@@ -32,45 +32,63 @@ var (
 
 // LoadFile is Load of the file at path.
 func LoadFile(path string) (conf.Network, []conf.Problem, error) {
+	n, _, problems, err := LoadFileNotes(path)
+	return n, problems, err
+}
+
+// LoadFileNotes is LoadFile that also says, in sentences, what settings beside
+// the cluster configuration made of it.
+func LoadFileNotes(path string) (conf.Network, []string, []conf.Problem, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return conf.Network{}, nil, fmt.Errorf("read the cluster configuration: %w", err)
+		return conf.Network{}, nil, nil, fmt.Errorf("read the cluster configuration: %w", err)
 	}
 	defer f.Close()
-	n, problems, err := Load(f)
+	n, notes, problems, err := load(f)
 	if err != nil {
-		return conf.Network{}, nil, fmt.Errorf("read the cluster configuration %s: %w", path, err)
+		return conf.Network{}, nil, nil, fmt.Errorf("read the cluster configuration %s: %w", path, err)
 	}
-	return n, problems, nil
+	return n, notes, problems, nil
 }
 
 // Load reads the cluster configuration: a whole config.yaml, of which only the
-// key dcos_overlay_network is looked at, or the object under that key alone, as
-// YAML or JSON. It returns everything that is wrong, in the order of the lines;
-// the Network is good for use only if that is nothing. The error is for a file
-// that could not be read as one YAML document at all.
+// keys dcos_overlay_network, dcos_overlay_mtu and dcos_overlay_enable are looked
+// at, or the object under the first alone, as YAML or JSON. That object may also
+// be a string that holds it, as DC/OS passes it on. Load returns everything that
+// is wrong, in the order of the lines; the Network is good for use only if that
+// is nothing. The error is for a file that could not be read as one YAML
+// document at all.
 func Load(r io.Reader) (conf.Network, []conf.Problem, error) {
+	n, _, problems, err := load(r)
+	return n, problems, err
+}
+
+func load(r io.Reader) (conf.Network, []string, []conf.Problem, error) {
 	root, err := document(r)
 	if err != nil {
-		return conf.Network{}, nil, err
+		return conf.Network{}, nil, nil, err
 	}
 	l := loader{lines: map[string]int{}}
 	object := l.object(root)
 	if object == nil {
-		return conf.Network{}, l.sorted(), nil
+		return conf.Network{}, nil, l.sorted(), nil
 	}
 	n := l.network(object)
+	if object != root {
+		l.beside(root, &n)
+	}
 	for _, p := range n.Validate() {
 		if !l.isConsequence(p.Path) {
 			l.add(p.Path, "%s", p.Text)
 		}
 	}
-	return n, l.sorted(), nil
+	return n, l.notes, l.sorted(), nil
 }
 
 // loader walks the nodes of one document.
 type loader struct {
 	problems []located
+	notes    []string
 	lines    map[string]int // where the value of a path stands
 	// spoilt are paths whose value was given but could not be read, so that
 	// Validate calls them missing; one that ends in a dot stands for all below.
@@ -139,6 +157,11 @@ func (l *loader) object(root *yaml.Node) *yaml.Node {
 			bare = true
 		case nearest(key.Value, []string{Key}) != "":
 			near = key.Value
+		}
+	}
+	if found != nil {
+		if found = l.unquoted(found); found == nil {
+			return nil
 		}
 	}
 	switch {

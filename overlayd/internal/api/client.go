@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -24,15 +25,12 @@ const (
 	// HeartbeatInterval is how often a coordinator says something on a watch
 	// on which nothing happens.
 	HeartbeatInterval = 10 * time.Second
-	// WatchTimeout ends a watch on which nothing was heard, not even a heartbeat.
+	// WatchTimeout ends a watch on which nothing was received, not even a heartbeat.
 	WatchTimeout = 3 * HeartbeatInterval
 )
 
 // maxErrorBody is how much of an answer that is no JSON of ours is read.
 const maxErrorBody = 64 << 10
-
-// errSilent is the cause of a watch that WatchTimeout ended.
-var errSilent = fmt.Errorf("nothing was heard from the coordinator for %s", WatchTimeout)
 
 // Client talks to a coordinator. It knows one or more URLs and stays with the
 // one that worked last; when that does not answer it tries the others in turn.
@@ -41,9 +39,10 @@ var errSilent = fmt.Errorf("nothing was heard from the coordinator for %s", Watc
 // An answer that says no is an *Error. It comes from a coordinator that is
 // alive, so the others are not asked, unless it is 502, 503 or 504.
 type Client struct {
-	urls []string
-	hc   *http.Client
-	good atomic.Uint32 // index of the URL that worked last
+	urls  []string
+	order []int // indexes of urls, in the order in which they are tried
+	hc    *http.Client
+	good  atomic.Uint32 // index in order of the one that worked last
 }
 
 // NewClient checks the URLs (http or https, a host, nothing behind it) and
@@ -67,6 +66,7 @@ func NewClient(urls []string, hc *http.Client) (*Client, error) {
 		if err != nil {
 			return nil, err
 		}
+		c.order = append(c.order, len(c.urls))
 		c.urls = append(c.urls, base)
 	}
 	return c, nil
@@ -97,7 +97,13 @@ func checkURL(s string) (string, error) {
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.Trim(u.Path, "/") != "":
 		return fail("nothing may stand beside scheme, host and port")
 	}
-	return u.Scheme + "://" + u.Host, nil
+	if strings.Contains(u.Hostname(), "%") {
+		// Without the escape, which url.Parse took away, it would be no URL.
+		if ip, err := netip.ParseAddr(u.Hostname()); err != nil || !ip.IsLinkLocalUnicast() {
+			return fail("only a link-local address has a zone, as in http://[fe80::1%25eth0]:6440")
+		}
+	}
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host}).String(), nil
 }
 
 // URLs returns the coordinators the client knows.
@@ -149,24 +155,33 @@ func (c *Client) Ready(ctx context.Context) error {
 
 // Watch calls fn for every event of the stream that follows what is known
 // (nothing: from a snapshot), until ctx ends, fn fails, or the stream breaks. It
-// fails when nothing was heard for WatchTimeout. It never returns nil: call it
+// fails when nothing was received for WatchTimeout, or at one of several
+// coordinators for MoveOnSilence. It never returns nil: call it
 // again with the revision and the run of the last event.
 func (c *Client) Watch(ctx context.Context, agentID string, known Known, fn func(PeerEvent) error) error {
 	query := url.Values{"agent": {agentID}, "revision": {strconv.FormatUint(known.Revision, 10)}}
 	if known.Run != "" {
 		query.Set("run", known.Run)
 	}
-	err := c.try(ctx, func(base string) (heard bool, err error) {
-		return c.watch(ctx, base+PathWatch+"?"+query.Encode(), fn)
+	err := c.try(ctx, func(base string, limit, silence time.Duration) (received bool, err error) {
+		if len(c.order) == 1 {
+			limit = silence
+		}
+		return c.watch(ctx, base+PathWatch+"?"+query.Encode(), limit, silence, fn)
 	})
 	return fmt.Errorf("watch peers: %w", err)
 }
 
-func (c *Client) watch(ctx context.Context, target string, fn func(PeerEvent) error) (heard bool, err error) {
+// watch follows one stream. It ends when nothing at all was received for limit,
+// or after that nothing for silence.
+func (c *Client) watch(ctx context.Context, target string, limit, silence time.Duration, fn func(PeerEvent) error) (received bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	silence := time.AfterFunc(WatchTimeout, func() { cancel(errSilent) })
-	defer silence.Stop()
+	started := time.Now()
+	quiet := time.AfterFunc(limit, func() {
+		cancel(fmt.Errorf("nothing was received from the coordinator for %s", min(silence, time.Since(started)).Round(time.Second)))
+	})
+	defer quiet.Stop()
 
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
 	if err != nil {
@@ -180,20 +195,20 @@ func (c *Client) watch(ctx context.Context, target string, fn func(PeerEvent) er
 	if resp.StatusCode != http.StatusOK {
 		return false, readError(resp)
 	}
-	events := json.NewDecoder(&heardReader{resp.Body, silence})
+	events := json.NewDecoder(&receivedReader{resp.Body, quiet, silence})
 	for {
 		var e PeerEvent
 		if err := events.Decode(&e); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return heard, errors.New("the coordinator ended the stream")
+			return received, errors.New("the coordinator ended the stream")
 		} else if err != nil {
-			return heard, because(ctx, err)
+			return received, because(ctx, err)
 		}
-		heard = true
-		silence.Stop() // fn may take its time
+		received = true
+		quiet.Stop() // fn may take its time
 		if err := fn(e); err != nil {
 			return true, err
 		}
-		silence.Reset(WatchTimeout)
+		quiet.Reset(silence)
 	}
 }
 
@@ -205,17 +220,18 @@ func because(ctx context.Context, err error) error {
 	return err
 }
 
-// heardReader puts off a timer whenever something arrives, so that a long
+// receivedReader puts off a timer whenever something arrives, so that a long
 // snapshot over a slow line is not taken for silence.
-type heardReader struct {
-	r     io.Reader
-	timer *time.Timer
+type receivedReader struct {
+	r       io.Reader
+	timer   *time.Timer
+	silence time.Duration
 }
 
-func (h *heardReader) Read(p []byte) (int, error) {
-	n, err := h.r.Read(p)
+func (r *receivedReader) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
 	if n > 0 {
-		h.timer.Reset(WatchTimeout)
+		r.timer.Reset(r.silence)
 	}
 	return n, err
 }
@@ -230,8 +246,8 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 			return fmt.Errorf("%s %s: %w", method, path, err)
 		}
 	}
-	err := c.try(ctx, func(base string) (bool, error) {
-		ctx, cancel := context.WithTimeout(ctx, RequestTimeout)
+	err := c.try(ctx, func(base string, limit, _ time.Duration) (bool, error) {
+		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		return false, c.once(ctx, method, base+path, body, out)
 	})
@@ -277,39 +293,4 @@ func readError(resp *http.Response) error {
 		e.Message = fmt.Sprintf("%s answered %s; is it a coordinator?", resp.Request.URL.Redacted(), resp.Status)
 	}
 	return e
-}
-
-// try calls f for one URL after the other, the last good one first, until one
-// gives an answer. f reports whether it got through; then its error is final.
-func (c *Client) try(ctx context.Context, f func(base string) (heard bool, err error)) error {
-	first := int(c.good.Load())
-	var failed []error
-	for i := range c.urls {
-		n := (first + i) % len(c.urls)
-		heard, err := f(c.urls[n])
-		if heard || err == nil || answered(err) {
-			c.good.Store(uint32(n))
-			return err
-		}
-		if ctx.Err() != nil {
-			return err
-		}
-		failed = append(failed, err)
-	}
-	// The next call starts with another one, in case this one only hangs.
-	c.good.Store(uint32((first + 1) % len(c.urls)))
-	return errors.Join(failed...)
-}
-
-// answered reports whether err is a coordinator's own decision.
-func answered(err error) bool {
-	var e *Error
-	if !errors.As(err, &e) {
-		return false
-	}
-	switch e.Code {
-	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		return false
-	}
-	return true
 }

@@ -29,6 +29,10 @@ func TestNewClientURLs(t *testing.T) {
 		{"http://10.0.0.1:6440", "http://10.0.0.1:6440", ""},
 		{" https://coordinator.example/ ", "https://coordinator.example", ""},
 		{"http://[fd00::1]:6440", "http://[fd00::1]:6440", ""},
+		{"http://[fe80::1%25eth0]:6440", "http://[fe80::1%25eth0]:6440", ""},
+		{"https://[fe80::1%25eth0]", "https://[fe80::1%25eth0]", ""},
+		{"http://[fe80::1%eth0]:6440", "", "invalid URL escape"},
+		{"http://[fd00::1%25eth0]:6440", "", "only a link-local address has a zone"},
 		{"", "", "empty"},
 		{"10.0.0.1:6440", "", "scheme is missing"},
 		{"localhost", "", "scheme is missing"},
@@ -248,7 +252,7 @@ func TestWatchSilence(t *testing.T) {
 			time.Sleep(2 * api.WatchTimeout) // a slow fn is not silence
 			return nil
 		})
-		if err == nil || !strings.Contains(err.Error(), "nothing was heard") || events != 2 {
+		if err == nil || !strings.Contains(err.Error(), "nothing was received") || events != 2 {
 			t.Errorf("%d events, error %v", events, err)
 		}
 		if took := time.Since(began); took < 4*api.WatchTimeout {
@@ -281,8 +285,8 @@ func TestHangingCoordinator(t *testing.T) {
 		if _, err := c.Agents(t.Context()); err != nil {
 			t.Error(err)
 		}
-		if took := time.Since(began); took != api.RequestTimeout {
-			t.Errorf("answered after %s, want %s", took, api.RequestTimeout)
+		if took := time.Since(began); took != api.MoveOnTimeout {
+			t.Errorf("answered after %s, want %s", took, api.MoveOnTimeout)
 		}
 	})
 }

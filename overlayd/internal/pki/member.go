@@ -11,6 +11,7 @@ import (
 	randv2 "math/rand/v2"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -107,6 +108,7 @@ func (m *Member) newTransport(verify func(host string, shown []*x509.Certificate
 			if err != nil {
 				return nil, err
 			}
+			host, _, _ = strings.Cut(host, "%") // certificates know no zones
 			raw, err := dialer.DialContext(ctx, network, addr)
 			if err != nil {
 				return nil, err
