@@ -20,7 +20,7 @@ func TestDemo(t *testing.T) {
 		t.Skip("needs root: makes network namespaces")
 	}
 	demo := filepath.Join(t.TempDir(), "demo")
-	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", demo, "./demo")
+	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", demo, "./tools/demo")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

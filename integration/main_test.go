@@ -88,10 +88,15 @@ func seedConfig(t *testing.T) string {
 // ends with the test.
 func newSeed(t *testing.T, config string) *lab.Seed {
 	t.Helper()
+	return makeSeed(t, config, options())
+}
+
+func makeSeed(t *testing.T, config string, o lab.Options) *lab.Seed {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes network namespaces")
 	}
-	s, err := lab.NewSeed(t.Context(), options(), config)
+	s, err := lab.NewSeed(t.Context(), o, config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,10 +114,13 @@ func newSeed(t *testing.T, config string) *lab.Seed {
 	return s
 }
 
-// upSeed is newSeed with everything running.
+// upSeed is newSeed with everything running, and everybody identified, as is the
+// default.
 func upSeed(t *testing.T, config string) *lab.Seed {
 	t.Helper()
-	s := newSeed(t, config)
+	o := options()
+	o.Secure = true
+	s := makeSeed(t, config, o)
 	must(t, s.Up(t.Context()))
 	return s
 }

@@ -62,13 +62,13 @@ type Coordinator struct {
 // StartCoordinator starts a coordinator on a node and waits until it is ready.
 // Its store survives a restart.
 func (l *Lab) StartCoordinator(ctx context.Context, n *Node, config string) (*Coordinator, error) {
-	dir := filepath.Join(l.Dir, "coordinator")
+	dir := l.coordinatorDir()
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	c := &Coordinator{node: n, lab: l, file: filepath.Join(dir, "overlay.yaml"), URL: "http://" + netip.AddrPortFrom(n.Underlay(), CoordinatorPort).String()}
+	c := &Coordinator{node: n, lab: l, file: filepath.Join(dir, "overlay.yaml"), URL: l.scheme() + netip.AddrPortFrom(n.Underlay(), CoordinatorPort).String()}
 	c.argv = []string{
-		filepath.Join(l.Bin, "overlayd"), "coordinator", "--insecure", "--config", c.file,
+		filepath.Join(l.Bin, "overlayd"), "coordinator", fmt.Sprintf("--insecure=%v", !l.secure), "--config", c.file,
 		"--listen", fmt.Sprintf("[::]:%d", CoordinatorPort),
 		"--store", "bbolt:" + filepath.Join(dir, "coordinator.db"), "--state-dir", dir,
 	}
@@ -96,8 +96,11 @@ func (c *Coordinator) Restart(ctx context.Context) (err error) {
 	})
 }
 
-// Get fetches one of the coordinator's pages.
+// Get fetches one of the coordinator's pages, as its operator.
 func (c *Coordinator) Get(ctx context.Context, path string) ([]byte, error) {
+	if c.lab.secure {
+		return get(ctx, c.lab.operator(), "http://coordinator"+path)
+	}
 	return c.node.Get(ctx, c.URL+path)
 }
 
@@ -157,8 +160,12 @@ func (c *Coordinator) State(ctx context.Context) (s MasterState, err error) {
 // StartAgent starts the host's agent. Arguments are added to those that place
 // it in the lab; of a flag given twice the last counts.
 func (h *Host) StartAgent(coordinator string, args ...string) (err error) {
+	identity, err := h.identity(coordinator)
+	if err != nil {
+		return err
+	}
 	argv := append([]string{
-		filepath.Join(h.Lab.Bin, "overlayd"), "agent", "--insecure", "--coordinator", coordinator, "--listen", "",
+		filepath.Join(h.Lab.Bin, "overlayd"), "agent", identity, "--coordinator", coordinator, "--listen", "",
 		"--run-dir", h.RunDir, "--state-dir", h.StateDir, "--cni-conf-dir", h.CNIConfDir, "--ucr-conf-dir", h.UCRConfDir,
 		"--cni-bin-dir", h.Lab.Bin,
 		// The nodes of a lab share the directory of the machine's Docker.

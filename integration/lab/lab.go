@@ -50,6 +50,9 @@ type Options struct {
 	// Keep leaves the lab up when the process ends and on Close; Remove takes
 	// it down.
 	Keep bool
+	// Secure has coordinator and agents identify themselves, as they do by
+	// default; without it they run with --insecure.
+	Secure bool
 }
 
 // Lab is one underlay with its hosts. Its methods may be called concurrently.
@@ -61,6 +64,7 @@ type Lab struct {
 	Bin, CNITool string // absolute paths; see Options
 
 	keep   bool
+	secure bool
 	reaper *reaper
 
 	mu      sync.Mutex
@@ -77,7 +81,7 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 	if err := Sweep(ctx); err != nil {
 		return nil, err
 	}
-	l := &Lab{keep: o.Keep}
+	l := &Lab{keep: o.Keep, secure: o.Secure}
 	var err error
 	if l.Bin, err = filepath.Abs(o.Bin); err != nil {
 		return nil, err

@@ -48,7 +48,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 
-	d := &demo{out: stdout, start: time.Now(), lab: lab.Options{Bin: *bin, CNITool: *cnitool, Keep: *keep}}
+	d := &demo{out: stdout, start: time.Now(), lab: lab.Options{Bin: *bin, CNITool: *cnitool, Keep: *keep, Secure: true}}
 	var err error
 	if *clean {
 		err = d.clean(ctx)
@@ -178,7 +178,7 @@ func (d *demo) up(ctx context.Context, s *lab.Seed) error {
 				return "", err
 			}
 			err := h.WaitRegistered(ctx, s.Coordinator)
-			return fmt.Sprintf("agent %s has leased its subnets and set them up", h.IP), err
+			return fmt.Sprintf("agent %s has leased its subnets and set them up; it joined with a token", h.IP), err
 		})
 		if err != nil {
 			return err
@@ -365,13 +365,14 @@ func (d *demo) lookAround(s *lab.Seed) {
   ip netns exec %[2]s ip address
   ip netns exec %[2]s ping %[3]s
 
-  ip netns exec %[1]s bin/overlayctl status --run-dir %[4]s --coordinator %[5]s
+  ip netns exec %[1]s bin/overlayctl status --run-dir %[4]s
   ip netns exec %[1]s bin/overlayctl ipam --run-dir %[4]s
+  bin/overlayctl agents --state-dir %[5]s/coordinator
 
-State, address stores, CNI files and logs of every host are in %[6]s.
+State, address stores, CNI files and logs of every host are in %[5]s.
 To remove everything: make demo CLEAN=1
 
-`, agent.Name, c.Name, firstPeer(s), agent.RunDir, s.Coordinator.URL, s.Dir)
+`, agent.Name, c.Name, firstPeer(s), agent.RunDir, s.Dir)
 }
 
 // firstPeer is the address of a container of the first one's overlay on the
