@@ -24,7 +24,6 @@ var tooLong = map[string]int{
 	"overlayd/internal/datapath/datapath.go": 468,
 	"overlayd/internal/datapath/plan.go":     635,
 	// Contract tests: a file is one list.
-	"overlayd/internal/store/storetest/storetest.go": 503,
 }
 
 // TestTreeLengths: a file is read in one sitting, a function fits a screen.

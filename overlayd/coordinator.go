@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"runtime/debug"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -20,24 +17,23 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/cli"
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
 	"overlayd.internal/overlay/overlayd/internal/serve"
-	"overlayd.internal/overlay/overlayd/internal/store"
-	"overlayd.internal/overlay/overlayd/internal/store/bbolt"
 	"overlayd.internal/overlay/overlayd/internal/systemd"
 )
 
 // coordinatorFlags are the flags of overlayd coordinator.
 type coordinatorFlags struct {
-	config, listen, store, stateDir string
-	advertise                       []string
-	pkiDir, joinToken               string
-	statePublic, insecure           bool
+	config, listen, stateDir string
+	store                    storeFlags
+	advertise                []string
+	pkiDir, joinToken        string
+	statePublic, insecure    bool
 }
 
 // declare declares the flags. A new flag of the coordinator is one more line here.
 func (f *coordinatorFlags) declare(fs *pflag.FlagSet) {
 	fs.Var(cli.String(&f.config, "", "FILE"), "config", "cluster configuration, YAML or JSON; required")
 	fs.Var(cli.Listen(&f.listen, "0.0.0.0:6440", false), "listen", "address and port to serve on")
-	fs.Var(cli.String(&f.store, "", "STORE"), "store", "where leases are kept, bbolt:PATH (default bbolt:<state-dir>/coordinator.db)")
+	f.store.declare(fs)
 	fs.Var(cli.String(&f.stateDir, conf.DefaultStateDir, "DIR"), "state-dir", "what survives a reboot")
 	fs.Var(cli.List(&f.advertise, ",", "", "HOST[,HOST...]"), "advertise",
 		"further names and addresses by which agents reach this coordinator; its own addresses need not be given")
@@ -87,7 +83,7 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 		return fmt.Errorf("--listen: %w", err)
 	}
 	defer listener.Close()
-	st, err := openStore(f.store, f.stateDir, log)
+	st, shared, err := f.store.open(ctx, f.stateDir, log)
 	if err != nil {
 		return err
 	}
@@ -97,7 +93,7 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 		return err
 	}
 	c, err := coordinator.New(ctx, coordinator.Options{
-		Network: network, Store: st, Log: log, Version: version, Identity: identity, StatePublic: f.statePublic,
+		Network: network, Store: st, Log: log, Version: version, Shared: shared, Identity: identity, StatePublic: f.statePublic,
 	})
 	if errors.Is(err, coordinator.ErrMisfit) {
 		return cli.Usagef("%s: %w", f.config, err)
@@ -133,25 +129,4 @@ func loadNetwork(path string) (conf.Network, error) {
 		return conf.Network{}, cli.Usage(err)
 	}
 	return network, cli.Problems(path, problems)
-}
-
-// openStore opens what --store names.
-func openStore(name, stateDir string, log *slog.Logger) (store.Store, error) {
-	switch {
-	case name == "" && stateDir == "":
-		return nil, cli.Usagef("--state-dir is empty; name the directory that the leases are to be kept in")
-	case name == "":
-		name = "bbolt:" + filepath.Join(stateDir, "coordinator.db")
-	}
-	path, isBbolt := strings.CutPrefix(name, "bbolt:")
-	switch {
-	case strings.HasPrefix(name, "etcd://"):
-		return nil, cli.Usagef("--store %s: etcd is not available in this build; use bbolt:PATH", name)
-	case !isBbolt || path == "":
-		return nil, cli.Usagef("--store %q: want bbolt:PATH", name)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("--store: %w", err)
-	}
-	return bbolt.Open(path, log)
 }

@@ -63,7 +63,7 @@ var agentDefaults = agentFlags{Options: agent.Options{
 }}
 
 var compareFlags = cmp.Options{
-	cmp.AllowUnexported(agentFlags{}, coordinatorFlags{}), cmpopts.EquateComparable(netip.Addr{}),
+	cmp.AllowUnexported(agentFlags{}, coordinatorFlags{}, storeFlags{}), cmpopts.EquateComparable(netip.Addr{}),
 	cmpopts.IgnoreFields(agent.Options{}, "Coordinator", "Log"),
 }
 

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -50,9 +51,33 @@ func (e *env) runAgents(ctx context.Context) error {
 	var rows [][]string
 	for _, a := range agents {
 		rows = append(rows, []string{a.AgentID, a.AgentIP.String(), a.VTEP.IP.Addr().String(), halves(a.Bridges),
-			fmt.Sprint(a.Epoch), yesNo(a.Connected), a.Version, agentStatus(a)})
+			fmt.Sprint(a.Epoch), lastSeen(a), a.Version, agentStatus(a)})
 	}
-	return e.printTable([]string{"AGENT", "AGENT IP", "VTEP", "BRIDGES", "EPOCH", "CONNECTED", "VERSION", "STATUS"}, rows)
+	return e.printTable([]string{"AGENT", "AGENT IP", "VTEP", "BRIDGES", "EPOCH", "LAST SEEN", "VERSION", "STATUS"}, rows)
+}
+
+// lastSeen says how long ago an agent was heard of.
+func lastSeen(a api.Agent) string {
+	switch {
+	case a.Connected:
+		return "connected"
+	case a.LastSeen.IsZero():
+		return "never"
+	}
+	return shortAge(time.Since(a.LastSeen)) + " ago"
+}
+
+// shortAge is a duration in its two largest units.
+func shortAge(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%ds", int(d.Minutes()), int(d.Seconds())%60)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%dm", int(d.Hours()), int(d.Minutes())%60)
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
 }
 
 // agentStatus sums up an agent: what is wrong, or ok.

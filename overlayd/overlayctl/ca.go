@@ -55,7 +55,11 @@ func (e *env) changeCA(ctx context.Context, ask func(context.Context, *api.Clien
 		if !ca.Until.IsZero() && ca.Until.Before(until) {
 			until = ca.Until
 		}
-		rows = append(rows, []string{ca.Fingerprint, ca.Subject, yesNo(ca.Issues), until.UTC().Format(time.RFC3339)})
+		use := "trusted"
+		if ca.Issues {
+			use = "issues"
+		}
+		rows = append(rows, []string{ca.Fingerprint, ca.Subject, use, until.UTC().Format(time.RFC3339)})
 	}
-	return e.printTable([]string{"CA", "SUBJECT", "ISSUES", "TRUSTED UNTIL"}, rows)
+	return e.printTable([]string{"CA", "SUBJECT", "USE", "UNTIL"}, rows)
 }

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -94,10 +95,10 @@ AGENT IP    OVERLAY  AGENT SUBNET  VTEP           VTEP MAC           STATUS
 172.17.0.4  -        -             -              -                  -
 `},
 		{"agents", `
-AGENT   AGENT IP    VTEP        BRIDGES       EPOCH  CONNECTED  VERSION  STATUS
-host-1  172.17.0.2  44.128.0.1  -             2      no         1.0      ok
-host-2  172.17.0.3  44.128.0.2  mesos,docker  3      no         1.0      dcos failed: no such [31m device
-host-3  172.17.0.4  44.128.0.3  docker        4      no         1.0      overlay dcos: no free agent subnet: all 2 /24 of 9.0.0.0/23 are leased; delete agents that are gone, or configure a larger subnet
+AGENT   AGENT IP    VTEP        BRIDGES       EPOCH  LAST SEEN  VERSION  STATUS
+host-1  172.17.0.2  44.128.0.1  -             2      0s ago     1.0      ok
+host-2  172.17.0.3  44.128.0.2  mesos,docker  3      0s ago     1.0      dcos failed: no such [31m device
+host-3  172.17.0.4  44.128.0.3  docker        4      0s ago     1.0      overlay dcos: no free agent subnet: all 2 /24 of 9.0.0.0/23 are leased; delete agents that are gone, or configure a larger subnet
 `},
 		{"overlays", `
 OVERLAY  SUBNET       LEASES  IPV4 POOL  IPV6 POOL   NOTE
@@ -106,6 +107,7 @@ off      fd01:b::/64  0       -          0 of 65536  disabled; no new leases
 `},
 	} {
 		code, stdout, stderr := ctl(t, map[string]string{cli.EnvName("coordinator"): url}, tt.command)
+		stdout = regexp.MustCompile(`\b\ds ago`).ReplaceAllString(stdout, "0s ago")
 		if diff := cmp.Diff(strings.TrimPrefix(tt.want, "\n"), stdout); diff != "" || code != 0 || stderr != "" {
 			t.Errorf("%s: code %d, %s\n(-want +got):\n%s", tt.command, code, stderr, diff)
 		}

@@ -4,6 +4,7 @@ package api
 
 import (
 	"net/netip"
+	"time"
 
 	"overlayd.internal/overlay/conf"
 )
@@ -80,6 +81,7 @@ type Agent struct {
 	Version    string                        `json:"version"`
 	Status     map[string]conf.OverlayStatus `json:"status,omitempty"`
 	Connected  bool                          `json:"connected"`            // it watches right now
+	LastSeen   time.Time                     `json:"last_seen,omitzero"`   // by the coordinators; now when it is connected
 	Superseded string                        `json:"superseded,omitempty"` // id of the agent that has its IP now
 }
 

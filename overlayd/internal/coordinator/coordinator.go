@@ -35,6 +35,7 @@ type Options struct {
 	Term    time.Duration
 	Log     *slog.Logger
 	Version string
+	Shared  bool // other coordinators may use the same store
 
 	Identity    *pki.Registry // nil: nobody has to say who it is
 	StatePublic bool          // anybody may read the state of the cluster
@@ -48,6 +49,7 @@ type Coordinator struct {
 	term    time.Duration
 	log     *slog.Logger
 	version string
+	shared  bool
 	started time.Time
 
 	identity    *pki.Registry // nil: insecure
@@ -67,6 +69,8 @@ type Coordinator struct {
 	view     *view
 	waiters  waiters
 	presence map[string]*presence // by agent id
+	moves    map[string]struct{}  // agents that came or went and are not written down
+	moved    chan struct{}        // has a token when moves may not be empty
 	changed  map[string]struct{}  // agents whose peers have not been told yet
 	flushing bool                 // a flush is between reading changed and publishing
 	running  bool
@@ -86,7 +90,8 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 	}
 	counts := newCounts(o.Version)
 	c := &Coordinator{
-		network: o.Network, oui: o.Network.OUI(), counts: counts, store: store.Timed(o.Store, counts.storeTook), term: o.Term, log: o.Log, version: o.Version,
+		network: o.Network, oui: o.Network.OUI(), counts: counts, store: store.Timed(o.Store, counts.storeTook), term: o.Term, log: o.Log,
+		version: o.Version, shared: o.Shared,
 		started:  time.Now(),
 		identity: o.Identity, statePublic: o.StatePublic,
 		run:      rand.Text(),
@@ -94,6 +99,8 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 		body:     serve.BodyTimeout,
 		stopped:  make(chan struct{}),
 		presence: map[string]*presence{},
+		moves:    map[string]struct{}{},
+		moved:    make(chan struct{}, 1),
 		changed:  map[string]struct{}{},
 		dirty:    make(chan struct{}, 1),
 	}
@@ -159,7 +166,7 @@ func (c *Coordinator) introduce(ctx context.Context, v *view) (written bool, err
 	needed := len(txn.Then) > 0
 	if !v.runs.has(c.run) {
 		txn.If = append(txn.If, store.Cond{Key: keyRuns, Mod: v.runsMod})
-		txn.Then = append(txn.Then, store.Op{Key: keyRuns, Value: encode(v.runs.with(run{ID: c.run}))})
+		txn.Then = append(txn.Then, store.Op{Key: keyRuns, Value: encode(v.runs.with(run{ID: c.run}))}, c.beatOp())
 	}
 	if len(txn.Then) == 0 {
 		return false, nil
@@ -187,11 +194,12 @@ func sameNetwork(a, b conf.Network) bool {
 // called once; registrations and watches need it.
 func (c *Coordinator) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	var publisher sync.WaitGroup
-	publisher.Go(func() { c.publish(ctx) })
+	var others sync.WaitGroup
+	others.Go(func() { c.publish(ctx) })
+	others.Go(func() { c.keepPresence(ctx) })
 	defer func() {
 		cancel()
-		publisher.Wait()
+		others.Wait()
 		c.setRunning(false)
 		close(c.stopped)
 	}()

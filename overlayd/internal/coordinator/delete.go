@@ -32,13 +32,15 @@ func (c *Coordinator) Delete(ctx context.Context, agents []string) (conf.MasterS
 }
 
 func (c *Coordinator) deleteAgent(ctx context.Context, name string) error {
-	for attempt := range maxAttempts {
-		txn, viewRev, ok := c.planDelete(name)
+	for attempt := 0; attempt < maxAttempts; {
+		txn, viewRev, more, ok := c.planDelete(name)
 		if !ok {
 			return nil
 		}
 		err := c.commit(ctx, txn)
-		if err == nil {
+		if err == nil && more {
+			continue
+		} else if err == nil {
 			c.log.Info("agent deleted, its lease is free", "agent", name)
 			return nil
 		} else if !errors.Is(err, store.ErrConflict) {
@@ -47,12 +49,15 @@ func (c *Coordinator) deleteAgent(ctx context.Context, name string) error {
 		if err := c.catchUp(ctx, txn, viewRev, attempt); err != nil {
 			return err
 		}
+		attempt++
 	}
 	return refuse(http.StatusServiceUnavailable, "the store changed %d times in between; try again", maxAttempts)
 }
 
-// planDelete makes the transaction; ok is false when there is no such agent.
-func (c *Coordinator) planDelete(name string) (txn store.Txn, viewRev uint64, ok bool) {
+// planDelete makes the transaction; ok is false when there is no such agent. An
+// agent of very many overlays is deleted in several transactions, of which the
+// first ones only take subnets from it; then more is true.
+func (c *Coordinator) planDelete(name string) (txn store.Txn, viewRev uint64, more, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a := c.view.agents[name]
@@ -60,12 +65,22 @@ func (c *Coordinator) planDelete(name string) (txn store.Txn, viewRev uint64, ok
 		a = c.view.agents[c.view.byIP[ip]]
 	}
 	if a == nil {
-		return txn, 0, false
+		return txn, 0, false, false
 	}
 	txn.If = []store.Cond{{Key: keyAgent(a.id), Mod: a.mod}}
 	remove := func(key string) { txn.Then = append(txn.Then, store.Op{Key: key, Delete: true}) }
+	if len(a.resources()) > maxBlocks {
+		less := a.record
+		less.Subnets = a.Subnets[maxBlocks/2:]
+		txn.Then = append(txn.Then, store.Op{Key: keyAgent(a.id), Value: encode(less)})
+		for _, key := range (record{Subnets: a.Subnets[:maxBlocks/2]}).subnetKeys() {
+			remove(key)
+		}
+		return txn, c.view.rev, true, true
+	}
 	remove(keyAgent(a.id))
 	remove(keyStatus(a.id))
+	remove(keySeen(a.id))
 	for _, key := range a.resources() {
 		remove(key)
 	}
@@ -73,5 +88,5 @@ func (c *Coordinator) planDelete(name string) (txn store.Txn, viewRev uint64, ok
 		remove(keyIP(a.IP))
 	}
 	txn.Then = append(txn.Then, store.Op{Key: keyDeleted, Value: []byte(a.id)})
-	return txn, c.view.rev, true
+	return txn, c.view.rev, false, true
 }

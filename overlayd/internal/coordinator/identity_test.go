@@ -33,9 +33,13 @@ type bubble struct {
 
 func inBubble(t *testing.T, s store.Store) *bubble {
 	t.Helper()
-	c, err := coordinator.New(t.Context(), coordinator.Options{
-		Network: parseNetwork(t, seedNetwork), Store: s, Log: slog.New(slog.DiscardHandler),
-	})
+	return bubbleWith(t, coordinator.Options{Store: s})
+}
+
+func bubbleWith(t *testing.T, o coordinator.Options) *bubble {
+	t.Helper()
+	o.Network, o.Log = parseNetwork(t, seedNetwork), slog.New(slog.DiscardHandler)
+	c, err := coordinator.New(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}

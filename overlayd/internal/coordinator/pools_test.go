@@ -423,3 +423,34 @@ func TestRangeReused(t *testing.T) {
 		t.Errorf("with the leases given back: %v", err)
 	}
 }
+
+// An agent of more overlays than fit into one transaction gets all of them, and
+// gives all of them back.
+func TestVeryManyOverlays(t *testing.T) {
+	const overlays = 150
+	var text []string
+	for i := range overlays {
+		text = append(text, fmt.Sprintf(`{"name": "o%d", "subnet": "10.%d.0.0/16", "prefix": 24, "subnet6": "fd01:%x::/64", "prefix6": 80}`, i, i, i))
+	}
+	network := `{"vtep_subnet": "44.128.0.0/20", "vtep_subnet6": "fd02::/64", "vtep_mac_oui": "70:B3:D5:00:00:00", "overlays": [` + strings.Join(text, ",") + "]}"
+	n := start(t, newStore(t), network)
+	empty := len(stored(t, n.store))
+	lease := n.register(t, request("a", "172.16.0.1"))
+	if len(lease.Grants) != overlays {
+		t.Fatalf("%d grants, want %d", len(lease.Grants), overlays)
+	}
+	for _, g := range lease.Grants {
+		if !g.Subnet.IsValid() || !g.Subnet6.IsValid() || g.Error != "" {
+			t.Errorf("grant %+v", g)
+		}
+	}
+	if _, err := n.client.Delete(t.Context(), []string{"a"}); err != nil {
+		t.Fatal(err)
+	}
+	if left := stored(t, n.store); len(left) != empty {
+		t.Errorf("%d keys are left, before there were %d", len(left), empty)
+	}
+	if again := n.register(t, request("a", "172.16.0.1")); again.Grants[0].Subnet != lease.Grants[0].Subnet {
+		t.Errorf("subnet %s after the delete, before %s", again.Grants[0].Subnet, lease.Grants[0].Subnet)
+	}
+}

@@ -13,8 +13,8 @@ import (
 // if it does not watch.
 const alive = 90 * time.Second
 
-// presence is what this coordinator knows of an agent beyond the store. It is
-// forgotten when the coordinator ends.
+// presence is what this coordinator knows of an agent beyond the store; what it
+// tells others is in seen.go. It is forgotten when the coordinator ends.
 type presence struct {
 	seen        time.Time // last registration or renewal here
 	told        uint64    // epoch of the lease last answered here
@@ -62,13 +62,12 @@ func (c *Coordinator) checkLiveLocked(req api.RegisterRequest) error {
 	if p := c.presence[req.AgentID]; p != nil {
 		for w := range p.watches {
 			if w.ip.IsValid() && w.ip != req.AgentIP {
-				return refuse(http.StatusConflict,
-					"agent id %s is in use by the host at %s, which is connected, so the host at %s cannot register with it; "+
-						"give each host its own agent id (remove the copied agent-id file or pass --agent-id). "+
-						"A host that only changed its address is accepted as soon as its old connection has ended, within %s",
-					req.AgentID, w.ip, req.AgentIP, serve.DeadConnection+api.HeartbeatInterval)
+				return idInUse(req, w.ip)
 			}
 		}
+	}
+	if a := c.view.agents[req.AgentID]; a != nil && a.IP != req.AgentIP && c.connectedElsewhereLocked(req.AgentID) {
+		return idInUse(req, a.IP)
 	}
 	holder, ok := c.view.byIP[req.AgentIP]
 	if !ok || holder == req.AgentID {
@@ -88,10 +87,24 @@ func (c *Coordinator) checkLiveLocked(req api.RegisterRequest) error {
 	return nil
 }
 
+func idInUse(req api.RegisterRequest, by netip.Addr) error {
+	return refuse(http.StatusConflict,
+		"agent id %s is in use by the host at %s, which is connected, so the host at %s cannot register with it; "+
+			"give each host its own agent id (remove the copied agent-id file or pass --agent-id). "+
+			"A host that only changed its address is accepted as soon as its old connection has ended, within %s",
+		req.AgentID, by, req.AgentIP, serve.DeadConnection+api.HeartbeatInterval)
+}
+
 // lastHeardLocked is when an agent was last heard of, at the earliest when this
 // coordinator began: before that it may have talked to another one.
 func (c *Coordinator) lastHeardLocked(id string) (heard time.Time, connected bool) {
 	heard = c.started
+	if s := c.view.seen[id]; s.heard.After(heard) {
+		heard = s.heard
+	}
+	if c.connectedElsewhereLocked(id) {
+		return heard, true
+	}
 	p := c.presence[id]
 	if p == nil {
 		return heard, false

@@ -91,6 +91,10 @@ func (r record) resources() []string {
 	if r.VTEP6.IsValid() {
 		keys = append(keys, keyVTEP6(r.VTEP6))
 	}
+	return append(keys, r.subnetKeys()...)
+}
+
+func (r record) subnetKeys() (keys []string) {
 	for _, h := range r.Subnets {
 		if h.Subnet.IsValid() {
 			keys = append(keys, keySubnet(h.Overlay, h.Subnet))

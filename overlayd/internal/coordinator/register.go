@@ -30,7 +30,7 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 	if err := c.validateRegister(&req); err != nil {
 		return conf.Lease{}, err
 	}
-	for attempt := range maxAttempts {
+	for attempt := 0; attempt < maxAttempts; {
 		p, err := c.plan(req)
 		if err != nil {
 			return conf.Lease{}, err
@@ -42,6 +42,9 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 			if p.old == nil || p.old.mod != a.mod {
 				c.log.Info("lease granted or changed", "agent", a.id, "ip", a.IP, "vtep", a.VTEP, "epoch", a.mod)
 			}
+			if p.more {
+				continue
+			}
 			return c.lease(a, p.missing), nil
 		case err != nil && !errors.Is(err, store.ErrConflict):
 			return conf.Lease{}, fmt.Errorf("register agent %s: %w", req.AgentID, err)
@@ -49,6 +52,7 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 		if err := c.catchUp(ctx, p.txn, p.viewRev, attempt); err != nil {
 			return conf.Lease{}, fmt.Errorf("register agent %s: %w", req.AgentID, err)
 		}
+		attempt++
 	}
 	return conf.Lease{}, refuse(http.StatusServiceUnavailable,
 		"register agent %s: the store changed %d times in between; try again", req.AgentID, maxAttempts)
@@ -61,8 +65,13 @@ type plan struct {
 	next    record
 	claimed []string // keys of the blocks that were taken for it
 	missing map[string]string
+	more    bool // there are subnets to take in a further transaction
 	txn     store.Txn
 }
+
+// maxBlocks is how many blocks one transaction takes, or gives back. It leaves
+// room in store.MaxOps for what else there is to write.
+const maxBlocks = 80
 
 // plan decides what the agent gets and takes it out of the pools.
 func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
@@ -81,6 +90,10 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 		return nil, err
 	}
 	for _, o := range c.network.Overlays {
+		if len(p.claimed) >= maxBlocks {
+			p.more = true
+			break
+		}
 		c.takeSubnetsLocked(p, o)
 	}
 	c.composeLocked(p, req)
@@ -236,9 +249,12 @@ func (c *Coordinator) noteWrite(err error) {
 
 // readyLocked says why leases cannot be granted, or nil.
 func (c *Coordinator) readyLocked() error {
+	err := c.store.Ready(context.Background())
 	switch {
 	case !c.running:
 		return errors.New("the store is not being followed")
+	case err != nil:
+		return err
 	case c.failed != nil:
 		return fmt.Errorf("nothing new can be leased, for the last write to the store failed: %w", c.failed)
 	}

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/allocate"
@@ -18,7 +19,9 @@ import (
 type known struct {
 	*agent
 	status    storedStatus
-	connected bool
+	connected bool // here
+	elsewhere bool
+	seen      time.Time
 	missing   map[string]string
 }
 
@@ -32,6 +35,7 @@ func (c *Coordinator) knownAgents(withMissing bool) []known {
 			k.connected = len(p.watches) > 0
 		}
 		if withMissing {
+			k.elsewhere, k.seen = c.connectedElsewhereLocked(id), c.lastSeenLocked(id)
 			k.missing = c.missingLocked(a)
 		}
 		list = append(list, k)
@@ -95,7 +99,7 @@ func (c *Coordinator) Agents() []api.Agent {
 		st := k.status.decode()
 		out = append(out, api.Agent{
 			Lease: c.lease(k.agent, k.missing), Version: st.Version, Status: st.Overlays,
-			Connected: k.connected, Superseded: k.Superseded,
+			Connected: k.connected || k.elsewhere, LastSeen: k.seen.Truncate(time.Second), Superseded: k.Superseded,
 		})
 	}
 	return out

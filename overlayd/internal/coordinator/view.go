@@ -25,7 +25,9 @@ type view struct {
 	networkMod uint64
 	runs       runs
 	runsMod    uint64
-	deletedMod uint64 // of the last deletion of an agent
+	seen       map[string]storedSeen // by agent id
+	beats      map[string]storedBeat // by run
+	deletedMod uint64                // of the last deletion of an agent
 
 	pools  pools
 	claims map[string]*claim // by key
@@ -54,6 +56,8 @@ func newView(network conf.Network) *view {
 		agents:   map[string]*agent{},
 		statuses: map[string]storedStatus{},
 		byIP:     map[netip.Addr]string{},
+		seen:     map[string]storedSeen{},
+		beats:    map[string]storedBeat{},
 		claims:   map[string]*claim{},
 		pools:    pools{vtep: allocate.NewAddrs(network.VTEPSubnet), overlays: map[string]overlayPools{}},
 	}
@@ -158,6 +162,10 @@ func (v *view) apply(e store.Event) (agentID string, err error) {
 		}
 		v.statuses[id] = storedStatus{mod: e.Mod, raw: unique.Make(string(e.Value))}
 		return "", nil
+	case strings.HasPrefix(key, prefixSeen):
+		return "", v.applySeen(e)
+	case strings.HasPrefix(key, prefixCoordinator):
+		return "", v.applyBeat(e)
 	case strings.HasPrefix(key, prefixIP):
 		ip, err := netip.ParseAddr(strings.TrimPrefix(key, prefixIP))
 		if err != nil {

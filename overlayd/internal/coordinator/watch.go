@@ -133,6 +133,7 @@ func (c *Coordinator) beginWatch(id string, known api.Known) (*watch, error) {
 		w.ip = netip.Addr{}
 	}
 	p.watches[w] = struct{}{}
+	c.noteSeenLocked(id)
 	// Its lease, or the configuration, may have changed while it was away, or in
 	// a store that is no longer.
 	stale := ahead || revision > 0 && (a.mod > revision || c.view.networkMod > revision)
@@ -151,6 +152,7 @@ func (c *Coordinator) endWatch(id string, w *watch) {
 		return
 	}
 	p.seen = time.Now() // it was here until now
+	c.noteSeenLocked(id)
 	if c.view.agents[id] == nil && p.registering == 0 {
 		delete(c.presence, id)
 	}

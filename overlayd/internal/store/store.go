@@ -3,8 +3,8 @@
 // transaction, every transaction has the next revision, and whoever knows a
 // revision can watch what came after it.
 //
-// store/bbolt keeps everything in one file for a single coordinator. The seam
-// is shaped after etcd, so that several coordinators can share one cluster.
+// store/bbolt keeps everything in one file for a single coordinator, store/etcd
+// in an etcd cluster for any number of them.
 // storetest holds the contract as a test that every implementation passes.
 package store
 
@@ -74,6 +74,10 @@ type Store interface {
 	// (only those of the prefix) and its revision. It returns when ctx is done
 	// (ctx's error), when fn fails (fn's error), or with ErrCompacted.
 	Watch(ctx context.Context, prefix string, after uint64, fn func(rev uint64, events []Event) error) error
+
+	// Ready says, in a sentence for an operator, why nothing can be read or
+	// written now, as far as that is known without asking; nil: it can.
+	Ready(ctx context.Context) error
 
 	// Close releases the store. Calls in progress end with an error.
 	Close() error

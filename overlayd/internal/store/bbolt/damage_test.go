@@ -89,8 +89,8 @@ func TestLocked(t *testing.T) {
 
 func TestForgetsOldHistory(t *testing.T) {
 	s := mustOpen(t, filepath.Join(t.TempDir(), "store.db"))
-	value := make([]byte, maxValue)
-	for range maxHistory/maxValue + 2 {
+	value := make([]byte, store.MaxValue)
+	for range maxHistory/store.MaxValue + 2 {
 		if _, err := s.Commit(t.Context(), store.Txn{Then: []store.Op{{Key: "k", Value: value}}}); err != nil {
 			t.Fatal(err)
 		}
@@ -99,7 +99,7 @@ func TestForgetsOldHistory(t *testing.T) {
 	if !errors.Is(err, store.ErrCompacted) {
 		t.Errorf("error %v, want ErrCompacted", err)
 	}
-	if s.history.size > maxHistory+2*maxValue {
+	if s.history.size > maxHistory+2*store.MaxValue {
 		t.Errorf("%d bytes of history", s.history.size)
 	}
 }
@@ -107,8 +107,8 @@ func TestForgetsOldHistory(t *testing.T) {
 func TestTooLarge(t *testing.T) {
 	s := mustOpen(t, filepath.Join(t.TempDir(), "store.db"))
 	for _, op := range []store.Op{
-		{Key: strings.Repeat("k", maxKey+1)},
-		{Key: "k", Value: make([]byte, maxValue+1)},
+		{Key: strings.Repeat("k", store.MaxKey+1)},
+		{Key: "k", Value: make([]byte, store.MaxValue+1)},
 	} {
 		if _, err := s.Commit(t.Context(), store.Txn{Then: []store.Op{op}}); err == nil {
 			t.Errorf("key of %d bytes with value of %d bytes was taken", len(op.Key), len(op.Value))

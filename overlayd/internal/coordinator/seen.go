@@ -1,0 +1,324 @@
+package coordinator
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+	"unique"
+
+	"overlayd.internal/overlay/overlayd/internal/store"
+)
+
+// What coordinators tell each other through the store, and the next start of this
+// one: which of them is at work, where each agent is connected, and when one
+// that is not was seen last. Writes are few: a beat now and then, and one key
+// where an agent comes or goes.
+//
+// A coordinator that has the store for itself writes no key while agents are
+// connected: an agent without one was there until the last beat.
+const (
+	prefixCoordinator = "coordinators/" // <run> -> beat
+	prefixSeen        = "seen/"         // <agent id> -> seen
+
+	beatShared = 5 * time.Second
+	beatAlone  = time.Minute
+	// deadCoordinator is how long after its last beat a coordinator, and what it
+	// said about agents, counts no longer. It is measured on the clock of who
+	// reads the beats.
+	deadCoordinator = 15 * time.Second
+	// returning is how long agents have to come back after a start, before they
+	// count as last seen by the coordinator before.
+	returning = 2 * time.Minute
+	// gatherSeen is how long agents that come and go are gathered for one write.
+	gatherSeen = 100 * time.Millisecond
+	maxSeen    = 50 // agents in one transaction
+)
+
+func keyCoordinator(run string) string { return prefixCoordinator + run }
+func keySeen(id string) string         { return prefixSeen + id }
+
+// beat says that a coordinator was at work, by its wall clock.
+type beat struct {
+	At int64 `json:"at"` // Unix seconds
+}
+
+type storedBeat struct {
+	beat
+	mod   uint64
+	heard time.Time // when the view got it
+}
+
+// seen is where an agent is connected, or when it was seen last.
+type seen struct {
+	By string `json:"by,omitempty"` // run of the coordinator it is connected to
+	At int64  `json:"at,omitempty"` // Unix seconds
+}
+
+type storedSeen struct {
+	seen
+	mod   uint64
+	heard time.Time
+}
+
+func (v *view) applySeen(e store.Event) error {
+	id := strings.TrimPrefix(e.Key, prefixSeen)
+	if e.Delete {
+		delete(v.seen, id)
+		return nil
+	}
+	s := storedSeen{mod: e.Mod, heard: time.Now()}
+	if err := json.Unmarshal(e.Value, &s.seen); err != nil {
+		return fmt.Errorf("key %s: %w", e.Key, err)
+	}
+	s.By = unique.Make(s.By).Value() // a few coordinators, many agents
+	v.seen[id] = s
+	return nil
+}
+
+func (v *view) applyBeat(e store.Event) error {
+	run := strings.TrimPrefix(e.Key, prefixCoordinator)
+	if e.Delete {
+		delete(v.beats, run)
+		return nil
+	}
+	b := storedBeat{mod: e.Mod, heard: time.Now()}
+	if err := json.Unmarshal(e.Value, &b.beat); err != nil {
+		return fmt.Errorf("key %s: %w", e.Key, err)
+	}
+	v.beats[run] = b
+	return nil
+}
+
+// connectedElsewhereLocked reports whether an agent is connected to another
+// coordinator that is at work.
+func (c *Coordinator) connectedElsewhereLocked(id string) bool {
+	s := c.view.seen[id]
+	return s.By != "" && s.By != c.run && !c.deadLocked(s.By)
+}
+
+// deadLocked reports whether another coordinator is at work no longer.
+func (c *Coordinator) deadLocked(run string) bool {
+	b, ok := c.view.beats[run]
+	return !c.shared || !ok || time.Since(b.heard) > deadCoordinator
+}
+
+// lastSeenLocked is when an agent was last heard of, now when it is connected; zero
+// when nobody knows.
+func (c *Coordinator) lastSeenLocked(id string) time.Time {
+	p, s := c.presence[id], c.view.seen[id]
+	switch {
+	case p != nil && len(p.watches) > 0, c.connectedElsewhereLocked(id):
+		return time.Now()
+	case p != nil && !p.seen.IsZero():
+		return p.seen
+	case s.At != 0:
+		return time.Unix(s.At, 0)
+	case s.By != "" && s.By != c.run:
+		return unixTime(c.view.beats[s.By].At)
+	case !c.shared:
+		return unixTime(c.lastBeatLocked())
+	}
+	return time.Time{}
+}
+
+func unixTime(seconds int64) time.Time {
+	if seconds == 0 {
+		return time.Time{}
+	}
+	return time.Unix(seconds, 0)
+}
+
+// lastBeatLocked is the latest beat of the coordinators before this one.
+func (c *Coordinator) lastBeatLocked() (at int64) {
+	for run, b := range c.view.beats {
+		if run != c.run {
+			at = max(at, b.At)
+		}
+	}
+	return at
+}
+
+// noteSeenLocked has it written where an agent is, or that it has gone.
+func (c *Coordinator) noteSeenLocked(id string) {
+	if s := c.view.seen[id]; !c.shared && s.mod == 0 && c.presence[id] != nil && len(c.presence[id].watches) > 0 {
+		return // nothing to say
+	}
+	c.moves[id] = struct{}{}
+	select {
+	case c.moved <- struct{}{}:
+	default:
+	}
+}
+
+// keepPresence writes beats, and who comes and goes, until ctx ends.
+func (c *Coordinator) keepPresence(ctx context.Context) {
+	every := beatAlone
+	if c.shared {
+		every = beatShared
+	}
+	next := time.NewTicker(every)
+	defer next.Stop()
+	for {
+		select {
+		case <-next.C:
+			c.beat(ctx)
+			c.sweepSeen(ctx)
+		case <-c.moved:
+			select {
+			case <-time.After(gatherSeen):
+			case <-ctx.Done():
+			}
+			if !c.writeSeen(ctx) {
+				select { // the next beat sees to it
+				case <-next.C:
+					c.moved <- struct{}{}
+				case <-ctx.Done():
+				}
+			}
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			c.beat(last)
+			return
+		}
+	}
+}
+
+func (c *Coordinator) beatOp() store.Op {
+	return store.Op{Key: keyCoordinator(c.run), Value: encode(beat{At: time.Now().Unix()})}
+}
+
+func (c *Coordinator) beat(ctx context.Context) {
+	_, err := c.store.Commit(ctx, store.Txn{Then: []store.Op{c.beatOp()}})
+	c.noteWrite(err)
+}
+
+// writeSeen writes what is to be said of the agents that came or went. It reports
+// whether all of it was written.
+func (c *Coordinator) writeSeen(ctx context.Context) bool {
+	for {
+		c.mu.Lock()
+		var ids []string
+		var txn store.Txn
+		for id := range c.moves {
+			if len(ids) == maxSeen {
+				break
+			}
+			ids = append(ids, id)
+			delete(c.moves, id)
+			c.composeSeenLocked(&txn, id)
+		}
+		c.mu.Unlock()
+		if len(ids) == 0 {
+			return true
+		}
+		if err := c.commitSeen(ctx, txn); err != nil {
+			c.mu.Lock()
+			for _, id := range ids {
+				c.moves[id] = struct{}{}
+			}
+			c.mu.Unlock()
+			return false
+		}
+	}
+}
+
+func (c *Coordinator) commitSeen(ctx context.Context, txn store.Txn) error {
+	if len(txn.Then) == 0 {
+		return nil
+	}
+	rev, err := c.store.Commit(ctx, txn)
+	c.noteWrite(err)
+	if err != nil {
+		return err
+	}
+	return c.await(ctx, rev)
+}
+
+// composeSeenLocked adds what is to be said of an agent, if anything.
+func (c *Coordinator) composeSeenLocked(txn *store.Txn, id string) {
+	p, s := c.presence[id], c.view.seen[id]
+	connected := p != nil && len(p.watches) > 0
+	op := store.Op{Key: keySeen(id)}
+	switch {
+	case c.view.agents[id] == nil || connected && !c.shared:
+		if s.mod == 0 {
+			return
+		}
+		op.Delete = true
+	case connected:
+		if s.By == c.run {
+			return
+		}
+		op.Value = encode(seen{By: c.run})
+	case c.shared && s.By != c.run, s.At != 0 && s.By == "":
+		return // it is elsewhere, or gone already
+	default:
+		at := time.Now()
+		if p != nil && !p.seen.IsZero() {
+			at = p.seen
+		}
+		op.Value = encode(seen{At: at.Unix()})
+	}
+	txn.If = append(txn.If, store.Cond{Key: op.Key, Mod: s.mod})
+	txn.Then = append(txn.Then, op)
+}
+
+// sweepSeen writes down when the agents of coordinators that are dead were seen
+// last, and forgets those coordinators.
+func (c *Coordinator) sweepSeen(ctx context.Context) {
+	if time.Since(c.started) < returning {
+		return
+	}
+	for {
+		txn := c.planSweep()
+		if len(txn.Then) == 0 || c.commitSeen(ctx, txn) != nil {
+			return
+		}
+	}
+}
+
+// planSweep is the next transaction of sweepSeen.
+func (c *Coordinator) planSweep() (txn store.Txn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	dead := maps.Clone(c.view.beats)
+	maps.DeleteFunc(dead, func(run string, _ storedBeat) bool { return run == c.run || !c.deadLocked(run) })
+	if len(dead) == 0 {
+		return txn
+	}
+	last := c.lastBeatLocked()
+	for id := range c.view.agents {
+		s, p := c.view.seen[id], c.presence[id]
+		by, ok := dead[s.By]
+		at := by.At
+		if !ok {
+			if c.shared || s.mod != 0 {
+				continue
+			}
+			at = last
+		}
+		if p != nil && (len(p.watches) > 0 || !p.seen.IsZero()) {
+			continue // it is here, or was since
+		}
+		txn.If = append(txn.If, store.Cond{Key: keySeen(id), Mod: s.mod})
+		txn.Then = append(txn.Then, store.Op{Key: keySeen(id), Value: encode(seen{At: at})})
+		if len(txn.Then) == maxSeen {
+			return txn
+		}
+	}
+	if len(txn.Then) > 0 {
+		return txn
+	}
+	gone := slices.SortedFunc(maps.Keys(dead), func(a, b string) int { return cmp.Compare(dead[a].mod, dead[b].mod) })
+	for _, run := range gone[:min(maxSeen, len(gone))] {
+		txn.If = append(txn.If, store.Cond{Key: keyCoordinator(run), Mod: dead[run].mod})
+		txn.Then = append(txn.Then, store.Op{Key: keyCoordinator(run), Delete: true})
+	}
+	return txn
+}
