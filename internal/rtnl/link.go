@@ -75,8 +75,8 @@ const VethPeer = 1
 // AddrGenNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
 const AddrGenNone = 1
 
-// portForwarding is BR_STATE_FORWARDING of linux/if_bridge.h.
-const portForwarding = 3
+// PortForwarding is BR_STATE_FORWARDING of linux/if_bridge.h.
+const PortForwarding = 3
 
 // LinkByName reads one link. ok is false where none has this name; a link that
 // has it as another name (altname) is returned, but not with ok.
@@ -133,7 +133,20 @@ func ParseLink(m Message) (l Link, ok bool) {
 	if len(m.Data) < unix.SizeofIfInfomsg || m.Data[0] != unix.AF_UNSPEC {
 		return l, false
 	}
-	l = Link{
+	return parseLink(m), true
+}
+
+// ParsePortLink reads the index and name of a port from a message of the bridge
+// family.
+func ParsePortLink(m Message) (l Link, ok bool) {
+	if len(m.Data) < unix.SizeofIfInfomsg || m.Data[0] != unix.AF_BRIDGE {
+		return l, false
+	}
+	return parseLink(m), true
+}
+
+func parseLink(m Message) Link {
+	l := Link{
 		Index: int(int32(native.Uint32(m.Data[4:]))), Flags: native.Uint32(m.Data[8:]),
 		Ethernet: native.Uint16(m.Data[2:]) == unix.ARPHRD_ETHER, PeerNS: -1,
 	}
@@ -169,7 +182,7 @@ func ParseLink(m Message) (l Link, ok bool) {
 			l.Peer = int(native.Uint32(v))
 		}
 	})
-	return l, true
+	return l
 }
 
 // parseInfo reads IFLA_LINKINFO, in which the kind precedes its data.
@@ -234,7 +247,7 @@ func parsePort(b []byte) *Port {
 		case unix.IFLA_BRPORT_ISOLATED:
 			p.Isolated = on
 		case unix.IFLA_BRPORT_STATE:
-			p.Blocked = v[0] != portForwarding
+			p.Blocked = v[0] != PortForwarding
 		}
 	})
 	return p

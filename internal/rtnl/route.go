@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Route is a route of the main table or, as read, of any.
+// Route is a route.
 type Route struct {
 	Dst      netip.Prefix
 	Via      netip.Addr // invalid: on the link, or of a kind that leads nowhere
@@ -18,7 +18,7 @@ type Route struct {
 	Scope    uint8  // RT_SCOPE_*
 	Flags    uint32 // RTNH_F_*
 	PrefSrc  netip.Addr
-	Table    uint32
+	Table    uint32 // 0: main
 	TOS      uint8
 	// Multipath: it has several next hops, or a next hop object.
 	Multipath bool
@@ -68,6 +68,9 @@ func (r Route) header() (h [unix.SizeofRtMsg]byte) {
 	h[1] = byte(r.Dst.Bits())
 	h[3] = r.TOS
 	h[4] = unix.RT_TABLE_MAIN
+	if r.Table != 0 {
+		h[4] = uint8(r.Table)
+	}
 	h[5] = r.Protocol
 	h[6] = r.Scope
 	h[7] = r.Kind
@@ -131,11 +134,17 @@ const rtaNHID = 30
 // fibMatch is RTM_F_FIB_MATCH of linux/rtnetlink.h.
 const fibMatch = 0x2000
 
-// Lookup asks the kernel which route a packet of this host to an address takes:
-// the entry of its table, with its prefix, and not one made for the address.
-// ok is false where no route leads to it.
-func (c *Conn) Lookup(dst netip.Addr) (r Route, ok bool, err error) {
-	return c.lookup(dst, 0, fibMatch)
+// Lookup asks the kernel which route a packet to an address takes: the entry of
+// its table, with its prefix, and not one made for the address. ok is false
+// where no route leads to it.
+func (c *Conn) Lookup(p Packet) (r Route, ok bool, err error) { return c.lookup(p, fibMatch) }
+
+// Packet is a packet whose route is asked for: of this host itself or, with a
+// device it came in by, of somebody else.
+type Packet struct {
+	Dst, Src netip.Addr // without a source the kernel chooses
+	IIF      int        // the device it came in by
+	OIF      int        // the device to send it through, which a link-local address needs
 }
 
 // Devices asks the kernel for the devices that packets of this host to an
@@ -167,22 +176,31 @@ func (c *Conn) Devices(dst netip.Addr) (indexes []int, err error) {
 // PrefSrc the source address it would choose. oif, if not 0, is the device to
 // send through, which a link-local address needs. ok is as in Lookup.
 func (c *Conn) Path(dst netip.Addr, oif int) (r Route, ok bool, err error) {
-	return c.lookup(dst, oif, 0)
+	return c.lookup(Packet{Dst: dst, OIF: oif}, 0)
 }
 
 // IsLocal reports whether packets to the address are received here.
 func (c *Conn) IsLocal(a netip.Addr) (bool, error) {
-	r, ok, err := c.lookup(a, 0, 0)
+	r, ok, err := c.lookup(Packet{Dst: a}, 0)
 	return ok && r.Kind == unix.RTN_LOCAL, err
 }
 
-func (c *Conn) lookup(dst netip.Addr, oif int, flags uint32) (r Route, ok bool, err error) {
-	header := [unix.SizeofRtMsg]byte{family(dst), byte(dst.BitLen())}
+func (c *Conn) lookup(p Packet, flags uint32) (r Route, ok bool, err error) {
+	header := [unix.SizeofRtMsg]byte{family(p.Dst), byte(p.Dst.BitLen())}
+	if p.Src.IsValid() {
+		header[2] = byte(p.Src.BitLen())
+	}
 	native.PutUint32(header[8:], flags)
-	err = c.Get(Request{"look up the route to " + dst.String(), unix.RTM_GETROUTE, header[:], func(b *Batch) {
-		b.AttrAddr(unix.RTA_DST, dst)
-		if oif != 0 {
-			b.Attr32(unix.RTA_OIF, uint32(oif))
+	err = c.Get(Request{"look up the route to " + p.Dst.String(), unix.RTM_GETROUTE, header[:], func(b *Batch) {
+		b.AttrAddr(unix.RTA_DST, p.Dst)
+		if p.Src.IsValid() {
+			b.AttrAddr(unix.RTA_SRC, p.Src)
+		}
+		if p.IIF != 0 {
+			b.Attr32(unix.RTA_IIF, uint32(p.IIF))
+		}
+		if p.OIF != 0 {
+			b.Attr32(unix.RTA_OIF, uint32(p.OIF))
 		}
 	}}, func(m Message) { r, ok = ParseRoute(m) })
 	for _, none := range [...]unix.Errno{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL} {
@@ -191,4 +209,25 @@ func (c *Conn) lookup(dst netip.Addr, oif int, flags uint32) (r Route, ok bool, 
 		}
 	}
 	return r, ok, err
+}
+
+// Rules counts the rules of a family (ip rule) beside the kernel's own, which
+// lead to the tables local, main and default.
+func (c *Conn) Rules(family uint8) (others int, err error) {
+	header := [unix.SizeofRtMsg]byte{family} // struct fib_rule_hdr has the same size
+	err = c.Dump(Request{"list rules", unix.RTM_GETRULE, header[:], nil}, func(m Message) {
+		if len(m.Data) < unix.SizeofRtMsg {
+			return
+		}
+		var priority uint32
+		EachAttr(m.Data[unix.SizeofRtMsg:], func(typ uint16, v []byte) {
+			if typ == unix.FRA_PRIORITY && len(v) == 4 {
+				priority = native.Uint32(v)
+			}
+		})
+		if table := m.Data[4]; priority != 0 && (priority != 32766 || table != unix.RT_TABLE_MAIN) && (priority != 32767 || table != unix.RT_TABLE_DEFAULT) {
+			others++
+		}
+	}, func() { others = 0 })
+	return others, err
 }

@@ -232,10 +232,10 @@ func TestRoundTrip(t *testing.T) {
 		b.AddAddress("", index, netip.MustParsePrefix("fd01::1/64"))
 		obeyed(t, c, &b)
 
-		if r, ok, err := c.Lookup(netip.MustParseAddr("9.0.1.7")); !ok || err != nil || r.Dst != want.Dst || r.Via != via || r.Metric != 9 || r.Protocol != 44 {
+		if r, ok, err := c.Lookup(Packet{Dst: netip.MustParseAddr("9.0.1.7")}); !ok || err != nil || r.Dst != want.Dst || r.Via != via || r.Metric != 9 || r.Protocol != 44 {
 			t.Errorf("route read back: %+v, %v, %v", r, ok, err)
 		}
-		if r, ok, err := c.Lookup(netip.MustParseAddr("192.0.2.1")); ok || err != nil {
+		if r, ok, err := c.Lookup(Packet{Dst: netip.MustParseAddr("192.0.2.1")}); ok || err != nil {
 			t.Errorf("route to nowhere: %+v, %v, %v", r, ok, err)
 		}
 		got, err := List(c, NeighboursRequest(unix.AF_INET, index), ParseNeighbour)

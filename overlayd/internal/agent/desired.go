@@ -10,7 +10,7 @@ import (
 
 // desired is what the kernel should look like, peers aside, for a lease and the
 // agent IP of now (the lease may still carry the last one).
-func desired(l conf.Lease, ip netip.Addr) (cfg datapath.Config) {
+func desired(l conf.Lease, ip netip.Addr) (cfg datapath.Host) {
 	cfg.VTEP = datapath.VTEP{Local: ip, MAC: l.VTEP.MAC, IP: l.VTEP.IP, IP6: l.VTEP.IP6, MTU: l.VTEP.MTU}
 	for _, g := range l.Grants {
 		leased := valid(g.Subnet, g.Subnet6)

@@ -55,7 +55,7 @@ func TestDesired(t *testing.T) {
 	l := testLease()
 	l.Grants = append(l.Grants, conf.Grant{Overlay: conf.Overlay{Name: "full", Subnet: prefix("10.0.0.0/24"), Prefix: 26}, Error: "exhausted"})
 	got := desired(l, addr("172.17.0.9"))
-	want := datapath.Config{
+	want := datapath.Host{
 		VTEP: datapath.VTEP{
 			Local: addr("172.17.0.9"), MAC: l.VTEP.MAC, IP: prefix("44.128.0.2/20"), IP6: prefix("fd01:a::2/64"),
 		},

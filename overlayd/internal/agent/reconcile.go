@@ -28,12 +28,13 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 	}
 	expected := l.apply.isSet() // something new is to be applied
 	l.apply.clear()
-	report, peersOnly := l.program(ctx, resync)
+	report := l.program(ctx, resync)
+	peersOnly := report.PeersOnly
 	if !peersOnly && l.takePeerEvent() {
 		// Nearly always the first round: peers came while the host was set up.
 		// They are not to wait for the files, and whoever finds the host ready
 		// finds them.
-		more, _ := l.program(ctx, false)
+		more := l.program(ctx, false)
 		more.Changed += report.Changed
 		report, expected = more, true
 	}
@@ -105,9 +106,8 @@ func (l *loop) takePeerEvent() bool {
 	return apply
 }
 
-// program makes the kernel what it should be. peersOnly says that only peers
-// had to be looked at.
-func (l *loop) program(ctx context.Context, resync bool) (report datapath.Report, peersOnly bool) {
+// program makes the kernel what it should be.
+func (l *loop) program(ctx context.Context, resync bool) (report datapath.Report) {
 	defer func(began time.Time) { l.agent.counts.reconciled(began, report) }(time.Now())
 	claims := l.peers.claims
 	claims.setOwn(l.lease.held.Lease, l.lease.ip)
@@ -116,11 +116,10 @@ func (l *loop) program(ctx context.Context, resync bool) (report datapath.Report
 	// that containers talk to.
 	cfg.Partial = !l.peers.complete
 	set, gone := claims.changes()
-	if report, ok := l.dp.Update(ctx, cfg, set, gone, resync); ok {
-		return report, !resync
-	}
-	cfg.Peers = claims.all()
-	return l.dp.Set(ctx, cfg, resync), false
+	return l.dp.Apply(ctx, datapath.Wanted{
+		Host: cfg, Resync: resync,
+		Changes: &datapath.Changes{Set: set, Gone: gone, All: claims.all},
+	})
 }
 
 // plan sets the time of the next look at the kernel.

@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"overlayd.internal/overlay/overlayd/internal/datapath/plan/plantest"
 )
 
-var fourOverlays = network{overlays: []Overlay{
-	overlay4("a", "9.0.0.0/8"), overlay4("b", "10.0.0.0/8"), overlay4("c", "fd01:b::/64"), overlay4("d", "fd01:c::/64"),
-}, length: 24, length6: 80}
+var fourOverlays = network{plantest.Network{Overlays: []Overlay{
+	plantest.Overlay4("a", "9.0.0.0/8"), plantest.Overlay4("b", "10.0.0.0/8"), plantest.Overlay4("c", "fd01:b::/64"), plantest.Overlay4("d", "fd01:c::/64"),
+}, Length: 24, Length6: 80}}
 
 // Cost of the first Set, with every peer new, in a fresh namespace.
 func BenchmarkCold(b *testing.B) {
@@ -18,7 +20,7 @@ func BenchmarkCold(b *testing.B) {
 	}{{"ipv4", onlyIPv4}, {"ipv4+ipv6", bothIP}, {"2x ipv4, 2x ipv6", fourOverlays}} {
 		for _, peers := range []int{100, 1000, 4000, 16000} {
 			b.Run(fmt.Sprintf("%s/peers=%d", tc.name, peers), func(b *testing.B) {
-				cfg := tc.n.config(0, peers+1)
+				cfg := tc.n.Host(0, peers+1)
 				var entries int
 				var spent time.Duration
 				for range b.N {
@@ -45,7 +47,7 @@ func BenchmarkSteady(b *testing.B) {
 	for _, peers := range []int{4000, 16000} {
 		h := newHost(b, "h")
 		h.sh("ip link add eth0 type veth peer name peer0; ip link set eth0 up; ip addr add 172.16.0.2/12 dev eth0")
-		cfg, more := bothIP.config(0, peers+1), bothIP.config(0, peers+2)
+		cfg, more := bothIP.Host(0, peers+1), bothIP.Host(0, peers+2)
 		h.mustSet(cfg, true)
 		b.Run(fmt.Sprintf("one more, one less/peers=%d", peers), func(b *testing.B) {
 			for range b.N {

@@ -10,10 +10,10 @@ import (
 // devices had to be repaired; whatever is wrong with an entry is for Set.
 func TestUpdateResync(t *testing.T) {
 	_, hosts := bothIP.plugHosts(t, 1)
-	h, cfg := hosts[0], bothIP.config(0, 41)
+	h, cfg := hosts[0], bothIP.Host(0, 41)
 	h.mustSet(cfg, true)
 	update := func(set []conf.Peer, gone ...string) (r Report, ok bool) {
-		h.do(func() { r, ok = h.dp.Update(t.Context(), cfg, set, gone, true) })
+		h.do(func() { r, ok = h.dp.update(t.Context(), cfg, set, gone, true) })
 		return r, ok
 	}
 	if r, ok := update(nil); !ok || r.Changed != 0 || r.Err != nil || r.MTU != 1450 {

@@ -32,16 +32,16 @@ func TestTraffic(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			n := tc.n
-			n.under6 = tc.under6
+			n.Under6 = tc.under6
 			_, hosts := n.plugHosts(t, 3)
 			for i, h := range hosts {
 				h.mustHave("ip -d link show vtep1024", " udpcsum noudp6zerocsumtx noudp6zerocsumrx ")
-				cfg := n.config(i, 3)
+				cfg := n.Host(i, 3)
 				if r := h.mustSet(cfg, true); r.Changed != 0 || r.MTU != tc.mtu {
 					t.Errorf("host %d: second Set changed %d objects, MTU %d, want 0 and %d", i, r.Changed, r.MTU, tc.mtu)
 				}
 				for j := range hosts {
-					for o := range n.overlays {
+					for o := range n.Overlays {
 						if i != j {
 							h.mustPing(n.gateway(o, i, conf.Mesos), n.gateway(o, j, conf.Docker))
 							h.mustPing(n.gateway(o, i, conf.Docker), n.gateway(o, j, conf.Mesos))
@@ -55,7 +55,7 @@ func TestTraffic(t *testing.T) {
 
 func TestSecondSetChangesNothing(t *testing.T) {
 	_, hosts := bothIP.plugHosts(t, 1)
-	cfg := bothIP.config(0, 500)
+	cfg := bothIP.Host(0, 500)
 	if r := hosts[0].mustSet(cfg, false); r.Changed != 499*5 {
 		t.Errorf("500 peers changed %d objects, want 5 for each peer", r.Changed)
 	}
@@ -74,7 +74,7 @@ func TestSecondSetChangesNothing(t *testing.T) {
 // so.
 func TestRepair(t *testing.T) {
 	_, hosts := bothIP.plugHosts(t, 2)
-	h, cfg := hosts[0], bothIP.config(0, 2)
+	h, cfg := hosts[0], bothIP.Host(0, 2)
 	gateway := cfg.Bridges[0].Addrs[0].String()
 	for _, tc := range []struct {
 		name, damage string
@@ -83,7 +83,18 @@ func TestRepair(t *testing.T) {
 		{"vtep down", "ip link set vtep1024 down"},
 		{"vtep mtu", "ip link set vtep1024 mtu 1300"},
 		{"vtep mtu below ipv6", "ip link set vtep1024 mtu 1200"},
-		{"vtep replaced by another kind", "ip link del vtep1024; ip link add vtep1024 type bridge"},
+		{"vtep learning", "ip link set vtep1024 type vxlan learning"},
+		{"vtep in a bridge", "ip link add br9 type bridge; ip link set vtep1024 master br9"},
+		{"bridge with another mac", "ip link set m-dcos address 02:00:00:00:00:07"},
+		{"bridge with spanning tree", "ip link set m-dcos type bridge stp_state 1"},
+		{"local route removed", "ip route del local 9.0.0.1 dev m-dcos table local"},
+		{"local ipv6 route removed", "ip -6 route del local fd01:b::1 dev m-dcos6 table local"},
+		{"range reachable", "ip route del unreachable 9.0.0.0/8 metric 4294967294"},
+		{"ipv6 range reachable", "ip -6 route del unreachable fd01:b::/64 metric 4294967294"},
+		{"route to a peer by a better one", "ip route del 9.0.1.0/24; ip route add 9.0.1.0/24 via 44.128.0.77 dev vtep1024 onlink proto 44 metric 1"},
+		{"router advertisements", "sysctl -qw net.ipv6.conf.m-dcos6.accept_ra=1"},
+		{"vtep forwarding off", "sysctl -qw net.ipv4.conf.vtep1024.forwarding=0"},
+		{"bridge forwarding off", "sysctl -qw net.ipv4.conf.m-dcos.forwarding=0"},
 		{"vtep with another mac", "ip link set vtep1024 address 02:00:00:00:00:01"},
 		{"vtep address removed", "ip addr del " + cfg.VTEP.IP.String() + " dev vtep1024"},
 		{"vtep ipv6 address removed", "ip addr del " + cfg.VTEP.IP6.String() + " dev vtep1024"},
@@ -133,7 +144,7 @@ func TestRepair(t *testing.T) {
 				t.Errorf("nothing was changed")
 			}
 			h.mustBeIdle(cfg)
-			for o := range bothIP.overlays {
+			for o := range bothIP.Overlays {
 				h.mustPing(bothIP.gateway(o, 0, conf.Mesos), bothIP.gateway(o, 1, conf.Docker))
 				other.mustPing(bothIP.gateway(o, 1, conf.Mesos), bothIP.gateway(o, 0, conf.Docker))
 			}
@@ -150,7 +161,7 @@ func TestOwnChangesEnd(t *testing.T) {
 	h.do(func() { changes = h.dp.Changes(t.Context()) })
 	passes := 0
 	for _, size := range []int{300, 2, 300} {
-		cfg := bothIP.config(0, size)
+		cfg := bothIP.Host(0, size)
 		h.mustSet(cfg, false)
 		for quiet := false; !quiet; {
 			select {
@@ -174,7 +185,7 @@ func TestUnderlayChanges(t *testing.T) {
 	l := newLAN(t)
 	h := newHost(t, "h")
 	l.plug(h.netNS, "172.16.0.2/12")
-	cfg := bothIP.config(0, 3)
+	cfg := bothIP.Host(0, 3)
 	h.mustSet(cfg, true)
 	var changes <-chan struct{}
 	h.do(func() { changes = h.dp.Changes(t.Context()) })
@@ -221,10 +232,10 @@ func TestChangesEndWithContext(t *testing.T) {
 func TestPeerRemoved(t *testing.T) {
 	_, hosts := bothIP.plugHosts(t, 1)
 	h := hosts[0]
-	h.mustSet(bothIP.config(0, 4), true)
+	h.mustSet(bothIP.Host(0, 4), true)
 	h.mustHave("ip -6 route; ip route", "via 44.128.0.3")
 	for _, resync := range []bool{false, true} {
-		cfg := bothIP.config(0, 4)
+		cfg := bothIP.Host(0, 4)
 		cfg.Peers = slices.DeleteFunc(cfg.Peers, func(p conf.Peer) bool { return p.AgentID == "agent-2" })
 		if r := h.mustSet(cfg, resync); r.Changed != 5 {
 			t.Errorf("resync %t: changed %d objects, want 5", resync, r.Changed)
@@ -234,14 +245,14 @@ func TestPeerRemoved(t *testing.T) {
 			h.mustNotHave(everything, left)
 		}
 		h.mustBeIdle(cfg)
-		h.mustSet(bothIP.config(0, 4), resync)
+		h.mustSet(bothIP.Host(0, 4), resync)
 	}
 }
 
 func TestAgentIPChanges(t *testing.T) {
 	n := bothIP
 	_, hosts := n.plugHosts(t, 2)
-	a, b := n.config(0, 2), n.config(1, 2)
+	a, b := n.Host(0, 2), n.Host(1, 2)
 	moved := netip.MustParseAddr("172.16.0.200")
 	hosts[0].sh("ip addr add 172.16.0.200/12 dev eth0; ip addr del 172.16.0.2/12 dev eth0; ip addr replace 172.16.0.200/12 dev eth0")
 	a.VTEP.Local = moved
@@ -275,9 +286,9 @@ func TestForeignThingsStay(t *testing.T) {
 	}
 	before := foreign()
 	for _, size := range []int{5, 1, 3} {
-		h.mustSet(bothIP.config(0, size), true)
+		h.mustSet(bothIP.Host(0, size), true)
 	}
-	h.mustSet(Config{VTEP: bothIP.config(0, 1).VTEP}, true)
+	h.mustSet(Host{VTEP: bothIP.Host(0, 1).VTEP}, true)
 	if diff := cmp.Diff(before, foreign()); diff != "" {
 		t.Errorf("something foreign changed (-before +after):\n%s", diff)
 	}
@@ -291,7 +302,7 @@ func TestForeignRouteInTheWay(t *testing.T) {
 	_, hosts := onlyIPv4.plugHosts(t, 1)
 	h := hosts[0]
 	h.sh("ip route add 9.0.1.0/24 dev lo metric 2")
-	cfg := onlyIPv4.config(0, 3)
+	cfg := onlyIPv4.Host(0, 3)
 	// Not known yet: the kernel refuses.
 	r := h.set(cfg, false)
 	if err := r.Overlays["dcos"]; err == nil || !strings.Contains(err.Error(), "route add 9.0.1.0/24 via 44.128.0.2 dev vtep1024 proto 44 metric 2: file exists") {
@@ -300,7 +311,7 @@ func TestForeignRouteInTheWay(t *testing.T) {
 	h.mustHave("ip route", "9.0.2.0/24 via 44.128.0.3")
 	for _, resync := range []bool{true, false} {
 		r = h.set(cfg, resync)
-		if err := r.Overlays["dcos"]; err == nil || err.Error() != "route 9.0.1.0/24 dev lo protocol 3 metric 2 is not ours and takes the place of the one via VTEP 44.128.0.2; remove it" {
+		if err := r.Overlays["dcos"]; err == nil || err.Error() != "route 9.0.1.0/24 dev lo protocol 3 metric 2 is not ours and takes the place of the one via VTEP 44.128.0.2; remove it (ip route show 9.0.1.0/24)" {
 			t.Errorf("resync %t: %v", resync, err)
 		}
 	}
@@ -316,7 +327,7 @@ func TestOneOverlayFails(t *testing.T) {
 	h := newHost(t, "h")
 	l.plug(h.netNS, "172.16.0.2/12")
 	h.sh("ip link add m-dcos6 type veth peer name other")
-	cfg := bothIP.config(0, 3)
+	cfg := bothIP.Host(0, 3)
 	r := h.set(cfg, true)
 	want := "link m-dcos6 is in the way: the bridge of overlay dcos6 needs that name, but it is a veth; remove or rename it"
 	if r.Err != nil || len(r.Overlays) != 1 || r.Overlays["dcos6"] == nil || r.Overlays["dcos6"].Error() != want {
@@ -331,7 +342,7 @@ func TestOneOverlayFails(t *testing.T) {
 
 func TestBridges(t *testing.T) {
 	_, hosts := onlyIPv4.plugHosts(t, 1)
-	h, cfg := hosts[0], onlyIPv4.config(0, 1)
+	h, cfg := hosts[0], onlyIPv4.Host(0, 1)
 	mac := "address 0a:58:09:00:00:01"
 	h.mustHave("ip -d link show m-dcos", "stp_state 0", "forward_delay 0")
 	h.mustHave("ip link show m-dcos", "link/ether 0a:58:09:00:00:01")
@@ -356,7 +367,7 @@ func TestBridges(t *testing.T) {
 	// A bridge with a container on it outlives its overlay, and nothing is wrong
 	// with that.
 	h.container("m-dcos", cfg.Bridges[0].Addrs[0], 5)
-	none := Config{VTEP: cfg.VTEP}
+	none := Host{VTEP: cfg.VTEP}
 	for _, resync := range []bool{true, false, true} {
 		h.mustSet(none, resync)
 		h.mustHave("ip link", "m-dcos")
@@ -375,9 +386,9 @@ func TestIPv6OffByDefault(t *testing.T) {
 	h := newHost(t, "h")
 	h.sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
 	l.plug(h.netNS, "172.16.0.2/12")
-	h.mustSet(onlyIPv6.config(0, 2), true)
-	h.mustBeIdle(onlyIPv6.config(0, 2))
-	gateway := onlyIPv6.config(0, 2).Bridges[0].Addrs[0]
+	h.mustSet(onlyIPv6.Host(0, 2), true)
+	h.mustBeIdle(onlyIPv6.Host(0, 2))
+	gateway := onlyIPv6.Host(0, 2).Bridges[0].Addrs[0]
 	c, _ := h.container("m-dcos6", gateway, 5)
 	c.mustPing("", gateway.Addr().String())
 }
@@ -389,11 +400,11 @@ func TestRouterAdvertisements(t *testing.T) {
 	h.sh("sysctl -qw net.ipv6.conf.all.forwarding=0 net.ipv6.conf.default.accept_ra=1")
 	l.plug(h.netNS, "172.16.0.2/12")
 	ra := "sysctl -n net.ipv6.conf.eth0.accept_ra"
-	h.mustSet(onlyIPv4.config(0, 2), true)
+	h.mustSet(onlyIPv4.Host(0, 2), true)
 	if got := strings.TrimSpace(h.sh(ra)); got != "1" {
 		t.Errorf("without IPv6 overlays accept_ra is %s", got)
 	}
-	h.mustSet(bothIP.config(0, 2), true)
+	h.mustSet(bothIP.Host(0, 2), true)
 	if got := strings.TrimSpace(h.sh(ra + "; sysctl -n net.ipv6.conf.all.forwarding net.ipv6.conf.m-dcos6.accept_ra net.ipv6.conf.vtep1024.accept_ra net.ipv6.conf.m-dcos.accept_ra")); got != "2\n1\n0\n0\n0" {
 		t.Errorf("sysctls %q", got)
 	}
@@ -408,16 +419,16 @@ func TestDifferencesAddUp(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	for range 60 {
-		cfg := bothIP.config(0, 1)
+		cfg := bothIP.Host(0, 1)
 		for i := range 8 {
-			p := bothIP.peer(i + 1)
+			p := bothIP.Peer(i + 1)
 			switch random.IntN(8) {
 			case 0:
 				continue
 			case 1:
 				p.AgentIP = netip.MustParseAddr("172.16.1.1")
 			case 2: // has another's subnets, perhaps against that one's will
-				p.Subnets = bothIP.peer(random.IntN(8) + 1).Subnets
+				p.Subnets = bothIP.Peer(random.IntN(8) + 1).Subnets
 			case 3:
 				p.Subnets = p.Subnets[:1]
 			case 4: // another id: a host that was set up anew

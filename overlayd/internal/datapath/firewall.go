@@ -7,10 +7,14 @@ import (
 	"net/netip"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/firewall"
 	"overlayd.internal/overlay/internal/firewall/iptables"
 	"overlayd.internal/overlay/internal/firewall/nftables"
+	"overlayd.internal/overlay/internal/mark"
+	"overlayd.internal/overlay/internal/rtnl"
 )
 
 // FirewallKinds are what --firewall can be. Auto takes iptables where its
@@ -30,7 +34,7 @@ type rules struct {
 	policy   *firewall.Config    // of the last set, as far as connections depend on it
 }
 
-// SelectFirewall chooses one of FirewallKinds, before the first Set.
+// SelectFirewall chooses one of FirewallKinds, before the first Apply.
 func (d *Datapath) SelectFirewall(kind string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -75,7 +79,7 @@ func (r *rules) close() {
 
 // set makes the rules what they should be. peers are the underlay addresses of
 // other hosts; without IPv6 in the kernel there are no rules for it.
-func (r *rules) set(ctx context.Context, cfg Config, peers map[netip.Addr]int, ipv6 bool) (changed int, err error) {
+func (r *rules) set(ctx context.Context, cfg Host, peers map[netip.Addr]int, ipv6 bool) (changed int, err error) {
 	if err := r.open(); err != nil {
 		return 0, err
 	}
@@ -146,7 +150,7 @@ func (r *rules) change(ctx context.Context, old, now []conf.Peer) error {
 
 // underlay counts the underlay addresses of peers. Where there may be more peers
 // than are given, those that the kernel already forwards to count as well.
-func underlay(peers map[string]conf.Peer, cfg Config, fdb map[conf.MAC]netip.Addr) map[netip.Addr]int {
+func underlay(peers map[string]conf.Peer, cfg Host, fdb map[conf.MAC]netip.Addr) map[netip.Addr]int {
 	n := make(map[netip.Addr]int, len(peers))
 	for _, p := range peers {
 		n[p.AgentIP]++
@@ -165,7 +169,7 @@ func underlay(peers map[string]conf.Peer, cfg Config, fdb map[conf.MAC]netip.Add
 }
 
 // firewallConfig is what the rules depend on, without the peers.
-func firewallConfig(cfg Config) firewall.Config {
+func firewallConfig(cfg Host) firewall.Config {
 	c := firewall.Config{Underlay6: cfg.VTEP.Local.Is6(), Local: []netip.Addr{cfg.VTEP.Local}}
 	for _, p := range []netip.Prefix{cfg.VTEP.IP, cfg.VTEP.IP6} {
 		if p.IsValid() {
@@ -190,4 +194,49 @@ func samePolicy(a, b firewall.Config) bool {
 	return slices.EqualFunc(a.Overlays, b.Overlays, func(a, b firewall.Overlay) bool {
 		return a.Name == b.Name && a.Isolation.Mode() == b.Isolation.Mode() && slices.Equal(a.Subnets, b.Subnets) && slices.Equal(a.Allow, b.Allow)
 	})
+}
+
+// concernsFirewall reports whether a notification of nftables, which iptables is
+// made of today, may tell of the loss of a rule of ours, or of another that
+// comes before the jump to them. It cannot tell who did it; a look that finds
+// everything in place costs a few milliseconds. New elements of sets are not
+// looked at: they come with every peer and every container.
+func concernsFirewall(h rtnl.Message) bool {
+	const header = 4 // struct nfgenmsg: family, version, resource
+	if h.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(h.Data) < header {
+		return false
+	}
+	family := h.Data[0]
+	names := map[uint16]string{}
+	rtnl.EachAttr(h.Data[header:], func(typ uint16, v []byte) { names[typ] = unix.ByteSliceToString(v) })
+	// The name of the table is the first attribute of all messages.
+	table, chain := names[unix.NFTA_TABLE_NAME], names[unix.NFTA_RULE_CHAIN]
+	ours := table == mark.NFTable && (family == unix.NFPROTO_INET || family == unix.NFPROTO_BRIDGE)
+	theirs := family == unix.NFPROTO_IPV4 || family == unix.NFPROTO_IPV6
+	switch h.Type & 0xff {
+	case unix.NFT_MSG_DELTABLE:
+		return ours || theirs && (table == "filter" || table == "nat" || table == "raw")
+	case unix.NFT_MSG_DELCHAIN:
+		return ours || theirs && mark.IsOurChain(names[unix.NFTA_CHAIN_NAME])
+	case unix.NFT_MSG_DELRULE:
+		return ours && chain != mark.UserChain || theirs && (mark.IsOurChain(chain) || isHook(chain))
+	case unix.NFT_MSG_NEWRULE:
+		return ours && chain != mark.UserChain || theirs && (mark.IsOurChain(chain) || isHook(chain))
+	case unix.NFT_MSG_NEWCHAIN: // a policy
+		return ours
+	case unix.NFT_MSG_DELSET:
+		return ours
+	case unix.NFT_MSG_DELSETELEM:
+		return ours && family == unix.NFPROTO_INET
+	}
+	return false
+}
+
+// isHook reports whether a chain is one of those that ours are jumped to from.
+func isHook(chain string) bool {
+	switch chain {
+	case "PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING":
+		return true
+	}
+	return false
 }

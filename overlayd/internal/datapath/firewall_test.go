@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/datapath/plan/plantest"
 )
 
 // firewalls are the implementations and the flavours of iptables.
@@ -56,7 +57,7 @@ func useFirewall(t *testing.T, name string) {
 // do to it is repaired.
 func TestFirewallIsKept(t *testing.T) {
 	eachFirewall(t, func(t *testing.T) {
-		c := bothIP.config(0, 3)
+		c := bothIP.Host(0, 3)
 		c.Overlays[0].Isolation = conf.IsolationStrict
 		l := newLAN(t)
 		h := newHost(t, "h")
@@ -71,7 +72,7 @@ func TestFirewallIsKept(t *testing.T) {
 			}
 			h.mustBeIdle(c)
 		}
-		h.mustSet(Config{VTEP: c.VTEP}, true)
+		h.mustSet(Host{VTEP: c.VTEP}, true)
 		h.mustNotHave("iptables-save; ip6tables-save; nft list ruleset; ipset list -n", "OVERLAY")
 		h.mustNotHave("ipset list -n", "overlay-")
 	})
@@ -83,7 +84,7 @@ func TestFirewallSwitch(t *testing.T) {
 	n := bothIP
 	l, hosts := n.plugHosts(t, 2)
 	_ = l
-	a, b := n.config(0, 2).Bridges[0], n.config(1, 2).Bridges[0]
+	a, b := n.Host(0, 2).Bridges[0], n.Host(1, 2).Bridges[0]
 	near, _ := hosts[0].container(a.Name, a.Addrs[0], 5)
 	_, farAddr := hosts[1].container(b.Name, b.Addrs[0], 5)
 	near.mustPing("", farAddr)
@@ -93,8 +94,8 @@ func TestFirewallSwitch(t *testing.T) {
 				h.dp.Close()
 				t.Setenv(firewallVariable, kind)
 				h.dp = h.newDatapath()
-				h.mustSet(n.config(i, 2), true)
-				h.mustBeIdle(n.config(i, 2))
+				h.mustSet(n.Host(i, 2), true)
+				h.mustBeIdle(n.Host(i, 2))
 				if kind == "nftables" {
 					h.mustHave("nft list tables", "inet overlay")
 					h.mustNotHave("iptables-save; ip6tables-save", "OVERLAY")
@@ -143,11 +144,11 @@ func TestOverlaySourcesFromOutside(t *testing.T) {
 		l, hosts := n.plugHosts(t, 2)
 		outside := newNS(t, "out")
 		l.plug(outside, "172.16.9.9/12")
-		a := n.config(0, 2).Bridges[0]
+		a := n.Host(0, 2).Bridges[0]
 		c, addr := hosts[0].container(a.Name, a.Addrs[0], 5)
-		outside.sh("ip route add 9.0.0.0/8 via " + n.agentIP(0).String())
-		far := n.config(1, 2)
-		for _, source := range []string{nth(n.agentSubnet(n.overlays[0], 1), 32, 9).Addr().String(), far.VTEP.IP.Addr().String()} {
+		outside.sh("ip route add 9.0.0.0/8 via " + n.AgentIP(0).String())
+		far := n.Host(1, 2)
+		for _, source := range []string{plantest.Nth(n.AgentSubnet(n.Overlays[0], 1), 32, 9).Addr().String(), far.VTEP.IP.Addr().String()} {
 			outside.sh("ip addr add " + source + "/32 dev lo")
 			var got net.PacketConn
 			var err error
@@ -191,15 +192,15 @@ func TestForwardPolicyDrop(t *testing.T) {
 	l.plug(outside, "172.16.9.9/12", "fd00:9::9/64")
 	for i, h := range hosts {
 		h.sh(fmt.Sprintf("ip addr add fd00:9::%d/64 dev eth0 nodad; iptables -P FORWARD DROP; ip6tables -P FORWARD DROP", i+1))
-		outside.sh(fmt.Sprintf("ip route add %s via %s", n.agentSubnet(n.overlays[0], i), n.agentIP(i)))
-		outside.sh(fmt.Sprintf("ip route add %s via fd00:9::%d", n.agentSubnet(n.overlays[1], i), i+1))
+		outside.sh(fmt.Sprintf("ip route add %s via %s", n.AgentSubnet(n.Overlays[0], i), n.AgentIP(i)))
+		outside.sh(fmt.Sprintf("ip route add %s via fd00:9::%d", n.AgentSubnet(n.Overlays[1], i), i+1))
 	}
 	for o, there := range []string{"172.16.9.9", "fd00:9::9"} {
-		a := n.config(0, 2).Bridges[2*o]   // m-
-		b := n.config(1, 2).Bridges[2*o+1] // d-
+		a := n.Host(0, 2).Bridges[2*o]   // m-
+		b := n.Host(1, 2).Bridges[2*o+1] // d-
 		near, nearAddr := hosts[0].container(a.Name, a.Addrs[0], 5)
 		far, farAddr := hosts[1].container(b.Name, b.Addrs[0], 6)
-		other := n.config(0, 2).Bridges[2*o+1]
+		other := n.Host(0, 2).Bridges[2*o+1]
 		half, halfAddr := hosts[0].container(other.Name, other.Addrs[0], 7)
 
 		near.mustPing("", farAddr)
@@ -229,11 +230,11 @@ func testMasquerade(t *testing.T) {
 	l.plug(outside, "172.16.9.9/12", "fd00:9::9/64")
 	hosts[0].sh("ip addr add fd00:9::1/64 dev eth0 nodad")
 	for o, tc := range []struct{ there, as string }{
-		{"172.16.9.9", n.agentIP(0).String()},
+		{"172.16.9.9", n.AgentIP(0).String()},
 		{"fd00:9::9", "fd00:9::1"},
 	} {
-		a := n.config(0, 2).Bridges[2*o]
-		b := n.config(1, 2).Bridges[2*o]
+		a := n.Host(0, 2).Bridges[2*o]
+		b := n.Host(1, 2).Bridges[2*o]
 		near, nearAddr := hosts[0].container(a.Name, a.Addrs[0], 5)
 		far, farAddr := hosts[1].container(b.Name, b.Addrs[0], 6)
 		if from := seenFrom(t, near, outside, tc.there); from != tc.as {
@@ -245,7 +246,7 @@ func testMasquerade(t *testing.T) {
 		if from := seenFrom(t, near, hosts[0].netNS, a.Addrs[0].Addr().String()); from != nearAddr {
 			t.Errorf("its own host sees %s, want %s", from, nearAddr)
 		}
-		vtep := []netip.Prefix{n.config(1, 2).VTEP.IP, n.config(1, 2).VTEP.IP6}[o].Addr().String()
+		vtep := []netip.Prefix{n.Host(1, 2).VTEP.IP, n.Host(1, 2).VTEP.IP6}[o].Addr().String()
 		if from := seenFrom(t, near, hosts[1].netNS, vtep); from != nearAddr {
 			t.Errorf("another host, at its VTEP, sees %s, want %s", from, nearAddr)
 		}
@@ -282,8 +283,8 @@ func seenFrom(t *testing.T, from, to *netNS, addr string) string {
 func TestIsolation(t *testing.T) { eachFirewall(t, testIsolation) }
 
 func testIsolation(t *testing.T) {
-	n := network{overlays: []Overlay{overlay4("open", "9.0.0.0/8"), overlay4("safe", "10.8.0.0/16"), overlay4("safe6", "fd02::/64"), overlay4("open6", "fd01:b::/64")}, length: 24, length6: 80}
-	n.overlays[1].Isolation, n.overlays[2].Isolation = conf.IsolationOverlay, conf.IsolationOverlay
+	n := network{plantest.Network{Overlays: []Overlay{plantest.Overlay4("open", "9.0.0.0/8"), plantest.Overlay4("safe", "10.8.0.0/16"), plantest.Overlay4("safe6", "fd02::/64"), plantest.Overlay4("open6", "fd01:b::/64")}, Length: 24, Length6: 80}}
+	n.Overlays[1].Isolation, n.Overlays[2].Isolation = conf.IsolationOverlay, conf.IsolationOverlay
 	l, hosts := n.plugHosts(t, 2)
 	outside := newNS(t, "out")
 	l.plug(outside, "172.16.9.9/12")
@@ -293,7 +294,7 @@ func testIsolation(t *testing.T) {
 	}
 	at := map[string]place{}
 	for i, h := range hosts {
-		for _, b := range n.config(i, 2).Bridges {
+		for _, b := range n.Host(i, 2).Bridges {
 			if b.Name[:1] == "m" {
 				c, addr := h.container(b.Name, b.Addrs[0], 5)
 				at[fmt.Sprint(b.Overlay, i)] = place{c, addr}
@@ -311,17 +312,17 @@ func testIsolation(t *testing.T) {
 	}
 	at["safe0"].mustPing("", "172.16.9.9")
 	// Lifted, they meet; put back, they part.
-	n.overlays[1].Isolation, n.overlays[2].Isolation = conf.IsolationNone, conf.IsolationNone
+	n.Overlays[1].Isolation, n.Overlays[2].Isolation = conf.IsolationNone, conf.IsolationNone
 	for i, h := range hosts {
-		h.mustSet(n.config(i, 2), false)
+		h.mustSet(n.Host(i, 2), false)
 	}
 	at["open0"].mustPing("", at["safe1"].addr)
 	// An established connection is cut as well, one that is still allowed is not.
 	cut := connect(t, at["open0"].netNS, at["safe1"].netNS, at["safe1"].addr)
 	stays := connect(t, at["open0"].netNS, at["open1"].netNS, at["open1"].addr)
-	n.overlays[1].Isolation = conf.IsolationOverlay
+	n.Overlays[1].Isolation = conf.IsolationOverlay
 	for i, h := range hosts {
-		h.mustSet(n.config(i, 2), false)
+		h.mustSet(n.Host(i, 2), false)
 	}
 	at["open0"].mustNotPing("", at["safe1"].addr)
 	if cut.echoes() {
@@ -331,9 +332,9 @@ func testIsolation(t *testing.T) {
 		t.Error("a connection of another overlay was cut")
 	}
 	// One direction may be allowed: who is allowed opens connections, not the other.
-	n.overlays[1].Allow = []string{"open"}
+	n.Overlays[1].Allow = []string{"open"}
 	for i, h := range hosts {
-		h.mustSet(n.config(i, 2), false)
+		h.mustSet(n.Host(i, 2), false)
 	}
 	at["open0"].mustPing("", at["safe1"].addr)
 	at["open0"].mustPing("", at["safe0"].addr)
@@ -390,10 +391,10 @@ func (c connection) echoes() bool {
 func TestVXLANFromContainers(t *testing.T) { eachFirewall(t, testVXLANFromContainers) }
 
 func testVXLANFromContainers(t *testing.T) {
-	n := network{overlays: []Overlay{overlay4("open", "9.0.0.0/8"), overlay4("safe", "10.8.0.0/16")}, length: 24}
-	n.overlays[1].Isolation = conf.IsolationOverlay
+	n := network{plantest.Network{Overlays: []Overlay{plantest.Overlay4("open", "9.0.0.0/8"), plantest.Overlay4("safe", "10.8.0.0/16")}, Length: 24}}
+	n.Overlays[1].Isolation = conf.IsolationOverlay
 	_, hosts := n.plugHosts(t, 2)
-	here, there := n.config(0, 2), n.config(1, 2)
+	here, there := n.Host(0, 2), n.Host(1, 2)
 	attacker, _ := hosts[0].container(here.Bridges[0].Name, here.Bridges[0].Addrs[0], 5)
 	friend, from := hosts[0].container(here.Bridges[2].Name, here.Bridges[2].Addrs[0], 5)
 	near, nearAddr := hosts[0].container(here.Bridges[3].Name, here.Bridges[3].Addrs[0], 5)
@@ -472,7 +473,7 @@ func vxlanPacket(mac conf.MAC, from netip.Addr, to netip.AddrPort, payload strin
 	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum>>16+sum))
 
 	out := binary.BigEndian.AppendUint32([]byte{8, 0, 0, 0}, conf.VNI<<8)
-	out = append(append(out, mac[:]...), testOUI[:]...) // any source
+	out = append(append(out, mac[:]...), plantest.OUI[:]...) // any source
 	out = binary.BigEndian.AppendUint16(out, unix.ETH_P_IP)
 	return append(append(out, ip...), udp...)
 }
@@ -484,7 +485,7 @@ func TestNoIptables(t *testing.T) {
 	l := newLAN(t)
 	h := newHost(t, "h")
 	l.plug(h.netNS, "172.16.0.2/12")
-	cfg := bothIP.config(0, 2)
+	cfg := bothIP.Host(0, 2)
 	path := os.Getenv("PATH")
 	t.Setenv("PATH", t.TempDir())
 	r := h.set(cfg, true)
@@ -514,7 +515,7 @@ func TestNoIptables(t *testing.T) {
 func TestRestartLosesNothing(t *testing.T) {
 	n := bothIP
 	_, hosts := n.plugHosts(t, 2)
-	a, b := n.config(0, 2).Bridges[0], n.config(1, 2).Bridges[0]
+	a, b := n.Host(0, 2).Bridges[0], n.Host(1, 2).Bridges[0]
 	near, _ := hosts[0].container(a.Name, a.Addrs[0], 5)
 	_, farAddr := hosts[1].container(b.Name, b.Addrs[0], 5)
 	for _, h := range hosts {
@@ -535,7 +536,7 @@ func TestRestartLosesNothing(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() { done <- ping.Wait() }()
-	extra := overlay4("extra", "10.7.0.0/16")
+	extra := plantest.Overlay4("extra", "10.7.0.0/16")
 	for round := 0; ; round++ {
 		select {
 		case err := <-done:
@@ -550,12 +551,12 @@ func TestRestartLosesNothing(t *testing.T) {
 		m := n
 		if round%2 == 1 {
 			extra.Isolation = conf.IsolationOf(round%4 == 1)
-			m.overlays = append(m.overlays[:2:2], extra)
+			m.Overlays = append(m.Overlays[:2:2], extra)
 		}
 		for i, h := range hosts {
 			h.dp.Close()
 			h.dp = h.newDatapath()
-			h.mustSet(m.config(i, 2+round%3), round%2 == 0)
+			h.mustSet(m.Host(i, 2+round%3), round%2 == 0)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 	"github.com/containernetworking/plugins/pkg/ns"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/datapath/plan/plantest"
 )
 
 // netNS is a network namespace made for one test.
@@ -178,14 +180,21 @@ func (h *host) newDatapath() *Datapath {
 	return dp
 }
 
-func (h *host) set(cfg Config, resync bool) (r Report) {
+// update is the first part of Apply, and whether that was enough.
+func (d *Datapath) update(ctx context.Context, cfg Host, set []conf.Peer, gone []string, resync bool) (Report, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.byDifference(ctx, Wanted{Host: cfg, Resync: resync, Changes: &Changes{Set: set, Gone: gone}})
+}
+
+func (h *host) set(cfg Host, resync bool) (r Report) {
 	h.t.Helper()
-	h.do(func() { r = h.dp.Set(h.t.Context(), cfg, resync) })
+	h.do(func() { r = h.dp.Apply(h.t.Context(), Wanted{Host: cfg, Resync: resync}) })
 	return r
 }
 
 // mustSet is set without any failure.
-func (h *host) mustSet(cfg Config, resync bool) Report {
+func (h *host) mustSet(cfg Host, resync bool) Report {
 	h.t.Helper()
 	r := h.set(cfg, resync)
 	if r.Err != nil {
@@ -198,7 +207,7 @@ func (h *host) mustSet(cfg Config, resync bool) Report {
 }
 
 // mustBeIdle checks that the kernel has what cfg wants.
-func (h *host) mustBeIdle(cfg Config) {
+func (h *host) mustBeIdle(cfg Host) {
 	h.t.Helper()
 	if r := h.mustSet(cfg, true); r.Changed != 0 {
 		h.t.Fatalf("in %s: a second Set changed %d objects", h.name, r.Changed)
@@ -234,95 +243,16 @@ func (h *netNS) mustNotHave(script string, want ...string) {
 	}
 }
 
-// network says which overlays a test cluster has.
-type network struct {
-	overlays []Overlay
-	length   int // of IPv4 agent subnets
-	length6  int // of IPv6 agent subnets
-	under6   bool
-}
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 
-func overlay4(name string, subnet string) Overlay {
-	return Overlay{Name: name, Subnets: []netip.Prefix{netip.MustParsePrefix(subnet)}, Isolation: conf.IsolationNone}
-}
+// network is a test cluster.
+type network struct{ plantest.Network }
 
 var (
-	onlyIPv4 = network{overlays: []Overlay{overlay4("dcos", "9.0.0.0/8")}, length: 24, length6: 80}
-	onlyIPv6 = network{overlays: []Overlay{overlay4("dcos6", "fd01:b::/64")}, length: 24, length6: 80}
-	bothIP   = network{overlays: []Overlay{overlay4("dcos", "9.0.0.0/8"), overlay4("dcos6", "fd01:b::/64")}, length: 24, length6: 80}
+	onlyIPv4 = network{plantest.OnlyIPv4}
+	onlyIPv6 = network{plantest.OnlyIPv6}
+	bothIP   = network{plantest.BothIP}
 )
-
-var testOUI = conf.MAC{0x70, 0xb3, 0xd5}
-
-// nth is subnet number i of that length in pool.
-func nth(pool netip.Prefix, length, i int) netip.Prefix {
-	b := pool.Masked().Addr().AsSlice()
-	for bit := length - 1; i > 0; bit, i = bit-1, i>>1 {
-		if i&1 == 1 {
-			b[bit/8] |= 0x80 >> (bit % 8)
-		}
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return netip.PrefixFrom(a, length)
-}
-
-func (n network) agentIP(i int) netip.Addr {
-	if n.under6 {
-		return nth(netip.MustParsePrefix("fd00:1::/64"), 128, i+2).Addr()
-	}
-	return nth(netip.MustParsePrefix("172.16.0.0/12"), 32, i+2).Addr()
-}
-
-// vtepPool is that of a test cluster: wide enough for the largest benchmark.
-var (
-	vtepPool  = netip.MustParsePrefix("44.128.0.0/14")
-	vtepPool6 = netip.MustParsePrefix("fd01:a::/64")
-)
-
-// peer is host i as others see it.
-func (n network) peer(i int) conf.Peer {
-	p := conf.Peer{
-		AgentID: fmt.Sprint("agent-", i), AgentIP: n.agentIP(i), Epoch: uint64(i + 1),
-		VTEPIP:  nth(vtepPool, 32, i+1).Addr(),
-		VTEPIP6: nth(vtepPool6, 128, i+1).Addr(),
-	}
-	p.VTEPMAC = conf.VTEPMAC(testOUI, p.VTEPIP)
-	for _, o := range n.overlays {
-		p.Subnets = append(p.Subnets, n.agentSubnet(o, i))
-	}
-	return p
-}
-
-func (n network) agentSubnet(o Overlay, i int) netip.Prefix {
-	if o.Subnets[0].Addr().Is6() {
-		return nth(o.Subnets[0], n.length6, i)
-	}
-	return nth(o.Subnets[0], n.length, i)
-}
-
-// config is what host i of size hosts is given.
-func (n network) config(i, size int) Config {
-	self := n.peer(i)
-	c := Config{VTEP: VTEP{
-		Local: self.AgentIP, MAC: self.VTEPMAC,
-		IP:  netip.PrefixFrom(self.VTEPIP, vtepPool.Bits()),
-		IP6: netip.PrefixFrom(self.VTEPIP6, vtepPool6.Bits()),
-	}}
-	for _, o := range n.overlays {
-		own := n.agentSubnet(o, i)
-		for _, h := range conf.Halves {
-			c.Bridges = append(c.Bridges, Bridge{h.Bridge(o.Name), o.Name, []netip.Prefix{conf.GatewayPrefix(h.Of(own))}})
-		}
-		o.Agent = []netip.Prefix{own}
-		c.Overlays = append(c.Overlays, o)
-	}
-	for j := range size {
-		if j != i {
-			c.Peers = append(c.Peers, n.peer(j))
-		}
-	}
-	return c
-}
 
 // plugHosts makes size hosts on one LAN, each with its configuration applied.
 func (n network) plugHosts(t testing.TB, size int) (*lan, []*host) {
@@ -332,11 +262,11 @@ func (n network) plugHosts(t testing.TB, size int) (*lan, []*host) {
 	for i := range size {
 		h := newHost(t, fmt.Sprint("h", i))
 		length := "/12"
-		if n.under6 {
+		if n.Under6 {
 			length = "/64"
 		}
-		l.plug(h.netNS, n.agentIP(i).String()+length)
-		h.mustSet(n.config(i, size), true)
+		l.plug(h.netNS, n.AgentIP(i).String()+length)
+		h.mustSet(n.Host(i, size), true)
 		hosts = append(hosts, h)
 	}
 	return l, hosts
@@ -344,7 +274,7 @@ func (n network) plugHosts(t testing.TB, size int) (*lan, []*host) {
 
 // gateway is the gateway of host i in one half of overlay number o.
 func (n network) gateway(o, i int, h conf.Half) string {
-	return conf.Gateway(h.Of(n.agentSubnet(n.overlays[o], i))).String()
+	return conf.Gateway(h.Of(n.AgentSubnet(n.Overlays[o], i))).String()
 }
 
 // container plugs a namespace into a bridge of h, as a CNI program would, and
@@ -352,7 +282,7 @@ func (n network) gateway(o, i int, h conf.Half) string {
 func (h *host) container(bridge string, gateway netip.Prefix, k int) (*netNS, string) {
 	h.t.Helper()
 	c := newNS(h.t, "c")
-	addr := netip.PrefixFrom(nth(gateway.Masked(), gateway.Addr().BitLen(), k).Addr(), gateway.Bits())
+	addr := netip.PrefixFrom(plantest.Nth(gateway.Masked(), gateway.Addr().BitLen(), k).Addr(), gateway.Bits())
 	port := fmt.Sprintf("v%d", nsCount.Load())
 	h.sh(fmt.Sprintf("ip link add %s type veth peer name eth0 netns %s; ip link set %s master %s up", port, c.name, port, bridge))
 	c.sh(fmt.Sprintf("ip link set eth0 up; ip addr add %s dev eth0 nodad; ip route add default via %s", addr, gateway.Addr()))

@@ -6,7 +6,7 @@ import "testing"
 // until it knows them all, what others talk through stays.
 func TestPartialKeepsPeers(t *testing.T) {
 	_, hosts := bothIP.plugHosts(t, 3)
-	h, cfg := hosts[0], bothIP.config(0, 3)
+	h, cfg := hosts[0], bothIP.Host(0, 3)
 	h.mustSet(cfg, true)
 
 	h.dp = h.newDatapath()

@@ -6,17 +6,19 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"overlayd.internal/overlay/overlayd/internal/datapath/plan"
 )
 
 // What could not be sent because the context ended is sent by the next Set.
 func TestCancelled(t *testing.T) {
 	_, hosts := onlyIPv4.plugHosts(t, 1)
-	h, cfg := hosts[0], onlyIPv4.config(0, 4)
+	h, cfg := hosts[0], onlyIPv4.Host(0, 4)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	for _, resync := range []bool{false, true} {
 		var r Report
-		h.do(func() { r = h.dp.Set(ctx, cfg, resync) })
+		h.do(func() { r = h.dp.Apply(ctx, Wanted{Host: cfg, Resync: resync}) })
 		if !errors.Is(r.Err, context.Canceled) {
 			t.Errorf("resync %t: %v", resync, r.Err)
 		}
@@ -29,12 +31,12 @@ func TestCancelled(t *testing.T) {
 
 // Thousands of failures for one reason are not told one by one.
 func TestReportIsShort(t *testing.T) {
-	var all []problem
+	var all []plan.Problem
 	for i := range 5000 {
-		all = append(all, problem{"dcos", fmt.Errorf("route %d", i)}, problem{"", fmt.Errorf("neighbour %d", i)})
+		all = append(all, plan.Problem{Overlay: "dcos", Err: fmt.Errorf("route %d", i)}, plan.Problem{Overlay: "", Err: fmt.Errorf("neighbour %d", i)})
 	}
 	r := newReport(all, 1450, 0, errors.New("and stopped"))
-	if got := r.Overlays["dcos"].Error(); strings.Count(got, "\n") != maxTold || !strings.HasSuffix(got, "and 4992 more") {
+	if got := r.Overlays["dcos"].Error(); strings.Count(got, "\n") != maxReported || !strings.HasSuffix(got, "and 4992 more") {
 		t.Errorf("overlay: %s", got)
 	}
 	if got := r.Err.Error(); !strings.HasPrefix(got, "neighbour 0\n") || !strings.HasSuffix(got, "and 4992 more\nand stopped") {

@@ -13,11 +13,11 @@ import (
 func TestUpdate(t *testing.T) {
 	_, hosts := bothIP.plugHosts(t, 1)
 	h := hosts[0]
-	all := bothIP.config(0, 60)
+	all := bothIP.Host(0, 60)
 	now := all
 	now.Peers = nil
 	update := func(set []conf.Peer, gone []string) (r Report, ok bool) {
-		h.do(func() { r, ok = h.dp.Update(t.Context(), now, set, gone, false) })
+		h.do(func() { r, ok = h.dp.update(t.Context(), now, set, gone, false) })
 		return r, ok
 	}
 	h.mustSet(now, true)
@@ -65,7 +65,7 @@ func TestUpdate(t *testing.T) {
 	// Something that a peer which stays has: the two have to be decided between.
 	twin := now.Peers[0]
 	twin.AgentID = "twin"
-	twin.AgentIP = bothIP.agentIP(99)
+	twin.AgentIP = bothIP.AgentIP(99)
 	if _, ok := update([]conf.Peer{twin}, nil); ok {
 		t.Error("a peer was given what another has")
 	}
@@ -81,14 +81,14 @@ func TestUpdate(t *testing.T) {
 // gone is gone.
 func TestUpdatePartial(t *testing.T) {
 	_, hosts := bothIP.plugHosts(t, 1)
-	h, cfg := hosts[0], bothIP.config(0, 4)
+	h, cfg := hosts[0], bothIP.Host(0, 4)
 	h.mustSet(cfg, true)
 	h.dp = h.newDatapath()
 	less := cfg
 	less.Partial, less.Peers = true, slices.Clone(cfg.Peers[:2])
 	h.mustSet(less, false)
 	update := func(set []conf.Peer, gone ...string) (ok bool) {
-		h.do(func() { _, ok = h.dp.Update(t.Context(), less, set, gone, false) })
+		h.do(func() { _, ok = h.dp.update(t.Context(), less, set, gone, false) })
 		return ok
 	}
 	if update(cfg.Peers[2:3]) {
@@ -109,14 +109,14 @@ func TestUpdatePartial(t *testing.T) {
 // What was wrong with a peer is over when the peer has gone, or is another.
 func TestUpdateEndsProblem(t *testing.T) {
 	_, hosts := onlyIPv4.plugHosts(t, 1)
-	h, cfg := hosts[0], onlyIPv4.config(0, 3)
+	h, cfg := hosts[0], onlyIPv4.Host(0, 3)
 	odd := cfg.Peers[0]
 	odd.AgentIP = netip.MustParseAddr("fd00::1")
 	update := func(set []conf.Peer, gone ...string) (r Report) {
 		h.do(func() {
 			var ok bool
-			if r, ok = h.dp.Update(t.Context(), cfg, set, gone, false); !ok {
-				r = h.dp.Set(t.Context(), cfg, false)
+			if r, ok = h.dp.update(t.Context(), cfg, set, gone, false); !ok {
+				r = h.dp.Apply(t.Context(), Wanted{Host: cfg})
 			}
 		})
 		return r
@@ -135,12 +135,12 @@ func TestUpdateEndsProblem(t *testing.T) {
 		t.Errorf("the odd peer has gone: %v", r.Overlays)
 	}
 	alone()
-	cfg = onlyIPv4.config(0, 3)
+	cfg = onlyIPv4.Host(0, 3)
 	if r := update(cfg.Peers[:1]); len(r.Overlays) > 0 {
 		t.Errorf("the odd peer is one of ours now: %v", r.Overlays)
 	}
 	alone()
-	other := onlyIPv4.config(0, 3).Peers[1]
+	other := onlyIPv4.Host(0, 3).Peers[1]
 	cfg.Peers = []conf.Peer{odd, other}
 	if r := update([]conf.Peer{other}); len(r.Overlays) > 0 {
 		t.Errorf("there is another peer: %v", r.Overlays)

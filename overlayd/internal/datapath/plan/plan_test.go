@@ -1,4 +1,4 @@
-package datapath
+package plan_test
 
 import (
 	"net/netip"
@@ -6,70 +6,98 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
+	"overlayd.internal/overlay/overlayd/internal/datapath/plan"
+	"overlayd.internal/overlay/overlayd/internal/datapath/plan/plantest"
 )
 
+var (
+	onlyIPv4 = plantest.OnlyIPv4
+	onlyIPv6 = plantest.OnlyIPv6
+	bothIP   = plantest.BothIP
+)
+
+const up = unix.IFF_UP
+
 // bareKernel is a host with one Ethernet and nothing of ours.
-func bareKernel(agentIP netip.Addr) *state {
-	return &state{
-		ipv6:     true,
-		underlay: "eth0",
-		links:    map[string]link{"lo": {index: 1, mtu: 65536, up: true}, "eth0": {index: 2, mtu: 1500, up: true}},
-		sysctls:  map[string]string{},
+func bareKernel(agentIP netip.Addr) *plan.State {
+	return &plan.State{
+		IPv6:     true,
+		Underlay: "eth0",
+		Links:    links(rtnl.Link{Name: "lo", Index: 1, MTU: 65536, Flags: up | unix.IFF_LOOPBACK}, rtnl.Link{Name: "eth0", Index: 2, MTU: 1500, Flags: up}),
+		Others:   []plan.AddrKey{{Dev: "eth0", Prefix: netip.PrefixFrom(agentIP, 12)}},
+		Addrs:    map[plan.AddrKey]struct{}{}, Connected: map[plan.AddrKey]struct{}{}, Local: map[plan.AddrKey]struct{}{},
+		Foreign: map[netip.Prefix]plan.ForeignRoute{},
+		Entries: plan.MakeEntries(0),
+		Sysctls: map[string]string{},
 	}
 }
 
+func links(ls ...rtnl.Link) map[string]plan.Link {
+	m := map[string]plan.Link{}
+	for _, l := range ls {
+		m[l.Name] = plan.Link{Link: l}
+	}
+	return m
+}
+
+// change replaces a link by what f makes of it.
+func change(s *plan.State, name string, f func(*plan.Link)) {
+	l := s.Links[name]
+	l.Name = name
+	f(&l)
+	s.Links[name] = l
+}
+
 // kernelWith is the kernel after everything for c was done.
-func kernelWith(c Config) *state {
+func kernelWith(c plan.Wanted) *plan.State {
 	s := bareKernel(c.VTEP.Local)
-	s.addrs, s.connected = map[addrKey]struct{}{}, map[addrKey]struct{}{}
-	mtu := 1450
-	if c.VTEP.Local.Is6() {
-		mtu = 1430
-	}
-	for i, d := range devices(c) {
-		l := link{index: 10 + i, kind: "bridge", mac: mark.BridgeMAC(d.addrs), mtu: mtu, up: true}
-		if d.overlay == "" {
-			l.kind, l.mac = "vxlan", c.VTEP.MAC
-			l.vxlan = rtnl.VXLAN{VNI: 1024, Port: 64000, Local: c.VTEP.Local}
+	made := plan.Make(c, bareKernel(c.VTEP.Local))
+	for i, d := range c.Devices() {
+		l := rtnl.Link{Name: d.Name, Index: 10 + i, Kind: "bridge", MAC: mark.BridgeMAC(d.Addrs), MTU: made.MTU, Flags: up}
+		if d.Overlay == "" {
+			l.Kind, l.MAC = "vxlan", c.VTEP.MAC
+			l.VXLAN = rtnl.VXLAN{VNI: 1024, Port: 64000, Local: c.VTEP.Local}
 		} else {
-			l.alias = d.alias()
+			half, _ := mark.HalfOf(d.Name)
+			l.Alias = mark.BridgeAlias(d.Overlay, half)
 		}
-		s.links[d.name] = l
-		for _, a := range d.addrs {
-			s.addrs[addrKey{d.name, a}] = struct{}{}
-			s.connected[addrKey{d.name, a}] = struct{}{}
+		s.Links[d.Name] = plan.Link{Link: l}
+		for _, a := range d.Addrs {
+			k := plan.AddrKey{Dev: d.Name, Prefix: a}
+			s.Addrs[k], s.Connected[k], s.Local[k] = struct{}{}, struct{}{}, struct{}{}
 		}
 	}
-	for _, w := range settings(c, true) {
-		s.sysctls[w.key] = w.value
+	for _, w := range c.Settings(true) {
+		s.Sysctls[w.Key] = w.Value
 	}
-	s.entries = expand(c).entries
+	s.Entries = made.Entries
 	return s
 }
 
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 
 func TestPlan(t *testing.T) {
-	edit := func(c Config, f func(*Config)) Config {
+	edit := func(c plan.Wanted, f func(*plan.Wanted)) plan.Wanted {
 		f(&c)
 		return c
 	}
-	kernel := func(s *state, f func(*state)) *state {
+	kernel := func(s *plan.State, f func(*plan.State)) *plan.State {
 		f(s)
 		return s
 	}
-	v4 := onlyIPv4.config(0, 3)
-	v6 := onlyIPv6.config(0, 2)
-	over6 := network{overlays: onlyIPv4.overlays, length: 24, length6: 80, under6: true}.config(0, 2)
+	v4 := onlyIPv4.Host(0, 3)
+	v6 := onlyIPv6.Host(0, 2)
+	over6 := plantest.Network{Overlays: onlyIPv4.Overlays, Length: 24, Length6: 80, Under6: true}.Host(0, 2)
 
 	for _, tc := range []struct {
 		name string
-		want Config
-		have *state
+		want plan.Wanted
+		have *plan.State
 		ops  string
 		bad  string // the problems, one a line
 
@@ -77,8 +105,8 @@ func TestPlan(t *testing.T) {
 	}{
 		{
 			name: "bare kernel, IPv4",
-			want: edit(onlyIPv4.config(0, 2), func(c *Config) { c.VTEP.IP6 = netip.Prefix{}; c.Bridges = c.Bridges[:1] }),
-			have: kernel(bareKernel(onlyIPv4.agentIP(0)), func(s *state) { s.ipv6 = false }),
+			want: edit(onlyIPv4.Host(0, 2), func(c *plan.Wanted) { c.VTEP.IP6 = netip.Prefix{}; c.Bridges = c.Bridges[:1] }),
+			have: kernel(bareKernel(onlyIPv4.AgentIP(0)), func(s *plan.State) { s.IPv6 = false }),
 			ops: `
 				link add vtep1024 mtu 1450 address 70:b3:d5:80:00:01 type vxlan id 1024 dstport 64000 local 172.16.0.2 nolearning
 				link add m-dcos address 0a:58:09:00:00:01 type bridge
@@ -99,14 +127,15 @@ func TestPlan(t *testing.T) {
 				fdb replace 70:b3:d5:80:00:02 dev vtep1024 dst 172.16.0.3
 				route add 9.0.1.0/24 via 44.128.0.2 dev vtep1024 proto 44 metric 2
 				route add blackhole 9.0.0.0/24 proto 44 metric 4294967295
+				route add unreachable 9.0.0.0/8 proto 44 metric 4294967294
 			`,
 		},
 		{
 			name: "IPv6 forwarding comes after the routers were told to be heard",
-			want: edit(v6, func(c *Config) { c.Bridges, c.Peers = nil, nil }),
-			have: kernel(kernelWith(edit(v6, func(c *Config) { c.Bridges, c.Peers = nil, nil })), func(s *state) {
-				s.sysctls[forward6] = "0"
-				s.acceptRA = []string{"eth0", "vtep1024"}
+			want: edit(v6, func(c *plan.Wanted) { c.Bridges, c.Peers = nil, nil }),
+			have: kernel(kernelWith(edit(v6, func(c *plan.Wanted) { c.Bridges, c.Peers = nil, nil })), func(s *plan.State) {
+				s.Sysctls["net/ipv6/conf/all/forwarding"] = "0"
+				s.AcceptRA = []string{"eth0", "vtep1024"}
 			}),
 			ops: `
 				sysctl net/ipv6/conf/eth0/accept_ra=2
@@ -118,7 +147,7 @@ func TestPlan(t *testing.T) {
 		{name: "nothing to do, IPv6 underlay", want: over6, have: kernelWith(over6)},
 		{
 			name: "a subnet moved to another peer",
-			want: edit(v4, func(c *Config) {
+			want: edit(v4, func(c *plan.Wanted) {
 				c.Peers = []conf.Peer{c.Peers[0], c.Peers[1]}
 				c.Peers[0].Subnets, c.Peers[1].Subnets = c.Peers[1].Subnets, nil
 			}),
@@ -131,8 +160,8 @@ func TestPlan(t *testing.T) {
 		},
 		{
 			name: "a peer came, another went, a third has a new agent IP",
-			want: edit(v4, func(c *Config) {
-				c.Peers = []conf.Peer{onlyIPv4.peer(2), onlyIPv4.peer(3)}
+			want: edit(v4, func(c *plan.Wanted) {
+				c.Peers = []conf.Peer{onlyIPv4.Peer(2), onlyIPv4.Peer(3)}
 				c.Peers[0].AgentIP = netip.MustParseAddr("172.16.0.99")
 			}),
 			have: kernelWith(v4),
@@ -151,11 +180,11 @@ func TestPlan(t *testing.T) {
 		{
 			name: "routes of ours in the wrong shape",
 			want: v4,
-			have: kernel(kernelWith(v4), func(s *state) {
+			have: kernel(kernelWith(v4), func(s *plan.State) {
 				gw := netip.MustParseAddr("44.128.0.2")
-				s.routes[prefix("9.0.1.0/24")] = route{metric: 7, via: gw}
-				s.routes[prefix("9.0.2.0/24")] = route{metric: 3, odd: true}
-				s.more = []routeEntry{{prefix("9.0.1.0/24"), route{metric: 2, via: gw}}, {prefix("9.0.0.0/24"), route{metric: 5, via: gw}}}
+				s.Routes[prefix("9.0.1.0/24")] = plan.Route{Metric: 7, Via: gw}
+				s.Routes[prefix("9.0.2.0/24")] = plan.Route{Metric: 3, Kind: plan.Alien}
+				s.More = []plan.RouteTo{{Dst: prefix("9.0.1.0/24"), Route: plan.Route{Metric: 2, Via: gw}}, {Dst: prefix("9.0.0.0/24"), Route: plan.Route{Metric: 5, Via: gw}}}
 			}),
 			ops: `
 				route delete 9.0.1.0/24 via 44.128.0.2 dev vtep1024 proto 44 metric 7
@@ -165,11 +194,9 @@ func TestPlan(t *testing.T) {
 		},
 		{
 			name: "a VTEP that differs takes everything on it along",
-			want: edit(v4, func(c *Config) { c.Peers, c.Bridges = c.Peers[:1], nil }),
-			have: kernel(kernelWith(edit(v4, func(c *Config) { c.Peers, c.Bridges = c.Peers[:1], nil })), func(s *state) {
-				l := s.links["vtep1024"]
-				l.vxlan.Learning = true
-				s.links["vtep1024"] = l
+			want: edit(v4, func(c *plan.Wanted) { c.Peers, c.Bridges = c.Peers[:1], nil }),
+			have: kernel(kernelWith(edit(v4, func(c *plan.Wanted) { c.Peers, c.Bridges = c.Peers[:1], nil })), func(s *plan.State) {
+				change(s, "vtep1024", func(l *plan.Link) { l.MAC = conf.MAC{2} })
 			}),
 			ops: `
 				link delete vtep1024
@@ -195,7 +222,7 @@ func TestPlan(t *testing.T) {
 		},
 		{
 			name: "new VTEP addresses; an IPv6 address cannot have two lengths",
-			want: edit(v4, func(c *Config) { c.VTEP.IP, c.VTEP.IP6 = prefix("44.128.0.1/15"), prefix("fd01:a::1/72") }),
+			want: edit(v4, func(c *plan.Wanted) { c.VTEP.IP, c.VTEP.IP6 = prefix("44.128.0.1/15"), prefix("fd01:a::1/72") }),
 			have: kernelWith(v4),
 			ops: `
 				addr delete fd01:a::1/64 dev vtep1024
@@ -207,7 +234,9 @@ func TestPlan(t *testing.T) {
 		{
 			name: "underlay with another MTU",
 			want: v4,
-			have: kernel(kernelWith(v4), func(s *state) { s.links["eth0"] = link{index: 2, mtu: 9000, up: true} }),
+			have: kernel(kernelWith(v4), func(s *plan.State) {
+				s.Links["eth0"] = plan.Link{Link: rtnl.Link{Name: "eth0", Index: 2, MTU: 9000, Flags: up}}
+			}),
 			ops: `
 				link set vtep1024 mtu 8950
 				link set m-dcos mtu 8950
@@ -216,73 +245,74 @@ func TestPlan(t *testing.T) {
 		},
 		{
 			name: "configured MTU",
-			want: edit(v4, func(c *Config) { c.VTEP.MTU = 1420; c.Bridges = nil }),
-			have: kernelWith(edit(v4, func(c *Config) { c.Bridges = nil })),
+			want: edit(v4, func(c *plan.Wanted) { c.VTEP.MTU = 1420; c.Bridges = nil }),
+			have: kernelWith(edit(v4, func(c *plan.Wanted) { c.Bridges = nil })),
 			ops:  `link set vtep1024 mtu 1420`,
 		},
 		{
 			name: "configured MTU that does not fit",
-			want: edit(v4, func(c *Config) { c.VTEP.MTU = 9001 }),
+			want: edit(v4, func(c *plan.Wanted) { c.VTEP.MTU = 9001 }),
 			have: kernelWith(v4),
 		},
 		{
 			name: "agent IP on no interface: everything stays as it is",
 			want: v4,
-			have: kernel(kernelWith(v4), func(s *state) { s.underlay = "" }),
+			have: kernel(kernelWith(v4), func(s *plan.State) { s.Underlay = "" }),
 			bad:  `: agent IP 172.16.0.2 is on no interface of this host`,
 		},
 		{
 			name: "agent IP on the loopback of a routing host",
 			want: v4,
-			have: kernel(kernelWith(v4), func(s *state) {
-				s.underlay, s.links["lo"] = "lo", link{index: 1, mtu: 65536, up: true, loopback: true}
+			have: kernel(kernelWith(v4), func(s *plan.State) {
+				s.Underlay = "lo"
 			}),
 		},
 		{
 			name: "no IPv6 in the kernel",
-			want: edit(bothIP.config(0, 2), func(c *Config) { c.Bridges = c.Bridges[2:] }),
-			have: kernel(kernelWith(edit(onlyIPv4.config(0, 2), func(c *Config) { c.Bridges = nil })), func(s *state) {
-				s.ipv6 = false
-				s.links["m-dcos6"] = link{kind: "bridge", alias: "overlay: dcos6/mesos"}
-				delete(s.neigh, netip.MustParseAddr("fd01:a::2"))
-				delete(s.addrs, addrKey{"vtep1024", prefix("fd01:a::1/64")})
+			want: edit(bothIP.Host(0, 2), func(c *plan.Wanted) { c.Bridges = c.Bridges[2:] }),
+			have: kernel(kernelWith(edit(onlyIPv4.Host(0, 2), func(c *plan.Wanted) { c.Bridges = nil })), func(s *plan.State) {
+				s.IPv6 = false
+				s.Links["m-dcos6"] = plan.Link{Link: rtnl.Link{Name: "m-dcos6", Kind: "bridge", Alias: "overlay: dcos6/mesos"}}
+				delete(s.Neigh, netip.MustParseAddr("fd01:a::2"))
+				delete(s.Addrs, plan.AddrKey{Dev: "vtep1024", Prefix: prefix("fd01:a::1/64")})
 			}),
 			ops: `link delete m-dcos6`,
 			bad: `dcos6: overlay dcos6 has no IPv6 here: this kernel has no IPv6; start it without ipv6.disable=1`,
 		},
 		{
 			name: "an MTU too small for IPv6",
-			want: edit(v6, func(c *Config) { c.VTEP.MTU = 1200; c.Bridges, c.Peers = nil, nil }),
-			have: kernel(kernelWith(edit(v6, func(c *Config) { c.Bridges, c.Peers = nil, nil })), func(s *state) {
-				delete(s.routes, prefix("fd01:b::/80"))
-				delete(s.addrs, addrKey{"vtep1024", prefix("fd01:a::1/64")})
+			want: edit(v6, func(c *plan.Wanted) { c.VTEP.MTU = 1200; c.Bridges, c.Peers = nil, nil }),
+			have: kernel(kernelWith(edit(v6, func(c *plan.Wanted) { c.Bridges, c.Peers = nil, nil })), func(s *plan.State) {
+				delete(s.Routes, prefix("fd01:b::/80"))
+				delete(s.Routes, prefix("fd01:b::/64"))
+				delete(s.Addrs, plan.AddrKey{Dev: "vtep1024", Prefix: prefix("fd01:a::1/64")})
 			}),
 			ops: `link set vtep1024 mtu 1200`,
 			bad: `dcos6: overlay dcos6 has no IPv6 here: the MTU of the overlay is 1200 and IPv6 needs at least 1280; raise vtep_mtu or the MTU of the underlay`,
 		},
 		{
 			name: "a lease without an IPv6 VTEP",
-			want: edit(v6, func(c *Config) { c.VTEP.IP6 = netip.Prefix{}; c.Bridges, c.Peers = nil, nil }),
-			have: kernelWith(edit(v6, func(c *Config) { c.VTEP.IP6, c.Overlays, c.Bridges, c.Peers = netip.Prefix{}, nil, nil, nil })),
+			want: edit(v6, func(c *plan.Wanted) { c.VTEP.IP6 = netip.Prefix{}; c.Bridges, c.Peers = nil, nil }),
+			have: kernelWith(edit(v6, func(c *plan.Wanted) { c.VTEP.IP6, c.Overlays, c.Bridges, c.Peers = netip.Prefix{}, nil, nil, nil })),
 			bad:  `dcos6: overlay dcos6 has no IPv6 here: the lease has no IPv6 VTEP address; configure vtep_subnet6, or a larger one`,
 		},
 		{
 			name: "foreign routes: in the way, equal, harmless",
 			want: v4,
-			have: kernel(kernelWith(v4), func(s *state) {
-				delete(s.routes, prefix("9.0.2.0/24"))
-				s.foreign = map[netip.Prefix]foreignRoute{
-					prefix("9.0.0.0/24"): {0, "9.0.0.0/24 dev docker7"},
-					prefix("9.0.1.0/24"): {5000, "9.0.1.0/24 via 10.0.0.1"},
-					prefix("9.0.2.0/24"): {3, "9.0.2.0/24 via 10.0.0.1"},
+			have: kernel(kernelWith(v4), func(s *plan.State) {
+				delete(s.Routes, prefix("9.0.2.0/24"))
+				s.Foreign = map[netip.Prefix]plan.ForeignRoute{
+					prefix("9.0.0.0/24"): {Text: "9.0.0.0/24 dev docker7", Dev: "docker7"},
+					prefix("9.0.1.0/24"): {Metric: 5000, Text: "9.0.1.0/24 via 10.0.0.1", Leads: true},
+					prefix("9.0.2.0/24"): {Metric: 3, Text: "9.0.2.0/24 via 10.0.0.1", Leads: true},
 				}
 			}),
-			bad: `dcos: route 9.0.2.0/24 via 10.0.0.1 is not ours and takes the place of the one via VTEP 44.128.0.3; remove it`,
+			bad: `dcos: route 9.0.2.0/24 via 10.0.0.1 is not ours and takes the place of the one via VTEP 44.128.0.3; remove it (ip route show 9.0.2.0/24)`,
 		},
 		{
 			name: "the higher epoch has the subnet, whatever the order",
-			want: edit(v4, func(c *Config) {
-				a, b := onlyIPv4.peer(1), onlyIPv4.peer(2)
+			want: edit(v4, func(c *plan.Wanted) {
+				a, b := onlyIPv4.Peer(1), onlyIPv4.Peer(2)
 				a.Epoch, b.Epoch = 9, 8
 				b.Subnets = a.Subnets
 				c.Peers = []conf.Peer{a, b}
@@ -292,8 +322,8 @@ func TestPlan(t *testing.T) {
 		},
 		{
 			name: "a peer claims our own subnet",
-			want: edit(v4, func(c *Config) {
-				p := onlyIPv4.peer(1)
+			want: edit(v4, func(c *plan.Wanted) {
+				p := onlyIPv4.Peer(1)
 				p.Subnets = append(p.Subnets, prefix("9.0.0.0/24"))
 				c.Peers = []conf.Peer{p, c.Peers[1]}
 			}),
@@ -302,8 +332,8 @@ func TestPlan(t *testing.T) {
 		},
 		{
 			name: "peers that cannot be: half a lease, the wrong family, ourselves",
-			want: edit(v4, func(c *Config) {
-				bad, six, self := onlyIPv4.peer(3), onlyIPv4.peer(4), onlyIPv4.peer(5)
+			want: edit(v4, func(c *plan.Wanted) {
+				bad, six, self := onlyIPv4.Peer(3), onlyIPv4.Peer(4), onlyIPv4.Peer(5)
 				bad.AgentIP, six.AgentIP, self.AgentIP = netip.Addr{}, netip.MustParseAddr("fd00::1"), c.VTEP.Local
 				c.Peers = append(append([]conf.Peer{}, c.Peers...), bad, six, self)
 			}),
@@ -315,27 +345,29 @@ func TestPlan(t *testing.T) {
 		},
 		{
 			name: "no peer can be reached",
-			want: edit(v4, func(c *Config) {
-				six := onlyIPv4.peer(1)
+			want: edit(v4, func(c *plan.Wanted) {
+				six := onlyIPv4.Peer(1)
 				six.AgentIP = netip.MustParseAddr("fd00::1")
 				c.Peers = []conf.Peer{six}
 			}),
-			have: kernel(kernelWith(v4), func(s *state) {
-				s.neigh, s.fdb, s.routes = nil, nil, map[netip.Prefix]route{prefix("9.0.0.0/24"): {metric: mark.BlackholeMetric}}
+			have: kernel(kernelWith(v4), func(s *plan.State) {
+				s.Neigh, s.FDB, s.Routes = nil, nil, map[netip.Prefix]plan.Route{
+					prefix("9.0.0.0/24"): {Metric: mark.BlackholeMetric, Kind: plan.Blackhole}, prefix("9.0.0.0/8"): {Metric: mark.UnreachableMetric, Kind: plan.Unreachable},
+				}
 			}),
 			bad: `dcos: peer agent-1 at fd00::1 cannot be reached from agent IP 172.16.0.2: one is IPv4, the other IPv6`,
 		},
 		{
 			name: "a name that is taken, a VNI that is taken",
 			want: v4,
-			have: kernel(kernelWith(v4), func(s *state) {
-				s.links["m-dcos"] = link{kind: "veth", mtu: 1450}
-				delete(s.links, "vtep1024")
-				s.links["vx0"] = link{kind: "vxlan", mtu: 1450, vxlan: rtnl.VXLAN{VNI: 1024, Port: 64000}}
-				s.entries, s.addrs = entries{}, map[addrKey]struct{}{{"d-dcos", prefix("9.0.0.129/25")}: {}}
-				s.sysctls = map[string]string{}
-				for _, w := range settings(v4, true) {
-					s.sysctls[w.key] = w.value
+			have: kernel(kernelWith(v4), func(s *plan.State) {
+				s.Links["m-dcos"] = plan.Link{Link: rtnl.Link{Name: "m-dcos", Kind: "veth", MTU: 1450}}
+				delete(s.Links, "vtep1024")
+				s.Links["vx0"] = plan.Link{Link: rtnl.Link{Name: "vx0", Kind: "vxlan", MTU: 1450, VXLAN: rtnl.VXLAN{VNI: 1024, Port: 64000}}}
+				s.Entries, s.Addrs = plan.MakeEntries(0), map[plan.AddrKey]struct{}{{Dev: "d-dcos", Prefix: prefix("9.0.0.129/25")}: {}}
+				s.Sysctls = map[string]string{}
+				for _, w := range v4.Settings(true) {
+					s.Sysctls[w.Key] = w.Value
 				}
 			}),
 			ops: `
@@ -362,6 +394,7 @@ func TestPlan(t *testing.T) {
 				route add 9.0.1.0/24 via 44.128.0.2 dev vtep1024 proto 44 metric 2
 				route add 9.0.2.0/24 via 44.128.0.3 dev vtep1024 proto 44 metric 3
 				route add blackhole 9.0.0.0/24 proto 44 metric 4294967295
+				route add unreachable 9.0.0.0/8 proto 44 metric 4294967294
 			`,
 			bad: `
 				: link vx0 is a VXLAN device with our VNI 1024 and UDP port 64000; remove it so that vtep1024 can be made
@@ -371,13 +404,11 @@ func TestPlan(t *testing.T) {
 		{
 			name: "bridges no longer wanted: ours, in use, of others; and one we had no time to name",
 			want: v4,
-			have: kernel(kernelWith(v4), func(s *state) {
-				s.links["m-old"] = link{kind: "bridge", alias: "overlay: old/mesos"}
-				s.links["d-old"] = link{kind: "bridge", alias: "overlay: old/docker", ports: 2}
-				s.links["d-other"] = link{kind: "bridge"}
-				l := s.links["m-dcos"]
-				l.alias = ""
-				s.links["m-dcos"] = l
+			have: kernel(kernelWith(v4), func(s *plan.State) {
+				s.Links["m-old"] = plan.Link{Link: rtnl.Link{Name: "m-old", Kind: "bridge", Alias: "overlay: old/mesos"}}
+				s.Links["d-old"] = plan.Link{Link: rtnl.Link{Name: "d-old", Kind: "bridge", Alias: "overlay: old/docker"}, Ports: 2}
+				s.Links["d-other"] = plan.Link{Link: rtnl.Link{Name: "d-other", Kind: "bridge"}}
+				change(s, "m-dcos", func(l *plan.Link) { l.Alias = "" })
 			}),
 			ops: `
 				link set m-dcos alias "overlay: dcos/mesos"
@@ -388,20 +419,19 @@ func TestPlan(t *testing.T) {
 		{
 			name: "what another program put on a bridge of its own stays",
 			want: v4,
-			have: kernel(kernelWith(v4), func(s *state) {
-				l := s.links["d-dcos"]
-				l.alias, l.mac = "", conf.MAC{2, 0x42}
-				s.links["d-dcos"] = l
-				s.addrs[addrKey{"d-dcos", prefix("10.9.9.1/24")}] = struct{}{}
-				s.addrs[addrKey{"m-dcos", prefix("10.9.9.1/24")}] = struct{}{}
+			have: kernel(kernelWith(v4), func(s *plan.State) {
+				change(s, "d-dcos", func(l *plan.Link) { l.Alias, l.MAC = "", conf.MAC{2, 0x42} })
+				s.Addrs[plan.AddrKey{Dev: "d-dcos", Prefix: prefix("10.9.9.1/24")}] = struct{}{}
+				s.Addrs[plan.AddrKey{Dev: "m-dcos", Prefix: prefix("10.9.9.1/24")}] = struct{}{}
 			}),
 			ops: `addr delete 10.9.9.1/24 dev m-dcos`,
 		},
 		{
 			name: "no overlays, no peers: only the VTEP is left",
-			want: Config{VTEP: v4.VTEP},
-			have: kernelWith(edit(v4, func(c *Config) { c.Peers = c.Peers[:1] })),
+			want: plan.Wanted{VTEP: v4.VTEP},
+			have: kernelWith(edit(v4, func(c *plan.Wanted) { c.Peers = c.Peers[:1] })),
 			ops: `
+				route delete unreachable 9.0.0.0/8 proto 44 metric 4294967294
 				route delete blackhole 9.0.0.0/24 proto 44 metric 4294967295
 				route delete 9.0.1.0/24 via 44.128.0.2 dev vtep1024 proto 44 metric 2
 				neigh delete 44.128.0.2 lladdr 70:b3:d5:80:00:02 dev vtep1024
@@ -413,13 +443,13 @@ func TestPlan(t *testing.T) {
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			p := plan(tc.want, tc.have)
+			p := plan.Make(tc.want, tc.have)
 			var ops, bad []string
-			for _, o := range p.ops {
+			for _, o := range p.Ops {
 				ops = append(ops, o.String())
 			}
-			for _, p := range p.problems {
-				bad = append(bad, p.overlay+": "+p.err.Error())
+			for _, p := range p.Problems {
+				bad = append(bad, p.Overlay+": "+p.Err.Error())
 			}
 			if diff := cmp.Diff(block(tc.ops), strings.Join(ops, "\n")); diff != "" {
 				t.Errorf("operations (-want +got):\n%s", diff)
@@ -427,7 +457,7 @@ func TestPlan(t *testing.T) {
 			if diff := cmp.Diff(block(tc.bad), strings.Join(bad, "\n")); diff != "" {
 				t.Errorf("problems (-want +got):\n%s", diff)
 			}
-			if diff := cmp.Diff(block(tc.notices), strings.Join(p.notices, "\n")); diff != "" {
+			if diff := cmp.Diff(block(tc.notices), strings.Join(p.Notices, "\n")); diff != "" {
 				t.Errorf("notices (-want +got):\n%s", diff)
 			}
 		})

@@ -1,0 +1,206 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"overlayd.internal/overlay/internal/rtnl"
+)
+
+// sysctlPause is the time between two looks at the sysctls, of which the kernel
+// announces few.
+const sysctlPause = 5 * time.Second
+
+// Watch announces that somebody else changed or removed something of ours: link,
+// port, address, route, neighbour or FDB entry, sysctl, or what firewall says
+// concerns it, or something of theirs that packets of ours depend on: the MTU or
+// address of the underlay, rules, routes and addresses inside overlays.
+// Announcements are coalesced and never lost, if sometimes needless. The channel
+// is closed when ctx ends.
+func (k *Kernel) Watch(ctx context.Context, log *slog.Logger, firewall func(rtnl.Message) bool) <-chan struct{} {
+	w := &watcher{out: make(chan struct{}, 1), expected: &k.Expected, log: log}
+	w.ports.announce = w.announce
+	var err error
+	if w.ports.conn, err = rtnl.Open(); err != nil {
+		log.Error("cannot look at ports of bridges; changes by others are repaired at the next look", "err", err)
+	}
+	var watching sync.WaitGroup
+	for _, s := range []struct {
+		family   int
+		groups   []uint
+		filter   rtnl.Filter
+		concerns func(rtnl.Message) bool
+	}{
+		{unix.NETLINK_ROUTE, routeGroups, rtnl.WithoutOwn(k.port), w.concerns},
+		{unix.NETLINK_NETFILTER, []uint{unix.NFNLGRP_NFTABLES}, nil, firewall},
+	} {
+		f, err := rtnl.Subscribe(s.family, s.groups, s.filter)
+		if err != nil {
+			log.Error("cannot subscribe to kernel notifications; changes by others are repaired at the next look", "family", s.family, "err", err)
+			continue
+		}
+		stop := context.AfterFunc(ctx, func() { f.Close() })
+		watching.Go(func() {
+			defer stop()
+			w.read(f, s.concerns)
+			if ctx.Err() == nil {
+				log.Error("kernel notifications ended; changes by others are repaired at the next look", "family", s.family)
+			}
+		})
+	}
+	watching.Go(func() { w.pollSysctls(ctx) })
+	go func() {
+		watching.Wait()
+		<-ctx.Done()
+		w.ports.close()
+		close(w.out)
+	}()
+	return w.out
+}
+
+var routeGroups = []uint{
+	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
+	unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_NEXTHOP,
+}
+
+type watcher struct {
+	out      chan struct{}
+	expected *Expected
+	ports    ports
+	log      *slog.Logger
+}
+
+func (w *watcher) announce() {
+	select {
+	case w.out <- struct{}{}:
+	default: // one is waiting already
+	}
+}
+
+// read reads notifications until f is closed, and announces those that concern
+// us.
+func (w *watcher) read(f *rtnl.Subscription, concerns func(rtnl.Message) bool) {
+	buf := make([]byte, 64<<10)
+	for {
+		matters := false
+		err := f.Read(buf, func(m rtnl.Message) { matters = matters || concerns(m) })
+		if err != nil && !errors.Is(err, rtnl.ErrOverrun) {
+			return
+		}
+		if matters || err != nil { // of those that were lost one may have been ours
+			w.announce()
+		}
+	}
+}
+
+// concerns reports whether a notification tells of something that is not as it
+// should be.
+func (w *watcher) concerns(m rtnl.Message) bool {
+	x := w.expected
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	switch m.Type {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		if index := x.suspectPort(m); index != 0 {
+			w.ports.look(index, x)
+		}
+		return x.link(m)
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		return x.addr(m)
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		return x.route(m)
+	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		return x.neighbour(m)
+	case unix.RTM_NEWNETCONF:
+		return x.netconf(m)
+	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+		return len(x.links) > 0
+	case unix.RTM_DELNEXTHOP: // takes routes along without a word
+		return len(x.links) > 0
+	}
+	return false
+}
+
+// pollSysctls looks now and then at the sysctls. A value that was announced is
+// not announced again: it may be one that cannot be set.
+func (w *watcher) pollSysctls(ctx context.Context) {
+	tick := time.NewTicker(sysctlPause)
+	defer tick.Stop()
+	announced := map[string]string{}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := map[string]string{}
+		for key, value := range w.expected.wrongSysctls() {
+			now[key] = value
+			if was, ok := announced[key]; !ok || was != value {
+				w.announce()
+			}
+		}
+		announced = now
+	}
+}
+
+// portPause is how long a port of a bridge may be other than it should: a
+// container that goes takes its port down and out of the bridge before the link
+// is removed.
+const portPause = 200 * time.Millisecond
+
+// ports looks at ports of bridges that were said to be other than they should,
+// a moment later.
+type ports struct {
+	announce func()
+
+	mu      sync.Mutex
+	conn    *rtnl.Conn // nil: none could be opened, or closed
+	waiting map[int]bool
+}
+
+// look has a link looked at after a moment.
+func (p *ports) look(index int, x *Expected) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.conn == nil {
+		return
+	}
+	if p.waiting == nil {
+		p.waiting = map[int]bool{}
+		time.AfterFunc(portPause, func() { p.lookAtAll(x) })
+	}
+	p.waiting[index] = true
+}
+
+func (p *ports) lookAtAll(x *Expected) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	waiting := p.waiting
+	p.waiting = nil
+	for index := range waiting {
+		if p.conn == nil {
+			return
+		}
+		l, ok, err := p.conn.LinkByIndex(index)
+		if err != nil || ok && x.wrongPort(l) {
+			p.announce()
+			return
+		}
+	}
+}
+
+func (p *ports) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.conn != nil {
+		p.conn.Close()
+		p.conn = nil
+	}
+}

@@ -1,0 +1,254 @@
+package plan
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
+	"overlayd.internal/overlay/internal/rtnl"
+)
+
+// planLinks makes the devices that are missing and repairs those that are there.
+// Devices whose name somebody else has are left out of Devices.
+func (p *Plan) planLinks(have *State) {
+	p.Fresh = map[string]bool{}
+	var usable []Device
+	for _, d := range p.Devices {
+		plan := p.planBridge
+		if d.Overlay == "" {
+			plan = p.planVTEP
+		}
+		if plan(d, have) {
+			usable = append(usable, d)
+		}
+	}
+	p.Devices = usable
+}
+
+// planVTEP makes the VTEP, or makes it anew where it is not as it should be and
+// cannot be changed, and reports whether it can be used.
+func (p *Plan) planVTEP(_ Device, have *State) bool {
+	v := p.Wanted.VTEP
+	l, there := have.Links[conf.VTEPName]
+	if there && l.Kind != "vxlan" {
+		p.complain("", "link %s is in the way: the VXLAN device needs that name, but it is a %s; remove or rename it", conf.VTEPName, orUnknown(l.Kind))
+		return false
+	}
+	want := rtnl.VXLAN{VNI: conf.VNI, Port: conf.VXLANPort, Local: v.Local}
+	is := l.VXLAN
+	is.Learning = false // can be changed
+	switch {
+	case there && (l.MAC != v.MAC || is != want):
+		p.add(Op{Act: Del, Obj: VTEPLink, Dev: conf.VTEPName})
+	case there:
+		if l.VXLAN.Learning {
+			p.add(Op{Act: Set, Obj: VXLANLearning, Dev: conf.VTEPName})
+		}
+		if l.Master != 0 {
+			p.add(Op{Act: Set, Obj: LinkMaster, Dev: conf.VTEPName})
+		}
+		return true
+	}
+	if other := have.nicknamed(conf.VTEPName); other != "" {
+		p.complain("", "link %s has the other name (altname) %s, which the VXLAN device needs; remove it (ip link property del dev %s altname %s)",
+			other, conf.VTEPName, other, conf.VTEPName)
+		return false
+	}
+	for _, name := range slices.Sorted(maps.Keys(have.Links)) {
+		if x := have.Links[name].VXLAN; name != conf.VTEPName && x.VNI == conf.VNI && x.Port == conf.VXLANPort {
+			p.complain("", "link %s is a VXLAN device with our VNI %d and UDP port %d; remove it so that %s can be made",
+				name, conf.VNI, conf.VXLANPort, conf.VTEPName)
+		}
+	}
+	p.add(Op{Act: Add, Obj: VTEPLink, Dev: conf.VTEPName, MAC: v.MAC, Addr: v.Local, MTU: p.MTU})
+	p.Fresh[conf.VTEPName] = true
+	return true
+}
+
+// planBridge makes a bridge or repairs it, and reports whether it can be used.
+func (p *Plan) planBridge(d Device, have *State) bool {
+	l, there := have.Links[d.Name]
+	mac := mark.BridgeMAC(d.Addrs)
+	alias := Op{Act: Set, Obj: LinkAlias, Dev: d.Name, Overlay: d.Overlay, Value: d.alias()}
+	if !there {
+		if other := have.nicknamed(d.Name); other != "" {
+			p.complain(d.Overlay, "link %s has the other name (altname) %s, which the bridge of overlay %s needs; remove it (ip link property del dev %s altname %s)",
+				other, d.Name, d.Overlay, other, d.Name)
+			return false
+		}
+		p.add(Op{Act: Add, Obj: BridgeLink, Dev: d.Name, Overlay: d.Overlay, MAC: mac})
+		p.add(alias)
+		p.Fresh[d.Name] = true
+		return true
+	}
+	if l.Kind != "bridge" {
+		p.complain(d.Overlay, "link %s is in the way: the bridge of overlay %s needs that name, but it is a %s; remove or rename it",
+			d.Name, d.Overlay, orUnknown(l.Kind))
+		return false
+	}
+	ours := l.Alias == d.alias()
+	if l.Alias == "" && l.MAC == mac {
+		// Ours: we were stopped between making it and naming it.
+		p.add(alias)
+		ours = true
+	}
+	if !ours {
+		if l.STP {
+			p.complain(d.Overlay, "bridge %s has the spanning tree protocol on, so that no container can be attached in time, and it is not ours; turn it off (ip link set %s type bridge stp_state 0)", d.Name, d.Name)
+		}
+		return true
+	}
+	if l.STP {
+		p.add(Op{Act: Set, Obj: BridgeSTPOff, Dev: d.Name, Overlay: d.Overlay})
+	}
+	if l.Master != 0 {
+		p.add(Op{Act: Set, Obj: LinkMaster, Dev: d.Name, Overlay: d.Overlay})
+	}
+	if l.MAC != mac {
+		p.add(Op{Act: Set, Obj: LinkMAC, Dev: d.Name, Overlay: d.Overlay, MAC: mac})
+	}
+	return true
+}
+
+// Made reports whether a device was made by us or is about to be.
+func (p *Plan) Made(d Device, have *State) bool {
+	return p.Fresh[d.Name] || have.Links[d.Name].IsOurs() || slices.ContainsFunc(p.Ops, func(o Op) bool {
+		return o.Obj == LinkAlias && o.Dev == d.Name
+	})
+}
+
+// nicknamed is the link that has the name as another one (altname).
+func (s *State) nicknamed(name string) string {
+	for _, link := range slices.Sorted(maps.Keys(s.Links)) {
+		if slices.Contains(s.Links[link].Altnames, name) {
+			return link
+		}
+	}
+	return ""
+}
+
+func orUnknown(kind string) string {
+	if kind == "" {
+		return "physical or unknown device"
+	}
+	return kind
+}
+
+// planAddrs adds what is missing and removes what was ours. On a bridge of
+// somebody else nothing is removed.
+func (p *Plan) planAddrs(d Device, have *State, up bool) {
+	var late []Op
+	l, fresh := have.Links[d.Name], p.Fresh[d.Name]
+	if !fresh && (d.Overlay == "" || l.Alias == d.alias()) {
+		for _, k := range slices.SortedFunc(maps.Keys(have.Addrs), compareAddrKeys) {
+			if k.Dev != d.Name || slices.Contains(d.Addrs, k.Prefix) {
+				continue
+			}
+			o := Op{Act: Del, Obj: Address, Dev: d.Name, Overlay: d.Overlay, Prefix: k.Prefix}
+			if is6(k.Prefix) && slices.ContainsFunc(d.Addrs, func(a netip.Prefix) bool { return a.Addr() == k.Prefix.Addr() }) {
+				p.add(o) // the kernel refuses an IPv6 address it has, whatever its length
+			} else {
+				late = append(late, o)
+			}
+		}
+	}
+	for _, a := range d.Addrs {
+		p.planAddr(d, a, have, up)
+	}
+	p.Ops = append(p.Ops, late...)
+}
+
+// planAddr adds one address, or what the kernel made for it and somebody
+// removed.
+func (p *Plan) planAddr(d Device, a netip.Prefix, have *State, up bool) {
+	k := AddrKey{d.Name, a}
+	o := Op{Act: Add, Obj: Address, Dev: d.Name, Overlay: d.Overlay, Prefix: a}
+	_, there := have.Addrs[k]
+	_, routed := have.Connected[k]
+	_, local := have.Local[k]
+	switch {
+	case !there || p.Fresh[d.Name]:
+		p.add(o)
+	case !up: // the kernel makes its routes when the device comes up
+	case !local && is6(a):
+		// Such a route would outlive the address.
+		del := o
+		del.Act = Del
+		p.add(del)
+		p.add(o)
+	default:
+		if !local {
+			p.add(Op{Act: Add, Obj: LocalRoute, Dev: d.Name, Overlay: d.Overlay, Addr: a.Addr(), Prefix: netip.PrefixFrom(a.Addr(), a.Addr().BitLen())})
+		}
+		if !routed {
+			p.add(Op{Act: Add, Obj: ConnectedRoute, Dev: d.Name, Overlay: d.Overlay, Prefix: a.Masked(), Addr: a.Addr()})
+		}
+	}
+}
+
+func compareAddrKeys(a, b AddrKey) int { return a.Prefix.Compare(b.Prefix) }
+
+// planPorts puts the host ends of containers back into the bridges that their
+// aliases name, and sets them up: a bridge that was deleted loses its ports, and
+// systemd-networkd takes every veth out of its bridge when it starts.
+func (p *Plan) planPorts(have *State) {
+	overlays := map[string]string{} // by bridge
+	for _, d := range p.Devices {
+		overlays[d.Name] = d.Overlay
+	}
+	for _, name := range slices.Sorted(maps.Keys(have.Links)) {
+		l := have.Links[name]
+		if l.Kind != "veth" {
+			continue
+		}
+		alias, ours := mark.IsHostEnd(name, l.Alias)
+		bridge := alias.Half.Bridge(alias.Overlay)
+		overlay, wanted := overlays[bridge]
+		if !ours || !wanted {
+			continue
+		}
+		o := Op{Act: Set, Dev: name, Overlay: overlay, Master: bridge}
+		moved := p.Fresh[bridge] || l.Master != have.Links[bridge].Index
+		if moved {
+			o.Obj = LinkMaster
+			p.add(o)
+		}
+		if moved || WrongPort(l.Port) {
+			o.Obj = BridgePort
+			p.add(o)
+		}
+		if !l.Up() {
+			o.Obj = LinkUp
+			p.add(o)
+		}
+	}
+}
+
+// WrongPort reports whether a bridge treats a port in a way that keeps packets
+// from it. Whether it sends them back where they came from (hairpin) is for the
+// network to say.
+func WrongPort(p *rtnl.Port) bool { return p != nil && *p != rtnl.Port{Hairpin: p.Hairpin} }
+
+// planLeftBridges removes the bridges we made and no longer want.
+func (p *Plan) planLeftBridges(have *State) {
+	wanted := map[string]bool{}
+	for _, b := range p.Wanted.Bridges {
+		wanted[b.Name] = true
+	}
+	for _, name := range slices.Sorted(maps.Keys(have.Links)) {
+		l := have.Links[name]
+		overlay, _, ours := mark.ParseBridgeAlias(l.Alias)
+		switch {
+		case !ours || l.Kind != "bridge" || wanted[name]:
+		case l.Ports > 0:
+			// The other half and new containers elsewhere have nothing to do with it.
+			p.Notices = append(p.Notices, fmt.Sprintf("bridge %s of overlay %s is no longer wanted but has %d ports; it is removed when the last container has gone",
+				name, overlay, l.Ports))
+		default:
+			p.add(Op{Act: Del, Obj: BridgeLink, Dev: name, Overlay: overlay})
+		}
+	}
+}

@@ -1,0 +1,272 @@
+package plan
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
+)
+
+// order is the order in which entries were asked for.
+type order struct {
+	neigh  []netip.Addr
+	fdb    []conf.MAC
+	routes []netip.Prefix
+}
+
+// expanded is what peers and agent subnets come to.
+type expanded struct {
+	Entries
+	order    order
+	problems []Problem
+	notices  []string
+	disputed bool
+}
+
+// remarkable reports whether there is anything to say of some peers.
+func (w *expanded) remarkable() bool { return len(w.problems)+len(w.notices) > 0 }
+
+// expand turns peers, our own agent subnets and the ranges of overlays into
+// entries. Where two peers claim the same thing, the higher epoch has it.
+func expand(c Wanted) expanded {
+	w := expandPeers(c)
+	if w.disputed {
+		c.Peers = slices.Clone(c.Peers)
+		slices.SortStableFunc(c.Peers, func(a, b conf.Peer) int { return cmp.Compare(a.Epoch, b.Epoch) })
+		w = expandPeers(c)
+	}
+	for _, o := range c.Overlays {
+		for _, a := range o.Agent {
+			if r, taken := w.Routes[a]; taken && r.Via.IsValid() {
+				w.problems = append(w.problems, Problem{o.Name, fmt.Errorf("agent subnet %s is ours, and the peer at VTEP %s claims it as well", a, r.Via)})
+			} else if !taken {
+				w.order.routes = append(w.order.routes, a)
+			}
+			w.Routes[a] = Route{Metric: mark.BlackholeMetric, Kind: Blackhole}
+		}
+		for _, s := range o.Subnets {
+			// An overlay of one agent subnet has nothing else.
+			if _, taken := w.Routes[s]; !taken {
+				w.order.routes = append(w.order.routes, s)
+				w.Routes[s] = unreachableRange()
+			}
+		}
+	}
+	return w
+}
+
+// expandPeers lets a later peer win over an earlier one. A host that can reach
+// none of its peers has a problem; one that cannot reach a few takes notice.
+func expandPeers(c Wanted) expanded {
+	w := expanded{Entries: MakeEntries(len(c.Peers))}
+	var cut []*conf.Peer
+	for i := range c.Peers {
+		if unreachable(&c.Peers[i], c.VTEP) != "" {
+			cut = append(cut, &c.Peers[i])
+			continue
+		}
+		w.addPeer(&c.Peers[i], c)
+	}
+	for _, p := range cut {
+		why := unreachable(p, c.VTEP)
+		if len(w.FDB) == 0 {
+			w.complain(c, p, why)
+			continue
+		}
+		// One such host among many must not stop the overlays of all of them.
+		w.notices = append(w.notices, fmt.Sprintf("peer %s %s", p.AgentID, why))
+	}
+	return w
+}
+
+// unreachable says why nothing can be forwarded to a peer, if so.
+func unreachable(p *conf.Peer, own VTEP) string {
+	switch {
+	case !p.AgentIP.IsValid() || !p.VTEPIP.Is4():
+		return "has no agent IP or no IPv4 VTEP address"
+	case p.AgentIP.Is4() != own.Local.Is4():
+		return fmt.Sprintf("at %s cannot be reached from agent IP %s: one is IPv4, the other IPv6", p.AgentIP, own.Local)
+	}
+	return ""
+}
+
+// complain tells every overlay the peer has a subnet in.
+func (w *expanded) complain(c Wanted, p *conf.Peer, why string) {
+	var overlays []string
+	for _, s := range p.Subnets {
+		if o := c.OverlayOf(s); !slices.Contains(overlays, o) {
+			overlays = append(overlays, o)
+			w.problems = append(w.problems, Problem{o, fmt.Errorf("peer %s %s", p.AgentID, why)})
+		}
+	}
+}
+
+func (w *expanded) addPeer(p *conf.Peer, c Wanted) {
+	own := c.VTEP
+	if p.AgentIP == own.Local {
+		// This very host under an agent id it once had. Its packets would come
+		// straight back to us, so there is nothing to forward to.
+		return
+	}
+	ip6 := own.IP6.IsValid() && p.VTEPIP6.IsValid()
+	w.addNeigh(p.VTEPIP, p.VTEPMAC)
+	if ip6 {
+		w.addNeigh(p.VTEPIP6, p.VTEPMAC)
+	}
+	if old, dup := w.FDB[p.VTEPMAC]; !dup {
+		w.order.fdb = append(w.order.fdb, p.VTEPMAC)
+	} else if old != p.AgentIP {
+		w.disputed = true
+	}
+	w.FDB[p.VTEPMAC] = p.AgentIP
+
+	metric := mark.PeerMetric(p.VTEPIP, own.IP)
+	for _, s := range p.Subnets {
+		r := Route{Metric: metric, Via: p.VTEPIP}
+		if is6(s) {
+			if !ip6 {
+				continue
+			}
+			r.Via = p.VTEPIP6
+		}
+		if slices.ContainsFunc(c.Refused, func(r netip.Prefix) bool { return inside(s, r) }) {
+			continue
+		}
+		if old, dup := w.Routes[s]; !dup {
+			w.order.routes = append(w.order.routes, s)
+		} else if old != r {
+			w.disputed = true
+		}
+		w.Routes[s] = r
+	}
+}
+
+func (w *expanded) addNeigh(ip netip.Addr, mac conf.MAC) {
+	if old, dup := w.Neigh[ip]; !dup {
+		w.order.neigh = append(w.order.neigh, ip)
+	} else if old != mac {
+		w.disputed = true
+	}
+	w.Neigh[ip] = mac
+}
+
+// planEntries programs neighbours and FDB entries, then routes, then removes
+// what is left over. A route that moved from one peer to another is removed
+// right after its successor was added.
+func (p *Plan) planEntries(have Entries, more []RouteTo, foreign map[netip.Prefix]ForeignRoute) {
+	w := &p.Entries
+	p.Ops = slices.Grow(p.Ops, max(0, len(w.Neigh)+len(w.FDB)+len(w.Routes)-len(have.Neigh)-len(have.FDB)-len(have.Routes)))
+	for _, ip := range p.order.neigh {
+		if mac := w.Neigh[ip]; have.Neigh[ip] != mac {
+			p.add(Op{Act: Replace, Obj: Neighbour, Dev: conf.VTEPName, Addr: ip, MAC: mac})
+		}
+	}
+	for _, mac := range p.order.fdb {
+		if ip := w.FDB[mac]; have.FDB[mac] != ip {
+			p.add(Op{Act: Replace, Obj: FDBEntry, Dev: conf.VTEPName, MAC: mac, Addr: ip})
+		}
+	}
+	extra := map[netip.Prefix][]Route{}
+	for _, m := range more {
+		extra[m.Dst] = append(extra[m.Dst], m.Route)
+	}
+	for _, dst := range p.order.routes {
+		r := w.Routes[dst]
+		old, there := have.Routes[dst]
+		f, rival := foreign[dst]
+		if there && old == r && !rival && len(extra[dst]) == 0 {
+			continue
+		}
+		olds := extra[dst]
+		if there {
+			olds = append(olds, old)
+		}
+		if rival && r.Kind == ToPeer && f.Metric <= r.Metric {
+			p.complain(p.Wanted.OverlayOf(dst), "route %s is not ours and takes the place of the one via VTEP %s; remove it (%s)", f.Text, r.Via, showRoute(dst))
+			if f.Metric == r.Metric {
+				continue
+			}
+		}
+		p.planRoute(dst, r, olds)
+	}
+	p.takenFromPeers(foreign)
+	p.removeLeft(have, extra)
+}
+
+// removeLeft removes what is not wanted, or leaves it where peers may be
+// missing.
+func (p *Plan) removeLeft(have Entries, extra map[netip.Prefix][]Route) {
+	w := &p.Entries
+	remove := func(o Op) {
+		if p.Wanted.Partial && o.Dev != "" {
+			p.Kept = true
+			return
+		}
+		p.add(o)
+	}
+	for _, dst := range slices.SortedFunc(maps.Keys(have.Routes), netip.Prefix.Compare) {
+		if _, keep := w.Routes[dst]; keep {
+			continue
+		}
+		for _, r := range append(extra[dst], have.Routes[dst]) {
+			remove(p.routeOp(Del, dst, r))
+		}
+	}
+	for _, ip := range slices.SortedFunc(maps.Keys(have.Neigh), netip.Addr.Compare) {
+		if _, keep := w.Neigh[ip]; !keep {
+			remove(Op{Act: Del, Obj: Neighbour, Dev: conf.VTEPName, Addr: ip, MAC: have.Neigh[ip]})
+		}
+	}
+	for _, mac := range slices.SortedFunc(maps.Keys(have.FDB), compareMACs) {
+		if _, keep := w.FDB[mac]; !keep {
+			remove(Op{Act: Del, Obj: FDBEntry, Dev: conf.VTEPName, MAC: mac, Addr: have.FDB[mac]})
+		}
+	}
+}
+
+// planRoute makes r the only route of ours to dst.
+func (p *Plan) planRoute(dst netip.Prefix, r Route, olds []Route) {
+	act := Add
+	for _, o := range olds {
+		switch {
+		case o == r:
+			act = Keep
+		case o.Metric == r.Metric && act == Add:
+			act = Replace
+		}
+	}
+	if act != Keep {
+		p.add(p.routeOp(act, dst, r))
+	}
+	for _, o := range olds {
+		if o != r && (o.Metric != r.Metric || act == Keep) {
+			p.add(p.routeOp(Del, dst, o))
+		}
+	}
+}
+
+func (p *Plan) routeOp(act Action, dst netip.Prefix, r Route) Op {
+	o := Op{Act: act, Obj: PeerRoute, Overlay: p.Wanted.OverlayOf(dst), Prefix: dst, Addr: r.Via, Metric: r.Metric, Kind: r.Kind}
+	if r.Via.IsValid() {
+		o.Dev = conf.VTEPName
+	}
+	return o
+}
+
+// withoutVTEP is what is left of our entries once the VTEP has gone.
+func withoutVTEP(e Entries) Entries {
+	left := Entries{Routes: map[netip.Prefix]Route{}}
+	for dst, r := range e.Routes {
+		if r.Kind == Blackhole || r.Kind == Unreachable {
+			left.Routes[dst] = r
+		}
+	}
+	return left
+}
+
+func compareMACs(a, b conf.MAC) int { return bytes.Compare(a[:], b[:]) }

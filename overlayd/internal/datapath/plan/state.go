@@ -1,0 +1,148 @@
+package plan
+
+import (
+	"net/netip"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
+	"overlayd.internal/overlay/internal/rtnl"
+)
+
+// State is what the kernel has, as far as it concerns us.
+type State struct {
+	IPv6     bool            // the kernel has it
+	Links    map[string]Link // every link of the host, by name
+	Underlay string          // name of the link that has the agent IP; empty: none
+	Addrs    map[AddrKey]struct{}
+	// Connected and Local hold the routes the kernel keeps for the addresses: to
+	// their network, and to this host itself.
+	Connected map[AddrKey]struct{}
+	Local     map[AddrKey]struct{}
+	Others    []AddrKey // global addresses on links that are not ours
+	Entries
+	More    []RouteTo // further routes of ours to a prefix in Routes
+	Compare *Comparison
+	// Foreign are routes of others to prefixes inside overlays and inside the
+	// VTEP pool, the one with the lowest metric of each prefix.
+	Foreign map[netip.Prefix]ForeignRoute
+	// Diverted are peers' subnets to which packets take another way than ours,
+	// although no route in the main table says so: because of a rule (ip rule).
+	Diverted []Diverted
+	Sysctls  map[string]string // by path below /proc/sys
+	// AcceptRA names the links that take router advertisements only as long as
+	// the host does not forward.
+	AcceptRA []string
+}
+
+// Link is a link with the number of its ports, if it is a bridge.
+type Link struct {
+	rtnl.Link
+	Ports int
+}
+
+// AddrKey is an address on a device.
+type AddrKey struct {
+	Dev    string
+	Prefix netip.Prefix
+}
+
+// Entries are what one peer more or less changes: everything on vtep1024, and
+// our routes.
+type Entries struct {
+	Neigh  map[netip.Addr]conf.MAC
+	FDB    map[conf.MAC]netip.Addr
+	Routes map[netip.Prefix]Route
+}
+
+// MakeEntries makes empty ones for so many peers.
+func MakeEntries(peers int) Entries {
+	return Entries{
+		Neigh:  make(map[netip.Addr]conf.MAC, peers),
+		FDB:    make(map[conf.MAC]netip.Addr, peers),
+		Routes: make(map[netip.Prefix]Route, peers),
+	}
+}
+
+// Route is a route of ours.
+type Route struct {
+	Metric uint32
+	Via    netip.Addr // of a route to a peer
+	Kind   RouteKind
+}
+
+// RouteKind says where a route of ours leads.
+type RouteKind uint8
+
+const (
+	ToPeer      RouteKind = iota // via a peer's VTEP address
+	Blackhole                    // nowhere: an own agent subnet, as far as no bridge has it
+	Unreachable                  // nowhere, with an answer to the sender: the rest of an overlay
+	Alien                        // as read: something we never make, so it is equal to nothing wanted
+)
+
+// RouteTo is a route with its destination.
+type RouteTo struct {
+	Dst netip.Prefix
+	Route
+}
+
+// ForeignRoute is a route of somebody else.
+type ForeignRoute struct {
+	Metric uint32
+	Dev    string
+	Text   string // as ip route prints it
+	Kernel bool   // the kernel made it for an address
+	Leads  bool   // somewhere: it is no blackhole or the like
+}
+
+// Diverted tells of one peer's subnet which way packets take instead.
+type Diverted struct {
+	Dst     netip.Prefix
+	Way     string // where the packets go
+	Command string // that shows it
+}
+
+// IsOurs reports whether a link is a bridge that we made, or the VTEP.
+func (l Link) IsOurs() bool {
+	_, _, ours := mark.ParseBridgeAlias(l.Alias)
+	return ours && l.Kind == "bridge" || l.Name == conf.VTEPName && l.Kind == "vxlan"
+}
+
+// Comparison tells whether the kernel has exactly the wanted entries while they
+// are being read. One that comes twice makes it say no; they come in a row.
+type Comparison struct {
+	Want    Entries
+	differs bool
+
+	neigh, fdb, routes int // how many were met
+	lastMAC            conf.MAC
+	lastRoute          netip.Prefix
+}
+
+// Route takes in one route of ours.
+func (c *Comparison) Route(dst netip.Prefix, r Route) {
+	want, ok := c.Want.Routes[dst]
+	c.differs = c.differs || !ok || want != r || dst == c.lastRoute
+	c.lastRoute = dst
+	c.routes++
+}
+
+// FDBEntry takes in one FDB entry of the VTEP.
+func (c *Comparison) FDBEntry(mac conf.MAC, ip netip.Addr) {
+	want, ok := c.Want.FDB[mac]
+	c.differs = c.differs || !ok || want != ip || c.fdb > 0 && mac == c.lastMAC
+	c.lastMAC = mac
+	c.fdb++
+}
+
+// Neighbour takes in one neighbour of the VTEP.
+func (c *Comparison) Neighbour(ip netip.Addr, mac conf.MAC) {
+	want, ok := c.Want.Neigh[ip]
+	c.differs = c.differs || !ok || want != mac
+	c.neigh++
+}
+
+// Equal is the outcome.
+func (c *Comparison) Equal() bool {
+	return !c.differs && c.neigh == len(c.Want.Neigh) && c.fdb == len(c.Want.FDB) && c.routes == len(c.Want.Routes)
+}

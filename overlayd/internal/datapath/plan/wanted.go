@@ -1,0 +1,141 @@
+// Package plan decides what has to be done to a host's kernel: it compares the
+// wanted end state of the overlays with what the kernel has and answers with the
+// operations, in order, and with what cannot be had. It is pure: it neither
+// reads the kernel nor changes it, so that the same plan serves the agent and
+// whoever only wants to know what is wrong.
+package plan
+
+import (
+	"net/netip"
+	"slices"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
+)
+
+// Wanted is the wanted end state of one host. The zero value of an address
+// means that the family is not there.
+type Wanted struct {
+	VTEP     VTEP
+	Bridges  []Bridge
+	Overlays []Overlay
+	Peers    []conf.Peer // every agent but this one
+	// Partial: there may be more peers than Peers has. What the kernel has for
+	// those stays.
+	Partial bool
+
+	// Refused are ranges of overlays that this host cannot have; no peer's route
+	// leads there. A plan fills it in.
+	Refused []netip.Prefix
+}
+
+// VTEP is the host's VXLAN device.
+type VTEP struct {
+	Local netip.Addr   // agent IP: source of the outer packets
+	MAC   conf.MAC     //
+	IP    netip.Prefix // with the length of its pool
+	IP6   netip.Prefix //
+	MTU   int          // 0: MTU of the underlay route less the encapsulation
+}
+
+// Bridge is one half of one agent subnet.
+type Bridge struct {
+	Name    string         // m-<overlay> or d-<overlay>
+	Overlay string         //
+	Addrs   []netip.Prefix // gateway address of each family, with the half's length
+}
+
+// Overlay is one overlay network as the firewall and the local routes see it.
+type Overlay struct {
+	Name      string
+	Subnets   []netip.Prefix // the whole overlay, one per family
+	Agent     []netip.Prefix // this host's agent subnets, one per family
+	Isolation conf.Isolation // from whom its containers are kept apart
+	Allow     []string       // overlays whose containers may reach this one all the same
+}
+
+// Device is a link of ours with its addresses.
+type Device struct {
+	Name, Overlay string // no overlay: the VTEP
+	Addrs         []netip.Prefix
+}
+
+// Devices lists ours, the VTEP first.
+func (w Wanted) Devices() []Device {
+	vtep := Device{Name: conf.VTEPName}
+	for _, a := range []netip.Prefix{w.VTEP.IP, w.VTEP.IP6} {
+		if a.IsValid() {
+			vtep.Addrs = append(vtep.Addrs, a)
+		}
+	}
+	all := []Device{vtep}
+	for _, b := range w.Bridges {
+		all = append(all, Device{b.Name, b.Overlay, b.Addrs})
+	}
+	return all
+}
+
+// alias is that of a bridge.
+func (d Device) alias() string {
+	half, _ := mark.HalfOf(d.Name)
+	return mark.BridgeAlias(d.Overlay, half)
+}
+
+// has6 reports whether the device has IPv6 addresses.
+func (d Device) has6() bool { return slices.ContainsFunc(d.Addrs, is6) }
+
+func is6(p netip.Prefix) bool { return p.Addr().Is6() }
+
+// has6 reports whether any overlay has an IPv6 subnet.
+func (w Wanted) has6() bool {
+	return slices.ContainsFunc(w.Overlays, func(o Overlay) bool { return slices.ContainsFunc(o.Subnets, is6) })
+}
+
+// OverlayOf is the overlay a prefix lies in; empty: none of ours.
+func (w Wanted) OverlayOf(p netip.Prefix) string {
+	for _, o := range w.Overlays {
+		for _, s := range o.Subnets {
+			if inside(p, s) {
+				return o.Name
+			}
+		}
+	}
+	return ""
+}
+
+// Ranges are the prefixes in which networks of others matter: whole overlays, also
+// those that this host cannot have; this host's own agent subnets; and the pools
+// of VTEP addresses.
+func (w Wanted) Ranges() (whole, own, pools []netip.Prefix) {
+	whole = slices.Clone(w.Refused)
+	for _, o := range w.Overlays {
+		whole, own = append(whole, o.Subnets...), append(own, o.Agent...)
+	}
+	for _, pool := range [...]netip.Prefix{w.VTEP.IP, w.VTEP.IP6} {
+		if pool.IsValid() {
+			pools = append(pools, pool.Masked())
+		}
+	}
+	return whole, own, pools
+}
+
+// inside reports whether p is s or a part of it.
+func inside(p, s netip.Prefix) bool { return s.Bits() <= p.Bits() && s.Contains(p.Addr()) }
+
+// SameHost reports whether two wanted states differ in peers at most.
+func SameHost(a, b Wanted) bool {
+	return a.VTEP == b.VTEP &&
+		slices.EqualFunc(a.Bridges, b.Bridges, func(a, b Bridge) bool {
+			return a.Name == b.Name && a.Overlay == b.Overlay && slices.Equal(a.Addrs, b.Addrs)
+		}) &&
+		slices.EqualFunc(a.Overlays, b.Overlays, func(a, b Overlay) bool {
+			return a.Name == b.Name && a.Isolation.Mode() == b.Isolation.Mode() && slices.Equal(a.Allow, b.Allow) && slices.Equal(a.Subnets, b.Subnets) && slices.Equal(a.Agent, b.Agent)
+		})
+}
+
+// SamePeer compares what the kernel is told of two peers. The epoch is not: it
+// grows with every renewal of interest to others, and matters only in a dispute.
+func SamePeer(a, b *conf.Peer) bool {
+	return a.AgentIP == b.AgentIP && a.VTEPIP == b.VTEPIP && a.VTEPIP6 == b.VTEPIP6 && a.VTEPMAC == b.VTEPMAC &&
+		slices.Equal(a.Subnets, b.Subnets)
+}
