@@ -32,6 +32,9 @@ func (c *Coordinator) Delete(ctx context.Context, agents []string) (conf.MasterS
 }
 
 func (c *Coordinator) deleteAgent(ctx context.Context, name string) error {
+	if err := c.catchUpWith(ctx, name); err != nil {
+		return err
+	}
 	for attempt := 0; attempt < maxAttempts; {
 		txn, viewRev, more, ok := c.planDelete(name)
 		if !ok {
@@ -52,6 +55,23 @@ func (c *Coordinator) deleteAgent(ctx context.Context, name string) error {
 		attempt++
 	}
 	return refuse(http.StatusServiceUnavailable, "the store changed %d times in between; try again", maxAttempts)
+}
+
+// catchUpWith waits until the view has the agent as it is in the store, where other
+// coordinators may have registered it.
+func (c *Coordinator) catchUpWith(ctx context.Context, name string) error {
+	if !c.shared {
+		return nil
+	}
+	key := keyAgent(name)
+	if ip, err := netip.ParseAddr(name); err == nil {
+		key = keyIP(ip)
+	}
+	kv, err := c.read(ctx, key)
+	if err != nil {
+		return err
+	}
+	return c.await(ctx, kv.Mod)
 }
 
 // planDelete makes the transaction; ok is false when there is no such agent. An

@@ -215,10 +215,15 @@ func (c *Coordinator) composeLocked(p *plan, req api.RegisterRequest) {
 
 // carryOut makes the plan durable and waits until the view has it.
 func (c *Coordinator) carryOut(ctx context.Context, p *plan) error {
-	if len(p.txn.Then) == 0 {
-		return nil
+	switch {
+	case len(p.txn.Then) > 0:
+		return c.commit(ctx, p.txn)
+	case !c.shared:
+		return nil // the view has everything that was answered
 	}
-	return c.commit(ctx, p.txn)
+	// Another coordinator may have changed the agent, and the view not know it yet.
+	_, err := c.store.Commit(ctx, p.txn)
+	return err
 }
 
 // commit runs a transaction whose first write proves, when it is read back,

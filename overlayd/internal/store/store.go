@@ -66,7 +66,8 @@ type Store interface {
 
 	// Commit runs one transaction and returns its revision once it is durable.
 	// It fails with ErrConflict or ErrUnknown as they say, or with another
-	// error when nothing was written. A transaction without Then only checks.
+	// error when nothing was written. A transaction without Then only checks, and
+	// what it says was true at some moment during the call.
 	Commit(ctx context.Context, txn Txn) (uint64, error)
 
 	// Watch calls fn for every transaction after the given revision that

@@ -133,9 +133,16 @@ func (s *Store) Commit(ctx context.Context, txn store.Txn) (uint64, error) {
 			ops = append(ops, clientv3.OpPut(s.prefix+op.Key, string(op.Value)))
 		}
 	}
+	otherwise := []clientv3.Op{}
+	if len(ops) == 0 {
+		// Without any operation a member compares with what it has itself, which
+		// may be old. A read in both branches makes it ask the others first.
+		read := clientv3.OpGet(s.prefix, clientv3.WithCountOnly())
+		ops, otherwise = append(ops, read), append(otherwise, read)
+	}
 	m, _ := s.current()
 	r, err := call(ctx, m, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return m.client.Txn(ctx).If(conds...).Then(ops...).Commit()
+		return m.client.Txn(ctx).If(conds...).Then(ops...).Else(otherwise...).Commit()
 	})
 	switch {
 	case err != nil && refused(err):
@@ -155,7 +162,7 @@ func (s *Store) Commit(ctx context.Context, txn store.Txn) (uint64, error) {
 	if !r.Succeeded {
 		return 0, fmt.Errorf("commit: %w", store.ErrConflict)
 	}
-	if len(ops) > 0 {
+	if len(txn.Then) > 0 {
 		s.setNoSpace(false)
 	}
 	return uint64(r.Header.Revision), nil

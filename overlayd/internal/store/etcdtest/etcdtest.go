@@ -217,7 +217,7 @@ func (m *Member) Start(state string) {
 		"--listen-client-urls", m.URL(), "--advertise-client-urls", m.URL(),
 		"--listen-peer-urls", m.peerURL(), "--initial-advertise-peer-urls", m.peerURL(),
 		"--initial-cluster", strings.Join(peers, ","), "--initial-cluster-state", state,
-		"--logger", "zap", "--log-level", "error",
+		"--logger", "zap", "--log-level", "error", "--strict-reconfig-check=false",
 	}, c.args...)
 	// It waits until its network is there.
 	cmd := exec.Command("sh", append([]string{"-c", `read _ && exec etcd "$@"`, "etcd"}, args...)...)
