@@ -97,12 +97,20 @@ type State struct {
 	ConfigurationAttempts int            `json:"configuration_attempts"`
 	CoolingSeconds        int            `json:"cooling_seconds"`
 	Coordinators          []string       `json:"coordinators,omitempty"` // URLs; for overlayctl
+	Directories           Directories    `json:"directories,omitzero"`
 	IP                    netip.Addr     `json:"ip"`
 	Lease                 LeaseState     `json:"lease"`
 	MTU                   int            `json:"mtu"` // of VTEP, bridges and container interfaces
 	Overlays              []AgentOverlay `json:"overlays,omitempty"`
 	Problems              []string       `json:"problems,omitempty"` // that concern the host and stand nowhere else
 	Version               string         `json:"version"`
+}
+
+// Directories are those the agent was started with; for overlayctl.
+type Directories struct {
+	CNIBin  []string `json:"cni_bin,omitempty"`
+	CNIConf string   `json:"cni_conf,omitempty"`
+	State   string   `json:"state,omitempty"`
 }
 
 // LeaseState tells the CNI programs whether new containers may be attached.

@@ -116,6 +116,13 @@ func scanState(b []byte, st *conf.State) bool {
 		{"configuration_attempts", &st.ConfigurationAttempts},
 		{"cooling_seconds", &st.CoolingSeconds},
 		{"coordinators", &st.Coordinators},
+		{"directories", func() {
+			s.object(fields{
+				{"cni_bin", &st.Directories.CNIBin},
+				{"cni_conf", &st.Directories.CNIConf},
+				{"state", &st.Directories.State},
+			})
+		}},
 		{"ip", &st.IP},
 		{"lease", func() {
 			s.object(fields{

@@ -45,7 +45,7 @@ func (e *env) runAgents(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if e.output != outputTable {
+	if e.structured() {
 		return e.print(agents)
 	}
 	var rows [][]string

@@ -16,6 +16,7 @@ import (
 	"overlayd.internal/overlay/internal/veth"
 	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/audit"
+	"overlayd.internal/overlay/overlayd/internal/audit/doctor"
 	"overlayd.internal/overlay/overlayd/internal/cli"
 )
 
@@ -51,11 +52,11 @@ func (e *env) ipamCommand() *cobra.Command {
 // checkAddresses prints a line for each difference. That there is one is an
 // error, for scripts.
 func (e *env) checkAddresses(ctx context.Context) error {
-	differences, err := audit.Check(ctx, e.runDir)
+	differences, err := audit.Lasting(ctx, func() ([]audit.Difference, error) { return e.differences(ctx) })
 	if err != nil {
 		return err
 	}
-	if e.output != outputTable {
+	if e.structured() {
 		err = e.print(struct {
 			Clean       bool               `json:"clean"`
 			Differences []audit.Difference `json:"differences"`
@@ -74,6 +75,20 @@ func (e *env) checkAddresses(ctx context.Context) error {
 		err = cli.ErrReported
 	}
 	return err
+}
+
+// differences are those of the books, and of the devices that hold them together.
+func (e *env) differences(ctx context.Context) ([]audit.Difference, error) {
+	h, err := audit.Read(ctx, e.runDir)
+	if err != nil {
+		return nil, err
+	}
+	out := audit.Compare(h)
+	devices, err := doctor.Devices(ctx, e.runDir)
+	for _, f := range devices {
+		out = append(out, audit.Difference{Text: f.What + ": " + f.Evidence + "; the agent repairs it if it runs"})
+	}
+	return out, err
 }
 
 // attached is one attachment.
@@ -119,7 +134,7 @@ func hostEnd(links []veth.Link, r ipam.Record) string {
 }
 
 func (e *env) printAddresses(usages []audit.Usage, attachments []attached) error {
-	if e.output != outputTable {
+	if e.structured() {
 		return e.print(struct {
 			Usage       []audit.Usage `json:"usage"`
 			Attachments []attached    `json:"attachments"`

@@ -30,6 +30,9 @@ func (e *env) commands() []*cobra.Command {
 		e.tokenCommand(),
 		e.caCommand(),
 		e.loginCommand(),
+		e.peersCommand(),
+		e.containersCommand(),
+		e.doctorCommand(),
 		e.versionCommand(),
 	}
 }
@@ -37,6 +40,7 @@ func (e *env) commands() []*cobra.Command {
 // env is what every command gets: the flags that all have.
 type env struct {
 	stdout      io.Writer
+	stderr      io.Writer
 	coordinator []string // URLs; empty: those of the agent of this host
 	runDir      string
 	stateDir    string
@@ -54,7 +58,7 @@ func main() {
 
 // run returns the exit code: 0 ok, 1 failure, 2 usage.
 func run(ctx context.Context, args []string, lookup cli.LookupEnv, stdout, stderr io.Writer) int {
-	return cli.Run(ctx, rootCommand(&env{stdout: stdout}), args, lookup, stdout, stderr)
+	return cli.Run(ctx, rootCommand(&env{stdout: stdout, stderr: stderr}), args, lookup, stdout, stderr)
 }
 
 func rootCommand(e *env) *cobra.Command {
@@ -72,7 +76,7 @@ the environment, as in OVERLAYD_COORDINATOR.`,
 	fs := root.PersistentFlags()
 	fs.Var(cli.List(&e.coordinator, ",", "", "URL[,URL...]"), "coordinator", "the coordinators (default: those of the agent on this host)")
 	fs.Var(cli.String(&e.runDir, conf.DefaultRunDir, "DIR"), "run-dir", "run directory of the agent on this host")
-	fs.Var(cli.String(&e.stateDir, conf.DefaultStateDir, "DIR"), "state-dir", "state directory of the coordinator on this host, where root is operator")
+	fs.Var(cli.String(&e.stateDir, conf.DefaultStateDir, "DIR"), "state-dir", "state directory: of the coordinator on this host, where root is operator, and of the agent")
 	e.stateDirGiven = func() bool { return e.stateDir != conf.DefaultStateDir }
 	fs.VarP(cli.Choice(&e.output, outputTable, outputs...), "output", "o", "how to print")
 	root.AddCommand(e.commands()...)

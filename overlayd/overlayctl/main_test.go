@@ -158,7 +158,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"completion", "tcsh"}, 2, `unknown command "tcsh"`},
 		{[]string{"ipam", "--run-dir", "/nonexistent"}, 1, "run directory: stat /nonexistent: no such file"},
 		{[]string{"ipam", "check", "--run-dir", "/nonexistent"}, 1, "run directory: stat /nonexistent: no such file"},
-		{[]string{"state", "-o", "xml"}, 2, `--output: "xml": want table or json or yaml`},
+		{[]string{"state", "-o", "xml"}, 2, `--output: "xml": want table or wide or json or yaml`},
 		{[]string{"state", "--coordinator", "10.0.0.1"}, 2, "scheme is missing"},
 		{[]string{"state", "--coordinator", "http://127.0.0.1:1"}, 1, "refused"},
 	} {

@@ -25,7 +25,7 @@ func (e *env) runOverlays(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if e.output != outputTable {
+	if e.structured() {
 		return e.print(overlays)
 	}
 	var rows [][]string

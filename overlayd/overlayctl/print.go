@@ -18,11 +18,15 @@ import (
 // What -o can be.
 const (
 	outputTable = "table"
+	outputWide  = "wide"
 	outputJSON  = "json"
 	outputYAML  = "yaml"
 )
 
-var outputs = []string{outputTable, outputJSON, outputYAML}
+var outputs = []string{outputTable, outputWide, outputJSON, outputYAML}
+
+// structured reports whether programs read the output.
+func (e *env) structured() bool { return e.output == outputJSON || e.output == outputYAML }
 
 // print prints v as JSON or YAML, with the same keys in the same order.
 func (e *env) print(v any) error {

@@ -22,7 +22,7 @@ func (e *env) runState(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if e.output != outputTable {
+	if e.structured() {
 		return e.print(state)
 	}
 	var rows [][]string

@@ -70,7 +70,7 @@ func (e *env) runStatus(ctx context.Context) error {
 		s.Coordinator.Reachable = true
 	}
 
-	if e.output != outputTable {
+	if e.structured() {
 		err = e.print(s)
 	} else {
 		err = e.printStatus(s)

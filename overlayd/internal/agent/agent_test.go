@@ -47,6 +47,10 @@ func TestJoin(t *testing.T) {
   "coordinators": [
     "%s"
   ],
+  "directories": {
+    "cni_conf": %q,
+    "state": %q
+  },
   "ip": "172.17.0.4",
   "lease": {
     "epoch": %d,
@@ -112,7 +116,7 @@ func TestJoin(t *testing.T) {
     }
   ],
   "version": "1.2.3"
-}`, h.id(), boot, c.urls()[0], doc.Lease.Epoch, doc.Lease.ExpiresBoottime)
+}`, h.id(), boot, c.urls()[0], h.opts.CNIConfDir, h.opts.StateDir, doc.Lease.Epoch, doc.Lease.ExpiresBoottime)
 	raw, err := os.ReadFile(h.path(conf.StateFile))
 	must(t, err)
 	if diff := cmp.Diff(want, indented(t, raw)); diff != "" {

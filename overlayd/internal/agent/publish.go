@@ -146,7 +146,8 @@ func (l *loop) compose() conf.State {
 	state := conf.State{
 		AgentID: l.id, BootID: l.boot.id, ConfigurationAttempts: l.outcome.attempts,
 		CoolingSeconds: int(l.opts.Cooling / time.Second), Coordinators: l.opts.CoordinatorURLs,
-		IP: l.lease.ip, MTU: l.outcome.report.MTU, Version: l.opts.Version,
+		Directories: conf.Directories{CNIBin: l.opts.CNIBinDirs, CNIConf: l.opts.CNIConfDir, State: l.opts.StateDir},
+		IP:          l.lease.ip, MTU: l.outcome.report.MTU, Version: l.opts.Version,
 		Lease: conf.LeaseState{Error: l.lease.refusal, Lost: l.outcome.lost},
 	}
 	held := l.lease.held

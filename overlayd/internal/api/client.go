@@ -43,6 +43,9 @@ type Client struct {
 	order []int // indexes of urls, in the order in which they are tried
 	hc    *http.Client
 	good  atomic.Uint32 // index in order of the one that worked last
+	// ahead is how far the clock of the last answer was ahead of ours, in
+	// nanoseconds.
+	ahead atomic.Int64
 }
 
 // NewClient checks the URLs (http or https, a host, nothing behind it) and
@@ -152,6 +155,10 @@ func (c *Client) Delete(ctx context.Context, agents []string) (state conf.Master
 func (c *Client) Ready(ctx context.Context) error {
 	return c.do(ctx, http.MethodGet, PathReady, nil, nil)
 }
+
+// Ahead is how far the clock of the coordinator that answered last was ahead of
+// ours, give or take the second that HTTP tells.
+func (c *Client) Ahead() time.Duration { return time.Duration(c.ahead.Load()) }
 
 // Watch calls fn for every event of the stream that follows what is known
 // (nothing: from a snapshot), until ctx ends, fn fails, or the stream breaks. It
@@ -270,6 +277,9 @@ func (c *Client) once(ctx context.Context, method, target string, body []byte, o
 		return err
 	}
 	defer resp.Body.Close()
+	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		c.ahead.Store(int64(time.Until(date)))
+	}
 	if resp.StatusCode/100 != 2 {
 		return readError(resp)
 	}

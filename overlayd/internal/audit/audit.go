@@ -5,7 +5,6 @@
 //	address store      link (alias, bridge)     state.json
 //	attachment ------- same attachment,
 //	  addresses ------ same addresses ---------- in the half's range
-//	                   port of the bridge ------ bridge, gateway, MTU
 package audit
 
 import (
@@ -13,9 +12,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,36 +39,41 @@ func (d Difference) String() string {
 	return "overlay " + d.Overlay + ": " + d.Text
 }
 
-// settleTime is how long a difference has to last: an ADD or DEL that is under
+// settling is how long a difference has to last: an ADD or DEL that is under
 // way has its address before its interface, or still.
-const settleTime = 300 * time.Millisecond
+const settling = 300 * time.Millisecond
 
 // Check reads all three books of the host whose run directory this is, in the
 // current network namespace, and returns every difference that lasts.
 func Check(ctx context.Context, runDir string) ([]Difference, error) {
-	h, err := Read(ctx, runDir)
-	if err != nil {
+	return Lasting(ctx, func() ([]Difference, error) {
+		h, err := Read(ctx, runDir)
+		if err != nil {
+			return nil, err
+		}
+		return Compare(h), nil
+	})
+}
+
+// Lasting calls look, and once more after a moment if it found anything, and
+// returns what it found both times.
+func Lasting(ctx context.Context, look func() ([]Difference, error)) ([]Difference, error) {
+	first, err := look()
+	if err != nil || len(first) == 0 {
 		return nil, err
-	}
-	first := Compare(h)
-	if len(first) == 0 {
-		return nil, nil
 	}
 	select {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
-	case <-time.After(settleTime):
+	case <-time.After(settling):
 	}
-	if h, err = Read(ctx, runDir); err != nil {
+	again, err := look()
+	if err != nil {
 		return nil, err
 	}
-	before := map[Difference]bool{}
-	for _, d := range first {
-		before[d] = true
-	}
 	var lasting []Difference
-	for _, d := range Compare(h) {
-		if before[d] {
+	for _, d := range again {
+		if slices.Contains(first, d) {
 			lasting = append(lasting, d)
 		}
 	}
@@ -85,7 +89,6 @@ type Host struct {
 	Links    []veth.Link
 	// Unmarked are links that have the name of a host end and no alias of ours.
 	Unmarked []string
-	Devices  map[string]Device
 }
 
 // Store is one overlay's address store.
@@ -97,18 +100,9 @@ type Store struct {
 	Gone     map[conf.Key]bool // the record's namespace is no longer; see netns.Ref
 }
 
-// Device is a link of the host that the agent makes.
-type Device struct {
-	Index int
-	Kind  string
-	Up    bool
-	MTU   int
-	Addrs []netip.Prefix
-}
-
 // Read reads the books.
 func Read(ctx context.Context, runDir string) (Host, error) {
-	h := Host{Stores: map[string]Store{}, Devices: map[string]Device{}}
+	h := Host{Stores: map[string]Store{}}
 	if _, err := os.Stat(runDir); err != nil {
 		return h, fmt.Errorf("run directory: %w", err) // misspelt, or no agent was ever here
 	}
@@ -169,24 +163,13 @@ func (h *Host) readKernel() error {
 	if err != nil {
 		return err
 	}
-	addrs, err := c.Addresses(0)
-	if err != nil {
-		return err
-	}
 	h.Links = veth.Of(links)
 	marked := map[string]bool{}
 	for _, l := range h.Links {
 		marked[l.Name] = true
 	}
-	byIndex := map[int][]netip.Prefix{}
-	for _, a := range addrs {
-		byIndex[a.Index] = append(byIndex[a.Index], a.Prefix)
-	}
 	for _, l := range links {
-		switch {
-		case l.Kind == "bridge" || l.Name == conf.VTEPName:
-			h.Devices[l.Name] = Device{Index: l.Index, Kind: l.Kind, Up: l.Up(), MTU: l.MTU, Addrs: byIndex[l.Index]}
-		case l.Kind == "veth" && mark.LooksLikeHostEnd(l.Name) && !marked[l.Name]:
+		if l.Kind == "veth" && mark.LooksLikeHostEnd(l.Name) && !marked[l.Name] {
 			h.Unmarked = append(h.Unmarked, l.Name)
 		}
 	}
@@ -197,9 +180,13 @@ func (h *Host) readKernel() error {
 func Compare(h Host) []Difference {
 	c := comparison{Host: h}
 	c.published()
-	for _, o := range h.State.Overlays {
-		c.devices(o)
-	}
+	return append(c.out, CompareAddresses(h)...)
+}
+
+// CompareAddresses is Compare without what concerns the published state as a
+// whole.
+func CompareAddresses(h Host) []Difference {
+	c := comparison{Host: h}
 	for _, name := range c.overlays() {
 		c.store(name)
 	}

@@ -27,43 +27,6 @@ func (c *comparison) overlays() []string {
 	return slices.Sorted(maps.Keys(names))
 }
 
-// devices compares what the agent published with what it should have made.
-func (c *comparison) devices(o conf.AgentOverlay) {
-	if o.State != nil && o.State.Status != conf.StatusOK {
-		return // it says itself that it is not ready
-	}
-	const repair = "the agent repairs it if it runs"
-	name := o.Info.Name
-	for _, half := range conf.Halves {
-		b := o.Bridge(half)
-		if b == nil {
-			continue
-		}
-		d, ok := c.Devices[b.Name]
-		switch {
-		case !ok:
-			c.add(name, "bridge %s is missing; %s", b.Name, repair)
-			continue
-		case d.Kind != "bridge":
-			c.add(name, "%s is a %s and no bridge; remove or rename it", b.Name, d.Kind)
-			continue
-		case !d.Up:
-			c.add(name, "bridge %s is down; %s", b.Name, repair)
-		}
-		if d.MTU != c.State.MTU {
-			c.add(name, "bridge %s has MTU %d, published is %d; %s", b.Name, d.MTU, c.State.MTU, repair)
-		}
-		for _, r := range ranges(b) {
-			if want := conf.GatewayPrefix(r); !slices.Contains(d.Addrs, want) {
-				c.add(name, "bridge %s does not have the gateway's address %s; %s", b.Name, want, repair)
-			}
-		}
-	}
-	if d, ok := c.Devices[conf.VTEPName]; !ok || !d.Up {
-		c.add(name, "%s is missing or down: other hosts cannot be reached; %s", conf.VTEPName, repair)
-	}
-}
-
 func ranges(b *conf.Bridge) (out []netip.Prefix) {
 	for _, p := range [...]netip.Prefix{b.IP, b.IP6} {
 		if p.IsValid() {
@@ -137,10 +100,6 @@ func (c *comparison) entry(overlay string, key conf.Key, e entry) {
 	case e.rec.Half != e.link.Half || !slices.Equal(e.rec.Addrs, e.link.Addrs):
 		c.add(overlay, "%s has %v of the %s half in the address store, and its interface %s has %v of the %s half; delete the container",
 			e.rec.Attachment, e.rec.Addrs, e.rec.Half, e.link.Name, e.link.Addrs, e.link.Half)
-	}
-	bridge := e.link.Half.Bridge(overlay)
-	if d, ok := c.Devices[bridge]; !ok || d.Index != e.link.Master {
-		c.add(overlay, "interface %s of %s is not a port of bridge %s; delete the container", e.link.Name, e.link.Attachment, bridge)
 	}
 }
 

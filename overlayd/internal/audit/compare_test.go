@@ -35,11 +35,6 @@ func sound() Host {
 			Records: []ipam.Record{{Attachment: att, Half: conf.Mesos, Addrs: []netip.Addr{addr}, BootID: "b"}},
 		}},
 		Links: []veth.Link{link("m-dcos", 11, att, addr)},
-		Devices: map[string]Device{
-			"m-dcos":      {Index: 11, Kind: "bridge", Up: true, MTU: 1450, Addrs: []netip.Prefix{netip.MustParsePrefix("9.0.1.1/25")}},
-			"d-dcos":      {Index: 12, Kind: "bridge", Up: true, MTU: 1450, Addrs: []netip.Prefix{netip.MustParsePrefix("9.0.1.129/25")}},
-			conf.VTEPName: {Index: 13, Kind: "vxlan", Up: true, MTU: 1450},
-		},
 	}
 }
 
@@ -64,13 +59,6 @@ func dockers(h *Host, addrs ...string) {
 // TestCompare damages a sound host in one way at a time.
 func TestCompare(t *testing.T) {
 	vm := mark.HostEnd(conf.Mesos, att.Key())
-	set := func(name string, f func(*Device)) func(*Host) {
-		return func(h *Host) {
-			d := h.Devices[name]
-			f(&d)
-			h.Devices[name] = d
-		}
-	}
 	record := func(f func(*ipam.Record)) func(*Host) {
 		return func(h *Host) { f(&h.Stores["dcos"].Records[0]) }
 	}
@@ -111,7 +99,6 @@ func TestCompare(t *testing.T) {
 			h.Stores["dcos"].Records[0].Addrs, h.Links[0].Addrs = a, a
 		}, []string{"overlay dcos: dcos/c1/eth0 has 9.0.1.130, which is not among"}},
 		{"overlay no longer leased", func(h *Host) { h.State.Overlays = nil }, []string{"overlay dcos: dcos/c1/eth0 has 9.0.1.2, which is not among the addresses leased to the mesos half here []"}},
-		{"off the bridge", func(h *Host) { h.Links[0].Master = 12 }, []string{"overlay dcos: interface " + vm + " of dcos/c1/eth0 is not a port of bridge m-dcos;"}},
 		{"Docker's", func(h *Host) { dockers(h, "9.0.1.130", "169.254.16.2") }, nil},
 		{"Docker's of the other half", func(h *Host) { dockers(h, "9.0.1.3") }, []string{"overlay dcos: a container of Docker has 9.0.1.3, which is not among the addresses leased to the docker half here [9.0.1.128/25];"}},
 		{"two with one address", func(h *Host) {
@@ -121,16 +108,6 @@ func TestCompare(t *testing.T) {
 			h.Links = append(h.Links, link("m-dcos", 11, b, addr))
 		}, []string{"overlay dcos: interfaces " + vm + " and vm"}},
 		{"unmarked link", func(h *Host) { h.Unmarked = []string{"vm0123456789ab"} }, []string{"interface vm0123456789ab has the name of a container's and no alias"}},
-		{"bridge gone", func(h *Host) { delete(h.Devices, "d-dcos") }, []string{"overlay dcos: bridge d-dcos is missing;"}},
-		{"bridge of another kind", set("d-dcos", func(d *Device) { d.Kind = "dummy" }), []string{"overlay dcos: d-dcos is a dummy and no bridge;"}},
-		{"bridge down", set("d-dcos", func(d *Device) { d.Up = false }), []string{"overlay dcos: bridge d-dcos is down;"}},
-		{"bridge MTU", set("d-dcos", func(d *Device) { d.MTU = 1500 }), []string{"overlay dcos: bridge d-dcos has MTU 1500, published is 1450;"}},
-		{"no gateway", set("m-dcos", func(d *Device) { d.Addrs = nil }), []string{"overlay dcos: bridge m-dcos does not have the gateway's address 9.0.1.1/25;"}},
-		{"VTEP down", set(conf.VTEPName, func(d *Device) { d.Up = false }), []string{"overlay dcos: vtep1024 is missing or down"}},
-		{"not ready, and says so", func(h *Host) {
-			h.State.Overlays[0].State = &conf.OverlayStatus{Status: conf.StatusFailed}
-			delete(h.Devices, conf.VTEPName)
-		}, nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

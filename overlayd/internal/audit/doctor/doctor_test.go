@@ -1,0 +1,284 @@
+package doctor
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/rtnl"
+	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/overlayd/internal/audit"
+)
+
+// sound is a host of which nothing is wrong, with a root directory of its own.
+func sound(t *testing.T) *host {
+	t.Helper()
+	lease := conf.Lease{Bridges: conf.Halves[:], Grants: []conf.Grant{{
+		Overlay: conf.Overlay{Name: "dcos", Subnet: netip.MustParsePrefix("9.0.0.0/8"), Prefix: 24},
+		Subnet:  netip.MustParsePrefix("9.0.1.0/24"),
+	}}}
+	state := conf.State{
+		BootID: "b", IP: netip.MustParseAddr("172.17.0.4"), MTU: 1450, Version: "1", Overlays: lease.AgentOverlays(nil),
+		Lease:       conf.LeaseState{Epoch: 3, ExpiresBoottime: int64(conf.Boottime() + time.Hour)},
+		Directories: conf.Directories{State: t.TempDir(), CNIBin: []string{t.TempDir(), t.TempDir()}},
+	}
+	return &host{
+		Options: Options{Root: t.TempDir(), Version: "1"}, ctx: t.Context(), state: state, dirs: state.Directories,
+		books: audit.Host{Boot: "b", State: state}, links: map[string]rtnl.Link{},
+	}
+}
+
+func (h *host) write(t *testing.T, path, content string) {
+	t.Helper()
+	path = h.path(path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func certificate(t *testing.T, from, until time.Time) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: from, NotAfter: until}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+// Each fault is found by the check that is for it, and the same host without the
+// fault is sound.
+func TestChecks(t *testing.T) {
+	hour := time.Hour
+	rules := func(command, text string) func(*testing.T, *host) {
+		return func(_ *testing.T, h *host) {
+			r := ruleset{command: command}
+			r.parse(text)
+			h.rules = append(h.rules, r)
+		}
+	}
+	for _, tt := range []struct {
+		name     string
+		check    func(*host) []Finding
+		plant    func(*testing.T, *host)
+		evidence string // part of it; empty: nothing is wrong
+	}{
+		{"earlier boot", checkAgent, func(_ *testing.T, h *host) { h.state.BootID = "a" }, "boot_id is a"},
+		{"agent away", checkAgent, func(_ *testing.T, h *host) { h.running = errors.New("refused") }, "refused"},
+		{"nothing published", checkAgent, func(_ *testing.T, h *host) { h.stateErr = os.ErrNotExist }, "no state.json"},
+		{"state unreadable", checkAgent, func(_ *testing.T, h *host) { h.stateErr = errors.New("bad JSON") }, "bad JSON"},
+		{"lease lost", checkLease, func(_ *testing.T, h *host) { h.state.Lease.Lost = "granted to another" }, "granted to another"},
+		{"no lease", checkLease, func(_ *testing.T, h *host) { h.state.Lease = conf.LeaseState{} }, "did not answer"},
+		{"lease over", checkLease, func(_ *testing.T, h *host) { h.state.Lease.ExpiresBoottime = 1 }, "did not answer"},
+		{"lease not renewed", checkLease, func(_ *testing.T, h *host) { h.state.Lease.Error = "refused" }, "refused"},
+		{"overlay failed", checkOverlays, func(_ *testing.T, h *host) {
+			h.state.Overlays[0].State = &conf.OverlayStatus{Status: conf.StatusFailed, Error: "no VTEP"}
+		}, "no VTEP"},
+		{"half not nearly full", checkUse, use(80, 10, 125), ""},
+		{"half nearly full", checkUse, use(90, 10, 125), "90 used, 10 cooling, 125 in all"},
+		{"half full", checkUse, use(100, 25, 125), "100 used, 25 cooling, 125 in all"},
+
+		{"conntrack half full", checkConntrack, conntrack(50), ""},
+		{"conntrack nearly full", checkConntrack, conntrack(90), "nf_conntrack_count is 90"},
+		{"few neighbours", checkNeighbourTable, func(t *testing.T, h *host) {
+			h.write(t, "proc/sys/net/ipv4/neigh/default/gc_thresh3", "10\n")
+			h.books.Stores = map[string]audit.Store{"dcos": {Records: make([]ipam.Record, 9)}}
+		}, "9 containers"},
+		{"checksums", checkChecksums, func(t *testing.T, h *host) {
+			h.write(t, "proc/self/net/snmp", "Udp: InDatagrams NoPorts InCsumErrors\nUdp: 10000 0 5000\n")
+			h.conn = open(t)
+		}, "InCsumErrors 5000 of 10000"},
+		{"few wrong checksums", checkChecksums, func(t *testing.T, h *host) {
+			h.write(t, "proc/self/net/snmp", "Udp: InDatagrams NoPorts InCsumErrors\nUdp: 10000 0 50\n")
+		}, ""},
+
+		{"NetworkManager", checkNetworkManager, func(t *testing.T, h *host) { h.write(t, "run/NetworkManager/NetworkManager.pid", "1") }, "it runs"},
+		{"NetworkManager told", checkNetworkManager, func(t *testing.T, h *host) {
+			h.write(t, "run/NetworkManager/NetworkManager.pid", "1")
+			h.write(t, "etc/NetworkManager/conf.d/90-overlay.conf", "[keyfile]\nunmanaged-devices=interface-name:vtep1024;interface-name:m-*\n")
+		}, ""},
+		{"NetworkManager told in a comment", checkNetworkManager, func(t *testing.T, h *host) {
+			h.write(t, "run/NetworkManager/NetworkManager.pid", "1")
+			h.write(t, "etc/NetworkManager/conf.d/90-overlay.conf", "#unmanaged-devices=interface-name:vtep1024\n")
+		}, "it runs"},
+		{"networkd", checkNetworkd, func(t *testing.T, h *host) {
+			h.write(t, "run/systemd/netif/links/2", "")
+			h.write(t, "etc/systemd/network/10-all.network", "[Match]\nName = *\n")
+		}, "Name=*"},
+		{"networkd for one card", checkNetworkd, func(t *testing.T, h *host) {
+			h.write(t, "run/systemd/netif/links/2", "")
+			h.write(t, "etc/systemd/network/10-all.network", "[Match]\nName=eth0\n")
+		}, ""},
+
+		{"two versions", checkPluginVersions, plugins("one", "two"), "d-overlay differ"},
+		{"two copies", checkPluginVersions, plugins("one", "one"), ""},
+		{"certificate", checkCertificates, pki(-10*hour, -hour), "good until"},
+		{"certificate not renewed", checkCertificates, pki(-100*hour, 10*hour), "good until"},
+		{"certificate of today", checkCertificates, pki(-hour, 100*hour), ""},
+		{"short certificate of today", checkCertificates, pki(-hour, 3*hour), ""},
+
+		{"one coordinator away", checkCoordinators, coordinators(Coordinator{URL: "http://a", Err: errors.New("refused")}, Coordinator{URL: "http://b"}), "refused"},
+		{"coordinators there", checkCoordinators, coordinators(Coordinator{URL: "http://a"}), ""},
+		{"clock", checkClock, coordinators(Coordinator{URL: "http://a", Ahead: -time.Minute}), "1m0s"},
+		{"clock a little off", checkClock, coordinators(Coordinator{URL: "http://a", Ahead: 3 * time.Second}), ""},
+		{"version", checkVersions, func(_ *testing.T, h *host) { h.Version = "2" }, "the agent is 1, this program is 2"},
+
+		{"FORWARD drops", checkForwardPolicy, rules("iptables-nft", "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -j DOCKER-USER\n"), "policy of FORWARD"},
+		{"FORWARD drops behind ours", checkForwardPolicy, rules("iptables-nft", "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -j OVERLAY-FORWARD\n"), ""},
+		{"a drop before ours", checkForwardPolicy, rules("iptables-nft", "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j REJECT --reject-with icmp-host-prohibited\n-A FORWARD -j OVERLAY-FORWARD\n"), "stands before"},
+		{"INPUT drops", checkInput, rules("iptables-nft", "*filter\n:INPUT DROP [0:0]\n"), "INPUT drops"},
+		{"INPUT drops all but ours", checkInput, rules("iptables-nft", "*filter\n:INPUT DROP [0:0]\n-A INPUT -p udp -m udp --dport 64000 -j ACCEPT\n"), ""},
+		{"ufw", checkUFW, rules("iptables-nft", "*filter\n:INPUT DROP [0:0]\n:ufw-user-input - [0:0]\n"), "ufw is active"},
+		{"ufw allows", checkUFW, rules("iptables-nft", "*filter\n:ufw-user-input - [0:0]\n-A ufw-user-input -p udp -m udp --dport 64000 -j ACCEPT\n"), ""},
+		{"Docker 28", checkDocker, rules("iptables-nft", "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -d 9.0.1.130/32 ! -i d-dcos -j DROP\n"), "raw PREROUTING"},
+		{"Docker 28 elsewhere", checkDocker, rules("iptables-nft", "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -d 172.18.0.2/32 ! -i br-x -j DROP\n"), ""},
+		{"both flavours", checkFlavours, func(t *testing.T, h *host) {
+			rules("iptables-nft", "*filter\n-A FORWARD -j OVERLAY-FORWARD\n")(t, h)
+			rules("iptables-legacy", "*nat\n-A POSTROUTING -j MASQUERADE\n")(t, h)
+		}, "1 rules of iptables-nft, 1 of iptables-legacy"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := sound(t)
+			if found := tt.check(h); len(found) > 0 {
+				t.Fatalf("a sound host: %+v", found)
+			}
+			tt.plant(t, h)
+			found := tt.check(h)
+			if (tt.evidence == "") != (len(found) == 0) || len(found) > 0 && !strings.Contains(found[0].Evidence, tt.evidence) {
+				t.Errorf("found %+v, want evidence %q", found, tt.evidence)
+			}
+			for _, f := range found {
+				if f.What == "" || f.Fix == "" || f.Severity == "" {
+					t.Errorf("lacks something: %+v", f)
+				}
+			}
+		})
+	}
+}
+
+func open(t *testing.T) *rtnl.Conn {
+	t.Helper()
+	c, err := rtnl.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func use(used, cooling, total uint64) func(*testing.T, *host) {
+	return func(_ *testing.T, h *host) {
+		h.books.Stores = map[string]audit.Store{"dcos": {Usage: []audit.Usage{{
+			Overlay: "dcos", Half: conf.Mesos, Stats: ipam.Stats{Range: netip.MustParsePrefix("9.0.1.0/25"), Used: used, Cooling: cooling, Total: total},
+		}}}}
+	}
+}
+
+func conntrack(count int) func(*testing.T, *host) {
+	return func(t *testing.T, h *host) {
+		h.write(t, "proc/sys/net/netfilter/nf_conntrack_count", fmt.Sprintln(count))
+		h.write(t, "proc/sys/net/netfilter/nf_conntrack_max", "100\n")
+	}
+}
+
+func plugins(contents ...string) func(*testing.T, *host) {
+	return func(t *testing.T, h *host) {
+		for i, c := range contents {
+			if err := os.WriteFile(filepath.Join(h.dirs.CNIBin[i], "d-overlay"), []byte(c), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func pki(from, until time.Duration) func(*testing.T, *host) {
+	return func(t *testing.T, h *host) {
+		dir := filepath.Join(h.dirs.State, "pki")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "agent.pem"), certificate(t, time.Now().Add(from), time.Now().Add(until)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func coordinators(cs ...Coordinator) func(*testing.T, *host) {
+	return func(_ *testing.T, h *host) { h.coordinators = cs }
+}
+
+// The VXLAN port in the hands of a program.
+func TestPortTaken(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes a network namespace")
+	}
+	h := sound(t)
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with its namespace
+		done <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				return err
+			}
+			if found := checkPort(h); len(found) > 0 {
+				return fmt.Errorf("free: %+v", found)
+			}
+			c, err := net.ListenUDP("udp4", &net.UDPAddr{Port: conf.VXLANPort})
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			if found := checkPort(h); len(found) != 1 {
+				return fmt.Errorf("taken: %+v", found)
+			}
+			return nil
+		}()
+	}()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// Every check has a name of its own, which people find in the pages.
+func TestNames(t *testing.T) {
+	page, err := os.ReadFile("../../../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, n := range Names() {
+		if seen[n] {
+			t.Errorf("two checks are called %s", n)
+		}
+		seen[n] = true
+		if !strings.Contains(string(page), "\n| `"+n+"` |") {
+			t.Errorf("docs/operations.md lacks the check %s", n)
+		}
+	}
+	if len(seen) < 20 {
+		t.Errorf("%d checks", len(seen))
+	}
+}

@@ -1,0 +1,215 @@
+package doctor
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"overlayd.internal/overlay/conf"
+)
+
+// checkCNIOrder: a runtime that is not told a network takes the first file of
+// the directory.
+func checkCNIOrder(h *host) (out []Finding) {
+	if h.dirs.CNIConf == "" || len(h.healthy()) == 0 {
+		return nil
+	}
+	entries, err := os.ReadDir(h.dirs.CNIConf)
+	if err != nil {
+		return []Finding{{Severity: Error, What: "the directory of CNI networks cannot be read: runtimes find no overlay",
+			Evidence: err.Error(), Fix: "mkdir --parents " + h.dirs.CNIConf + " && " + restart}}
+	}
+	first := ""
+	present := map[string]bool{}
+	for _, e := range entries { // sorted
+		ext := filepath.Ext(e.Name())
+		if ext != ".conf" && ext != ".conflist" && ext != ".json" {
+			continue
+		}
+		present[e.Name()] = true
+		if first == "" {
+			first = e.Name()
+		}
+	}
+	for _, o := range h.healthy() {
+		name := "87-" + o.Info.Name + ".conflist"
+		if o.Bridge(conf.Docker) != nil && !present[name] {
+			out = append(out, Finding{Severity: Error, What: "the CNI network of overlay " + o.Info.Name + " is missing: runtimes do not find it",
+				Evidence: "there is no " + filepath.Join(h.dirs.CNIConf, name), Fix: restart})
+		}
+	}
+	if first != "" && first < "87-" {
+		out = append(out, Finding{
+			Severity: Warning, What: "runtimes that are not told a network take another one before an overlay",
+			Evidence: filepath.Join(h.dirs.CNIConf, first) + " comes first", Fix: "remove it, or name the network when a container is started",
+		})
+	}
+	return out
+}
+
+func (h *host) programs(name string) (paths []string) {
+	for _, dir := range h.dirs.CNIBin {
+		path := filepath.Join(dir, name)
+		if fi, err := os.Stat(path); err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 {
+			paths = append(paths, path)
+		}
+	}
+	return paths
+}
+
+func checkPortmap(h *host) []Finding {
+	if len(h.healthy()) == 0 || h.dirs.CNIConf == "" || len(h.programs("portmap")) > 0 {
+		return nil
+	}
+	return []Finding{{
+		Severity: Warning, What: "the plugin portmap is missing: host ports of containers are not mapped",
+		Evidence: "not in " + strings.Join(h.dirs.CNIBin, ", "), Fix: "apt-get install containernetworking-plugins, then " + restart,
+	}}
+}
+
+func checkPlugins(h *host) (out []Finding) {
+	for _, half := range conf.Halves {
+		name := string(half[0]) + "-overlay"
+		if slices.ContainsFunc(h.bridges(), func(b bridge) bool { return strings.HasPrefix(b.name, half.Bridge("")) }) && len(h.programs(name)) == 0 {
+			if half == conf.Mesos && h.dirs.CNIConf == "" {
+				continue
+			}
+			out = append(out, Finding{
+				Severity: Error, What: "the plugin " + name + " is missing: no container can be attached to the " + string(half) + " half",
+				Evidence: "not in " + strings.Join(h.dirs.CNIBin, ", "), Fix: "install it into a directory in which the runtime looks for CNI plugins",
+			})
+		}
+	}
+	return out
+}
+
+// checkPluginVersions: runtimes look in different directories, and a forgotten
+// copy is of an earlier version.
+func checkPluginVersions(h *host) (out []Finding) {
+	for _, name := range []string{"m-overlay", "d-overlay", "overlay-ipam"} {
+		paths := h.programs(name)
+		for _, p := range paths[min(1, len(paths)):] {
+			if digest(p) != digest(paths[0]) {
+				out = append(out, Finding{
+					Severity: Warning, What: "there are different versions of the plugin " + name + ": which one runs depends on the runtime",
+					Evidence: paths[0] + " and " + p + " differ", Fix: "install -m 755 " + paths[0] + " " + p + " (the newer over the older)",
+				})
+			}
+		}
+	}
+	return out
+}
+
+// digest is of the content; of what cannot be read it is zero.
+func digest(path string) (sum [sha256.Size]byte) {
+	f, err := os.Open(path)
+	if err != nil {
+		return sum
+	}
+	defer f.Close()
+	d := sha256.New()
+	if _, err := io.Copy(d, f); err == nil {
+		d.Sum(sum[:0])
+	}
+	return sum
+}
+
+// configured reports whether a file of some directories has a text in a line
+// that is no comment.
+func (h *host) configured(has func(line string) bool, globs ...string) bool {
+	for _, g := range globs {
+		paths, _ := filepath.Glob(h.path(g)) // the pattern is ours
+		for _, p := range paths {
+			b, err := os.ReadFile(p)
+			if err != nil {
+				continue
+			}
+			for line := range strings.Lines(string(b)) {
+				if line = strings.TrimSpace(line); !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, ";") && has(line) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+func (h *host) runs(path string) bool {
+	_, err := os.Stat(h.path(path))
+	return err == nil
+}
+
+func checkNetworkManager(h *host) []Finding {
+	if !h.runs("run/NetworkManager/NetworkManager.pid") && !h.runs("run/NetworkManager/devices") {
+		return nil
+	}
+	unmanaged := func(line string) bool {
+		return strings.HasPrefix(line, "unmanaged-devices") && strings.Contains(line, conf.VTEPName)
+	}
+	if h.configured(unmanaged, "etc/NetworkManager/conf.d/*.conf", "etc/NetworkManager/NetworkManager.conf", "usr/lib/NetworkManager/conf.d/*.conf", "run/NetworkManager/conf.d/*.conf") {
+		return nil
+	}
+	const file = "/etc/NetworkManager/conf.d/90-overlay.conf"
+	return []Finding{{
+		Severity: Warning, What: "NetworkManager manages the overlay's devices: it takes addresses and routes off them",
+		Evidence: "it runs, and unmanaged-devices does not name " + conf.VTEPName,
+		Fix: `printf '[keyfile]\nunmanaged-devices=interface-name:` + conf.VTEPName + `;interface-name:m-*;interface-name:d-*;interface-name:vm*;interface-name:vd*\n' > ` +
+			file + " && systemctl reload NetworkManager",
+	}}
+}
+
+func checkNetworkd(h *host) []Finding {
+	if !h.runs("run/systemd/netif/links") {
+		return nil
+	}
+	all := func(line string) bool { return strings.ReplaceAll(line, " ", "") == "Name=*" }
+	ours := func(line string) bool { return strings.Contains(line, conf.VTEPName) }
+	dirs := []string{"etc/systemd/network/*.network", "run/systemd/network/*.network", "usr/lib/systemd/network/*.network"}
+	if !h.configured(all, dirs...) || h.configured(ours, dirs...) {
+		return nil
+	}
+	return []Finding{{
+		Severity: Warning, What: "systemd-networkd manages every device: at its restart it takes ports out of the overlay's bridges",
+		Evidence: "a .network file matches Name=*, and none names " + conf.VTEPName,
+		Fix: `printf '[Match]\nName=` + conf.VTEPName + ` m-* d-* vm* vd*\n[Link]\nUnmanaged=yes\n' > /etc/systemd/network/05-overlay.network` +
+			" && networkctl reload",
+	}}
+}
+
+// renewBy is when a certificate should have been renewed.
+const renewBy = 7 * 24 * time.Hour
+
+func checkCertificates(h *host) (out []Finding) {
+	paths, _ := filepath.Glob(filepath.Join(h.dirs.State, "pki", "*")) // the pattern is ours
+	for _, p := range paths {
+		b, err := os.ReadFile(p)
+		if err != nil || !strings.Contains(string(b), "BEGIN CERTIFICATE") {
+			continue
+		}
+		for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
+			c, err := x509.ParseCertificate(block.Bytes)
+			if err != nil {
+				continue
+			}
+			left := time.Until(c.NotAfter)
+			if left > min(renewBy, c.NotAfter.Sub(c.NotBefore)/4) {
+				continue
+			}
+			f := Finding{Severity: Warning, What: "a certificate of this host runs out soon and has not been renewed",
+				Evidence: fmt.Sprintf("%s: good until %s", p, c.NotAfter.UTC().Format(time.RFC3339)),
+				Fix:      restart + "; if that does not help, join again with a token of overlayctl token create"}
+			if left <= 0 {
+				f.Severity, f.What = Error, "a certificate of this host has run out: the coordinator refuses it"
+			}
+			out = append(out, f)
+		}
+	}
+	return out
+}

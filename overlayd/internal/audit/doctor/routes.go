@@ -1,0 +1,149 @@
+package doctor
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
+	"overlayd.internal/overlay/internal/rtnl"
+)
+
+// most bounds how many findings of one kind are listed: a host without its VTEP
+// lacks thousands of entries.
+const most = 5
+
+// checkRoutes compares the kernel's routes with the peers, and looks for routes
+// of others that lead into an overlay.
+func checkRoutes(h *host) (out []Finding) {
+	vtep, ok := h.links[conf.VTEPName]
+	if !ok || len(h.healthy()) == 0 {
+		return nil // said already
+	}
+	routes, err := h.routes()
+	if err != nil {
+		return unread("routes", err)
+	}
+	ours := map[netip.Prefix]bool{}
+	for _, r := range routes {
+		if r.Protocol == mark.RouteProtocol && r.OIF == vtep.Index {
+			ours[r.Dst] = true
+		}
+	}
+	missing := 0
+	for _, p := range h.peers {
+		for _, s := range p.Subnets {
+			if ours[s] || !h.carries(s) {
+				continue
+			}
+			if missing++; missing > most {
+				continue
+			}
+			out = append(out, Finding{
+				Severity: Error, What: fmt.Sprintf("the containers of host %s are not reached: the route to %s is missing", p.AgentIP, s),
+				Evidence: "ip route show " + s.String() + " dev " + conf.VTEPName + " prints nothing", Fix: restart,
+			})
+		}
+	}
+	for _, r := range routes {
+		if h.foreign(r, vtep.Index) {
+			out = append(out, Finding{
+				Severity: Error, What: fmt.Sprintf("a route that is not ours takes the packets to %s of an overlay", r.Dst),
+				Evidence: fmt.Sprintf("%s dev %s, protocol %d, table %d", r.Dst, h.linkName(r.OIF), r.Protocol, r.Table),
+				Fix:      fmt.Sprintf("ip route delete %s table %d", r.Dst, r.Table),
+			})
+		}
+	}
+	return out
+}
+
+func unread(what string, err error) []Finding {
+	return []Finding{{Severity: Warning, What: "the kernel's " + what + " could not be read", Evidence: err.Error(), Fix: "run this as root, again"}}
+}
+
+func (h *host) routes() (out []rtnl.Route, _ error) {
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		rs, err := rtnl.List(h.conn, rtnl.RoutesRequest(family, 0), rtnl.ParseRoute)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, rs...)
+	}
+	return out, nil
+}
+
+// carries reports whether a subnet is of an overlay that this host has: of
+// others it has no routes.
+func (h *host) carries(s netip.Prefix) bool {
+	for _, o := range h.healthy() {
+		for _, whole := range []netip.Prefix{o.Info.Subnet, o.Info.Subnet6} {
+			if whole.IsValid() && whole.Overlaps(s) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// foreign reports whether a route of others leads into an overlay.
+func (h *host) foreign(r rtnl.Route, vtep int) bool {
+	if r.Protocol == mark.RouteProtocol || r.Kind != unix.RTN_UNICAST || r.Table == unix.RT_TABLE_LOCAL || r.OIF == vtep {
+		return false
+	}
+	for _, o := range h.healthy() {
+		for _, whole := range []netip.Prefix{o.Info.Subnet, o.Info.Subnet6} {
+			if !whole.IsValid() || !whole.Contains(r.Dst.Addr()) || r.Dst.Bits() < whole.Bits() {
+				continue
+			}
+			return !slices.ContainsFunc(h.bridges(), func(b bridge) bool { return h.links[b.name].Index == r.OIF })
+		}
+	}
+	return false
+}
+
+// checkNeighbours compares neighbours and forwarding entries of the VTEP with the
+// peers.
+func checkNeighbours(h *host) (out []Finding) {
+	vtep, ok := h.links[conf.VTEPName]
+	if !ok || len(h.healthy()) == 0 {
+		return nil
+	}
+	macs, hosts := map[netip.Addr]conf.MAC{}, map[conf.MAC]netip.Addr{}
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6, unix.AF_BRIDGE} {
+		ns, err := rtnl.List(h.conn, rtnl.NeighboursRequest(family, vtep.Index), rtnl.ParseNeighbour)
+		if err != nil {
+			return unread("neighbours", err)
+		}
+		for _, n := range ns {
+			if n.Family == unix.AF_BRIDGE {
+				hosts[n.MAC] = n.IP
+			} else {
+				macs[n.IP] = n.MAC
+			}
+		}
+	}
+	for _, p := range h.peers {
+		if !slices.ContainsFunc(p.Subnets, h.carries) {
+			continue
+		}
+		evidence := ""
+		switch {
+		case macs[p.VTEPIP] != p.VTEPMAC:
+			evidence = fmt.Sprintf("ip neighbour show %s dev %s: %s, should be %s", p.VTEPIP, conf.VTEPName, macs[p.VTEPIP], p.VTEPMAC)
+		case hosts[p.VTEPMAC] != p.AgentIP:
+			evidence = fmt.Sprintf("bridge fdb show dev %s, entry %s: %v, should be %s", conf.VTEPName, p.VTEPMAC, hosts[p.VTEPMAC], p.AgentIP)
+		default:
+			continue
+		}
+		if out = append(out, Finding{
+			Severity: Error, What: fmt.Sprintf("the containers of host %s are not reached: its entry at %s is wrong", p.AgentIP, conf.VTEPName),
+			Evidence: evidence, Fix: restart,
+		}); len(out) == most {
+			break
+		}
+	}
+	return out
+}

@@ -1,0 +1,48 @@
+package audit
+
+import (
+	"errors"
+	"io/fs"
+	"net/netip"
+	"path/filepath"
+
+	"overlayd.internal/overlay/conf"
+)
+
+// PeersFile is the file in the state directory in which the agent keeps its
+// peers.
+const PeersFile = "peers.json"
+
+// StoredPeers reads the peers the agent stored last, within seconds of a change.
+// A peer whose VTEP address or subnet another one has by a later lease is left
+// out. Without a file there are none.
+func StoredPeers(stateDir string) ([]conf.Peer, error) {
+	var stored struct {
+		Peers []conf.Peer `json:"peers"`
+	}
+	err := conf.ReadJSON(filepath.Join(stateDir, PeersFile), &stored)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	latest := map[netip.Prefix]uint64{}
+	each := func(p conf.Peer, fn func(netip.Prefix)) {
+		for _, s := range p.Subnets {
+			fn(s)
+		}
+		fn(netip.PrefixFrom(p.VTEPIP, p.VTEPIP.BitLen()))
+	}
+	for _, p := range stored.Peers {
+		each(p, func(s netip.Prefix) { latest[s] = max(latest[s], p.Epoch) })
+	}
+	var out []conf.Peer
+	for _, p := range stored.Peers {
+		superseded := false
+		each(p, func(s netip.Prefix) { superseded = superseded || latest[s] > p.Epoch })
+		if !superseded {
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}

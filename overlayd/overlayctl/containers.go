@@ -1,0 +1,73 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/audit"
+)
+
+func (e *env) containersCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "containers", Short: "the containers of this host that are attached, with their addresses", Args: cobra.NoArgs,
+		Example: "  overlayctl containers -o wide",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return e.runContainers(cmd.Context()) },
+	}
+}
+
+// container is one attachment as people look for it.
+type container struct {
+	ID        string    `json:"id"`
+	Overlay   string    `json:"overlay"`
+	Half      conf.Half `json:"half"`
+	Addresses []string  `json:"addresses"`
+	IfName    string    `json:"ifname"`
+	Network   string    `json:"network"`
+	Interface string    `json:"interface,omitempty"` // its end on this host
+	Agent     string    `json:"agent"`
+	Since     time.Time `json:"since"`
+}
+
+func (e *env) runContainers(ctx context.Context) error {
+	h, err := audit.Read(ctx, e.runDir)
+	if err != nil {
+		return err
+	}
+	booted := time.Now().Add(-conf.Boottime())
+	list := []container{}
+	for overlay, s := range h.Stores {
+		for _, r := range s.Records {
+			c := container{ID: r.ContainerID, Overlay: overlay, Half: r.Half, IfName: r.IfName, Network: r.Network,
+				Interface: hostEnd(h.Links, r), Agent: h.State.AgentID, Since: booted.Add(r.Since).Truncate(time.Second)}
+			for _, a := range r.Addrs {
+				c.Addresses = append(c.Addresses, a.String())
+			}
+			list = append(list, c)
+		}
+	}
+	slices.SortFunc(list, func(a, b container) int {
+		return cmp.Or(a.Since.Compare(b.Since), strings.Compare(a.ID, b.ID), strings.Compare(a.IfName, b.IfName))
+	})
+	if e.structured() {
+		return e.print(list)
+	}
+	titles := []string{"CONTAINER", "OVERLAY", "HALF", "ADDRESSES", "SINCE"}
+	if e.output == outputWide {
+		titles = append(titles, "IFNAME", "NETWORK", "INTERFACE", "AGENT")
+	}
+	var rows [][]string
+	for _, c := range list {
+		row := []string{c.ID, c.Overlay, string(c.Half), strings.Join(c.Addresses, " "), c.Since.Format(time.DateTime)}
+		if e.output == outputWide {
+			row = append(row, c.IfName, c.Network, c.Interface, c.Agent)
+		}
+		rows = append(rows, row)
+	}
+	return e.printTable(titles, rows)
+}
