@@ -97,6 +97,7 @@ type State struct {
 	ConfigurationAttempts int            `json:"configuration_attempts"`
 	CoolingSeconds        int            `json:"cooling_seconds"`
 	Coordinators          []string       `json:"coordinators,omitempty"` // URLs; for overlayctl
+	Datapath              DatapathState  `json:"datapath,omitzero"`
 	Directories           Directories    `json:"directories,omitzero"`
 	IP                    netip.Addr     `json:"ip"`
 	Lease                 LeaseState     `json:"lease"`
@@ -104,6 +105,13 @@ type State struct {
 	Overlays              []AgentOverlay `json:"overlays,omitempty"`
 	Problems              []string       `json:"problems,omitempty"` // that concern the host and stand nowhere else
 	Version               string         `json:"version"`
+}
+
+// DatapathState says which way traffic between hosts takes.
+type DatapathState struct {
+	Mode   string `json:"mode"`             // auto, kernel or ebpf: what the operator wants
+	Taken  string `json:"taken"`            // kernel or ebpf
+	Reason string `json:"reason,omitempty"` // why not ebpf
 }
 
 // Directories are those the agent was started with; for overlayctl.

@@ -18,6 +18,7 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/cli"
 	"overlayd.internal/overlay/overlayd/internal/datapath"
+	"overlayd.internal/overlay/overlayd/internal/fast"
 	"overlayd.internal/overlay/overlayd/internal/systemd"
 )
 
@@ -49,6 +50,8 @@ func (f *agentFlags) declare(fs *pflag.FlagSet) {
 		"where dockerd serves its API; empty: no Docker")
 	fs.Var(cli.Listen(&f.Listen, "127.0.0.1:6441", true), "listen",
 		"address and port to serve the state on; empty: only the socket in the run directory")
+	fs.Var(cli.Func("auto|kernel|ebpf", string(fast.Auto), setDatapath(&f.Datapath)), "datapath",
+		"which way traffic between hosts takes: past the kernel's VXLAN device by BPF programs, where the host suits it (auto), wherever it can (ebpf) or not (kernel)")
 	fs.Var(cli.Func("DURATION", (conf.DefaultCoolingSeconds*time.Second).String(), setCooling(&f.Cooling)), "cooling",
 		"how long a released address rests before it is used again; 0: not at all")
 	fs.Var(cli.Func("KIND", "auto", setFirewall(&f.Firewall)), "firewall",
@@ -138,6 +141,13 @@ func setBridges(to *[]conf.Half) func(string) error {
 			*to = append(*to, half)
 		}
 		return nil
+	}
+}
+
+func setDatapath(to *fast.Mode) func(string) error {
+	return func(s string) (err error) {
+		*to, err = fast.ParseMode(s)
+		return err
 	}
 }
 

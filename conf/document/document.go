@@ -116,6 +116,9 @@ func scanState(b []byte, st *conf.State) bool {
 		{"configuration_attempts", &st.ConfigurationAttempts},
 		{"cooling_seconds", &st.CoolingSeconds},
 		{"coordinators", &st.Coordinators},
+		{"datapath", func() {
+			s.object(fields{{"mode", &st.Datapath.Mode}, {"taken", &st.Datapath.Taken}, {"reason", &st.Datapath.Reason}})
+		}},
 		{"directories", func() {
 			s.object(fields{
 				{"cni_bin", &st.Directories.CNIBin},

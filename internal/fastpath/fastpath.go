@@ -57,6 +57,7 @@ type Path struct {
 	objs  programsObjects
 
 	mu       sync.Mutex // guards what follows
+	closed   bool
 	conn     *rtnl.Conn
 	wanted   Wanted // as last applied, without the peers
 	peers    peerTable
@@ -96,6 +97,10 @@ func New(log *slog.Logger) (_ *Path, err error) {
 func (p *Path) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.closed {
+		return nil
+	}
+	p.closed = true
 	return errors.Join(p.links.Close(), p.conn.Close(), p.objs.Close())
 }
 
@@ -132,6 +137,9 @@ func (p *Path) Update(set []conf.Peer, gone []string) error {
 func (p *Path) Links() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.closed {
+		return nil
+	}
 	return errors.Join(p.applyUplinks(), p.applyLinks())
 }
 

@@ -95,6 +95,16 @@ func (s *space) run(argv ...string) string {
 	return run(s.t, append([]string{"ip", "netns", "exec", s.name}, argv...)...)
 }
 
+// feed runs a program in the namespace with this standard input.
+func (s *space) feed(input string, argv ...string) {
+	s.t.Helper()
+	cmd := exec.Command("ip", append([]string{"netns", "exec", s.name}, argv...)...)
+	cmd.Stdin = strings.NewReader(input)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.t.Fatalf("%s: %v: %s\n%s", strings.Join(argv, " "), err, out, input)
+	}
+}
+
 // ip runs lines of ip(8) in the namespace.
 func (s *space) ip(lines ...string) {
 	s.t.Helper()

@@ -56,6 +56,9 @@ func (p *Path) linkMessage(m rtnl.Message) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.closed {
+		return
+	}
 	var err error
 	switch {
 	case m.Type == unix.RTM_DELLINK:

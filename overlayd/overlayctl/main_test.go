@@ -192,7 +192,8 @@ func TestStatus(t *testing.T) {
 	url := cluster(t)
 	state := conf.State{
 		AgentID: "host-2", IP: netip.MustParseAddr("172.17.0.3"), MTU: 1450, Version: "1.0",
-		Lease: conf.LeaseState{Epoch: 3, ExpiresBoottime: int64(conf.Boottime() + time.Hour)},
+		Datapath: conf.DatapathState{Mode: "auto", Taken: "kernel", Reason: "nftables has chain f"},
+		Lease:    conf.LeaseState{Epoch: 3, ExpiresBoottime: int64(conf.Boottime() + time.Hour)},
 		Overlays: []conf.AgentOverlay{{
 			Info: conf.Overlay{Name: "dcos"}, Subnet: netip.MustParsePrefix("9.0.1.0/24"), State: &conf.OverlayStatus{Status: conf.StatusOK},
 			MesosBridge: &conf.Bridge{Name: "m-dcos", IP: netip.MustParsePrefix("9.0.1.0/25")},
@@ -203,6 +204,7 @@ agent id     host-2
 agent IP     172.17.0.3
 MTU          1450
 lease        epoch 3
+datapath     kernel (auto): nftables has chain f
 coordinator  ` + url + ` reachable
 
 OVERLAY  AGENT SUBNET  MESOS BRIDGE       DOCKER BRIDGE  STATUS

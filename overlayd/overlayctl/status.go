@@ -156,6 +156,7 @@ func (e *env) printStatus(s hostStatus) error {
 		line("agent IP", a.IP.String())
 		line("MTU", fmt.Sprint(a.MTU))
 		line("lease", leaseText(a.Lease))
+		line("datapath", datapathText(a.Datapath))
 		for _, problem := range a.Problems {
 			line("PROBLEM", problem)
 		}
@@ -195,6 +196,18 @@ func leaseText(l conf.LeaseState) string {
 		return fmt.Sprintf("epoch %d, NOT RENEWED, good for another %s: %s", l.Epoch, left(l), l.Error)
 	}
 	return fmt.Sprintf("epoch %d", l.Epoch)
+}
+
+// datapathText says which way traffic between hosts takes, and why not the
+// faster one.
+func datapathText(d conf.DatapathState) string {
+	switch {
+	case d.Taken == "":
+		return "kernel"
+	case d.Reason != "":
+		return fmt.Sprintf("%s (%s): %s", d.Taken, d.Mode, d.Reason)
+	}
+	return fmt.Sprintf("%s (%s)", d.Taken, d.Mode)
 }
 
 func bridge(b *conf.Bridge) string {

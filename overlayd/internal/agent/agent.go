@@ -28,6 +28,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/datapath"
+	"overlayd.internal/overlay/overlayd/internal/fast"
 	"overlayd.internal/overlay/overlayd/internal/logkey"
 	"overlayd.internal/overlay/overlayd/internal/runtimes/docker"
 	"overlayd.internal/overlay/overlayd/internal/serve"
@@ -42,6 +43,7 @@ type Agent struct {
 	served atomic.Pointer[served] // what HTTP shows; the loop replaces it
 	peers  atomic.Int64           // that are programmed; the loop counts them
 	docker *docker.Docker         // nil: no Docker
+	fast   *fast.Path
 	// firewall announces that Docker may have put rules before ours.
 	firewall chan struct{}
 }
@@ -97,6 +99,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return l.reporter.run(ctx) })
 	group.Go(func() error { return l.runtimes.Run(ctx) })
 	group.Go(func() error { return a.newSweeper(log).run(ctx) })
+	group.Go(func() error { return a.fast.Run(ctx) })
 	if a.docker != nil {
 		group.Go(func() error { return a.docker.Run(ctx) })
 	}

@@ -47,6 +47,10 @@ func TestJoin(t *testing.T) {
   "coordinators": [
     "%s"
   ],
+  "datapath": {
+    "mode": "kernel",
+    "taken": "kernel"
+  },
   "directories": {
     "cni_conf": %q,
     "state": %q

@@ -31,6 +31,7 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
+	"overlayd.internal/overlay/overlayd/internal/fast"
 	"overlayd.internal/overlay/overlayd/internal/store/bbolt"
 )
 
@@ -274,7 +275,8 @@ func newHost(c *cluster) *testHost {
 	dir := t.TempDir()
 	h := &testHost{t: t, cluster: c, dir: dir, log: &lockedBuffer{}}
 	h.opts = Options{
-		IP: addr("172.17.0.4"), Bridges: []conf.Half{conf.Docker, conf.Mesos}, Cooling: 150 * time.Second,
+		Datapath: fast.Kernel, // so that documents do not depend on the machine
+		IP:       addr("172.17.0.4"), Bridges: []conf.Half{conf.Docker, conf.Mesos}, Cooling: 150 * time.Second,
 		RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"),
 		CNIConfDir: filepath.Join(dir, "cni"), UCRConfDir: filepath.Join(dir, "ucr"),
 		Coordinator: c.client(), CoordinatorURLs: c.urls(),

@@ -23,6 +23,7 @@ const (
 	publishProblem     = "publishing"
 	filesProblem       = "files of the container runtimes"
 	followProblem      = "following the peers"
+	fastProblem        = "fast path"
 	hostProblem        = "host"
 	overlayProblem     = "overlay " // and its name
 	reportProblem      = "reporting to the coordinator"

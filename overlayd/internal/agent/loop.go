@@ -183,6 +183,8 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 				continue
 			}
 			l.kernelChanged()
+		case <-l.agent.fast.Changed():
+			l.publish()
 		case <-l.agent.firewall:
 			l.kernelChanged()
 		case err := <-l.runtimes.Done():

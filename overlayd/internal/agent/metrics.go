@@ -2,12 +2,17 @@ package agent
 
 import (
 	"context"
+	"maps"
 	"net/http"
+	"slices"
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/fastpath"
 	"overlayd.internal/overlay/overlayd/internal/audit"
 	"overlayd.internal/overlay/overlayd/internal/datapath"
+	"overlayd.internal/overlay/overlayd/internal/fast"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 	"overlayd.internal/overlay/overlayd/internal/metrics"
 )
 
@@ -71,11 +76,37 @@ func (a *Agent) readMetrics(ctx context.Context, p *metrics.Page) {
 		p.Bool("overlay_agent_overlay_ok", "Whether the overlay is set up on this host.",
 			o.State != nil && o.State.Status == conf.StatusOK, "overlay", o.Info.Name)
 	}
+	a.trafficMetrics(p, s.state)
 	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
 	defer cancel()
 	usage, err := audit.ReadUsage(ctx, a.opts.RunDir, s.state)
 	p.Bool("overlay_agent_address_stores_ok", "Whether all address stores could be read.", err == nil)
 	usageMetrics(p, usage)
+}
+
+// trafficMetrics say what crossed hosts by the fast path, and what it left to the
+// kernel. The counters begin anew with the agent.
+func (a *Agent) trafficMetrics(p *metrics.Page, state conf.State) {
+	p.Bool("overlay_agent_fast_path", "Whether traffic between hosts takes the fast path (BPF programs).", state.Datapath.Taken == string(fast.EBPF))
+	traffic, err := a.fast.Traffic()
+	if err != nil {
+		a.log.Warn("cannot read the counters of the fast path", logkey.Err, err)
+	}
+	names := slices.Sorted(maps.Keys(traffic))
+	for _, unit := range []struct {
+		name, help string
+		of         func(fastpath.Count) uint64
+	}{
+		{"overlay_agent_traffic_packets_total", "Packets between containers of two hosts, on the wire, by the path they took.", func(c fastpath.Count) uint64 { return c.Packets }},
+		{"overlay_agent_traffic_bytes_total", "Bytes of the frames between containers of two hosts, by the path they took.", func(c fastpath.Count) uint64 { return c.Bytes }},
+	} {
+		for _, name := range names {
+			t := traffic[name]
+			p.Counter(unit.name, unit.help, float64(unit.of(t.Out)), "overlay", name, "direction", "out", "path", "fast")
+			p.Counter(unit.name, unit.help, float64(unit.of(t.In)), "overlay", name, "direction", "in", "path", "fast")
+			p.Counter(unit.name, unit.help, float64(unit.of(t.Passed)), "overlay", name, "direction", "out", "path", "kernel")
+		}
+	}
 }
 
 // usageMetrics say how full the halves are: what DC/OS had no way to tell.

@@ -14,6 +14,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/fast"
 	"overlayd.internal/overlay/overlayd/internal/runtimes"
 	"overlayd.internal/overlay/overlayd/internal/runtimes/docker"
 	"overlayd.internal/overlay/overlayd/internal/serve"
@@ -38,6 +39,8 @@ type Options struct {
 
 	Listen  string        // TCP address of the HTTP server; empty: socket only
 	Cooling time.Duration // how long a released address rests; 0: not at all
+
+	Datapath fast.Mode // empty: auto
 
 	Coordinator     *api.Client
 	CoordinatorURLs []string // what Coordinator talks to; tells the agent IP
@@ -100,7 +103,10 @@ func New(o Options) (*Agent, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	a := &Agent{opts: o, log: o.Log, timing: defaultTiming, counts: newCounts(o.Version), firewall: make(chan struct{}, 1)}
+	if o.Datapath == "" {
+		o.Datapath = fast.Auto
+	}
+	a := &Agent{opts: o, log: o.Log, timing: defaultTiming, counts: newCounts(o.Version), firewall: make(chan struct{}, 1), fast: fast.New(o.Datapath, o.Log)}
 	if o.DockerHost != "" {
 		var err error
 		a.docker, err = docker.New(docker.Options{

@@ -32,6 +32,7 @@ func (l *loop) recallDocument() {
 	}
 	if err == nil && state.AgentID == l.id {
 		l.published.document, l.published.state = b, state
+		l.agent.fast.Recall(state.Datapath)
 		return
 	}
 	l.log.Warn("the published document of an earlier run is not this agent's; removed", logkey.Path, l.files.state(), logkey.Err, err)
@@ -145,7 +146,7 @@ func (l *loop) write() conf.State {
 func (l *loop) compose() conf.State {
 	state := conf.State{
 		AgentID: l.id, BootID: l.boot.id, ConfigurationAttempts: l.outcome.attempts,
-		CoolingSeconds: int(l.opts.Cooling / time.Second), Coordinators: l.opts.CoordinatorURLs,
+		CoolingSeconds: int(l.opts.Cooling / time.Second), Coordinators: l.opts.CoordinatorURLs, Datapath: l.agent.fast.State(),
 		Directories: conf.Directories{CNIBin: l.opts.CNIBinDirs, CNIConf: l.opts.CNIConfDir, State: l.opts.StateDir},
 		IP:          l.lease.ip, MTU: l.outcome.report.MTU, Version: l.opts.Version,
 		Lease: conf.LeaseState{Error: l.lease.refusal, Lost: l.outcome.lost},

@@ -116,10 +116,13 @@ func (l *loop) program(ctx context.Context, resync bool) (report datapath.Report
 	// that containers talk to.
 	cfg.Partial = !l.peers.complete
 	set, gone := claims.changes()
-	return l.dp.Apply(ctx, datapath.Wanted{
+	w := datapath.Wanted{
 		Host: cfg, Resync: resync,
 		Changes: &datapath.Changes{Set: set, Gone: gone, All: claims.all},
-	})
+	}
+	report = l.dp.Apply(ctx, w)
+	l.problems.Report(fastProblem, l.agent.fast.Follow(ctx, w, report))
+	return report
 }
 
 // plan sets the time of the next look at the kernel.

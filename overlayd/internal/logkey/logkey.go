@@ -12,6 +12,7 @@ const (
 	Bridge    = "bridge"    // device name
 	Cluster   = "cluster"   // cluster id
 	Container = "container" // container id
+	Datapath  = "datapath"  // kernel or ebpf
 	Epoch     = "epoch"
 	Err       = "err"
 	From      = "from" // value before a change

@@ -1,0 +1,115 @@
+package fastpath
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+// dockerRules are what dockerd makes, and Kubernetes' and CNI's portmap.
+const dockerRules = `*filter
+:FORWARD DROP
+:DOCKER-USER -
+:DOCKER-ISOLATION-STAGE-1 -
+:DOCKER -
+:OVERLAY-FORWARD -
+-A FORWARD -j OVERLAY-FORWARD
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o docker0 -j DOCKER
+-A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DROP
+-A DOCKER-USER -j RETURN
+-A OVERLAY-FORWARD -d 9.0.0.0/8 -i vtep1024 -j ACCEPT
+COMMIT
+*nat
+:PREROUTING ACCEPT
+:POSTROUTING ACCEPT
+:DOCKER -
+:CNI-HOSTPORT-DNAT -
+:CNI-HOSTPORT-MASQ -
+:OVERLAY-MASQ -
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT
+-A POSTROUTING -j OVERLAY-MASQ
+-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A POSTROUTING -m comment --comment "CNI portfwd requiring masquerade" -j CNI-HOSTPORT-MASQ
+-A CNI-HOSTPORT-MASQ -m mark --mark 0x2000/0x2000 -j MASQUERADE
+-A DOCKER -i docker0 -j RETURN
+-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80
+COMMIT
+`
+
+func forward(rules ...string) string {
+	return "*filter\n:FORWARD ACCEPT\n:MINE -\n:OVERLAY-FORWARD -\n-A " + strings.Join(rules, "\n-A ") + "\n-A FORWARD -j OVERLAY-FORWARD\nCOMMIT\n"
+}
+
+// A rule of others that may see what the fast path would take is found; one that
+// cannot is not.
+func TestForeignRule(t *testing.T) {
+	overlays := []netip.Prefix{netip.MustParsePrefix("9.0.0.0/8"), netip.MustParsePrefix("fd09::/32")}
+	for _, tt := range []struct {
+		name, rules string // for iptables-restore, or for nft
+		found       string // words of it
+	}{
+		{"none", "", ""},
+		{"Docker and portmap", dockerRules, ""},
+		{"drop of all", forward("FORWARD -j DROP"), "-t filter -A FORWARD -j DROP"},
+		{"drop of others", forward("FORWARD -s 10.0.0.0/8 -j DROP"), ""},
+		{"drop of one container", forward("FORWARD -d 9.1.2.3/32 -p tcp -m tcp --dport 22 -j DROP"), "-d 9.1.2.3/32"},
+		{"drop of all but others", forward("FORWARD ! -s 10.0.0.0/8 -j DROP"), "! -s 10.0.0.0/8"},
+		{"drop of all but overlays", forward("FORWARD ! -s 9.0.0.0/8 -j DROP"), ""},
+		{"by a bridge of ours", forward("FORWARD -i m-net -j LOG"), "-i m-net"},
+		{"by bridges of ours", forward("FORWARD -i m+ -j LOG"), "-i m+"},
+		{"by other devices", forward("FORWARD -i eth+ -j LOG"), ""},
+		{"in a chain of theirs", forward("FORWARD -j MINE", "MINE -p udp -j REJECT"), "-A MINE -p udp -j REJECT"},
+		{"in a chain not for us", forward("FORWARD -i eth0 -j MINE", "MINE -j REJECT"), ""},
+		{"counting only", forward("FORWARD -p tcp"), ""},
+		{"invalid", forward("FORWARD -m conntrack --ctstate INVALID -j DROP"), "--ctstate INVALID"},
+		{"behind ours", "*filter\n:FORWARD DROP\n:OVERLAY-FORWARD -\n-A FORWARD -j OVERLAY-FORWARD\n-A FORWARD -j REJECT\nCOMMIT\n", ""},
+		{"policy without ours", "*filter\n:FORWARD DROP\nCOMMIT\n", "-P FORWARD DROP"},
+		{"clamped", "*mangle\n:FORWARD ACCEPT\n-A FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu\nCOMMIT\n", ""},
+		{"marked", "*mangle\n:PREROUTING ACCEPT\n-A PREROUTING -j MARK --set-mark 7\nCOMMIT\n", "--set-xmark 0x7"},
+		{"not tracked", "*raw\n:PREROUTING ACCEPT\n-A PREROUTING -j CT --notrack\nCOMMIT\n", ""},
+		{"translated", "*nat\n:PREROUTING ACCEPT\n-A PREROUTING -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 8080\nCOMMIT\n", "-j REDIRECT"},
+		{"virtual addresses", "*nat\n:PREROUTING ACCEPT\n-A PREROUTING -d 10.96.0.1/32 -p tcp -j DNAT --to-destination 9.1.2.3\nCOMMIT\n", ""},
+		{"masqueraded", "*nat\n:POSTROUTING ACCEPT\n-A POSTROUTING -j MASQUERADE\nCOMMIT\n", "-j MASQUERADE"},
+		{"masqueraded outside", "*nat\n:POSTROUTING ACCEPT\n-A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n", ""},
+
+		{"the administrator's", "*filter\n:FORWARD ACCEPT\n:OVERLAY-FORWARD -\n:OVERLAY-USER -\n-A FORWARD -j OVERLAY-FORWARD\n-A OVERLAY-FORWARD -j OVERLAY-USER\n-A OVERLAY-USER -p tcp -m tcp --dport 22 -j DROP\nCOMMIT\n", "-A OVERLAY-USER"},
+		{"nft: the administrator's", `table inet overlay { chain OVERLAY-USER { tcp dport 22 drop; }; chain f { type filter hook forward priority 0; jump OVERLAY-USER; }; }`, "OVERLAY-USER"},
+
+		{"nft: for others", `table inet a { chain f { type filter hook forward priority 0; iifname "eth0" drop; ip saddr 10.0.0.0/8 drop; ip daddr { 10.1.2.3, 10.2.0.0/16 } counter drop; }; }`, ""},
+		{"nft: drop", `table inet a { chain f { type filter hook forward priority 0; tcp dport 22 drop; }; }`, "chain f of table inet a at the hook forward"},
+		{"nft: counting", `table inet a { chain f { type filter hook forward priority 0; counter; tcp dport 22 accept; }; }`, ""},
+		{"nft: policy", `table inet a { chain f { type filter hook forward priority 0; policy drop; }; }`, "chain f"},
+		{"nft: one container", `table ip6 a { chain f { type filter hook forward priority 0; ip6 daddr fd09::5 reject; }; }`, "table ip6 a"},
+		{"nft: a chain of theirs", `table inet a { chain g { meta l4proto udp log; }; chain f { type filter hook forward priority 0; jump g; }; }`, "chain f"},
+		{"nft: a set of theirs", `table inet a { set s { type ipv4_addr; }; chain f { type filter hook forward priority 0; ip saddr @s drop; }; }`, "chain f"},
+		{"nft: a map", `table inet a { chain f { type filter hook forward priority 0; tcp dport vmap { 22 : drop }; }; }`, "chain f"},
+		{"nft: to the host", `table inet a { chain p { type nat hook prerouting priority -100; fib daddr type local tcp dport 80 dnat ip to 10.0.0.1; }; }`, ""},
+		{"nft: input", `table inet a { chain i { type filter hook input priority 0; drop; }; }`, ""},
+		{"nft: bridge", `table bridge a { chain f { type filter hook forward priority 0; ether type arp drop; }; }`, "table bridge a"},
+		{"nft: ours", `table inet overlay { chain f { type filter hook forward priority 0; drop; }; }`, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSpace(t, "rules")
+			flavours := [][]string{{"iptables-nft-restore"}, {"iptables-legacy-restore"}}
+			if strings.HasPrefix(tt.name, "nft") {
+				flavours = [][]string{{"nft", "-f", "-"}}
+			}
+			for _, restore := range flavours {
+				s.feed(tt.rules, restore...)
+				var found string
+				err := s.ns.Inside(func() (err error) { found, err = ForeignRule(t.Context(), overlays); return err })
+				if err != nil {
+					t.Fatal(err)
+				}
+				if (found == "") != (tt.found == "") || !strings.Contains(found, tt.found) {
+					t.Errorf("%s: found %q, want %q", restore[0], found, tt.found)
+				}
+				s.run("nft", "flush", "ruleset")
+			}
+		})
+	}
+}
