@@ -131,13 +131,22 @@ func ParseRoute(m Message) (r Route, ok bool) {
 // rtaNHID is RTA_NH_ID of linux/rtnetlink.h.
 const rtaNHID = 30
 
-// fibMatch is RTM_F_FIB_MATCH of linux/rtnetlink.h.
-const fibMatch = 0x2000
+// From linux/rtnetlink.h: the answer to a look-up names the table, and shows the
+// table's entry.
+const (
+	lookupTable = 0x1000 // RTM_F_LOOKUP_TABLE
+	fibMatch    = 0x2000 // RTM_F_FIB_MATCH
+)
 
 // Lookup asks the kernel which route a packet to an address takes: the entry of
 // its table, with its prefix, and not one made for the address. ok is false
 // where no route leads to it.
-func (c *Conn) Lookup(p Packet) (r Route, ok bool, err error) { return c.lookup(p, fibMatch) }
+func (c *Conn) Lookup(p Packet) (r Route, ok bool, err error) {
+	if p.Dst.Is6() { // which names the table anyway, and refuses to be asked for it
+		return c.lookup(p, fibMatch)
+	}
+	return c.lookup(p, fibMatch|lookupTable)
+}
 
 // Packet is a packet whose route is asked for: of this host itself or, with a
 // device it came in by, of somebody else.

@@ -206,7 +206,7 @@ func encodeLink(b *rtnl.Batch, o plan.Op, index, master int) {
 	case plan.VXLANLearning:
 		encodeKind(b, "vxlan", func(b *rtnl.Batch) { b.Attr(unix.IFLA_VXLAN_LEARNING, 0) })
 	case plan.BridgePort:
-		encodePort(b)
+		encodePort(b, o.Blocked)
 	}
 }
 
@@ -246,11 +246,13 @@ func encodeNoSTP(b *rtnl.Batch) {
 
 // encodePort makes a port as an ADD makes it, where the network does not say
 // otherwise: a container reaches itself through its own mapped ports.
-func encodePort(b *rtnl.Batch) {
+func encodePort(b *rtnl.Batch, blocked bool) {
 	b.Nest(unix.IFLA_LINKINFO, func() {
 		b.AttrString(unix.IFLA_INFO_SLAVE_KIND, "bridge")
 		b.Nest(unix.IFLA_INFO_SLAVE_DATA, func() {
-			b.Attr(unix.IFLA_BRPORT_STATE, rtnl.PortForwarding)
+			if blocked { // refused of one that is down
+				b.Attr(unix.IFLA_BRPORT_STATE, rtnl.PortForwarding)
+			}
 			for _, on := range [...]uint16{unix.IFLA_BRPORT_MODE, unix.IFLA_BRPORT_LEARNING, unix.IFLA_BRPORT_UNICAST_FLOOD,
 				unix.IFLA_BRPORT_MCAST_FLOOD, unix.IFLA_BRPORT_BCAST_FLOOD} {
 				b.Attr(on, 1)

@@ -154,7 +154,7 @@ func (x *Expected) contradictsPort(l rtnl.Link) bool {
 		return false
 	}
 	bridge, ours := x.bridges[alias.Half.Bridge(alias.Overlay)]
-	return ours && (l.Master != bridge || !l.Up() || plan.WrongPort(l.Port))
+	return ours && (l.Master != bridge || !l.Up() || plan.WrongPort(l))
 }
 
 func (x *Expected) addr(m rtnl.Message) bool {

@@ -216,12 +216,13 @@ func (p *Plan) planPorts(have *State) {
 			o.Obj = LinkMaster
 			p.add(o)
 		}
-		if moved || WrongPort(l.Port) {
-			o.Obj = BridgePort
-			p.add(o)
-		}
 		if !l.Up() {
 			o.Obj = LinkUp
+			p.add(o)
+		}
+		if moved || WrongPort(l.Link) {
+			o.Obj = BridgePort
+			o.Blocked = !moved && blocked(l.Link)
 			p.add(o)
 		}
 	}
@@ -230,7 +231,13 @@ func (p *Plan) planPorts(have *State) {
 // WrongPort reports whether a bridge treats a port in a way that keeps packets
 // from it. Whether it sends them back where they came from (hairpin) is for the
 // network to say.
-func WrongPort(p *rtnl.Port) bool { return p != nil && *p != rtnl.Port{Hairpin: p.Hairpin} }
+func WrongPort(l rtnl.Link) bool {
+	p := l.Port
+	return p != nil && *p != rtnl.Port{Hairpin: p.Hairpin, Blocked: p.Blocked} || blocked(l)
+}
+
+// blocked: the bridge does not forward for a port that could.
+func blocked(l rtnl.Link) bool { return l.Port != nil && l.Port.Blocked && l.Up() && l.Operational }
 
 // planLeftBridges removes the bridges we made and no longer want.
 func (p *Plan) planLeftBridges(have *State) {

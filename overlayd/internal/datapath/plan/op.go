@@ -21,6 +21,7 @@ type Op struct {
 	MTU     int          //
 	Kind    RouteKind    // of a route
 	Master  string       // the bridge of a port; empty: none
+	Blocked bool         // a port that is to forward again
 	Key     string       // sysctl, as a path below /proc/sys
 	Value   string       // of a sysctl or an alias
 }
@@ -142,7 +143,12 @@ func (o Op) linkString() string {
 		}
 		return set + "master " + o.Master
 	case BridgePort:
-		return set + "type bridge_slave state 3 learning on flood on mcast_flood on bcast_flood on isolated off"
+		if o.Blocked {
+			set += "type bridge_slave state 3 "
+		} else {
+			set += "type bridge_slave "
+		}
+		return set + "hairpin on learning on flood on mcast_flood on bcast_flood on isolated off"
 	case BridgeSTPOff:
 		return set + "type bridge stp_state 0"
 	case VXLANLearning:
