@@ -97,6 +97,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return only.answer(ctx) })
 	group.Go(func() error { return l.registrar.run(ctx) })
 	group.Go(func() error { return l.reporter.run(ctx) })
+	group.Go(func() error { return l.goHome(ctx) })
 	group.Go(func() error { return l.runtimes.Run(ctx) })
 	group.Go(func() error { return a.newSweeper(log).run(ctx) })
 	group.Go(func() error { return a.fast.Run(ctx) })

@@ -36,12 +36,33 @@ func (l *loop) setIP(ip netip.Addr) {
 	l.lease.current.Store(&ip)
 }
 
+// hold makes lease the one that is held; nil: none.
+func (l *loop) hold(lease *heldLease) {
+	l.lease.held = lease
+	cluster := ""
+	if lease != nil {
+		cluster = lease.ClusterID
+	}
+	l.lease.cluster.Store(&cluster)
+}
+
+// goHome looks, now and then, whether the coordinator that is this agent's own
+// is there again, and moves back to it. It returns nil when ctx is done.
+func (l *loop) goHome(ctx context.Context) error {
+	for pause(ctx, jitter(l.timing.home)) {
+		if l.opts.Coordinator.Return(ctx) {
+			kick(l.atHome)
+		}
+	}
+	return nil
+}
+
 // recall reads what earlier runs of the agent stored.
 func (l *loop) recall() {
 	l.recallDocument()
 	if s, ok := l.files.loadLease(l.id); ok {
 		s.Lease.Bridges = l.opts.Bridges
-		l.lease.held = &heldLease{Lease: s.Lease, renewed: l.boot.adopt(s.Renewed, s.Lease.Term())}
+		l.hold(&heldLease{Lease: s.Lease, renewed: l.boot.adopt(s.Renewed, s.Lease.Term())})
 		l.lease.stored = l.expires()
 		if s.Renewed.BootID != l.boot.id {
 			l.saveLease() // so that a restart does not count from a later moment
@@ -80,11 +101,12 @@ func (l *loop) registered(ctx context.Context, r registration) {
 		l.log.Info("registered again")
 	}
 	l.lease.refusal, l.lease.online = "", true
+	l.lease.conflict, l.lease.unconfirmed = "", false
 
 	r.lease.Bridges = l.opts.Bridges
 	before := l.lease.held
 	changed := before == nil || !sameLease(before.Lease, r.lease)
-	l.lease.held = &heldLease{Lease: r.lease, renewed: r.sent}
+	l.hold(&heldLease{Lease: r.lease, renewed: r.sent})
 	if changed {
 		l.leaseChanged(before)
 	}
@@ -121,11 +143,9 @@ func (l *loop) moveTo(ip netip.Addr) bool {
 // which nothing could be sent any more.
 func (l *loop) registrationFailed(ctx context.Context, r registration) {
 	l.logRegistration(r.err)
-	l.logPhase()
-	if !r.ip.IsValid() || r.ip == l.lease.ip {
-		return
-	}
-	gone := !onHost(l.lease.ip)
+	moved := r.ip.IsValid() && r.ip != l.lease.ip
+	gone := moved && !onHost(l.lease.ip)
+	inUse := isKind(r.err, api.KindIDInUse)
 	switch {
 	case !answered(r.err):
 		if gone {
@@ -133,17 +153,38 @@ func (l *loop) registrationFailed(ctx context.Context, r registration) {
 			l.moveTo(r.ip)
 			l.reconcile(ctx, false)
 		}
+	case !moved:
+		l.setConflict(inUse, r.err)
 	case l.unfollow():
 		// As long as the old address is connected the coordinator takes the
 		// new one for another host with a copied agent id.
 		l.lease.refusedAt = time.Now()
 		kick(l.registrar.kick)
-	case gone:
 	case time.Since(l.lease.refusedAt) < l.timing.follow:
 		kick(l.registrar.kick) // it may not have met the end of the stream yet
+	case gone:
+		l.setConflict(inUse, r.err)
 	default:
 		l.lease.rejected.Store(&rejection{ip: r.ip, until: time.Now().Add(l.timing.resync)})
 		kick(l.registrar.kick)
+	}
+	if l.lease.unconfirmed && !inUse {
+		l.lease.unconfirmed = false
+		l.reconcile(ctx, true)
+	}
+	l.logPhase()
+}
+
+// setConflict takes in whether another host has our identity. Then this one may
+// be the copy, and the addresses are the other's: no more containers at once.
+func (l *loop) setConflict(inUse bool, err error) {
+	before := l.lease.conflict
+	l.lease.conflict = ""
+	if inUse {
+		l.lease.conflict = err.Error()
+	}
+	if l.lease.conflict != before {
+		l.publish()
 	}
 }
 
@@ -179,6 +220,9 @@ func (l *loop) findIP(ctx context.Context) (netip.Addr, error) {
 // names a port that is another one each time.
 func (l *loop) logRegistration(err error) {
 	text := err.Error()
+	if isKind(err, api.KindOtherCluster) && l.lease.held != nil {
+		text += "; this host stays with its cluster. To move it on purpose, stop the agent, run overlayd agent teardown, and start it again"
+	}
 	if l.lease.refusal != "" && !answered(err) && l.lease.unreachable || text == l.lease.refusal {
 		return
 	}

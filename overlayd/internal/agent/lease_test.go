@@ -49,8 +49,13 @@ func TestCopiedIdentity(t *testing.T) {
 	h.published("the conflict", func(s conf.State) bool {
 		return strings.Contains(s.Lease.Error, "agent id copied is in use by the host at 172.17.0.9")
 	})
+	h.notReady("agent id copied is in use")
+	if lost := h.document().Lease.Lost; !strings.Contains(lost, "172.17.0.9") {
+		t.Errorf("the plugins may attach: lost is %q", lost)
+	}
 	leave()
 	<-left
+	h.ready()
 	eventually(t, "the agent has its lease back", func() error { return agentAt(c, "copied", "172.17.0.4") })
 	h.published("the error has gone", func(s conf.State) bool { return s.Lease.Error == "" })
 	c.join("peer", "172.17.0.5")

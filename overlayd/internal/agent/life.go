@@ -18,7 +18,7 @@ import (
 //	                                             healthy ---------+
 //
 //	recalled, applied, healthy -- term ends ---------> expired -- renewed --> back
-//	recalled, applied, healthy -- granted elsewhere -> lost ----- granted --> recalled
+//	recalled, applied, healthy -- granted elsewhere, or our identity in use elsewhere -> lost -- accepted --> back
 //
 // Containers are attached in applied and healthy. In expired and lost nothing is
 // taken down: those that are there go on.
@@ -39,7 +39,7 @@ func (l *loop) phase() phase {
 	switch {
 	case l.lease.held == nil:
 		return noLease
-	case l.outcome.lost != "":
+	case l.lost() != "":
 		return lost
 	case l.left() <= 0:
 		return expired
@@ -50,6 +50,9 @@ func (l *loop) phase() phase {
 	}
 	return healthy
 }
+
+// lost says why the lease no longer holds, or nothing.
+func (l *loop) lost() string { return cmp.Or(l.lease.conflict, l.outcome.lost) }
 
 // logPhase logs that attaching ends, or may begin again.
 func (l *loop) logPhase() {
@@ -64,7 +67,7 @@ func (l *loop) logPhase() {
 		l.log.Error("lease expired: no new containers until the coordinator answers; the others go on",
 			logkey.Reason, cmp.Or(l.lease.refusal, "the coordinator did not answer"))
 	case now == lost:
-		l.log.Error("lease lost: no new containers", logkey.Reason, l.outcome.lost)
+		l.log.Error("lease lost: no new containers", logkey.Reason, l.lost())
 	case before == expired || before == lost:
 		l.log.Info("lease holds again", logkey.Epoch, l.lease.held.Epoch)
 	}

@@ -45,23 +45,34 @@ type loop struct {
 	resync *deadline // compare with the kernel
 	look   *deadline // compare the document with the one on disk
 	tidy   *deadline // give back memory
+
+	atHome chan struct{} // capacity 1: the client is back at its own coordinator
 }
 
 // leaseState is what the coordinator granted. Invariant: held passed checkLease
-// for this agent id, and only an answer of the coordinator replaces it.
+// for this agent id, and only an answer of a coordinator of the same cluster
+// replaces it.
 type leaseState struct {
 	ip      netip.Addr                 // agent IP: the VTEP sends from it
 	current atomic.Pointer[netip.Addr] // ip, for the registrar
 	// rejected is the address that the coordinator refused last; nil: none.
 	rejected  atomic.Pointer[rejection]
-	held      *heldLease    // nil: none
-	stored    time.Duration // when it ends (as boot.expires) by what is on disk
-	refusal   string        // why the last registration failed; "" if it did not
-	refusedAt time.Time     // when the stream was ended for another address
+	refusedAt time.Time // when the stream was ended for another address
+
+	held    *heldLease             // nil: none
+	cluster atomic.Pointer[string] // id of that of held, for the registrar
+	stored  time.Duration          // when it ends (as boot.expires) by what is on disk
+	online  bool                   // registered since the start
+	// unconfirmed: it was recalled at another address than it was granted to,
+	// so it may be that of the host whose disk this one has a copy of. It is
+	// applied when the coordinator has accepted it or does not answer.
+	unconfirmed bool
+
+	refusal string // why the last registration failed; "" if it did not
 	// unreachable: it failed without an answer of the coordinator.
 	unreachable bool
-	online      bool  // registered since the start
-	phase       phase // the last one that was logged
+	conflict    string // which other host has our identity; "": none has
+	phase       phase  // the last one that was logged
 }
 
 // peerState is what the stream of peers said. Invariant: claims are the peers of
@@ -130,6 +141,7 @@ func (a *Agent) newLoop(p loopParts) *loop {
 		agent: a, opts: o, timing: a.timing, id: p.id, log: p.log, files: p.files, dp: p.dp, group: p.group,
 		problems: problems.New(p.log),
 		boot:     boot{id: p.bootID, now: conf.Boottime},
+		atHome:   make(chan struct{}, 1),
 		runtimes: runtimes.NewKeeper(o.runtimeFiles(p.log), a.timing.files),
 		watched:  dirwatch.New(),
 		peers: peerState{
@@ -140,9 +152,12 @@ func (a *Agent) newLoop(p loopParts) *loop {
 		apply:   newDeadline(), resync: newDeadline(), look: newDeadline(), tidy: newDeadline(),
 	}
 	l.setIP(o.IP)
+	l.hold(nil)
 	l.registrar = &registrar{
 		ask:    o.Coordinator.Register,
 		find:   l.findIP,
+		held:   func() string { return *l.lease.cluster.Load() },
+		moveOn: o.Coordinator.MoveOn,
 		req:    api.RegisterRequest{AgentID: p.id, Bridges: o.Bridges, Version: o.Version},
 		boot:   l.boot,
 		timing: a.timing,
@@ -166,6 +181,7 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 	l.checkDocument()
 	if l.lease.held != nil {
 		l.checkIP(ctx)
+		l.lease.unconfirmed = !onHost(l.lease.held.AgentIP)
 		l.reconcile(ctx, true)
 	}
 	l.beat()
@@ -187,6 +203,10 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 			l.publish()
 		case <-l.agent.firewall:
 			l.kernelChanged()
+		case <-l.atHome:
+			if l.peers.stop != nil {
+				l.follow(ctx)
+			}
 		case err := <-l.runtimes.Done():
 			l.filesWritten(err)
 		case <-l.watched.Events():

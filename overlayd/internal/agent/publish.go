@@ -127,7 +127,7 @@ func (l *loop) publish() { l.serve(l.write()) }
 // on a bridge that is not there.
 func (l *loop) write() conf.State {
 	state := l.compose()
-	if l.lease.held == nil || !l.outcome.applied {
+	if l.lease.held == nil || !l.outcome.applied && (l.lease.conflict == "" || l.published.document == nil) {
 		return state
 	}
 	document := mustMarshal(state)
@@ -149,7 +149,7 @@ func (l *loop) compose() conf.State {
 		CoolingSeconds: int(l.opts.Cooling / time.Second), Coordinators: l.opts.CoordinatorURLs, Datapath: l.agent.fast.State(),
 		Directories: conf.Directories{CNIBin: l.opts.CNIBinDirs, CNIConf: l.opts.CNIConfDir, State: l.opts.StateDir},
 		IP:          l.lease.ip, MTU: l.outcome.report.MTU, Version: l.opts.Version,
-		Lease: conf.LeaseState{Error: l.lease.refusal, Lost: l.outcome.lost},
+		Lease: conf.LeaseState{Error: l.lease.refusal, Lost: l.lost()},
 	}
 	held := l.lease.held
 	if held == nil {
@@ -187,10 +187,10 @@ func (l *loop) notReady() string {
 	switch {
 	case l.lease.held == nil:
 		return "no lease yet: " + cmp.Or(l.lease.refusal, "waiting for the coordinator")
+	case l.lost() != "":
+		return "the lease is lost: " + l.lost()
 	case !l.outcome.applied:
 		return "the lease is being applied"
-	case l.outcome.lost != "":
-		return "the lease is lost: " + l.outcome.lost
 	case l.outcome.report.Err != nil:
 		return "the host cannot be configured: " + l.outcome.report.Err.Error()
 	case l.published.err != nil:

@@ -23,7 +23,7 @@ func (l *loop) kernelChanged() {
 // reconcile makes kernel, document and files what they should be, and plans
 // when to look again.
 func (l *loop) reconcile(ctx context.Context, resync bool) {
-	if l.lease.held == nil {
+	if l.lease.held == nil || l.lease.unconfirmed {
 		return
 	}
 	expected := l.apply.isSet() // something new is to be applied

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"time"
@@ -24,7 +25,9 @@ type registration struct {
 type registrar struct {
 	ask    func(context.Context, api.RegisterRequest) (conf.Lease, error)
 	find   func(context.Context) (netip.Addr, error) // agent IP
-	req    api.RegisterRequest                       // without the agent IP
+	req    api.RegisterRequest                       // without what may change
+	held   func() string                             // cluster id of the lease; empty: none
+	moveOn func()                                    // to the next coordinator
 	boot   boot
 	timing timing
 	kick   chan struct{} // capacity 1: register now
@@ -47,6 +50,10 @@ func (r *registrar) run(ctx context.Context) error {
 		case o.err == nil:
 			retry.reset()
 			pause = jitter(renewEvery(r.timing.renew, o.lease.Term()))
+		case isKind(o.err, api.KindOtherCluster):
+			// Another of the URLs may lead to the right one.
+			r.moveOn()
+			pause = max(r.timing.backoffMin, jitter(r.timing.otherCluster))
 		case refused(o.err):
 			// Asking more often does not make a full pool emptier.
 			pause = jitter(r.timing.backoffMax)
@@ -89,11 +96,22 @@ func (r *registrar) try(ctx context.Context) registration {
 	}
 	o := registration{ip: ip, sent: renewal{BootID: r.boot.id, Boottime: r.boot.now(), Wall: time.Now()}}
 	req := r.req
-	req.AgentIP = ip
+	req.AgentIP, req.ClusterID = ip, r.held()
 	if o.lease, o.err = r.ask(ctx, req); o.err == nil {
 		o.err = checkLease(o.lease, req.AgentID)
 	}
+	if o.err == nil && req.ClusterID != "" && o.lease.ClusterID != req.ClusterID {
+		// An older coordinator does not look at what it was asked with.
+		o.err = &api.Error{Code: http.StatusConflict, Kind: api.KindOtherCluster, Message: fmt.Sprintf(
+			"this coordinator is of cluster %s, and the lease of this host is of cluster %s", o.lease.ClusterID, req.ClusterID)}
+	}
 	return o
+}
+
+// isKind reports whether the coordinator refused for that reason.
+func isKind(err error, kind string) bool {
+	var e *api.Error
+	return errors.As(err, &e) && e.Kind == kind
 }
 
 // refused reports whether the coordinator understood the request and said no:

@@ -37,6 +37,8 @@ func scripted(t *testing.T, runFor time.Duration, kicks []time.Duration, answer 
 			},
 			find:   func(context.Context) (netip.Addr, error) { return addr("172.17.0.4"), nil },
 			req:    api.RegisterRequest{AgentID: "own"},
+			held:   func() string { return "" },
+			moveOn: func() {},
 			boot:   boot{id: "this", now: func() time.Duration { return time.Since(start) }},
 			timing: defaultTiming,
 			kick:   make(chan struct{}, 1),

@@ -40,6 +40,8 @@ type RegisterRequest struct {
 	AgentIP netip.Addr  `json:"agent_ip"`
 	Bridges []conf.Half `json:"bridges"` // empty: no bridges
 	Version string      `json:"version"`
+	// ClusterID is of the lease that the agent holds; empty: it holds none.
+	ClusterID string `json:"cluster_id,omitempty"`
 }
 
 // Speaker is the id of the agent that a request speaks for.
@@ -110,6 +112,15 @@ type DeleteRequest struct {
 type Error struct {
 	Code    int    `json:"-"` // the HTTP status
 	Message string `json:"error"`
+	Kind    string `json:"kind,omitempty"` // what a program can act on
 }
+
+// Kinds of errors.
+const (
+	// KindIDInUse: a host at another address that is alive has this agent id.
+	KindIDInUse = "agent_id_in_use"
+	// KindOtherCluster: the lease that the agent holds is of another cluster.
+	KindOtherCluster = "other_cluster"
+)
 
 func (e *Error) Error() string { return e.Message }

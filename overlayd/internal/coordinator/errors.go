@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 
 	"overlayd.internal/overlay/overlayd/internal/api"
@@ -19,6 +20,11 @@ var ErrMisfit = errors.New("the configuration does not fit what is leased")
 // agent's log.
 func refuse(code int, format string, args ...any) error {
 	return serve.Refuse(code, format, args...)
+}
+
+// refuseKind is refuse of a conflict that the agent acts on.
+func refuseKind(kind, format string, args ...any) error {
+	return &api.Error{Code: http.StatusConflict, Kind: kind, Message: fmt.Sprintf(format, args...)}
 }
 
 func unknownAgent(id string) error {

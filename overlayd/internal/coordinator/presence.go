@@ -88,7 +88,7 @@ func (c *Coordinator) checkLiveLocked(req api.RegisterRequest) error {
 }
 
 func idInUse(req api.RegisterRequest, by netip.Addr) error {
-	return refuse(http.StatusConflict,
+	return refuseKind(api.KindIDInUse,
 		"agent id %s is in use by the host at %s, which is connected, so the host at %s cannot register with it; "+
 			"give each host its own agent id (remove the copied agent-id file or pass --agent-id). "+
 			"A host that only changed its address is accepted as soon as its old connection has ended, within %s",

@@ -30,6 +30,10 @@ func (c *Coordinator) validateRegister(req *api.RegisterRequest) error {
 	if err := checkAgentID(req.AgentID); err != nil {
 		return err
 	}
+	if req.ClusterID != "" && req.ClusterID != c.clusterID {
+		return refuseKind(api.KindOtherCluster,
+			"this coordinator is of cluster %s, and agent %s holds a lease of cluster %.80q; nothing was leased", c.clusterID, req.AgentID, req.ClusterID)
+	}
 	if err := c.checkAgentIP(req.AgentIP); err != nil {
 		return refuse(http.StatusBadRequest, "agent_ip of agent %s: %v", req.AgentID, err)
 	}
@@ -55,15 +59,10 @@ func (c *Coordinator) validateRegister(req *api.RegisterRequest) error {
 
 // checkAgentIP says why an address cannot be that of a host on the underlay.
 func (c *Coordinator) checkAgentIP(ip netip.Addr) error {
+	if err := conf.CheckAgentIP(ip); err != nil {
+		return err
+	}
 	switch {
-	case !ip.IsValid():
-		return fmt.Errorf("missing; want the address of the host on the network that connects the hosts")
-	case ip.Is4In6() || ip.Zone() != "":
-		return fmt.Errorf("%s: want a plain address without a zone and not IPv4-mapped", ip)
-	case ip.IsLoopback() || ip.IsUnspecified() || ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return fmt.Errorf("%s is not the address of a host that others can reach; pass --agent-ip", ip)
-	case ip.Is6() && ip.IsLinkLocalUnicast():
-		return fmt.Errorf("%s is a link-local address; pass a routed one as --agent-ip", ip)
 	case c.network.VTEPSubnet.Contains(ip), c.network.VTEPSubnet6.Contains(ip):
 		return fmt.Errorf("%s lies in a VTEP subnet; pass the address outside the overlay as --agent-ip", ip)
 	}

@@ -155,7 +155,7 @@ func (a API) writeError(w http.ResponseWriter, err error) {
 	answer := &api.Error{Code: http.StatusInternalServerError, Message: err.Error()}
 	var refusal *api.Error
 	if errors.As(err, &refusal) {
-		answer.Code = refusal.Code
+		answer.Code, answer.Kind = refusal.Code, refusal.Kind
 	} else if a.Code != nil {
 		if code := a.Code(err); code != 0 {
 			answer.Code = code
