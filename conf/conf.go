@@ -154,8 +154,9 @@ func LastAddr(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// Containers is the number of containers a half of this length can hold:
-// 2^n - 3 in IPv4 and 2^n - 2 in IPv6, capped at 2^62.
+// Containers is the number of addresses for containers in a half of this length:
+// 2^n - 3 in IPv4 and 2^n - 2 in IPv6, capped at 2^62. How many containers it can
+// hold is Capacity.
 func Containers(half netip.Prefix) uint64 {
 	host := half.Addr().BitLen() - half.Bits()
 	if host > 62 {
@@ -170,6 +171,14 @@ func Containers(half netip.Prefix) uint64 {
 	}
 	return n - taken
 }
+
+// BridgePorts is how many ports a Linux bridge can have (BR_MAX_PORTS of the
+// kernel, less the one that is never given out).
+const BridgePorts = 1023
+
+// Capacity is how many containers a half can hold: it has so many addresses, and
+// its bridge no more ports.
+func Capacity(half netip.Prefix) uint64 { return min(Containers(half), BridgePorts) }
 
 // MAC is an Ethernet address. Its text form is lower case with colons.
 type MAC [6]byte

@@ -28,6 +28,10 @@ type NetConf struct {
 		PortMappings bool `json:"portMappings"`
 	} `json:"capabilities"`
 
+	// DNS is what containers are to know about name servers. It is handed on to the
+	// runtime in the result of ADD.
+	DNS DNS `json:"dns"`
+
 	RuntimeConfig struct {
 		IPs          []string      `json:"ips"`
 		MAC          string        `json:"mac"`
@@ -58,6 +62,26 @@ type IPAMConf struct {
 	Overlay string `json:"overlay"`
 	RunDir  string `json:"runDir"`
 	Half    Half   `json:"half"`
+
+	// The two keys of host-local that ours has too: routes instead of the default
+	// one, a list of {"dst", "gw"}, and a resolv.conf to take the DNS of the result
+	// from. Read by those who use them, since other IPAM plugins have keys of their
+	// own.
+	Routes     json.RawMessage `json:"routes"`
+	ResolvConf string          `json:"resolvConf"`
+}
+
+// DNS is CNI's object of that name.
+type DNS struct {
+	Nameservers []string `json:"nameservers"`
+	Domain      string   `json:"domain"`
+	Search      []string `json:"search"`
+	Options     []string `json:"options"`
+}
+
+// IsEmpty reports whether nothing is said.
+func (d DNS) IsEmpty() bool {
+	return len(d.Nameservers) == 0 && d.Domain == "" && len(d.Search) == 0 && len(d.Options) == 0
 }
 
 // PortMapping is one entry of the portMappings capability.

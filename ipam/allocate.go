@@ -84,6 +84,9 @@ func (r Request) checked() (Request, error) {
 	if len(r.Ranges) == 2 && r.Ranges[0].Addr().BitLen() == r.Ranges[1].Addr().BitLen() {
 		return r, fmt.Errorf("ranges %s and %s are of the same family", r.Ranges[0], r.Ranges[1])
 	}
+	if r.Exact && len(r.Want) == 0 {
+		return r, errors.New("no address is wanted")
+	}
 	for i, a := range r.Want {
 		if slices.ContainsFunc(r.Want[:i], func(b netip.Addr) bool { return a.BitLen() == b.BitLen() }) {
 			return r, &UnavailableError{a, "is the second one of its family; one interface gets one address of each"}

@@ -19,7 +19,7 @@ func (h *half) allocate(o Options, r Request) (Allocation, error) {
 	if err != nil {
 		return Allocation{}, err
 	}
-	if found && inSpans(rec.Addrs, spans) {
+	if found && r.fits(rec.Addrs, spans) {
 		a, err := h.existing(rec, r)
 		if err != nil {
 			return a, err
@@ -38,9 +38,12 @@ func (h *half) allocate(o Options, r Request) (Allocation, error) {
 	for _, s := range spans {
 		var addr netip.Addr
 		var early bool
-		if want := wanted(r.Want, s); want.IsValid() {
-			addr, early, err = h.takeNamed(s, want)
-		} else {
+		switch want := wanted(r.Want, s); {
+		case want.IsValid():
+			addr, early, err = h.takeNamed(o, s, want)
+		case r.Exact:
+			continue
+		default:
 			addr, early, err = h.takeNext(o, s)
 		}
 		if err != nil {
@@ -73,6 +76,14 @@ func (h *half) existing(rec Record, r Request) (Allocation, error) {
 	return Allocation{Addrs: rec.Addrs, Existing: true}, nil
 }
 
+// fits reports whether an attachment that has these addresses may keep them.
+func (r Request) fits(addrs []netip.Addr, spans []*span) bool {
+	if !r.Exact {
+		return inSpans(addrs, spans)
+	}
+	return len(addrs) == len(r.Want) && !slices.ContainsFunc(r.Want, func(a netip.Addr) bool { return !slices.Contains(addrs, a) })
+}
+
 // inSpans reports whether there is exactly one address for each range, in order.
 func inSpans(addrs []netip.Addr, spans []*span) bool {
 	if len(addrs) != len(spans) {
@@ -95,7 +106,7 @@ func wanted(want []netip.Addr, s *span) netip.Addr {
 	return netip.Addr{}
 }
 
-func (h *half) takeNamed(s *span, a netip.Addr) (_ netip.Addr, early bool, err error) {
+func (h *half) takeNamed(o Options, s *span, a netip.Addr) (_ netip.Addr, early bool, err error) {
 	if !s.contains(a) {
 		return a, false, &UnavailableError{a, whyNot(s.prefix, a)}
 	}
@@ -112,6 +123,9 @@ func (h *half) takeNamed(s *span, a netip.Addr) (_ netip.Addr, early bool, err e
 			return a, false, err
 		}
 		return a, false, &UnavailableError{a, "is in use by " + rec.Attachment.String()}
+	}
+	if s.noPort() {
+		return a, false, h.exhausted(o, s)
 	}
 	t, ok, err := h.ticketOf(a)
 	if err != nil {
@@ -147,6 +161,9 @@ func whyNot(p netip.Prefix, a netip.Addr) string {
 // takeNext takes the next never-used address of the range, else the one that
 // was released first.
 func (h *half) takeNext(o Options, s *span) (a netip.Addr, early bool, err error) {
+	if s.noPort() {
+		return netip.Addr{}, false, h.exhausted(o, s)
+	}
 	if s.sparse() {
 		if err := h.dropCooled(s); err != nil {
 			return netip.Addr{}, false, err
@@ -166,7 +183,7 @@ func (h *half) takeNext(o Options, s *span) (a netip.Addr, early bool, err error
 				return a, false, err
 			}
 		}
-		return netip.Addr{}, false, &ExhaustedError{Overlay: o.Overlay, Half: h.name, Stats: s.stats(0)}
+		return netip.Addr{}, false, h.exhausted(o, s)
 	}
 	if _, taken, err := h.owner(t.addr); err != nil {
 		return netip.Addr{}, false, err
@@ -174,6 +191,15 @@ func (h *half) takeNext(o Options, s *span) (a netip.Addr, early bool, err error
 		return netip.Addr{}, false, damagef("address %s is both in use and released", t.addr)
 	}
 	return t.addr, !t.cooled(h.now, h.cool), h.dequeue(t)
+}
+
+// exhausted is the error of a range that has nothing left.
+func (h *half) exhausted(o Options, s *span) error {
+	cooling, err := h.cooling(s)
+	if err != nil {
+		return err
+	}
+	return &ExhaustedError{Overlay: o.Overlay, Half: h.name, Stats: s.stats(cooling)}
 }
 
 // advance moves the frontier to behind the next address that is neither in use

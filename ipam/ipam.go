@@ -31,6 +31,9 @@ type Request struct {
 	// Want are addresses asked for by name, at most one per family. Each is
 	// granted or refused with a reason, never ignored.
 	Want []netip.Addr
+	// Exact: Want is all there is to give, because an IPAM plugin of others has
+	// chosen. A family without an address in it gets none.
+	Exact bool
 	// NetNS is given where the attachment gets no host end of ours; see Record.
 	NetNS netns.Ref
 }
@@ -62,14 +65,21 @@ type Record struct {
 // Stats is how full a half is, per family.
 type Stats struct {
 	Range   netip.Prefix `json:"range"`
-	Total   uint64       `json:"total"` // addresses containers can get
+	Total   uint64       `json:"total"` // containers that fit: conf.Capacity
 	Used    uint64       `json:"used"`
 	Cooling uint64       `json:"cooling"`
 	Early   uint64       `json:"early"` // times a cooling address was used before its time
 }
 
-// Free is what is neither used nor cooling.
-func (s Stats) Free() uint64 { return s.Total - s.Used - s.Cooling }
+// Free is how many containers fit without taking an address that is cooling.
+func (s Stats) Free() uint64 {
+	less := func(a, b uint64) uint64 { return a - min(a, b) }
+	return min(less(conf.Containers(s.Range), s.Used+s.Cooling), less(s.Total, s.Used))
+}
+
+// PortLimited reports whether it is not addresses that run out first, but the ports
+// of the half's bridge.
+func (s Stats) PortLimited() bool { return s.Total < conf.Containers(s.Range) }
 
 // Errors a caller branches on.
 var (
@@ -79,7 +89,8 @@ var (
 	ErrDamaged = errors.New("address store is damaged")
 )
 
-// ExhaustedError says that a half has no address left, neither free nor cooling.
+// ExhaustedError says that a half has no address left, neither free nor cooling, or
+// that its bridge has no port left.
 type ExhaustedError struct {
 	Overlay string
 	Half    conf.Half
@@ -87,8 +98,12 @@ type ExhaustedError struct {
 }
 
 func (e *ExhaustedError) Error() string {
-	return fmt.Sprintf("overlay %s: no address left in the %s half %s: %d used, %d cooling, %d in all; remove containers or give the overlay a shorter prefix",
+	text := fmt.Sprintf("overlay %s: no %%s left in the %s half %s: %d used, %d cooling, %d in all%%s; remove containers or %%s",
 		e.Overlay, e.Half, e.Stats.Range, e.Stats.Used, e.Stats.Cooling, e.Stats.Total)
+	if e.Stats.PortLimited() {
+		return fmt.Sprintf(text, "place", fmt.Sprintf(" because a Linux bridge has at most %d ports", conf.BridgePorts), "start them on another host")
+	}
+	return fmt.Sprintf(text, "address", "", "give the overlay a shorter prefix")
 }
 
 // UnavailableError says why an address asked for by name was refused.

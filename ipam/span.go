@@ -98,13 +98,16 @@ func (s *span) behind(a netip.Addr) uint64 {
 // can be remembered in the queue, as an IPv6 half has.
 func (s *span) sparse() bool { return conf.Containers(s.prefix) > 1<<16 }
 
+// noPort reports whether as many addresses are in use as a bridge has ports.
+func (s *span) noPort() bool { return s.used >= conf.BridgePorts }
+
 // restart begins another lap through the range.
 func (s *span) restart() {
 	s.frontier, s.full, s.changed = s.first, false, true
 }
 
 func (s *span) stats(cooling uint64) Stats {
-	return Stats{Range: s.prefix, Total: conf.Containers(s.prefix), Used: s.used, Cooling: cooling, Early: s.early}
+	return Stats{Range: s.prefix, Total: conf.Capacity(s.prefix), Used: s.used, Cooling: cooling, Early: s.early}
 }
 
 func encodeSpan(s *span) []byte {

@@ -559,3 +559,89 @@ func TestFirstFileAsksTheKernel(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestBridgePorts: a half holds no more containers than its bridge has ports,
+// however they are asked for.
+func TestBridgePorts(t *testing.T) {
+	for _, ranges := range [][]netip.Prefix{prefixes("9.0.0.0/20"), prefixes("fd01::/80"), prefixes("9.0.0.0/20", "fd01::/80")} {
+		t.Run(fmt.Sprint(ranges), func(t *testing.T) {
+			b := newBench(t)
+			b.with(func(s *Store) {
+				for i := range conf.BridgePorts {
+					if _, err := s.Allocate(t.Context(), req(fmt.Sprint("c", i), ranges)); err != nil {
+						t.Fatalf("container %d: %v", i, err)
+					}
+				}
+				full := func(what string, err error) {
+					t.Helper()
+					var e *ExhaustedError
+					if !errors.As(err, &e) || e.Stats.Used != 1023 || e.Stats.Total != 1023 || e.Stats.Free() != 0 ||
+						!strings.Contains(err.Error(), "1023 in all because a Linux bridge has at most 1023 ports") {
+						t.Errorf("%s: %v", what, err)
+					}
+				}
+				_, err := s.Allocate(t.Context(), req("next", ranges))
+				full("one more", err)
+				named := req("named", ranges)
+				named.Want = []netip.Addr{conf.LastContainer(ranges[0]).Prev()}
+				_, err = s.Allocate(t.Context(), named)
+				full("one by name", err)
+				named.Exact = true
+				_, err = s.Allocate(t.Context(), named)
+				full("one that another plugin has chosen", err)
+				single := SingleRequest{Half: conf.Mesos, Ranges: ranges, From: ranges[0], Name: func(a netip.Addr) conf.Attachment { return conf.DockerAttachment("dcos", a) }}
+				_, err = s.AllocateSingle(t.Context(), single)
+				full("one of Docker's", err)
+				single.From = netip.PrefixFrom(conf.FirstContainer(ranges[0]), ranges[0].Bits()+1).Masked()
+				_, err = s.AllocateSingle(t.Context(), single)
+				full("one of Docker's from a part", err)
+				if a, err := s.Allocate(t.Context(), req("c7", ranges)); err != nil || !a.Existing {
+					t.Errorf("one that has an address: %+v, %v", a, err)
+				}
+				if _, err := s.Release(t.Context(), att("c7")); err != nil {
+					t.Fatal(err)
+				}
+				stats, err := s.Stats(t.Context(), conf.Mesos, ranges)
+				if err != nil || stats[0].Used != 1022 || stats[0].Cooling != 1 || stats[0].Free() != 1 {
+					t.Errorf("after one was released: %+v, %v", stats, err)
+				}
+				if _, err := s.Allocate(t.Context(), named); err != nil {
+					t.Errorf("in its place: %v", err)
+				}
+				verify(t, s)
+			})
+		})
+	}
+}
+
+// TestExact: addresses that another plugin has chosen are filed, all or none, also
+// where that leaves a family out.
+func TestExact(t *testing.T) {
+	b := newBench(t)
+	ranges := prefixes("9.0.1.0/26", "fd01::/80")
+	exact := func(id string, want ...string) Request {
+		r := req(id, ranges)
+		r.Want, r.Exact = addrs(want...), true
+		return r
+	}
+	b.get(req("own", ranges)) // 9.0.1.2
+	diff(t, "one family", b.get(exact("a", "9.0.1.9")), Allocation{Addrs: addrs("9.0.1.9")})
+	diff(t, "again", b.get(exact("a", "9.0.1.9")), Allocation{Addrs: addrs("9.0.1.9"), Existing: true})
+	diff(t, "other ones", b.get(exact("a", "9.0.1.10", "fd01::99")), Allocation{Addrs: addrs("9.0.1.10", "fd01::99")})
+	diff(t, "no longer chosen by another", b.get(req("a", ranges)), Allocation{Addrs: addrs("9.0.1.10", "fd01::99"), Existing: true})
+	b.with(func(s *Store) {
+		var un *UnavailableError
+		if _, err := s.Allocate(t.Context(), exact("b", "9.0.1.11", "fd01::99")); !errors.As(err, &un) || un.Addr != netip.MustParseAddr("fd01::99") {
+			t.Errorf("got %v, want that fd01::99 is in use", err)
+		}
+		if _, err := s.Allocate(t.Context(), exact("b")); err == nil {
+			t.Error("no address was chosen, and taken")
+		}
+		r := req("c", ranges)
+		r.Want = addrs("9.0.1.10")
+		if _, err := s.Allocate(t.Context(), r); !errors.As(err, &un) {
+			t.Errorf("got %v, want that 9.0.1.10 is in use", err)
+		}
+		verify(t, s)
+	})
+}

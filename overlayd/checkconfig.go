@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/netip"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -96,8 +97,9 @@ func report(w io.Writer, n conf.Network) error {
 				pools = append(pools, pool{fmt.Sprintf("overlays[%d].%s", i, f.key), free.Total(), o.Name})
 			}
 			first, _ := free.Next()
+			half := conf.Mesos.Of(first)
 			fmt.Fprintf(t, "%s\t%s\t/%d\t%s\t%s\t%s\n", o.Name, f.subnet, f.bits,
-				count(free.Total()), count(conf.Containers(conf.Mesos.Of(first))), note(o))
+				count(free.Total()), count(conf.Capacity(half)), note(o, half))
 		}
 	}
 	if err := t.Flush(); err != nil {
@@ -107,19 +109,25 @@ func report(w io.Writer, n conf.Network) error {
 	return err
 }
 
-func note(o conf.Overlay) string {
+func note(o conf.Overlay, half netip.Prefix) string {
+	var notes []string
 	switch {
 	case !o.IsEnabled():
-		return "disabled: no new leases"
+		notes = append(notes, "disabled: no new leases")
 	case o.Isolation.Mode() == conf.IsolationNone:
-		return "not isolated"
+		notes = append(notes, "not isolated")
 	case o.Isolation.Mode() == conf.IsolationStrict:
-		return "strictly isolated"
+		notes = append(notes, "strictly isolated")
 	case o.Isolation != "":
-		return "isolated from other overlays"
-	default:
+		notes = append(notes, "isolated from other overlays")
+	}
+	if conf.Capacity(half) < conf.Containers(half) {
+		notes = append(notes, fmt.Sprintf("a bridge has %s ports", count(conf.BridgePorts)))
+	}
+	if notes == nil {
 		return "-"
 	}
+	return strings.Join(notes, "; ")
 }
 
 func mtu(n conf.Network) string {

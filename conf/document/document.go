@@ -54,6 +54,16 @@ func scanConf(b []byte, n *conf.NetConf) bool {
 				{"overlay", &n.IPAM.Overlay},
 				{"runDir", &n.IPAM.RunDir},
 				{"half", (*string)(&n.IPAM.Half)},
+				{"routes", &n.IPAM.Routes},
+				{"resolvConf", &n.IPAM.ResolvConf},
+			})
+		}},
+		{"dns", func() {
+			s.object(fields{
+				{"nameservers", &n.DNS.Nameservers},
+				{"domain", &n.DNS.Domain},
+				{"search", &n.DNS.Search},
+				{"options", &n.DNS.Options},
 			})
 		}},
 		{"capabilities", func() { s.object(fields{{"portMappings", &n.Capabilities.PortMappings}}) }},

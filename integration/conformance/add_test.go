@@ -373,6 +373,35 @@ var addLines = []line{
 			r.Errorf("conntrack is not asked, or with the store locked:\n%s", trace)
 		}
 	}},
+	{id: "A23", level: "X", what: "several interfaces of a container, attached at the same time: the default route is always eth0's, then eth1's", not: ipamDoesNot(noLinks), run: func(r *rig) {
+		r.net = "dual"
+		for range 10 {
+			eth0, eth1 := r.call(), r.call()
+			eth1.id, eth1.netns, eth1.ifname = eth0.id, eth0.netns, "eth1"
+			eth1 = eth1.set("name", "second").set("overlay", "dual")
+			var wg sync.WaitGroup
+			for _, c := range []call{eth0, eth1} {
+				r.ids[c.id+"/"+c.ifname] = c
+				wg.Go(func() {
+					if out := r.host.run(r, c); out.status != 0 {
+						r.Errorf("ADD of %s: %s", c.ifname, out.stdout)
+					}
+				})
+			}
+			wg.Wait()
+			through := func(want string) {
+				for _, to := range []string{"192.0.2.1", "2001:db8::1"} {
+					if route := r.sh(r, `ip -n "$1" route get "$2"`, filepath.Base(eth0.netns), to); !strings.Contains(route, "dev "+want+" ") {
+						r.Errorf("to %s: %s", to, route)
+					}
+				}
+			}
+			through("eth0")
+			r.ok(eth0.as("DEL"))
+			through("eth1")
+			r.ok(eth1.as("DEL"))
+		}
+	}},
 }
 
 // The steps of a verb at which the programs that were built for it can be killed.

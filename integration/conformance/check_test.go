@@ -122,6 +122,19 @@ var checkLines = []line{
 			r.Error("the store's file changed")
 		}
 	}},
+	{id: "K09", level: "X", what: "a prevResult about another namespace, or one that gives the address to another interface, is refused", not: ipamDoesNot(noLinks), run: func(r *rig) {
+		c := r.call()
+		res := r.attach(c)
+		for word, change := range map[string]func(m map[string]any){
+			"network namespace":  func(m map[string]any) { m["interfaces"].([]any)[1].(map[string]any)["sandbox"] = r.netns().Path },
+			"does not give":      func(m map[string]any) { m["ips"].([]any)[0].(map[string]any)["interface"] = 0 },
+			"lists 2 interfaces": func(m map[string]any) { m["ips"].([]any)[0].(map[string]any)["interface"] = 2 },
+			res.addr().String():  func(m map[string]any) { m["ips"].([]any)[0].(map[string]any)["interface"] = -1 },
+		} {
+			r.refused(c.as("CHECK").set("prevResult", edit(res, change)), 105, word)
+		}
+		r.ok(c.as("CHECK").set("prevResult", res.raw))
+	}},
 }
 
 // edit is a result, changed.

@@ -131,6 +131,18 @@ var delegationLines = []line{
 			r.Errorf("calls: %s", got)
 		}
 	}},
+	{id: "L06", level: "X", what: "an IPAM plugin that is none, or leads back to us, is code 7 at once; DEL succeeds", not: ipamDoesNot(noDelegate), run: func(r *rig) {
+		again, _ := r.script(r.call(), "again", fmt.Sprintf(`exec %s/%s <"$0.stdin"`, binDir, r.p.name))
+		for _, c := range []call{again, r.call().set("ipam", map[string]any{"type": r.p.name}), r.call().set("ipam", map[string]any{"type": "bridge"})} {
+			start := time.Now()
+			r.refused(c, 7, "ipam.type")
+			r.ok(c.as("DEL"))
+			r.gone(c)
+			if took := time.Since(start); took > 5*time.Second {
+				r.Errorf("took %s", took)
+			}
+		}
+	}},
 	{id: "L05", level: "X", slow: true, what: "a delegate hangs, prints 100 MB, null, garbage or nothing, dies by a signal: bounded error, its DEL is run, nothing is left",
 		not: ipamDoesNot(noDelegate), run: func(r *rig) {
 			var wg sync.WaitGroup

@@ -310,6 +310,14 @@ type failure struct {
 	Details    string `json:"details"`
 }
 
+// ipam sets one key of the configuration's ipam.
+func (c call) ipam(key string, v any) call {
+	in, _ := c.conf["ipam"].(map[string]any)
+	ipam := maps.Clone(in)
+	ipam[key] = v
+	return c.set("ipam", ipam)
+}
+
 func (c call) environment() []string {
 	path := c.path
 	if path == "" {

@@ -1,9 +1,11 @@
 package conformance
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/google/go-cmp/cmp"
@@ -60,11 +62,11 @@ var resultLines = []line{
 			}
 		}
 	}},
-	{id: "R04", level: "M", what: "1.1.0: mtu of interfaces, which 0.4.0 and earlier do not have", not: ipamDoesNot(noLinks),
-		note: "1.0.0 shows it too, as the specification's own library does", run: func(r *rig) {
+	{id: "R04", level: "M", what: "1.1.0: mtu of interfaces, which 1.0.0 and earlier do not have", not: ipamDoesNot(noLinks),
+		note: "the specification's own library shows it in 1.0.0 too", run: func(r *rig) {
 			for _, v := range []string{"0.4.0", "1.0.0", "1.1.0"} {
 				for _, i := range r.parse(r.ok(r.call().set("cniVersion", v))).raw["interfaces"].([]any) {
-					if (i.(map[string]any)["mtu"] != nil) != (v >= "1.0.0") {
+					if (i.(map[string]any)["mtu"] != nil) != (v >= "1.1.0") {
 						r.Errorf("%s: %v", v, i)
 					}
 				}
@@ -106,6 +108,53 @@ var resultLines = []line{
 				}
 			}
 		}
+	}},
+	{id: "R09", level: "M", what: "mtu, socketPath and pciID of interfaces, and all of routes but dst and gw, only from 1.1.0 on", run: func(r *rig) {
+		for _, v := range []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+			c := r.call().set("cniVersion", v)
+			c.ifname = "eth1" // its routes have a metric
+			res := r.attach(c)
+			for _, list := range []string{"interfaces", "routes"} {
+				all, _ := res.raw[list].([]any)
+				for _, o := range all {
+					for key := range o.(map[string]any) {
+						if v != "1.1.0" && !slices.Contains([]string{"name", "mac", "sandbox", "dst", "gw"}, key) {
+							r.Errorf("%s: %s have %q", v, list, key)
+						}
+					}
+				}
+			}
+			r.ok(c.as("DEL"))
+		}
+	}},
+	{id: "R10", level: "S", what: "dns of the configuration, else of ipam.resolvConf, is in the result of every version; ipam.routes stand for the default route", run: func(r *rig) {
+		file := filepath.Join(r.TempDir(), "resolv.conf")
+		must(r, os.WriteFile(file, []byte("nameserver 192.0.2.54\nsearch file.example\n"), 0o644))
+		dns := map[string]any{"nameservers": []any{"192.0.2.53"}, "search": []any{"conf.example"}}
+		for _, v := range versions {
+			for want, c := range map[string]call{
+				"192.0.2.53": r.call().set("dns", dns), "192.0.2.54": r.call().ipam("resolvConf", file),
+			} {
+				if !r.p.links && want == "192.0.2.53" {
+					continue // the main plugin's
+				}
+				out := r.ok(c.set("cniVersion", v))
+				var res struct {
+					DNS struct{ Nameservers []string }
+				}
+				must(r, json.Unmarshal([]byte(out.stdout), &res))
+				if len(res.DNS.Nameservers) != 1 || res.DNS.Nameservers[0] != want {
+					r.Errorf("%s: want name server %s:\n%s", v, want, out.stdout)
+				}
+				r.ok(c.as("DEL"))
+			}
+		}
+		res := r.attach(r.call().ipam("routes", []any{map[string]any{"dst": "192.0.2.0/24"}}))
+		if len(res.Routes) != 1 || res.Routes[0].Dst.String() != "192.0.2.0/24" {
+			r.Errorf("routes %v", res.Routes)
+		}
+		r.refused(r.call().ipam("routes", "all"), 7, "ipam.routes")
+		r.refused(r.call().ipam("resolvConf", "/nonexistent"), 7, "ipam.resolvConf")
 	}},
 }
 

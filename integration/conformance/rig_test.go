@@ -322,6 +322,9 @@ func (r *rig) everything(namespaces []string) string {
 		b.WriteString(r.kernel(r, ns))
 	}
 	attachments, usages := r.list(r, r.dir)
+	for i := range usages {
+		usages[i].Cooling = 0 // time alone changes it
+	}
 	fmt.Fprintln(&b, attachments, usages)
 	must(r, filepath.WalkDir(r.dir, func(path string, d os.DirEntry, err error) error {
 		if err == nil {

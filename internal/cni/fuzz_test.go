@@ -70,7 +70,7 @@ func FuzzResultConvert(f *testing.F) {
 			if err := printResult(&out, version, r); err != nil {
 				continue // it cannot be expressed
 			}
-			converted, err := r.GetAsVersion(version)
+			converted, err := ForVersion(r, version).GetAsVersion(version)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -19,8 +19,8 @@ import (
 )
 
 // Addresses are the result's ips and routes: every address with the half's mask
-// and gateway, and a default route for each family.
-func Addresses(b *conf.Bridge, addrs []netip.Addr) (ips []*types100.IPConfig, routes []*types.Route) {
+// and gateway, and the given routes. A family without any has a default route.
+func Addresses(b *conf.Bridge, addrs []netip.Addr, given []Route) (ips []*types100.IPConfig, routes []*types.Route) {
 	for i, p := range published.Ranges(b) {
 		if i >= len(addrs) {
 			break
@@ -31,12 +31,46 @@ func Addresses(b *conf.Bridge, addrs []netip.Addr) (ips []*types100.IPConfig, ro
 			Address: net.IPNet{IP: addrs[i].AsSlice(), Mask: net.CIDRMask(p.Bits(), bits)},
 			Gateway: gateway,
 		})
-		routes = append(routes, &types.Route{
-			Dst: net.IPNet{IP: make(net.IP, bits/8), Mask: net.CIDRMask(0, bits)},
-			GW:  gateway,
-		})
+		routed := false
+		for _, r := range given {
+			if r.Dst.Addr().BitLen() != bits {
+				continue
+			}
+			routed = true
+			via := gateway
+			if r.GW.IsValid() {
+				via = r.GW.AsSlice()
+			}
+			routes = append(routes, &types.Route{Dst: net.IPNet{IP: r.Dst.Addr().AsSlice(), Mask: net.CIDRMask(r.Dst.Bits(), bits)}, GW: via})
+		}
+		if !routed {
+			routes = append(routes, &types.Route{Dst: net.IPNet{IP: make(net.IP, bits/8), Mask: net.CIDRMask(0, bits)}, GW: gateway})
+		}
 	}
 	return ips, routes
+}
+
+// ForVersion is the result without what came to the specification later than the
+// version: MTU, socket path and PCI device of an interface, and everything but
+// destination and gateway of a route, are of 1.1.0. The library leaves them in.
+func ForVersion(r *types100.Result, version string) *types100.Result {
+	if !olderThan(version, "1.1.0") {
+		return r
+	}
+	out := *r
+	out.Interfaces = slices.Clone(r.Interfaces)
+	for i, in := range out.Interfaces {
+		if in != nil {
+			out.Interfaces[i] = &types100.Interface{Name: in.Name, Mac: in.Mac, Sandbox: in.Sandbox}
+		}
+	}
+	out.Routes = slices.Clone(r.Routes)
+	for i, route := range out.Routes {
+		if route != nil {
+			out.Routes[i] = &types.Route{Dst: route.Dst, GW: route.GW}
+		}
+	}
+	return &out
 }
 
 // PrevResult is the configuration's prevResult, whatever its version; nil if

@@ -147,7 +147,7 @@ func printResult(w io.Writer, version string, r *types100.Result) error {
 	if version == "" {
 		version = defaultVersion
 	}
-	converted, err := r.GetAsVersion(version)
+	converted, err := ForVersion(r, version).GetAsVersion(version)
 	if err != nil {
 		return err
 	}

@@ -87,3 +87,13 @@ func Check(path string) error {
 	}
 	return nil
 }
+
+// Same reports whether two paths are one namespace. Equal paths are, also where
+// nothing is there.
+func Same(a, b string) bool {
+	if a == b {
+		return true
+	}
+	var x, y unix.Stat_t
+	return unix.Stat(a, &x) == nil && unix.Stat(b, &y) == nil && x.Dev == y.Dev && x.Ino == y.Ino
+}

@@ -127,6 +127,15 @@ func (c *Conn) Links() ([]Link, error) {
 	return List(c, Request{"list links", unix.RTM_GETLINK, header[:], func(b *Batch) { b.Attr32(unix.IFLA_EXT_MASK, skipStats) }}, ParseLink)
 }
 
+// Ports lists the links that have this link as their master.
+func (c *Conn) Ports(master int) ([]Link, error) {
+	header := linkHeader(0, 0, 0)
+	return List(c, Request{"list the ports of a bridge", unix.RTM_GETLINK, header[:], func(b *Batch) {
+		b.Attr32(unix.IFLA_MASTER, uint32(master))
+		b.Attr32(unix.IFLA_EXT_MASK, skipStats)
+	}}, ParseLink)
+}
+
 // ParseLink reads an RTM_NEWLINK or RTM_DELLINK. ok is false for messages of
 // another family, which bridges send about their ports.
 func ParseLink(m Message) (l Link, ok bool) {

@@ -66,6 +66,14 @@ func add(ctx context.Context, c *cni.Call) (*types100.Result, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	routes, err := cni.Routes(c.Conf)
+	if err != nil {
+		return nil, nil, err
+	}
+	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
+	if r.DNS, err = cni.DNS(c.Conf); err != nil {
+		return nil, nil, err
+	}
 	// The only way to find out, should DEL never come, that the container is gone.
 	request.NetNS = netns.Look(c.NetNS)
 	store, err := cni.OpenStore(ctx, c, state.CoolingSeconds)
@@ -82,8 +90,7 @@ func add(ctx context.Context, c *cni.Call) (*types100.Result, func(), error) {
 			_, _ = cni.Release(ctx, c) // it cannot be reported any more; GC finds it
 		}
 	}
-	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
-	r.IPs, r.Routes = cni.Addresses(bridge, got.Addrs)
+	r.IPs, r.Routes = cni.Addresses(bridge, got.Addrs, routes)
 	return r, undo, nil
 }
 

@@ -87,7 +87,7 @@ func usage(ctx context.Context, o conf.AgentOverlay, stats func(context.Context,
 // is for those who attach.
 func neverUsed(_ context.Context, _ conf.Half, ranges []netip.Prefix) (out []ipam.Stats, _ error) {
 	for _, r := range ranges {
-		out = append(out, ipam.Stats{Range: r, Total: conf.Containers(r)})
+		out = append(out, ipam.Stats{Range: r, Total: conf.Capacity(r)})
 	}
 	return out, nil
 }

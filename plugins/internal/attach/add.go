@@ -2,7 +2,11 @@ package attach
 
 import (
 	"context"
+	"hash/fnv"
 	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -29,6 +33,8 @@ type attaching struct {
 	mac  conf.MAC // zero: derived from the address
 	// request is what to ask the address store for.
 	request ipam.Request
+	routes  []cni.Route // of the configuration; nil: the default route
+	dns     types.DNS   // of the configuration
 	undo    undoStack
 }
 
@@ -68,6 +74,9 @@ func (a *attaching) takeBackOnPanic() {
 // prepare checks all input and what the agent published.
 func (p program) prepare(c *cni.Call) (*attaching, error) {
 	rebuildFromLinks(c)
+	if err := checkDelegate(c); err != nil {
+		return nil, err
+	}
 	where, err := p.place(c.Conf)
 	if err != nil {
 		return nil, err
@@ -84,7 +93,28 @@ func (p program) prepare(c *cni.Call) (*attaching, error) {
 	if a.request, err = cni.AddressRequest(c, p.half, a.overlay); err != nil {
 		return nil, err
 	}
-	return a, nil
+	return a, a.readResultKeys()
+}
+
+// readResultKeys reads what the configuration says about routes and DNS. What
+// stands in ipam for a plugin of others is that plugin's business.
+func (a *attaching) readResultKeys() (err error) {
+	n := a.call.Conf
+	if delegates(n) {
+		n.IPAM.Routes, n.IPAM.ResolvConf = nil, ""
+	}
+	if a.dns, err = cni.DNS(n); err != nil {
+		return err
+	}
+	if a.routes, err = cni.Routes(n); err != nil {
+		return err
+	}
+	for _, r := range a.routes {
+		if !slices.ContainsFunc(a.ranges, func(p netip.Prefix) bool { return p.Addr().Is4() == r.Dst.Addr().Is4() }) {
+			return cni.Errorf(types.ErrInvalidNetworkConfig, "configuration: ipam.routes: overlay %s has no address of the family of %s on this host", a.overlay.Info.Name, r.Dst)
+		}
+	}
+	return nil
 }
 
 // chooseMTU is the configured MTU, or that of the overlay. A larger one would
@@ -166,7 +196,7 @@ func (a *attaching) run(ctx context.Context, prev *types100.Result) (*types100.R
 		return nil, kernelError(err)
 	}
 	crash("attached")
-	result := buildResult(prev, pair, a.call.NetNS, addressing)
+	result := buildResult(prev, pair, a.call.NetNS, a.dns, addressing)
 	return result, a.mapPorts(ctx, result)
 }
 
@@ -221,8 +251,11 @@ func (a *attaching) address(ctx context.Context) (addressing, error) {
 		gateway := conf.Gateway(a.ranges[i])
 		out.addrs = append(out.addrs, netip.PrefixFrom(ip, a.ranges[i].Bits()))
 		out.gateways = append(out.gateways, gateway)
-		out.routes = append(out.routes, defaultVia(gateway))
 	}
+	for _, r := range a.routes {
+		out.routes = append(out.routes, route{dst: r.Dst, gw: r.GW})
+	}
+	out.completeRoutes()
 	return out, nil
 }
 
@@ -242,20 +275,56 @@ func defaultVia(gateway netip.Addr) route {
 	return route{dst: all, gw: gateway}
 }
 
-// wantedRoutes adds to each default route what to do in a container that has
-// one already, because it is attached to several networks: then this interface
-// leads to its own overlay only.
+// wantedRoutes adds to each default route what leads to the interface's own
+// overlay in a container that is attached to several networks. The default route
+// is that of the interface with the lowest rank, whichever was attached first: the
+// others have theirs with a higher metric, for when the first is gone, and a route
+// to their own overlay (ADR 0020).
 func (a *attaching) wantedRoutes(in addressing) (out []wantedRoute) {
+	rank := interfaceRank(a.att.IfName)
 	for _, r := range in.routes {
-		w := wantedRoute{route: r}
+		if r.dst.Bits() != 0 {
+			out = append(out, wantedRoute{route: r})
+			continue
+		}
 		whole := a.overlay.Info.Subnet
 		if r.dst.Addr().Is6() {
 			whole = a.overlay.Info.Subnet6
 		}
-		if r.dst.Bits() == 0 && whole.IsValid() {
-			w.instead = &wantedRoute{route: route{dst: whole, gw: r.gw}, optional: true}
+		r.metric = rankMetric(rank, r.dst.Addr())
+		own := wantedRoute{route: route{dst: whole, gw: r.gw, metric: r.metric}, optional: true}
+		switch {
+		case !whole.IsValid():
+			out = append(out, wantedRoute{route: r})
+		case rank == 0:
+			out = append(out, wantedRoute{route: r, instead: &own})
+		default:
+			out = append(out, own, wantedRoute{route: r, optional: true})
 		}
-		out = append(out, w)
 	}
 	return out
+}
+
+// interfaceRank orders the interfaces of a container: eth0, eth1, ..., then
+// those of other names, in an order of their own that never changes.
+func interfaceRank(name string) uint32 {
+	const numbered = 1000
+	if digits, ok := strings.CutPrefix(name, "eth"); ok {
+		if n, err := strconv.ParseUint(digits, 10, 32); err == nil && n < numbered {
+			return uint32(n)
+		}
+	}
+	h := fnv.New32a()
+	h.Write([]byte(name))
+	return numbered + h.Sum32()%(1<<20)
+}
+
+// rankMetric is the metric of a route of that rank. The kernel's default, for the
+// first, is 0 in IPv4 and 1024 in IPv6.
+func rankMetric(rank uint32, family netip.Addr) uint32 {
+	const kernelsIPv6 = 1024
+	if rank > 0 && family.Is6() {
+		return kernelsIPv6 + rank
+	}
+	return rank
 }

@@ -19,6 +19,7 @@ import (
 	"net/netip"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/conf/published"
@@ -102,6 +103,9 @@ func rebuildFromLinks(c *cni.Call) {
 	c.Rebuild = func(context.Context) ([]ipam.Record, error) { return rebuild.Records(c.Conf.OverlayName()) }
 }
 
+// noPort says what the kernel's "exchange full" means.
+var noPort = fmt.Sprintf("a Linux bridge has at most %d ports; remove containers or start them on another host", conf.BridgePorts)
+
 // kernelError is the CNI error of a refusal by the kernel; the text names the
 // step.
 func kernelError(err error) error {
@@ -111,6 +115,8 @@ func kernelError(err error) error {
 	switch {
 	case errors.Is(err, errExists):
 		return cni.Errorf(cni.ErrCodeExists, "%v", err)
+	case errors.Is(err, unix.EXFULL):
+		return cni.Errorf(types.ErrTryAgainLater, "%v: %s", err, noPort)
 	case errors.Is(err, errLocked), errors.Is(err, context.DeadlineExceeded):
 		return cni.Errorf(types.ErrTryAgainLater, "%v", err)
 	}

@@ -18,6 +18,9 @@ import (
 // free while an interface still has it, wherever the program is killed.
 func (p program) del(ctx context.Context, c *cni.Call) error {
 	rebuildFromLinks(c)
+	if isLoop(c) {
+		return nil // the one that called holds the lock
+	}
 	unlock, err := lock(ctx, c.Conf.RunDirectory(), c.Attachment().Key())
 	if err != nil {
 		return kernelError(err)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,6 +20,9 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/cni"
+	"overlayd.internal/overlay/internal/conntrack"
+	"overlayd.internal/overlay/internal/veth"
+	"overlayd.internal/overlay/ipam"
 )
 
 // The plugins of others that we run. containernetworking's own package for this
@@ -43,6 +47,7 @@ func execPlugin(ctx context.Context, c *cni.Call, plugin, command string, stdin 
 	}
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env = append(os.Environ(), environment(c, command)...) // the last one counts
+	cmd.Env = append(cmd.Env, callerVariable+"="+caller(c))
 	cmd.Stdin = bytes.NewReader(stdin)
 	var printed bytes.Buffer
 	stdout := &limited{&printed, maxOutput}
@@ -65,6 +70,37 @@ func execPlugin(ctx context.Context, c *cni.Call, plugin, command string, stdin 
 	}
 	return printed.Bytes(), nil
 }
+
+// callerVariable tells a program of ours that one of ours is behind its call, and
+// for which network and attachment.
+const callerVariable = "OVERLAY_CNI_CALLER"
+
+func caller(c *cni.Call) string {
+	return strings.Join([]string{c.Conf.Name, c.ContainerID, c.IfName}, "/")
+}
+
+// mainPlugins are plugins that make interfaces or come after one that does. As IPAM
+// plugin they would run the configuration's IPAM plugin: themselves.
+var mainPlugins = []string{
+	"m-overlay", "d-overlay", "overlay-netavark", "bridge", "ptp", "macvlan", "ipvlan", "vlan", "host-device", "loopback", "dummy", "tap",
+	"portmap", "tuning", "firewall", "bandwidth", "sbr", "vrf",
+}
+
+// checkDelegate refuses a configuration whose IPAM plugin is none, or leads back to
+// this program by whatever name.
+func checkDelegate(c *cni.Call) error {
+	if slices.Contains(mainPlugins, c.Conf.IPAM.Type) {
+		return cni.Errorf(types.ErrInvalidNetworkConfig, "configuration: ipam.type: %s is no IPAM plugin; leave ipam out for addresses of the overlay", c.Conf.IPAM.Type)
+	}
+	if isLoop(c) {
+		return cni.Errorf(types.ErrInvalidNetworkConfig, "configuration: ipam.type: plugin %s leads back to the plugin that runs it; leave ipam out for addresses of the overlay", c.Conf.IPAM.Type)
+	}
+	return nil
+}
+
+// isLoop reports whether this call comes, through other plugins, from one of ours
+// for the same attachment.
+func isLoop(c *cni.Call) bool { return delegates(c.Conf) && os.Getenv(callerVariable) == caller(c) }
 
 // environment is what the call is about, as another plugin is told it. Nothing of
 // it is in our own environment where the runtime does not speak CNI.
@@ -156,10 +192,50 @@ func (a *attaching) addressByPlugin(ctx context.Context) (addressing, error) {
 		return addressing{}, cni.Errorf(cni.ErrCodeDelegate, "plugin %s: result of ADD: %v", c.Conf.IPAM.Type, err)
 	}
 	got, err := a.accept(r)
-	if err != nil {
-		return addressing{}, cni.Errorf(cni.ErrCodeDelegate, "plugin %s: %v", c.Conf.IPAM.Type, err)
+	if err == nil {
+		err = a.reserve(ctx, got.plain())
 	}
-	return got, nil
+	if err != nil && !errors.As(err, new(*types.Error)) {
+		err = cni.Errorf(cni.ErrCodeDelegate, "plugin %s: %v", c.Conf.IPAM.Type, err)
+	}
+	return got, err
+}
+
+// reserve files addresses that an IPAM plugin of others has chosen, so that nobody
+// else gets them: it knows nothing of our store, of other plugins' books and of
+// Docker. An address that is in use is refused; that of a host end that is not
+// filed is too.
+func (a *attaching) reserve(ctx context.Context, addrs []netip.Addr) error {
+	links, err := veth.List()
+	if err != nil {
+		return kernelError(err)
+	}
+	for _, l := range links {
+		for _, addr := range addrs {
+			if l.Overlay == a.overlay.Info.Name && l.Key() != a.att.Key() && slices.Contains(l.Addrs, addr) {
+				return fmt.Errorf("gave %s, which is in use by %s", addr, l.Attachment)
+			}
+		}
+	}
+	store, err := cni.OpenStore(ctx, a.call, a.state.CoolingSeconds)
+	if err != nil {
+		return err
+	}
+	request := a.request
+	request.Want, request.Exact = addrs, true
+	got, err := store.Allocate(ctx, request)
+	store.Close()
+	var unavailable *ipam.UnavailableError
+	if errors.As(err, &unavailable) {
+		return fmt.Errorf("gave %s, which %s", unavailable.Addr, unavailable.Reason)
+	}
+	if err != nil {
+		return cni.StoreError(err)
+	}
+	if !got.Existing {
+		a.undo.push(a.release)
+	}
+	return kernelError(conntrack.Forget(got.Flush))
 }
 
 // accept takes over what an IPAM plugin gave. Other hosts send only the half's
@@ -208,8 +284,7 @@ func (a *attaching) usable(ip netip.Addr) (netip.Prefix, error) {
 	return netip.Prefix{}, fmt.Errorf("gave %s, which is outside the %s half of overlay %s on this host %v", ip, a.half, a.overlay.Info.Name, a.ranges)
 }
 
-// takeRoutes takes over the plugin's routes; a family without any gets a
-// default route, as with our own addresses.
+// takeRoutes takes over the plugin's routes.
 func (in *addressing) takeRoutes(r *types100.Result) error {
 	for _, given := range r.Routes {
 		dst, ok := prefixOf(given.Dst)
@@ -218,6 +293,13 @@ func (in *addressing) takeRoutes(r *types100.Result) error {
 		}
 		in.routes = append(in.routes, route{dst: dst.Masked(), gw: addrOf(given.GW)})
 	}
+	in.completeRoutes()
+	return nil
+}
+
+// completeRoutes gives routes without a gateway that of their family, and a family
+// without routes a default route.
+func (in *addressing) completeRoutes() {
 	for i, p := range in.addrs {
 		gateway, routed := in.gateways[i], false
 		for j, r := range in.routes {
@@ -232,11 +314,14 @@ func (in *addressing) takeRoutes(r *types100.Result) error {
 			in.routes = append(in.routes, defaultVia(gateway))
 		}
 	}
-	return nil
 }
 
-// delegateDel runs DEL of the configured IPAM plugin.
+// delegateDel runs DEL of the configured IPAM plugin. One that ADD refuses has
+// reserved nothing.
 func delegateDel(ctx context.Context, c *cni.Call) error {
+	if checkDelegate(c) != nil {
+		return nil
+	}
 	_, err := execPlugin(ctx, c, c.Conf.IPAM.Type, "DEL", c.Stdin)
 	return err
 }

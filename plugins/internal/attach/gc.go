@@ -36,7 +36,7 @@ func (p program) gc(ctx context.Context, c *cni.Call) error {
 		return kernelError(err) // their addresses stay taken
 	}
 	err = cni.GC(ctx, c, p.half)
-	if delegates(c.Conf) {
+	if delegates(c.Conf) && checkDelegate(c) == nil {
 		err = errors.Join(err, delegateVerb(ctx, c))
 	}
 	return err

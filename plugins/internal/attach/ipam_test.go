@@ -12,7 +12,9 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 
+	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/cni"
 )
 
@@ -356,4 +358,89 @@ func TestCheck(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAddressInUse: an IPAM plugin of others that gives an address which a living
+// container has is refused, and what it gave is given to nobody else.
+func TestAddressInUse(t *testing.T) {
+	m := newMachine(t)
+	giving := func(name, address string) map[string]any {
+		return m.config("dcos", "1.0.0", "ipam", map[string]any{"type": m.script(name, `[ $CNI_COMMAND = DEL ] || echo '{"cniVersion":"1.0.0","ips":[{"address":"`+address+`/25"}]}'`)})
+	}
+	inUse := func(c call, code uint, words string) {
+		t.Helper()
+		container := newNamespace(t)
+		c.command, c.netns = "ADD", container.path
+		m.refused(c, code, words)
+		if links := container.links(t); len(links) > 0 {
+			t.Errorf("left in the container: %v", links)
+		}
+	}
+	// Ours has it: the plugin's is refused, and its own DEL is run.
+	own := m.add(call{id: "own", netns: newNamespace(t).path, conf: m.config("dcos", "1.0.0")})
+	static := giving("static1", addrsOf(own)[0].String())
+	inUse(call{id: "a", conf: static}, cni.ErrCodeDelegate, "gave 9.0.1.130, which is in use by dcos/own/eth0")
+	if diff := cmp.Diff([]string{"ADD a eth0", "DEL a eth0"}, m.calls("static1")); diff != "" {
+		t.Errorf("calls (-want +got):\n%s", diff)
+	}
+	// One plugin has it: another, its own, and one of Docker's kind do not get it.
+	m.ok(call{command: "ADD", id: "b", netns: newNamespace(t).path, conf: giving("static2", "9.0.1.140")})
+	inUse(call{id: "c", conf: giving("static3", "9.0.1.140")}, cni.ErrCodeDelegate, "gave 9.0.1.140, which is in use by dcos/b/eth0")
+	second := giving("static4", "9.0.1.140")
+	second["name"], second["overlay"] = "second", "dcos"
+	inUse(call{id: "c", conf: second}, cni.ErrCodeDelegate, "gave 9.0.1.140, which is in use by dcos/b/eth0")
+	inUse(call{id: "d", conf: m.config("dcos", "1.0.0"), env: []string{"CNI_ARGS=IP=9.0.1.140"}}, cni.ErrCodeAddress, "9.0.1.140 is in use by dcos/b/eth0")
+	for i := range 12 { // the frontier passes it
+		r := m.add(call{id: "e" + strconv.Itoa(i), netns: newNamespace(t).path, conf: m.config("dcos", "1.0.0")})
+		if addrsOf(r)[0] == netip.MustParseAddr("9.0.1.140") {
+			t.Fatal("9.0.1.140 was given out again")
+		}
+	}
+	// Not filed, because the store was lost and a stranger's took its place: the
+	// link says so.
+	m.forget("dcos", "b")
+	inUse(call{id: "c", conf: giving("static5", "9.0.1.140")}, cni.ErrCodeDelegate, "gave 9.0.1.140, which is in use by dcos/b/eth0")
+	// Gone: it can be had again.
+	m.ok(call{command: "DEL", id: "b", conf: giving("static2", "9.0.1.140")})
+	m.ok(call{command: "ADD", id: "c", netns: newNamespace(t).path, conf: giving("static3", "9.0.1.140")})
+	// In both families: none is kept when one is refused.
+	both := m.config("both", "1.0.0", "ipam", map[string]any{"type": m.script("static6", `[ $CNI_COMMAND = DEL ] || echo '{"cniVersion":"1.0.0","ips":[{"address":"9.1.1.140/25"},{"address":"fd01:c::8000:0:2/81"}]}'`)})
+	six := m.add(call{id: "six", netns: newNamespace(t).path, conf: m.config("both", "1.0.0")})
+	inUse(call{id: "f", conf: both}, cni.ErrCodeDelegate, "gave "+addrsOf(six)[1].String())
+	m.ok(call{command: "DEL", id: "six", conf: m.config("both", "1.0.0")})
+	m.ok(call{command: "ADD", id: "f", netns: newNamespace(t).path, conf: both})
+}
+
+// TestBridgeFull: a bridge without a port left is no defect: try again later. Its
+// other ports count too.
+func TestBridgeFull(t *testing.T) {
+	m := newMachine(t)
+	bridge, err := m.host.LinkByName("d-dcos6")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range (conf.BridgePorts - 1) / 2 { // both ends are ports
+		name, peer := "x"+strconv.Itoa(i), "y"+strconv.Itoa(i)
+		err := m.host.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MasterIndex: bridge.Attrs().Index, TxQLen: -1}, PeerName: peer})
+		if err == nil {
+			var l netlink.Link
+			if l, err = m.host.LinkByName(peer); err == nil {
+				err = m.host.LinkSetMaster(l, bridge)
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	status := call{command: "STATUS", conf: m.config("dcos6", "1.1.0")}
+	m.ok(status)
+	m.ok(call{command: "ADD", id: "last", netns: newNamespace(t).path, conf: m.config("dcos6", "1.1.0")})
+	m.refused(status, types.ErrPluginNotAvailable, "bridge d-dcos6 has 1023 ports: a Linux bridge has at most 1023 ports")
+	m.refused(call{command: "ADD", id: "next", netns: newNamespace(t).path, conf: m.config("dcos6", "1.1.0")},
+		types.ErrTryAgainLater, "a Linux bridge has at most 1023 ports; remove containers")
+	if recs := m.records("dcos6"); len(recs) != 1 {
+		t.Errorf("in the store: %v", recs)
+	}
+	m.ok(call{command: "DEL", id: "last", conf: m.config("dcos6", "1.1.0")})
+	m.ok(status)
 }

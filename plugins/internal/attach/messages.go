@@ -114,7 +114,7 @@ func addRoute(b *rtnl.Batch, index int, r route) {
 		scope = unix.RT_SCOPE_LINK
 	}
 	b.AddRoute("add route "+r.String(), 0, rtnl.Route{
-		Dst: r.dst.Masked(), Via: r.gw, OIF: index, Protocol: mark.RouteProtocol, Kind: unix.RTN_UNICAST, Scope: scope,
+		Dst: r.dst.Masked(), Via: r.gw, OIF: index, Protocol: mark.RouteProtocol, Kind: unix.RTN_UNICAST, Scope: scope, Metric: r.metric,
 	})
 }
 
@@ -122,6 +122,9 @@ func addRoute(b *rtnl.Batch, index int, r route) {
 type route struct {
 	dst netip.Prefix
 	gw  netip.Addr // zero: on the link
+	// metric: of several routes to one destination the lowest counts; 0: the
+	// kernel's default.
+	metric uint32
 }
 
 func (r route) String() string {

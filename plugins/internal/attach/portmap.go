@@ -56,7 +56,7 @@ func portmapConf(n conf.NetConf, prev *types100.Result) ([]byte, error) {
 		"runtimeConfig": map[string]any{"portMappings": hostPorts(n)},
 	}
 	if prev != nil {
-		r, err := prev.GetAsVersion(portmapVersion)
+		r, err := cni.ForVersion(prev, portmapVersion).GetAsVersion(portmapVersion)
 		if err != nil {
 			return nil, err
 		}

@@ -10,14 +10,20 @@ import (
 )
 
 // buildResult says what the container has now. In a chain it adds to what the
-// plugins before it said.
-func buildResult(prev *types100.Result, p pair, netns string, in addressing) *types100.Result {
-	out := &types100.Result{CNIVersion: types100.ImplementedSpecVersion, DNS: in.dns}
+// plugins before it said. The first who says something about DNS counts: the
+// configuration, an earlier plugin of the chain, the IPAM plugin.
+func buildResult(prev *types100.Result, p pair, netns string, configured types.DNS, in addressing) *types100.Result {
+	out := &types100.Result{CNIVersion: types100.ImplementedSpecVersion, DNS: configured}
 	if prev != nil {
 		out.Interfaces = slices.Clone(prev.Interfaces)
 		out.IPs = slices.Clone(prev.IPs)
 		out.Routes = slices.Clone(prev.Routes)
-		out.DNS = prev.DNS
+		if out.DNS.IsEmpty() {
+			out.DNS = prev.DNS
+		}
+	}
+	if out.DNS.IsEmpty() {
+		out.DNS = in.dns
 	}
 	out.Interfaces = append(out.Interfaces,
 		&types100.Interface{Name: p.host, Mac: p.hostMAC.String(), Mtu: p.mtu},
@@ -31,7 +37,7 @@ func buildResult(prev *types100.Result, p pair, netns string, in addressing) *ty
 		out.IPs = append(out.IPs, ip)
 	}
 	for _, r := range in.routes {
-		route := &types.Route{Dst: *ipNet(r.dst)}
+		route := &types.Route{Dst: *ipNet(r.dst), Priority: int(r.metric)}
 		if r.gw.IsValid() {
 			route.GW = r.gw.AsSlice()
 		}

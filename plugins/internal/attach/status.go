@@ -14,6 +14,9 @@ import (
 // is in danger too.
 func (p program) status(ctx context.Context, c *cni.Call) error {
 	rebuildFromLinks(c)
+	if err := checkDelegate(c); err != nil {
+		return err
+	}
 	if err := cni.Status(ctx, c, p.half); err != nil {
 		return err
 	}
@@ -26,8 +29,12 @@ func (p program) status(ctx context.Context, c *cni.Call) error {
 		return cni.StatusError(kernelError(err))
 	}
 	defer conn.Close()
-	if _, err := where.findBridge(conn); err != nil {
+	bridge, err := where.findBridge(conn)
+	if err != nil {
 		return cni.Errorf(types.ErrLimitedConnectivity, "%v", err)
+	}
+	if err := where.hasPort(conn, bridge.Index); err != nil {
+		return cni.StatusError(err)
 	}
 	if vtep, ok, err := conn.Find(conf.VTEPName); err != nil {
 		return cni.StatusError(kernelError(err))
@@ -36,6 +43,25 @@ func (p program) status(ctx context.Context, c *cni.Call) error {
 	}
 	if delegates(c.Conf) {
 		return delegateVerb(ctx, c)
+	}
+	return nil
+}
+
+// hasPort says that the bridge has no port left for a container. Not all of its
+// ports need be of ours: only the kernel knows them. A half that runs out of
+// addresses first is not asked about.
+func (p place) hasPort(c *rtnl.Conn, bridge int) error {
+	for _, r := range p.ranges {
+		if conf.Containers(r) < conf.BridgePorts {
+			return nil
+		}
+	}
+	ports, err := c.Ports(bridge)
+	if err != nil {
+		return kernelError(err)
+	}
+	if len(ports) >= conf.BridgePorts {
+		return cni.Errorf(types.ErrTryAgainLater, "overlay %s: bridge %s has %d ports: %s", p.overlay.Info.Name, p.bridge, len(ports), noPort)
 	}
 	return nil
 }
