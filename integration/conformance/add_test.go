@@ -127,7 +127,8 @@ var addLines = []line{
 		if r.p.links {
 			scripted, _ := r.script(c, "garbage", "echo nonsense")
 			outside, _ := r.script(c, "outside", `echo '{"cniVersion":"1.1.0","ips":[{"address":"203.0.113.7/24"}]}'`)
-			route, _ := r.script(c, "route", fmt.Sprintf(`echo '{"cniVersion":"1.1.0","ips":[{"address":"%s/25"}],"routes":[{"dst":"198.51.100.0/24","gw":"198.51.100.1"}]}'`, r.free(70)))
+			// Of an overlay in which it does not rest: to give it out then is counted.
+			route, _ := r.script(c.set("name", "dual"), "route", fmt.Sprintf(`echo '{"cniVersion":"1.1.0","ips":[{"address":"10.1.0.%d/25"}],"routes":[{"dst":"198.51.100.0/24","gw":"198.51.100.1"}]}'`, r.free(70).As4()[3]))
 			broken = append(broken, scripted, outside, route, c.set("runtimeConfig", map[string]any{"mac": "01:00:00:00:00:00"}))
 		}
 		r.unchanged(func() {

@@ -256,11 +256,13 @@ func TestSecondInterface(t *testing.T) {
 	if slices.Equal(addrsOf(first), addrsOf(same)) {
 		t.Errorf("both interfaces got %v", addrsOf(first))
 	}
-	// The first interface keeps the default route, the third leads to its overlay.
+	// The default route is the first interface's; the third leads to its overlay, and
+	// to everything else when the others are gone.
 	if len(first.Routes) != 2 || first.Routes[0].Dst.String() != "0.0.0.0/0" {
 		t.Errorf("routes of the first: %v", first.Routes)
 	}
-	if len(other.Routes) != 1 || other.Routes[0].Dst.String() != "9.0.0.0/16" || other.Routes[0].GW.String() != "9.0.1.129" {
+	if len(other.Routes) != 2 || other.Routes[0].Dst.String() != "9.0.0.0/16" || other.Routes[0].GW.String() != "9.0.1.129" ||
+		other.Routes[1].Dst.String() != "0.0.0.0/0" || defaultOf(t, container, netlink.FAMILY_V4) != "eth0" {
 		t.Errorf("routes of another network: %v", other.Routes)
 	}
 	m.ok(call{command: "DEL", ifName: "eth1", netns: container.path, conf: m.config("both", "1.0.0")})

@@ -5,8 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
-	"os"
 	"slices"
 	"time"
 
@@ -132,10 +132,8 @@ func (s *sandbox) connect(ctx context.Context, p pair, addrs []netip.Prefix, wan
 	if !ok {
 		return nil, fmt.Errorf("interface %s has gone from the container while it was set up", p.name)
 	}
-	if slices.ContainsFunc(addrs, isIPv6) {
-		if err := s.enableIPv6(p.name); err != nil {
-			return nil, err
-		}
+	if err := s.prepareIPv6(p.name, slices.ContainsFunc(addrs, isIPv6)); err != nil {
+		return nil, err
 	}
 	routes, err := s.configure(p, peer.Index, addrs, want)
 	if err != nil {
@@ -194,21 +192,61 @@ func (s *sandbox) markHost(p pair) error {
 
 func isIPv6(p netip.Prefix) bool { return p.Addr().Is6() }
 
-// enableIPv6 switches IPv6 on for one interface of the container, where the
-// runtime has switched it off for the whole namespace.
-func (s *sandbox) enableIPv6(ifName string) error {
+// prepareIPv6 sets up IPv6 on the container's end before that is up. With it, the
+// interface gets its addresses from us and asks no router for others, and has IPv6
+// where the runtime has switched it off for the whole namespace. Without it, there
+// is none on the link, as Docker does: otherwise every new container announces a
+// link-local address to all others on the bridge and asks them for a router, and a
+// thousand take that in.
+func (s *sandbox) prepareIPv6(ifName string, wanted bool) error {
 	const dir = "/proc/sys/net/ipv6/conf/"
+	set := func(key, value string) error { return writeSysctl(dir+ifName+"/"+key, value) }
 	err := s.netns.Inside(func() error {
-		// Without the file the kernel has no IPv6, which adding the address says.
-		if b, _ := conf.ReadFile(dir + "default/disable_ipv6"); !bytes.HasPrefix(b, []byte("1")) {
+		if !wanted {
+			// Where that is not ours to write, the link only makes more noise.
+			if err := set("disable_ipv6", "1"); !errors.Is(err, fs.ErrPermission) && !isErrno(err, unix.EROFS) {
+				return err
+			}
 			return nil
 		}
-		return os.WriteFile(dir+ifName+"/disable_ipv6", []byte("0"), 0)
+		// Without the file the kernel has no IPv6, which adding the address says.
+		if b, _ := conf.ReadFile(dir + "default/disable_ipv6"); bytes.HasPrefix(b, []byte("1")) {
+			if err := set("disable_ipv6", "0"); err != nil {
+				return err
+			}
+		}
+		if err := set("accept_ra", "0"); !errors.Is(err, fs.ErrPermission) && !isErrno(err, unix.EROFS) {
+			return err
+		}
+		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("enable IPv6 on interface %s: %w", ifName, err)
+		return fmt.Errorf("set up IPv6 on interface %s: %w", ifName, err)
 	}
 	return nil
+}
+
+// writeSysctl writes a value. A file that is not there belongs to a link without
+// IPv6.
+func writeSysctl(path, value string) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT {
+		return nil
+	}
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	for {
+		_, err := unix.Write(fd, []byte(value))
+		switch err {
+		case nil:
+			return nil
+		case unix.EINTR:
+		default:
+			return &fs.PathError{Op: "write", Path: path, Err: err}
+		}
+	}
 }
 
 // wantedRoute is a route and what to do where the container has one to the
@@ -225,19 +263,20 @@ type wantedRoute struct {
 // routes, all in one send.
 func (s *sandbox) configure(p pair, index int, addrs []netip.Prefix, want []wantedRoute) ([]route, error) {
 	var b rtnl.Batch
-	// The kernel would make a link-local address itself, and then spend a second
-	// or two on making sure that nobody else has it. Where the container has no
-	// IPv6 this one is refused, which does not matter.
-	addAddress(&b, index, linkLocal(p.mac))
+	if slices.ContainsFunc(addrs, isIPv6) {
+		// The kernel would make a link-local address itself, and then spend a second
+		// or two on making sure that nobody else has it.
+		addAddress(&b, index, linkLocal(p.mac))
+	}
 	for _, a := range addrs {
 		addAddress(&b, index, a)
 	}
 	b.LinkUp("set interface "+p.name+" up", index)
-	fixed := b.Len() - 1
+	fixed := b.Len()
 	for _, r := range want {
 		addRoute(&b, index, r.route)
 	}
-	errs := s.inside.Each(&b)[1:]
+	errs := s.inside.Each(&b)
 	if err := first(errs[:fixed]); err != nil {
 		return nil, err
 	}
