@@ -33,6 +33,7 @@ func (e *env) commands() []*cobra.Command {
 		e.peersCommand(),
 		e.containersCommand(),
 		e.doctorCommand(),
+		e.explainCommand(),
 		e.versionCommand(),
 	}
 }

@@ -24,7 +24,7 @@ func checkVTEP(h *host) (out []Finding) {
 	}
 	l, ok := h.links[conf.VTEPName]
 	bad := func(evidence, fix string, safe bool) {
-		out = append(out, Finding{Severity: Error, What: conf.VTEPName + " is not as it should be: " + cut, Evidence: evidence, Fix: fix, safe: safe})
+		out = append(out, Finding{Severity: Error, What: conf.VTEPName + " is not as it should be: " + cut, Evidence: evidence, Fix: fix, Object: conf.VTEPName, safe: safe})
 	}
 	if !ok {
 		bad("there is no "+conf.VTEPName, restart, false)
@@ -66,7 +66,7 @@ func checkMACs(h *host) (out []Finding) {
 			out = append(out, Finding{
 				Severity: Error, What: name + " has another MAC than it was made with: packets to it are lost",
 				Evidence: fmt.Sprintf("%s, should be %s; udev changes it where a .link file says MACAddressPolicy=persistent", l.MAC, want),
-				Fix:      fmt.Sprintf("ip link set %s address %s", name, want), safe: true,
+				Fix:      fmt.Sprintf("ip link set %s address %s", name, want), Object: name, safe: true,
 			})
 		}
 	}
@@ -127,7 +127,7 @@ func checkBridges(h *host) (out []Finding) {
 	for _, b := range h.bridges() {
 		bad := func(evidence, fix string, safe bool) {
 			out = append(out, Finding{Severity: Error, What: "bridge " + b.name + " is not as it should be: containers on it are cut off",
-				Evidence: evidence, Fix: fix, safe: safe})
+				Evidence: evidence, Fix: fix, Object: b.name, safe: safe})
 		}
 		l, ok := h.links[b.name]
 		switch {
@@ -167,7 +167,7 @@ func checkPorts(h *host) (out []Finding) {
 		for _, end := range veth.Of([]rtnl.Link{l}) {
 			bridge := end.Half.Bridge(end.Overlay)
 			bad := func(evidence, fix string) {
-				out = append(out, Finding{Severity: Error, What: fmt.Sprintf("container %s is cut off", end.Attachment.ContainerID), Evidence: evidence, Fix: fix, safe: true})
+				out = append(out, Finding{Severity: Error, What: fmt.Sprintf("container %s is cut off", end.Attachment.ContainerID), Evidence: evidence, Fix: fix, Object: end.Attachment.ContainerID, safe: true})
 			}
 			b, ok := h.links[bridge]
 			switch {
@@ -192,7 +192,7 @@ func checkRPFilter(h *host) (out []Finding) {
 			out = append(out, Finding{
 				Severity: Error, What: "reverse path filtering of " + dev + " is strict: packets between hosts and containers are dropped",
 				Evidence: fmt.Sprintf("net.ipv4.conf.%s.rp_filter is %d, of all it is %d", dev, own, all),
-				Fix:      "echo 2 > /proc/sys/net/ipv4/conf/" + dev + "/rp_filter", safe: true,
+				Fix:      "echo 2 > /proc/sys/net/ipv4/conf/" + dev + "/rp_filter", Object: dev, safe: true,
 			})
 		}
 	}

@@ -36,6 +36,10 @@ type Finding struct {
 	Evidence string   `json:"evidence"` // what was seen, where
 	Fix      string   `json:"fix"`      // a command, or a sentence where there is none
 
+	// Object is what is wrong: a device, a container id, the agent IP of a host, a
+	// prefix. Empty: the whole host.
+	Object string `json:"-"`
+
 	safe bool // Fix is a command that can be run without asking
 }
 
@@ -161,6 +165,9 @@ func Examine(ctx context.Context, o Options) ([]Finding, error) {
 	}
 	return out, nil
 }
+
+// Look is Examine at this moment, with what is only under way.
+func Look(ctx context.Context, o Options) ([]Finding, error) { return once(ctx, o) }
 
 func once(ctx context.Context, o Options) (out []Finding, err error) {
 	h, err := read(ctx, o)

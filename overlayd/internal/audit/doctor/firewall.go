@@ -159,8 +159,8 @@ func checkDocker(h *host) (out []Finding) {
 			}
 			out = append(out, Finding{
 				Severity: Error, What: "Docker drops what other hosts and bridges send to " + dst.String(),
-				Evidence: r.command + ": raw PREROUTING " + rule,
-				Fix:      `set "allow-direct-routing": true in /etc/docker/daemon.json and restart dockerd; until then: ` + r.command + " --table raw --delete PREROUTING " + rule,
+				Evidence: r.command + ": raw PREROUTING " + rule, Object: dst.String(),
+				Fix: `set "allow-direct-routing": true in /etc/docker/daemon.json and restart dockerd; until then: ` + r.command + " --table raw --delete PREROUTING " + rule,
 			})
 		}
 	}

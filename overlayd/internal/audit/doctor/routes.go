@@ -44,7 +44,7 @@ func checkRoutes(h *host) (out []Finding) {
 			}
 			out = append(out, Finding{
 				Severity: Error, What: fmt.Sprintf("the containers of host %s are not reached: the route to %s is missing", p.AgentIP, s),
-				Evidence: "ip route show " + s.String() + " dev " + conf.VTEPName + " prints nothing", Fix: restart,
+				Evidence: "ip route show " + s.String() + " dev " + conf.VTEPName + " prints nothing", Fix: restart, Object: p.AgentIP.String(),
 			})
 		}
 	}
@@ -53,7 +53,7 @@ func checkRoutes(h *host) (out []Finding) {
 			out = append(out, Finding{
 				Severity: Error, What: fmt.Sprintf("a route that is not ours takes the packets to %s of an overlay", r.Dst),
 				Evidence: fmt.Sprintf("%s dev %s, protocol %d, table %d", r.Dst, h.linkName(r.OIF), r.Protocol, r.Table),
-				Fix:      fmt.Sprintf("ip route delete %s table %d", r.Dst, r.Table),
+				Fix:      fmt.Sprintf("ip route delete %s table %d", r.Dst, r.Table), Object: r.Dst.String(),
 			})
 		}
 	}
@@ -140,7 +140,7 @@ func checkNeighbours(h *host) (out []Finding) {
 		}
 		if out = append(out, Finding{
 			Severity: Error, What: fmt.Sprintf("the containers of host %s are not reached: its entry at %s is wrong", p.AgentIP, conf.VTEPName),
-			Evidence: evidence, Fix: restart,
+			Evidence: evidence, Fix: restart, Object: p.AgentIP.String(),
 		}); len(out) == most {
 			break
 		}

@@ -142,6 +142,7 @@ func checkPathMTU(h *host) (out []Finding) {
 			out = append(out, Finding{
 				Severity: Error, What: fmt.Sprintf("the way to host %s does not carry full packets: connections hang when they transfer much", small[i].To),
 				Evidence: fmt.Sprintf("it answers small packets and none of %d bytes, which one of %d becomes by the encapsulation", h.state.MTU+overhead, h.state.MTU),
+				Object:   small[i].To.String(),
 				Fix:      fmt.Sprintf("set vtep_mtu in the cluster configuration to the smallest MTU of the underlay less %d", overhead),
 			})
 		}

@@ -1,0 +1,104 @@
+package integration
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"overlayd.internal/overlay/integration/lab"
+)
+
+type explanation struct {
+	Reachable bool
+	StopsAt   string `json:"stops_at"`
+	Steps     []struct{ Name, Text string }
+}
+
+// explain runs overlayctl explain on a host and checks that its exit code fits.
+func explain(t *testing.T, h *lab.Host, a, b string) (e explanation) {
+	t.Helper()
+	cmd := h.Command(t.Context(), filepath.Join(h.Lab.Bin, "overlayctl"), "explain", a, b, "-o", "json", "--run-dir", h.RunDir)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if jerr := json.Unmarshal(out, &e); jerr != nil {
+		t.Fatalf("overlayctl explain %s %s: %v, %v\n%s%s", a, b, err, jerr, out, stderr.String())
+	}
+	if (err == nil) != e.Reachable || e.Reachable != (e.StopsAt == "") || len(e.Steps) == 0 {
+		t.Errorf("overlayctl explain %s %s: %v, %+v", a, b, err, e)
+	}
+	return e
+}
+
+// TestExplain: ways that are open, and the culprit of ten that are broken.
+func TestExplain(t *testing.T) {
+	t.Parallel()
+	s := newSeed(t, doctorConfig+"  - {name: open, subnet: 10.78.0.0/16, prefix: 24, allow: [dcos]}\n")
+	must(t, s.Up(t.Context()))
+	h, peer := s.Agents[0], s.Agents[1]
+	a := place(t, s, 0, "a", "dcos", lab.Mesos)
+	near := place(t, s, 0, "b", "dcos", lab.Docker)
+	far := place(t, s, 1, "c", "dcos", lab.Docker)
+	far6 := place(t, s, 1, "d", "dcos6", lab.Docker)
+	near6 := place(t, s, 0, "e", "dcos6", lab.Mesos)
+	small := place(t, s, 1, "f", "small", lab.Docker)
+	open := place(t, s, 1, "g", "open", lab.Docker)
+	from := a.Addr().String()
+
+	for _, to := range []string{near.Addr().String(), far.Addr().String(), open.Addr().String(), "172.17.0.200"} {
+		if e := explain(t, h, from, to); !e.Reachable {
+			t.Errorf("%s to %s: %+v", from, to, e)
+		}
+	}
+	if e := explain(t, h, near6.Addr().String(), far6.Addr().String()); !e.Reachable {
+		t.Errorf("IPv6: %+v", e)
+	}
+	out, err := h.Run(t.Context(), filepath.Join(h.Lab.Bin, "overlayctl"), "explain", from, "nonsense", "--run-dir", h.RunDir)
+	if err == nil {
+		t.Errorf("a name that nobody has: %s", out)
+	}
+
+	stops := func(name, to, want, plant, cure string) {
+		t.Helper()
+		if plant != "" {
+			script(t, h, plant)
+		}
+		if e := explain(t, h, from, to); !strings.Contains(e.StopsAt, want) {
+			t.Errorf("%s: stops at %q, want %q; %+v", name, e.StopsAt, want, e.Steps)
+		}
+		if cure != "" {
+			script(t, h, cure)
+		}
+	}
+	stops("isolation", small.Addr().String(), "isolation: overlay small", "", "")
+	stops("nobody has a lease", "9.77.0.2", "no other host has a lease", "", "")
+	if e := explain(t, h, far.Addr().String(), from); !strings.Contains(e.StopsAt, "run this there") {
+		t.Errorf("from another host: %+v", e)
+	}
+
+	// What the agent would repair.
+	must(t, h.Proc.Stop())
+	far4 := far.Addr().String()
+	other, err := peer.Published()
+	must(t, err)
+	subnet := other.Overlays[0].Subnet.String()
+	stops("bridge down", far4, "bridge m-dcos", "ip link set m-dcos down", "ip link set m-dcos up")
+	stops("forwarding", far4, "forwarding", "sysctl -q -w net.ipv4.ip_forward=0", "sysctl -q -w net.ipv4.ip_forward=1")
+	stops("VTEP MTU", far4, "VTEP", "ip link set vtep1024 mtu 1400", "ip link set vtep1024 mtu 1450")
+	stops("foreign route", far4, "a route that is not ours", "ip route add "+far4+"/32 via 172.17.0.2", "ip route del "+far4+"/32 via 172.17.0.2")
+	stops("underlay", far4, "underlay", "ip link set eth0 down", "ip link set eth0 up")
+	stops("firewall", far4, "firewall", "iptables -w -I FORWARD -j DROP", "iptables -w -D FORWARD -j DROP")
+	stops("neighbour", far4, "neighbour", "ip neigh flush dev vtep1024 nud permanent", "")
+	stops("no route", far4, "route", "ip route delete "+subnet+" dev vtep1024; ip neigh flush dev vtep1024", "")
+	must(t, s.StartAgent(h))
+	must(t, h.WaitReady(t.Context()))
+	must(t, far.Remove(t.Context()))
+	stops("container gone", far4, "the container does not answer", "", "")
+	script(t, h, "ip link delete $(ip -br link show master m-dcos | cut -d@ -f1)")
+	stops("own interface gone", far4, "its interface on this host is gone", "", "")
+	if _, err := os.Stat(h.RunDir); err != nil {
+		t.Error(err)
+	}
+}

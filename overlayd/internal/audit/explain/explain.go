@@ -1,0 +1,201 @@
+// Package explain walks the way of a packet from a container of this host to
+// another address, says at which step it stops and why, and sends probes along
+// the way with the overlay's own encapsulation. What may be wrong at a step is
+// what doctor finds; there is no second set of checks.
+package explain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/rtnl"
+	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/overlayd/internal/audit"
+	"overlayd.internal/overlay/overlayd/internal/audit/doctor"
+)
+
+// Result is what became of the walk.
+type Result struct {
+	From      string `json:"from"`
+	To        string `json:"to"`
+	Reachable bool   `json:"reachable"`
+	StopsAt   string `json:"stops_at"` // the step, what is wrong there, and what to do; empty: nothing
+	Steps     []Step `json:"steps"`
+}
+
+// Step is one part of the way.
+type Step struct {
+	Name string `json:"name"`
+	OK   bool   `json:"ok"`
+	Text string `json:"text"`
+}
+
+// end is one end of the way.
+type end struct {
+	name    string
+	addr    netip.Addr
+	record  *ipam.Record       // of a container of this host
+	overlay *conf.AgentOverlay // whose range holds addr, as this host has it
+	peer    *conf.Peer         // whose subnet holds addr
+}
+
+// walk is one explanation.
+type walk struct {
+	ctx      context.Context
+	conn     *rtnl.Conn
+	books    audit.Host
+	peers    []conf.Peer
+	findings []doctor.Finding
+	a, b     end
+	result   Result
+}
+
+// ErrUnknown: a name is no container of this host and no address.
+var ErrUnknown = errors.New("no container of this host and no address")
+
+// Walk explains the way from a to b, each the id of a container of this host, the
+// beginning of one, or an address.
+func Walk(ctx context.Context, o doctor.Options, a, b string) (Result, error) {
+	w := &walk{ctx: ctx, result: Result{From: a, To: b}}
+	if err := w.read(o); err != nil {
+		return w.result, err
+	}
+	var err error
+	if w.conn, err = rtnl.Open(); err != nil {
+		return w.result, err
+	}
+	defer w.conn.Close()
+	if err := w.resolve(a, b); err != nil {
+		return w.result, err
+	}
+	for _, step := range []func() bool{w.source, w.isolation, w.forwarding, w.destination} {
+		if !step() {
+			return w.result, nil
+		}
+	}
+	w.result.Reachable = true
+	return w.result, nil
+}
+
+func (w *walk) read(o doctor.Options) (err error) {
+	if w.books, err = audit.Read(w.ctx, o.RunDir); err != nil {
+		return err
+	}
+	if w.books.StateErr != nil {
+		return fmt.Errorf("what the agent published: %w", w.books.StateErr)
+	}
+	stateDir := o.StateDir
+	if stateDir == "" {
+		stateDir = w.books.State.Directories.State
+	}
+	if w.peers, err = audit.StoredPeers(stateDir); err != nil {
+		return err
+	}
+	w.findings, err = doctor.Look(w.ctx, o)
+	return err
+}
+
+// resolve finds both ends, in a family that both have.
+func (w *walk) resolve(a, b string) error {
+	as, err := w.ends(a)
+	if err != nil {
+		return err
+	}
+	bs, err := w.ends(b)
+	if err != nil {
+		return err
+	}
+	for _, x := range as {
+		for _, y := range bs {
+			if x.addr.Is4() == y.addr.Is4() {
+				w.a, w.b = x, y
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("%s and %s have no family of addresses in common", a, b)
+}
+
+// ends are the addresses a name stands for.
+func (w *walk) ends(name string) (out []end, _ error) {
+	if addr, err := netip.ParseAddr(name); err == nil {
+		return []end{w.at(name, addr.Unmap())}, nil
+	}
+	ids := map[string]bool{}
+	for _, s := range w.books.Stores {
+		for _, r := range s.Records {
+			if name != "" && strings.HasPrefix(r.ContainerID, name) {
+				ids[r.ContainerID] = true
+				for _, a := range r.Addrs {
+					out = append(out, w.at(name, a))
+				}
+			}
+		}
+	}
+	switch {
+	case len(ids) == 0:
+		return nil, fmt.Errorf("%s: %w; overlayctl containers lists those of this host, those of others are named by address", name, ErrUnknown)
+	case len(ids) > 1:
+		return nil, fmt.Errorf("%s: %d containers of this host begin so", name, len(ids))
+	}
+	return out, nil
+}
+
+// at is what there is to know about an address.
+func (w *walk) at(name string, addr netip.Addr) end {
+	e := end{name: name, addr: addr}
+	for i := range w.books.State.Overlays {
+		o := &w.books.State.Overlays[i]
+		for _, whole := range []netip.Prefix{o.Info.Subnet, o.Info.Subnet6} {
+			if whole.IsValid() && whole.Contains(addr) {
+				e.overlay = o
+			}
+		}
+	}
+	for _, s := range w.books.Stores {
+		for i := range s.Records {
+			if slices.Contains(s.Records[i].Addrs, addr) {
+				e.record = &s.Records[i]
+			}
+		}
+	}
+	for i := range w.peers {
+		if slices.ContainsFunc(w.peers[i].Subnets, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+			e.peer = &w.peers[i]
+		}
+	}
+	if e.overlay != nil && e.record == nil && e.peer == nil {
+		e.peer = w.peerFromKernel(addr)
+	}
+	return e
+}
+
+// pass notes a step that is in order.
+func (w *walk) pass(name, format string, args ...any) bool {
+	w.result.Steps = append(w.result.Steps, Step{name, true, fmt.Sprintf(format, args...)})
+	return true
+}
+
+// stop notes the step at which the way ends.
+func (w *walk) stop(name, format string, args ...any) bool {
+	text := fmt.Sprintf(format, args...)
+	w.result.Steps = append(w.result.Steps, Step{name, false, text})
+	w.result.StopsAt = name + ": " + text
+	return false
+}
+
+// sound stops at the first error that some checks found about one of the objects
+// or about the whole host.
+func (w *walk) sound(name string, checks []string, objects ...string) bool {
+	for _, f := range w.findings {
+		if slices.Contains(checks, f.Check) && (f.Object == "" || slices.Contains(objects, f.Object)) && f.Severity == doctor.Error {
+			return w.stop(name, "%s (%s); %s", f.What, f.Evidence, f.Fix)
+		}
+	}
+	return true
+}

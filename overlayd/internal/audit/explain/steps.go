@@ -1,0 +1,220 @@
+package explain
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
+	"overlayd.internal/overlay/internal/rtnl"
+	"overlayd.internal/overlay/internal/veth"
+	"overlayd.internal/overlay/overlayd/internal/audit/echo"
+)
+
+// patience is how long an answer to a probe is waited for.
+const patience = 1500 * time.Millisecond
+
+// source looks at where the packet comes from.
+func (w *walk) source() bool {
+	step := "container " + w.a.name
+	switch {
+	case w.a.record != nil && w.a.overlay != nil:
+		return w.container(step, w.a)
+	case w.a.peer != nil:
+		return w.stop(step, "it runs on host %s; run this there: overlayctl explain %s %s", w.a.peer.AgentIP, w.a.name, w.b.name)
+	case w.a.overlay != nil && !w.ownAddress(w.a.addr):
+		return w.stop(step, "nobody has the address on this host, and no other host has a lease of its subnet")
+	}
+	return w.pass("source", "%s is no container: what this host sends is looked at", w.a.name)
+}
+
+// container looks at the container of this host that has an address.
+func (w *walk) container(step string, e end) bool {
+	r := e.record
+	bridge := r.Half.Bridge(e.overlay.Info.Name)
+	linked := slices.ContainsFunc(w.books.Links, func(l veth.Link) bool { return l.Key() == mark.KeyOf(r.Attachment) })
+	if !linked && !r.IsDocker() && r.NetNS.Path == "" {
+		return w.stop(step, "container %s has %s, and its interface on this host is gone; delete the container", r.ContainerID, e.addr)
+	}
+	return w.sound(step, []string{"bridge-port"}, r.ContainerID) &&
+		w.sound(step, []string{"bridge", "mac-policy", "rp-filter"}, bridge) &&
+		w.pass(step, "%s is a container of this host, on bridge %s", e.addr, bridge)
+}
+
+func (w *walk) isolation() bool {
+	a, b := w.a.overlay, w.b.overlay
+	if w.a.record == nil || a == nil || b == nil || a.Info.Name == b.Info.Name {
+		return true
+	}
+	open := a.Info.Isolation.Mode() == conf.IsolationNone && b.Info.Isolation.Mode() == conf.IsolationNone
+	if !open && !slices.Contains(b.Info.Allow, a.Info.Name) {
+		return w.stop("isolation", "overlay %s does not let in what comes from overlay %s; name it in allow of %s, or set isolation: none for both",
+			b.Info.Name, a.Info.Name, b.Info.Name)
+	}
+	return w.pass("isolation", "overlay %s lets in what comes from overlay %s", b.Info.Name, a.Info.Name)
+}
+
+func (w *walk) forwarding() bool {
+	a, b := w.a.record, w.b.record
+	oneBridge := a != nil && b != nil && w.a.overlay != nil && w.b.overlay != nil &&
+		w.a.overlay.Info.Name == w.b.overlay.Info.Name && a.Half == b.Half
+	if oneBridge || a == nil {
+		return true
+	}
+	bridge := a.Half.Bridge(w.a.overlay.Info.Name)
+	return w.sound("forwarding", []string{"forwarding"}, bridge, conf.VTEPName) &&
+		w.sound("firewall", []string{"forward-policy", "firewalld"}) &&
+		w.pass("forwarding", "this host forwards, and its firewall asks the overlay's rules first")
+}
+
+// destination looks at where the packet goes to.
+func (w *walk) destination() bool {
+	step := "container " + w.b.name
+	switch {
+	case w.b.record != nil && w.b.overlay != nil:
+		dst := netip.PrefixFrom(w.b.addr, w.b.addr.BitLen()).String()
+		return w.container(step, w.b) && w.sound("firewall", []string{"docker-options"}, dst) &&
+			w.answers(step, w.b.addr, netip.Addr{}, "it does not answer this host; look inside of it")
+	case w.b.peer != nil:
+		return w.remote(step)
+	case w.b.overlay != nil && !w.ownAddress(w.b.addr):
+		return w.stop("lease", "%s belongs to overlay %s; no container of this host has it, and no other host has a lease of its subnet",
+			w.b.addr, w.b.overlay.Info.Name)
+	}
+	return w.outside()
+}
+
+// ownAddress reports whether this host itself has an address, such as a gateway.
+func (w *walk) ownAddress(a netip.Addr) bool {
+	local, err := w.conn.IsLocal(a)
+	return err == nil && local
+}
+
+// answers sends a probe.
+func (w *walk) answers(step string, to, from netip.Addr, otherwise string) bool {
+	for range 2 { // the first may meet a neighbour that is being looked for
+		round, err := echo.Send(w.ctx, patience, []echo.Request{{To: to, From: from}})
+		if err != nil {
+			return w.stop(step, "no probe could be sent: %v; run this as root", err)
+		}
+		if round[0] != echo.Silence {
+			return w.pass(step, "%s answers after %s", to, round[0].Round(time.Microsecond))
+		}
+	}
+	return w.stop(step, "%s: %s", to, otherwise)
+}
+
+// remote walks to a container of another host.
+func (w *walk) remote(step string) bool {
+	p := w.b.peer
+	host := p.AgentIP.String()
+	w.pass("lease", "%s is in a subnet of host %s, VTEP %s", w.b.addr, host, p.VTEPIP)
+	if !w.sound("VTEP", []string{"vtep", "vxlan-conflict", "vxlan-port", "mac-policy", "rp-filter"}, conf.VTEPName) ||
+		!w.route() || !w.sound("neighbour", []string{"neighbour"}, host) {
+		return false
+	}
+	silent := fmt.Sprintf("host %s does not answer through the VXLAN: does it run, and does UDP port %d pass between both? On it: overlayctl doctor", host, conf.VXLANPort)
+	if !w.answers("underlay", p.VTEPIP, w.sourceFor(p.VTEPIP), silent) || !w.sound("underlay", []string{"path-mtu"}, host) {
+		return false
+	}
+	if w.b.overlay != nil && w.b.overlay.Info.Isolation.Mode() == conf.IsolationStrict {
+		return w.pass(step, "not probed: overlay %s is strict, its containers answer each other only", w.b.overlay.Info.Name)
+	}
+	return w.answers(step, w.b.addr, w.sourceFor(w.b.addr),
+		fmt.Sprintf("host %s is reached and the container does not answer: is it there? On host %s: overlayctl containers, overlayctl doctor", host, host))
+}
+
+// sourceFor is the address of this host's VTEP, from which probes are sent; of
+// IPv6 the kernel chooses it.
+func (w *walk) sourceFor(to netip.Addr) netip.Addr {
+	for _, o := range w.books.State.Overlays {
+		if to.Is4() {
+			return o.Backend.VXLAN.VTEPIP.Addr()
+		}
+	}
+	return netip.Addr{}
+}
+
+// peerFromKernel is the host that the kernel sends to, for one that joined a
+// moment ago and is not among the stored peers yet. nil: none.
+func (w *walk) peerFromKernel(to netip.Addr) *conf.Peer {
+	vtep, ok, err := w.conn.LinkByName(conf.VTEPName)
+	if err != nil || !ok {
+		return nil
+	}
+	r, ok, err := w.conn.Lookup(rtnl.Packet{Dst: to})
+	if err != nil || !ok || r.OIF != vtep.Index || r.Protocol != mark.RouteProtocol || !r.Via.IsValid() {
+		return nil
+	}
+	p := &conf.Peer{VTEPIP: r.Via, Subnets: []netip.Prefix{r.Dst}}
+	family := uint8(unix.AF_INET)
+	if r.Via.Is6() {
+		family = unix.AF_INET6
+	}
+	for _, f := range []uint8{family, unix.AF_BRIDGE} {
+		ns, err := rtnl.List(w.conn, rtnl.NeighboursRequest(f, vtep.Index), rtnl.ParseNeighbour)
+		if err != nil {
+			return nil
+		}
+		for _, n := range ns {
+			switch {
+			case f == family && n.IP == r.Via:
+				p.VTEPMAC = n.MAC
+			case f == unix.AF_BRIDGE && n.MAC == p.VTEPMAC:
+				p.AgentIP = n.IP
+			}
+		}
+	}
+	return p
+}
+
+// packet is one of the container to b: the rules of the host may treat it other
+// than one of the host itself.
+func (w *walk) packet() rtnl.Packet {
+	p := rtnl.Packet{Dst: w.b.addr}
+	if w.a.record == nil {
+		return p
+	}
+	if l, ok, err := w.conn.LinkByName(w.a.record.Half.Bridge(w.a.overlay.Info.Name)); err == nil && ok {
+		p.Src, p.IIF = w.a.addr, l.Index
+	}
+	return p
+}
+
+// route asks the kernel for the way to b, which has to lead through the VTEP.
+func (w *walk) route() bool {
+	r, ok, err := w.conn.Lookup(w.packet())
+	vtep, there, lerr := w.conn.LinkByName(conf.VTEPName)
+	switch {
+	case err != nil || lerr != nil:
+		return w.stop("route", "the kernel does not say: %v", errors.Join(err, lerr))
+	case !ok || r.OIF == 0 || !there:
+		return w.stop("route", "there is no route to %s; overlayctl doctor says why", w.b.addr)
+	case r.OIF != vtep.Index:
+		out, _, _ := w.conn.LinkByIndex(r.OIF) // for the text alone
+		return w.stop("route", "%s through %s takes the packets, a route that is not ours; ip route delete %s", r.Dst, out.Name, r.Dst)
+	}
+	return w.pass("route", "%s via %s dev %s", r.Dst, r.Via, conf.VTEPName)
+}
+
+// outside walks to an address that is in no overlay, or one of this host.
+func (w *walk) outside() bool {
+	if w.ownAddress(w.b.addr) {
+		return w.pass("destination", "%s is this host", w.b.addr)
+	}
+	r, ok, err := w.conn.Lookup(w.packet())
+	if err != nil {
+		return w.stop("route", "the kernel does not say: %v", err)
+	}
+	if !ok {
+		return w.stop("route", "this host has no route to %s", w.b.addr)
+	}
+	out, _, _ := w.conn.LinkByIndex(r.OIF) // for the text alone
+	w.pass("route", "outside of all overlays, through %s; the outside sees the address of this host", out.Name)
+	return w.answers("outside", w.b.addr, netip.Addr{}, "it does not answer this host itself, or lets no echo request pass")
+}
