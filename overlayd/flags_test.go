@@ -116,7 +116,7 @@ func TestUnitExamples(t *testing.T) {
 		_, line, _ := strings.Cut(string(b), "\nExecStart=")
 		line, _, ok := strings.Cut(line, "\n")
 		argv := strings.Fields(line)
-		if !ok || len(argv) < 3 || argv[0] != "/usr/local/bin/overlayd" || argv[1] != unit {
+		if !ok || len(argv) < 3 || argv[0] != "overlayd" || argv[1] != unit {
 			t.Fatalf("%s: ExecStart=%s", unit, line)
 		}
 		if unit == "agent" {
