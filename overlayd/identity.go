@@ -134,7 +134,7 @@ func (f *agentFlags) connect(log *slog.Logger) (*api.Client, error) {
 		return nil, cli.Usagef("this host has not joined the cluster: there is no certificate in %s; give it a token with --join-token or --join-token-file "+
 			"(on a coordinator's host, overlayctl token create prints one)", filepath.Join(f.StateDir, pki.Dir))
 	}
-	f.Identify = m.SetName
+	f.Identify, f.KeepIdentity = m.SetName, m.Rewrite
 	client, err := api.NewClient(f.CoordinatorURLs, m.Client())
 	return client, cli.Usage(err)
 }

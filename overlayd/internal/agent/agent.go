@@ -71,6 +71,10 @@ func (a *Agent) Run(ctx context.Context) error {
 			return fmt.Errorf("agent id %s: %w", id, err)
 		}
 	}
+	start, err := files.newInstance()
+	if err != nil {
+		return fmt.Errorf("begin an instance: %w", err)
+	}
 	bootID, err := conf.BootID()
 	if err != nil {
 		return err
@@ -90,7 +94,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 	log := a.log.With(logkey.Agent, id)
 	group, ctx := errgroup.WithContext(ctx)
-	l := a.newLoop(loopParts{id: id, bootID: bootID, log: log, files: files, dp: dp, group: group})
+	l := a.newLoop(loopParts{id: id, instance: start, bootID: bootID, log: log, files: files, dp: dp, group: group})
 	l.recall()
 
 	group.Go(func() error { return listeners.serve(ctx, a.handler(), a.log) })

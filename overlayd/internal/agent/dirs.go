@@ -22,7 +22,11 @@ func (l *loop) keepDirs() {
 	}
 	err := errors.Join(errs...)
 	if l.published.putBack && err == nil {
-		if err = conf.WriteFile(l.files.id(), []byte(l.id+"\n"), 0o600, ""); err == nil {
+		err = errors.Join(conf.WriteFile(l.files.id(), []byte(l.id+"\n"), 0o600, ""), l.instance.write())
+		if l.opts.KeepIdentity != nil {
+			err = errors.Join(err, l.opts.KeepIdentity())
+		}
+		if err == nil {
 			l.published.putBack = false
 			l.log.Warn("somebody removed the state directory; put back", logkey.Path, l.files.store.path)
 			l.peers.save.in(0)

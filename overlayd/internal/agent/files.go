@@ -26,6 +26,8 @@ const (
 	idFile    = "agent-id"   // in the state directory, as the others
 	leaseFile = "lease.json"
 	peersFile = "peers.json"
+
+	instanceFile = "instance" // of this start, and of the last one the coordinator knows
 )
 
 // How large they may be: 65,536 peers with ten overlays of both families take

@@ -17,8 +17,11 @@ import (
 
 // What problems of the loop are about.
 const (
-	storeLeaseProblem  = "storing the lease"
-	storePeersProblem  = "storing the peers"
+	storeLeaseProblem = "storing the lease"
+	storePeersProblem = "storing the peers"
+
+	storeInstanceProblem = "storing the instance"
+
 	directoriesProblem = "directories"
 	publishProblem     = "publishing"
 	filesProblem       = "files of the container runtimes"
@@ -102,6 +105,7 @@ func (l *loop) registered(ctx context.Context, r registration) {
 	}
 	l.lease.refusal, l.lease.online = "", true
 	l.lease.conflict, l.lease.unconfirmed = "", false
+	l.problems.Report(storeInstanceProblem, l.instance.accepted())
 
 	r.lease.Bridges = l.opts.Bridges
 	before := l.lease.held

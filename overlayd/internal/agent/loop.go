@@ -24,6 +24,7 @@ type loop struct {
 	opts     Options
 	timing   timing
 	id       string
+	instance *instance
 	boot     boot
 	log      *slog.Logger
 	problems *problems.Set
@@ -127,19 +128,20 @@ type published struct {
 
 // loopParts are what Run opened for the loop.
 type loopParts struct {
-	id     string
-	bootID string
-	log    *slog.Logger
-	files  *files
-	dp     *datapath.Datapath
-	group  *errgroup.Group
+	id       string
+	instance *instance
+	bootID   string
+	log      *slog.Logger
+	files    *files
+	dp       *datapath.Datapath
+	group    *errgroup.Group
 }
 
 func (a *Agent) newLoop(p loopParts) *loop {
 	o := a.opts
 	l := &loop{
 		agent: a, opts: o, timing: a.timing, id: p.id, log: p.log, files: p.files, dp: p.dp, group: p.group,
-		problems: problems.New(p.log),
+		problems: problems.New(p.log), instance: p.instance,
 		boot:     boot{id: p.bootID, now: conf.Boottime},
 		atHome:   make(chan struct{}, 1),
 		runtimes: runtimes.NewKeeper(o.runtimeFiles(p.log), a.timing.files),
@@ -158,7 +160,9 @@ func (a *Agent) newLoop(p loopParts) *loop {
 		find:   l.findIP,
 		held:   func() string { return *l.lease.cluster.Load() },
 		moveOn: o.Coordinator.MoveOn,
-		req:    api.RegisterRequest{AgentID: p.id, Bridges: o.Bridges, Version: o.Version},
+		req: api.RegisterRequest{
+			AgentID: p.id, Bridges: o.Bridges, Version: o.Version, Instance: p.instance.own, Previous: p.instance.previous,
+		},
 		boot:   l.boot,
 		timing: a.timing,
 		kick:   make(chan struct{}, 1),

@@ -46,8 +46,11 @@ type Options struct {
 	CoordinatorURLs []string // what Coordinator talks to; tells the agent IP
 	// Identify is told the agent id before anything is asked with it, and may
 	// refuse it; nil: nobody has to know.
-	Identify    func(id string) error
-	SocketGroup int // that may talk to the agent beside root; 0: none
+	Identify func(id string) error
+	// KeepIdentity writes key and certificate anew, after the state directory was
+	// removed; nil: there are none.
+	KeepIdentity func() error
+	SocketGroup  int // that may talk to the agent beside root; 0: none
 	// Beat is called by the control loop when it has started, with what was
 	// stored already applied, and then every few seconds; nil: nobody waits.
 	Beat func()

@@ -39,7 +39,7 @@ func (l *loop) follow(ctx context.Context) {
 	p.since = time.Now()
 	p.generation++
 	w := &watcher{
-		watch: l.opts.Coordinator.Watch, id: l.id, generation: p.generation, position: p.position,
+		watch: l.opts.Coordinator.Watch, id: l.id, instance: l.instance.own, generation: p.generation, position: p.position,
 		timing: l.timing, log: l.log, register: l.registrar.kick, out: p.in,
 	}
 	ctx, p.stop = context.WithCancel(ctx)

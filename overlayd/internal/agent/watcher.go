@@ -24,6 +24,7 @@ type peerEvent struct {
 type watcher struct {
 	watch      func(ctx context.Context, agentID string, position api.Known, fn func(api.PeerEvent) error) error
 	id         string
+	instance   string // of the agent
 	generation int
 	position   api.Known
 	timing     timing
@@ -68,7 +69,9 @@ func (w *watcher) run(ctx context.Context) error {
 // stream follows one connection to its end and reports whether anything was
 // received over it.
 func (w *watcher) stream(ctx context.Context) (received bool, err error) {
-	err = w.watch(ctx, w.id, w.position, func(e api.PeerEvent) error {
+	from := w.position
+	from.Instance = w.instance
+	err = w.watch(ctx, w.id, from, func(e api.PeerEvent) error {
 		first := !received
 		received = true
 		self := w.self(e.Put)

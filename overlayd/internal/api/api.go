@@ -42,6 +42,10 @@ type RegisterRequest struct {
 	Version string      `json:"version"`
 	// ClusterID is of the lease that the agent holds; empty: it holds none.
 	ClusterID string `json:"cluster_id,omitempty"`
+	// Instance is another one at every start of the agent; Previous are those that
+	// the host had before. They tell a host that starts again from a copy of it.
+	Instance string   `json:"instance,omitempty"`
+	Previous []string `json:"previous,omitempty"`
 }
 
 // Speaker is the id of the agent that a request speaks for.
@@ -59,6 +63,7 @@ func (r StatusReport) Speaker() string { return r.AgentID }
 // Known is what a watcher has heard so far, as in its last event. Every
 // coordinator on the same store can continue from there.
 type Known struct {
+	Instance string // of the watcher, as in RegisterRequest
 	Revision uint64 // 0: nothing
 	Run      string // the run of the store that the revision belongs to; empty: any
 }
@@ -117,7 +122,7 @@ type Error struct {
 
 // Kinds of errors.
 const (
-	// KindIDInUse: a host at another address that is alive has this agent id.
+	// KindIDInUse: another host that is alive has this agent id.
 	KindIDInUse = "agent_id_in_use"
 	// KindOtherCluster: the lease that the agent holds is of another cluster.
 	KindOtherCluster = "other_cluster"

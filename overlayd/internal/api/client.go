@@ -170,6 +170,9 @@ func (c *Client) Watch(ctx context.Context, agentID string, known Known, fn func
 	if known.Run != "" {
 		query.Set("run", known.Run)
 	}
+	if known.Instance != "" {
+		query.Set("instance", known.Instance)
+	}
 	err := c.try(ctx, func(base string, limit, silence time.Duration) (received bool, err error) {
 		if len(c.order) == 1 {
 			limit = silence

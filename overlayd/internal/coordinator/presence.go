@@ -3,6 +3,7 @@ package coordinator
 import (
 	"net/http"
 	"net/netip"
+	"slices"
 	"time"
 
 	"overlayd.internal/overlay/overlayd/internal/api"
@@ -20,6 +21,7 @@ type presence struct {
 	told        uint64    // epoch of the lease last answered here
 	registering int       // registrations in progress
 	watches     map[*watch]struct{}
+	rivals      map[string]bool // instances that were refused as copies
 }
 
 // watch is one connected stream of peers.
@@ -27,6 +29,7 @@ type watch struct {
 	ip       netip.Addr    // the agent's address when the stream began; invalid: not known
 	ahead    bool          // the stream must begin with a snapshot
 	run      string        // of the revision that it begins after
+	instance string        // of the agent that follows; empty: it did not say
 	wake     chan struct{} // has a token when register was set
 	register bool          // the agent is to register again; Coordinator.mu
 }
@@ -59,14 +62,21 @@ func (c *Coordinator) presenceLocked(id string) *presence {
 // checkLiveLocked refuses a registration that would take something from a host
 // that is alive: its agent id, or its agent IP.
 func (c *Coordinator) checkLiveLocked(req api.RegisterRequest) error {
+	proven, err := c.checkInstanceLocked(req)
+	if err != nil {
+		return err
+	}
 	if p := c.presence[req.AgentID]; p != nil {
 		for w := range p.watches {
+			if proven && (w.instance == req.Instance || slices.Contains(req.Previous, w.instance)) {
+				continue // its own, from the address that it had
+			}
 			if w.ip.IsValid() && w.ip != req.AgentIP {
 				return idInUse(req, w.ip)
 			}
 		}
 	}
-	if a := c.view.agents[req.AgentID]; a != nil && a.IP != req.AgentIP && c.connectedElsewhereLocked(req.AgentID) {
+	if a := c.view.agents[req.AgentID]; a != nil && a.IP != req.AgentIP && !proven && c.connectedElsewhereLocked(req.AgentID) {
 		return idInUse(req, a.IP)
 	}
 	holder, ok := c.view.byIP[req.AgentIP]

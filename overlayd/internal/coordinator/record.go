@@ -130,6 +130,7 @@ func decodeAgent(kv store.KV) (*agent, error) {
 // status is what is stored about an agent beside its lease.
 type status struct {
 	Version  string                        `json:"version,omitempty"`
+	Instance string                        `json:"instance,omitempty"` // start of the agent that has the lease
 	Overlays map[string]conf.OverlayStatus `json:"overlays,omitempty"`
 }
 

@@ -31,7 +31,7 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 		return conf.Lease{}, err
 	}
 	for attempt := 0; attempt < maxAttempts; {
-		p, err := c.plan(req)
+		p, err := c.planUnlessLingering(ctx, req)
 		if err != nil {
 			return conf.Lease{}, err
 		}
@@ -206,8 +206,11 @@ func (c *Coordinator) composeLocked(p *plan, req api.RegisterRequest) {
 		p.txn.Then = append(p.txn.Then, store.Op{Key: keyIP(p.old.IP), Delete: true})
 	}
 	was := c.view.statuses[id]
-	if st := was.decode(); st.Version != req.Version {
+	if st := was.decode(); st.Version != req.Version || req.Instance != "" && st.Instance != req.Instance {
 		st.Version = req.Version
+		if req.Instance != "" {
+			st.Instance = req.Instance
+		}
 		p.txn.If = append(p.txn.If, store.Cond{Key: keyStatus(id), Mod: was.mod})
 		put(keyStatus(id), encode(st))
 	}

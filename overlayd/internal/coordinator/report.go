@@ -64,7 +64,7 @@ func (c *Coordinator) planReport(report api.StatusReport) (txn store.Txn, viewRe
 	}
 	was := c.view.statuses[report.AgentID]
 	old := was.decode()
-	now := status{Version: old.Version}
+	now := status{Version: old.Version, Instance: old.Instance}
 	for name, s := range report.Overlays {
 		if _, ok := c.network.Overlay(name); !ok {
 			c.log.Warn("agent reports on an overlay that it has not", "agent", a.id, "overlay", clip(name, conf.MaxNameLen))

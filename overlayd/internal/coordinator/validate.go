@@ -16,6 +16,7 @@ import (
 const (
 	maxVersion     = 64
 	maxStatusError = 1024
+	maxInstance    = 64
 )
 
 func checkAgentID(id string) error {
@@ -52,6 +53,9 @@ func (c *Coordinator) validateRegister(req *api.RegisterRequest) error {
 		if slices.Contains(bridges, h) {
 			req.Bridges = append(req.Bridges, h)
 		}
+	}
+	if len(req.Instance) > maxInstance || len(req.Previous) > maxRivals || slices.ContainsFunc(req.Previous, func(i string) bool { return len(i) > maxInstance }) {
+		return refuse(http.StatusBadRequest, "instance of agent %s: want names of at most %d bytes, and at most %d of them", req.AgentID, maxInstance, maxRivals)
 	}
 	req.Version = clip(req.Version, maxVersion)
 	return nil

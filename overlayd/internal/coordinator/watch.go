@@ -47,7 +47,7 @@ func (c *Coordinator) serveWatch(w http.ResponseWriter, r *http.Request, ended <
 	if err := checkAgentID(id); err != nil {
 		return err
 	}
-	known := api.Known{Run: r.URL.Query().Get("run")}
+	known := api.Known{Run: r.URL.Query().Get("run"), Instance: r.URL.Query().Get("instance")}
 	if s := r.URL.Query().Get("revision"); s != "" {
 		var err error
 		if known.Revision, err = strconv.ParseUint(s, 10, 64); err != nil {
@@ -128,7 +128,7 @@ func (c *Coordinator) beginWatch(id string, known api.Known) (*watch, error) {
 	// here, comes from a store that is no longer: it was put back as it was before.
 	revision := known.Revision
 	ahead := revision > c.view.rev || known.Run != "" && known.Run != c.view.runs.at(revision)
-	w := &watch{ip: a.IP, wake: make(chan struct{}, 1), ahead: ahead, run: c.view.runs.at(revision)}
+	w := &watch{instance: known.Instance, ip: a.IP, wake: make(chan struct{}, 1), ahead: ahead, run: c.view.runs.at(revision)}
 	if ahead && p.told != a.mod { // the agent may have moved since what the store says
 		w.ip = netip.Addr{}
 	}

@@ -67,6 +67,7 @@ type held struct {
 	leaf   *x509.Certificate
 	roots  []*x509.Certificate
 	bundle string
+	text   []byte // key and certificate, PEM
 }
 
 // OpenMember reads what is in the directory, which may be nothing.
@@ -179,6 +180,15 @@ func (m *Member) SetName(name string) error {
 		return fmt.Errorf("%s has the certificate of %s, and this is %s; remove the directory and join again with a new token, or put the name back", m.o.Dir, m.held.who, name)
 	}
 	return nil
+}
+
+// Rewrite writes key and certificates anew, after somebody removed them.
+func (m *Member) Rewrite() error {
+	h := m.current()
+	if h == nil {
+		return nil
+	}
+	return writeHeld(m.o.Dir, h.text, encodeCerts(h.roots...))
 }
 
 // Joined reports whether there is a certificate, and who it is of.

@@ -45,7 +45,7 @@ func readHeld(dir string) (*held, error) {
 
 // parseHeld reads a key with its certificate, and the CAs.
 func parseHeld(text, ca []byte) (*held, error) {
-	h := &held{}
+	h := &held{text: text}
 	var err error
 	if h.cert, err = tls.X509KeyPair(text, text); err != nil {
 		return nil, err
