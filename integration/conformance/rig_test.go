@@ -327,7 +327,7 @@ func (r *rig) everything(namespaces []string) string {
 	}
 	fmt.Fprintln(&b, attachments, usages)
 	must(r, filepath.WalkDir(r.dir, func(path string, d os.DirEntry, err error) error {
-		if err == nil {
+		if name := filepath.Base(path); err == nil && !strings.HasPrefix(name, "cni.log") && name != "cni.counters" { // every call is logged
 			fmt.Fprintln(&b, path)
 		}
 		return err

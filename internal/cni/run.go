@@ -16,6 +16,8 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"overlayd.internal/overlay/internal/calls"
 )
 
 // supportedVersions are the versions of the specification we speak, oldest first.
@@ -62,7 +64,8 @@ func Run(ctx context.Context, p Plugin, env func(string) (string, bool), stdin i
 	if known {
 		most = v.deadline
 	}
-	limited := &deadline{Context: ctx, at: time.Now().Add(most)}
+	began := time.Now()
+	limited := &deadline{Context: ctx, at: began.Add(most)}
 	defer limited.stop()
 	ctx = limited
 
@@ -81,6 +84,9 @@ func Run(ctx context.Context, p Plugin, env func(string) (string, bool), stdin i
 		}
 		return v.run(ctx, p, c, out)
 	}()
+	if v.config {
+		record(p, c, began, err)
+	}
 	if err == nil {
 		return 0
 	}
@@ -92,6 +98,23 @@ func Run(ctx context.Context, p Plugin, env func(string) (string, bool), stdin i
 		fmt.Fprintf(stderr, "%s: %v\n%s: print the error: %v\n", p.Name, err, p.Name, perr)
 	}
 	return 1
+}
+
+// record leaves what became of the call where people and the agent find it. It is
+// left out where the configuration does not say where that is.
+func record(p Plugin, c *Call, began time.Time, err error) {
+	if c.Conf.Name == "" || checkPlace(c) != nil {
+		return
+	}
+	r := calls.Call{
+		Program: p.Name, Verb: c.Command, Network: c.Conf.Name, ContainerID: c.ContainerID, IfName: c.IfName,
+		Began: began, Took: time.Since(began),
+	}
+	if err != nil {
+		e := asError(err)
+		r.Code, r.Error = e.Code, e.Msg
+	}
+	calls.Record(c.Conf.RunDirectory(), r)
 }
 
 // prepare fills in the call from environment and stdin. It returns the version

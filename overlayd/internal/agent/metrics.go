@@ -77,6 +77,7 @@ func (a *Agent) readMetrics(ctx context.Context, p *metrics.Page) {
 			o.State != nil && o.State.Status == conf.StatusOK, "overlay", o.Info.Name)
 	}
 	a.trafficMetrics(p, s.state)
+	a.callMetrics(p)
 	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
 	defer cancel()
 	usage, err := audit.ReadUsage(ctx, a.opts.RunDir, s.state)

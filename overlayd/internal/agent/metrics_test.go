@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/calls"
 	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/metrics/metricstest"
@@ -42,7 +43,14 @@ func TestMetrics(t *testing.T) {
 	})
 	must(t, err)
 	must(t, s.Close())
+	calls.Record(h.path(""), calls.Call{Program: "m-overlay", Verb: "ADD", Took: 3 * time.Millisecond})
+	calls.Record(h.path(""), calls.Call{Program: "m-overlay", Verb: "ADD", Took: time.Minute, Code: 11})
 	h.metrics(
+		`# TYPE overlay_agent_cni_duration_seconds histogram`,
+		`overlay_agent_cni_duration_seconds_bucket{program="m-overlay",result="ok",verb="ADD",le="0.002"} 0`,
+		`overlay_agent_cni_duration_seconds_bucket{program="m-overlay",result="ok",verb="ADD",le="0.004"} 1`,
+		`overlay_agent_cni_duration_seconds_sum{program="m-overlay",result="again",verb="ADD"} 60`,
+		`overlay_agent_cni_duration_seconds_count{program="m-overlay",result="again",verb="ADD"} 1`,
 		`overlay_build_info{program="agent",version="1.2.3"} 1`,
 		`overlay_agent_ready 1`,
 		`overlay_agent_mtu_bytes 1450`,

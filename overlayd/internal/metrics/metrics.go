@@ -91,6 +91,19 @@ func (p *Page) Counter(name, help string, value float64, labels ...string) {
 	p.add(prometheus.CounterValue, name, help, value, labels)
 }
 
+// Histogram adds durations that another program has counted, by the upper bounds of
+// their buckets in seconds, each with all that took no longer; its name ends in
+// _seconds.
+func (p *Page) Histogram(name, help string, n uint64, sum time.Duration, upTo map[float64]uint64, labels ...string) {
+	names, values := pairs(labels)
+	desc := prometheus.NewDesc(name, help, names, nil)
+	m, err := prometheus.NewConstHistogram(desc, n, sum.Seconds(), upTo, values...)
+	if err != nil { // the scrape fails and says so
+		m = prometheus.NewInvalidMetric(desc, err)
+	}
+	p.metrics = append(p.metrics, m)
+}
+
 // Bool adds a gauge that is 1 or 0.
 func (p *Page) Bool(name, help string, value bool, labels ...string) {
 	number := 0.0
@@ -101,16 +114,21 @@ func (p *Page) Bool(name, help string, value bool, labels ...string) {
 }
 
 func (p *Page) add(kind prometheus.ValueType, name, help string, value float64, labels []string) {
-	var names, values []string
-	for i := 0; i+1 < len(labels); i += 2 {
-		names, values = append(names, labels[i]), append(values, labels[i+1])
-	}
+	names, values := pairs(labels)
 	desc := prometheus.NewDesc(name, help, names, nil)
 	m, err := prometheus.NewConstMetric(desc, kind, value, values...)
 	if err != nil { // the scrape fails and says so
 		m = prometheus.NewInvalidMetric(desc, err)
 	}
 	p.metrics = append(p.metrics, m)
+}
+
+// pairs takes names and values apart.
+func pairs(labels []string) (names, values []string) {
+	for i := 0; i+1 < len(labels); i += 2 {
+		names, values = append(names, labels[i]), append(values, labels[i+1])
+	}
+	return names, values
 }
 
 // Describe makes a Page a prometheus.Collector.
