@@ -100,6 +100,9 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 	} else if err != nil {
 		return err
 	}
+	if err := f.store.remember(f.stateDir, c.ClusterID()); err != nil {
+		return fmt.Errorf("--state-dir: %w", err)
+	}
 	local, err := listenLocal(ctx, f.stateDir, log)
 	if err != nil {
 		return fmt.Errorf("--state-dir: %w", err)

@@ -20,6 +20,7 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/agent"
 	"overlayd.internal/overlay/overlayd/internal/cli"
 	"overlayd.internal/overlay/overlayd/internal/fast"
+	"overlayd.internal/overlay/overlayd/internal/store/location"
 )
 
 // environment is a lookup in a map.
@@ -64,7 +65,7 @@ var agentDefaults = agentFlags{Options: agent.Options{
 }}
 
 var compareFlags = cmp.Options{
-	cmp.AllowUnexported(agentFlags{}, coordinatorFlags{}, storeFlags{}), cmpopts.EquateComparable(netip.Addr{}),
+	cmp.AllowUnexported(agentFlags{}, coordinatorFlags{}, storeFlags{}, location.Identity{}), cmpopts.EquateComparable(netip.Addr{}),
 	cmpopts.IgnoreFields(agent.Options{}, "Coordinator", "Log"),
 }
 

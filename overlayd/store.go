@@ -2,72 +2,112 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
-	"time"
 
 	"github.com/spf13/pflag"
 
+	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/cli"
 	"overlayd.internal/overlay/overlayd/internal/store"
-	"overlayd.internal/overlay/overlayd/internal/store/bbolt"
-	"overlayd.internal/overlay/overlayd/internal/store/etcd"
+	"overlayd.internal/overlay/overlayd/internal/store/location"
+	"overlayd.internal/overlay/overlayd/internal/store/transfer"
 )
 
 // storeFlags say where the coordinator keeps its data.
-type storeFlags struct{ name, ca, cert, key string }
+type storeFlags struct {
+	name     string
+	identity location.Identity
+}
 
 func (f *storeFlags) declare(fs *pflag.FlagSet) {
 	fs.Var(cli.String(&f.name, "", "STORE"), "store",
 		"where leases are kept, bbolt:PATH or etcd:URL[,URL...][/prefix] (default bbolt:<state-dir>/coordinator.db)")
-	fs.Var(cli.String(&f.ca, "", "FILE"), "store-ca", "certificates of who signed those of etcd (default: the system's)")
-	fs.Var(cli.String(&f.cert, "", "FILE"), "store-cert", "client certificate for etcd")
-	fs.Var(cli.String(&f.key, "", "FILE"), "store-key", "its key")
+	f.identity.Declare(fs)
 }
 
 // open opens the store. shared says that other coordinators may use it too.
 func (f *storeFlags) open(ctx context.Context, stateDir string, log *slog.Logger) (st store.Store, shared bool, err error) {
-	name := f.name
 	switch {
-	case name == "" && stateDir == "":
+	case f.name == "" && stateDir == "":
 		return nil, false, cli.Usagef("--state-dir is empty; name the directory that the leases are to be kept in")
-	case name == "":
-		name = "bbolt:" + filepath.Join(stateDir, "coordinator.db")
+	case f.name == "":
+		f.name = "bbolt:" + filepath.Join(stateDir, "coordinator.db")
 	}
-	if where, ok := strings.CutPrefix(name, "etcd:"); ok && where != "" {
-		st, err = f.openEtcd(ctx, where, log)
-		return st, true, err
+	st, shared, err = location.Open(ctx, "--store", f.name, f.identity, log)
+	if err != nil {
+		return nil, false, err
 	}
-	path, ok := strings.CutPrefix(name, "bbolt:")
-	if !ok || path == "" {
-		return nil, false, cli.Usagef("--store %q: want bbolt:PATH or etcd:URL[,URL...][/prefix]", name)
+	if err := f.checkCluster(ctx, st, stateDir); err != nil {
+		return nil, false, errors.Join(err, st.Close())
 	}
-	if f.ca != "" || f.cert != "" || f.key != "" {
-		return nil, false, cli.Usagef("--store-ca, --store-cert and --store-key are for etcd, and --store is %s", name)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, false, fmt.Errorf("--store: %w", err)
-	}
-	st, err = bbolt.Open(path, log)
-	return st, false, err
+	return st, shared, nil
 }
 
-// waitForEtcd is how long a start waits for etcd before it ends with the reason;
-// whoever supervises the coordinator starts it again.
-const waitForEtcd = 30 * time.Second
+// clusterFile remembers in the state directory which cluster this coordinator
+// serves, so that a store that was lost or swapped is no new cluster.
+const clusterFile = "cluster.json"
 
-func (f *storeFlags) openEtcd(ctx context.Context, where string, log *slog.Logger) (store.Store, error) {
-	endpoints, prefix, err := etcd.Parse(where, f.ca != "" || f.cert != "")
-	if err != nil {
-		return nil, cli.Usagef("--store etcd:%s: %w", where, err)
+type remembered struct {
+	Cluster string `json:"cluster"`
+	Store   string `json:"store"`
+}
+
+// checkCluster refuses a store that does not hold the cluster this coordinator
+// served before. Agents would get new leases from it, and running containers
+// keep addresses that it gives to others.
+func (f *storeFlags) checkCluster(ctx context.Context, st store.Store, stateDir string) error {
+	if stateDir == "" {
+		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, waitForEtcd)
-	defer cancel()
-	return etcd.Open(ctx, etcd.Options{
-		Endpoints: endpoints, Prefix: prefix,
-		CAFile: f.ca, CertFile: f.cert, KeyFile: f.key, Log: log,
-	})
+	path := filepath.Join(stateDir, clusterFile)
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("--state-dir: %w", err)
+	}
+	var was remembered
+	if err := json.Unmarshal(text, &was); err != nil || was.Cluster == "" {
+		return fmt.Errorf("--state-dir: %s cannot be read (%v); remove it if %s holds the right cluster", path, err, f.name)
+	}
+	kvs, _, err := st.List(ctx, transfer.KeyCluster)
+	if err != nil {
+		return fmt.Errorf("read the store: %w", err)
+	}
+	holds := "no cluster; it is empty or was lost"
+	for _, kv := range kvs {
+		var now transfer.Cluster
+		if kv.Key != transfer.KeyCluster || json.Unmarshal(kv.Value, &now) != nil {
+			continue
+		}
+		if now.ID == was.Cluster {
+			return nil
+		}
+		holds = "cluster " + now.ID
+	}
+	return fmt.Errorf("the store %s holds %s, but this coordinator served cluster %s from %s; "+
+		"put a backup back with `overlayctl restore FILE --to %s`, or give the --store that has it, "+
+		"or remove %s to begin with another cluster on purpose (its agents get new leases then)",
+		f.name, holds, was.Cluster, was.Store, f.name, path)
+}
+
+// remember writes down which cluster is served.
+func (f *storeFlags) remember(stateDir, cluster string) error {
+	if stateDir == "" {
+		return nil
+	}
+	text, err := json.Marshal(remembered{Cluster: cluster, Store: f.name})
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(stateDir, 0o700); err != nil {
+		return err
+	}
+	return conf.WriteFile(filepath.Join(stateDir, clusterFile), append(text, '\n'), 0o600, stateDir)
 }

@@ -17,6 +17,7 @@ const (
 	PathStatus       = "/v1/status"                    // POST StatusReport -> 204
 	PathWatch        = "/v1/watch"                     // GET ?agent=ID&revision=N&run=R -> stream of PeerEvent, one a line
 	PathAgents       = "/v1/agents"                    // GET []Agent
+	PathBackup       = "/v1/backup"                    // GET a copy of all that is stored, see overlayctl restore
 	PathOverlays     = "/v1/overlays"                  // GET []Overlay
 )
 

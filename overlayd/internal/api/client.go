@@ -151,6 +151,31 @@ func (c *Client) Delete(ctx context.Context, agents []string) (state conf.Master
 	return state, err
 }
 
+// Backup writes a copy of everything that is stored to w. The copy says itself
+// whether it is whole.
+func (c *Client) Backup(ctx context.Context, w io.Writer) error {
+	err := c.try(ctx, func(base string, _, _ time.Duration) (bool, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+PathBackup, nil)
+		if err != nil {
+			return false, err
+		}
+		resp, err := c.hc.Do(req)
+		if err != nil {
+			return false, err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return false, readError(resp)
+		}
+		_, err = io.Copy(w, resp.Body)
+		return true, err
+	})
+	if err != nil {
+		return fmt.Errorf("backup: %w", err)
+	}
+	return nil
+}
+
 // Ready asks whether a coordinator can serve.
 func (c *Client) Ready(ctx context.Context) error {
 	return c.do(ctx, http.MethodGet, PathReady, nil, nil)

@@ -23,6 +23,7 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/pki"
 	"overlayd.internal/overlay/overlayd/internal/serve"
 	"overlayd.internal/overlay/overlayd/internal/store"
+	"overlayd.internal/overlay/overlayd/internal/store/transfer"
 )
 
 // DefaultTerm is how long a lease holds without being renewed.
@@ -60,6 +61,7 @@ type Coordinator struct {
 	body   time.Duration // how long a request may take to come; tests in this package shorten it
 
 	clusterID string
+	epochBase uint64 // see transfer.Cluster
 	run       string // the run that this start began
 	hub       *hub
 	encoded   encodedState
@@ -118,7 +120,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 			break
 		}
 	}
-	c.clusterID = c.view.clusterID
+	c.clusterID, c.epochBase = c.view.cluster.ID, c.view.cluster.EpochBase
 	c.hub = newHub(c.view.rev)
 	c.logUnconfigured()
 	return c, nil
@@ -149,11 +151,11 @@ func (c *Coordinator) load(ctx context.Context) (*view, error) {
 // the view has not got them, and reports whether it did.
 func (c *Coordinator) introduce(ctx context.Context, v *view) (written bool, err error) {
 	var txn store.Txn
-	if v.clusterID == "" {
+	if v.cluster.ID == "" {
 		id := make([]byte, 16)
 		rand.Read(id) // never fails
 		txn.If = append(txn.If, store.Cond{Key: keyCluster})
-		txn.Then = append(txn.Then, store.Op{Key: keyCluster, Value: encode(cluster{ID: hex.EncodeToString(id)})})
+		txn.Then = append(txn.Then, store.Op{Key: keyCluster, Value: encode(transfer.Cluster{ID: hex.EncodeToString(id)})})
 	}
 	if v.networkMod == 0 || !sameNetwork(v.network, c.network) {
 		txn.If = append(txn.If, store.Cond{Key: keyNetwork, Mod: v.networkMod})
@@ -188,6 +190,9 @@ func (c *Coordinator) introduce(ctx context.Context, v *view) (written bool, err
 func sameNetwork(a, b conf.Network) bool {
 	return bytes.Equal(encode(a), encode(b))
 }
+
+// ClusterID identifies the cluster for ever.
+func (c *Coordinator) ClusterID() string { return c.clusterID }
 
 // Run follows the store and publishes peers until ctx ends, and then returns
 // nil. Another error means that the coordinator can no longer serve. Run is

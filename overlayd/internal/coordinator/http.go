@@ -28,6 +28,7 @@ func (c *Coordinator) handler(ended <-chan struct{}) http.Handler {
 		{http.MethodPost, api.PathStatus, self, speaking(c.serveStatus)},
 		{http.MethodGet, api.PathWatch, self, ownQuery("agent", watch)},
 		{http.MethodGet, api.PathAgents, reader, c.serveAgents},
+		{http.MethodGet, api.PathBackup, operator, c.serveBackup},
 		{http.MethodGet, api.PathOverlays, reader, c.serveOverlays},
 		{http.MethodGet, api.PathHealth, public, c.serveHealth},
 		{http.MethodGet, api.PathReady, public, c.serveReady},

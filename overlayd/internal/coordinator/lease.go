@@ -16,7 +16,7 @@ func (c *Coordinator) lease(a *agent, missing map[string]string) conf.Lease {
 		ClusterID:   c.clusterID,
 		AgentID:     a.id,
 		AgentIP:     a.IP,
-		Epoch:       a.mod,
+		Epoch:       c.epochBase + a.mod,
 		TermSeconds: int(c.term.Seconds()),
 		Bridges:     append([]conf.Half{}, a.Bridges...),
 		VTEP: conf.VTEP{

@@ -10,22 +10,23 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/store"
+	"overlayd.internal/overlay/overlayd/internal/store/transfer"
 )
 
 // Keys of the store. An agent's resources have a key each, so that a grant can
 // be conditional on "nobody has it"; the agent's record says the same once more
 // from its side.
 const (
-	keyCluster   = "cluster" // cluster
-	keyNetwork   = "network" // conf.Network, as last configured
-	keyRuns      = "runs"    // runs, the latest last
-	keyDeleted   = "deleted" // id of the agent that was deleted last; its revision counts
-	prefixAgent  = "agents/" // <agent id> -> record
-	prefixStatus = "status/" // <agent id> -> status
-	prefixIP     = "ip/"     // <agent IP> -> agent id
-	prefixVTEP   = "vtep/"   // <address> -> agent id
-	prefixVTEP6  = "vtep6/"  // <address> -> agent id
-	prefixSubnet = "subnet/" // <overlay>/<prefix> -> agent id
+	keyCluster   = transfer.KeyCluster // transfer.Cluster
+	keyNetwork   = "network"           // conf.Network, as last configured
+	keyRuns      = "runs"              // runs, the latest last
+	keyDeleted   = "deleted"           // id of the agent that was deleted last; its revision counts
+	prefixAgent  = "agents/"           // <agent id> -> record
+	prefixStatus = "status/"           // <agent id> -> status
+	prefixIP     = "ip/"               // <agent IP> -> agent id
+	prefixVTEP   = "vtep/"             // <address> -> agent id
+	prefixVTEP6  = "vtep6/"            // <address> -> agent id
+	prefixSubnet = "subnet/"           // <overlay>/<prefix> -> agent id
 )
 
 func keyAgent(id string) string    { return prefixAgent + id }
@@ -35,11 +36,6 @@ func keyVTEP(a netip.Addr) string  { return prefixVTEP + a.String() }
 func keyVTEP6(a netip.Addr) string { return prefixVTEP6 + a.String() }
 func keySubnet(overlay string, p netip.Prefix) string {
 	return prefixSubnet + overlay + "/" + p.String()
-}
-
-// cluster identifies one cluster for ever.
-type cluster struct {
-	ID string `json:"id"`
 }
 
 // record is what is stored about an agent: exactly its lease. Whatever changes

@@ -40,7 +40,7 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 		switch {
 		case err == nil && ok:
 			if p.old == nil || p.old.mod != a.mod {
-				c.log.Info("lease granted or changed", "agent", a.id, "ip", a.IP, "vtep", a.VTEP, "epoch", a.mod)
+				c.log.Info("lease granted or changed", "agent", a.id, "ip", a.IP, "vtep", a.VTEP, "epoch", c.epochBase+a.mod)
 			}
 			if p.more {
 				continue

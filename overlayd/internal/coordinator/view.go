@@ -10,6 +10,7 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/allocate"
 	"overlayd.internal/overlay/overlayd/internal/store"
+	"overlayd.internal/overlay/overlayd/internal/store/transfer"
 )
 
 // view is the store's content at one revision, in memory, and beside it what
@@ -20,7 +21,7 @@ type view struct {
 	agents     map[string]*agent
 	statuses   map[string]storedStatus
 	byIP       map[netip.Addr]string
-	clusterID  string
+	cluster    transfer.Cluster
 	network    conf.Network // as stored
 	networkMod uint64
 	runs       runs
@@ -178,10 +179,7 @@ func (v *view) apply(e store.Event) (agentID string, err error) {
 		}
 		return "", nil
 	case key == keyCluster:
-		var c cluster
-		err := json.Unmarshal(e.Value, &c)
-		v.clusterID = c.ID
-		return "", err
+		return "", json.Unmarshal(e.Value, &v.cluster)
 	case key == keyRuns:
 		var rs runs
 		if err := json.Unmarshal(e.Value, &rs); err != nil || len(rs) == 0 {
