@@ -70,7 +70,7 @@ func (w Wanted) Devices() []Device {
 	}
 	all := []Device{vtep}
 	for _, b := range w.Bridges {
-		all = append(all, Device{b.Name, b.Overlay, b.Addrs})
+		all = append(all, Device(b))
 	}
 	return all
 }

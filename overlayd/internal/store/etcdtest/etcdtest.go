@@ -183,7 +183,6 @@ type Member struct {
 	cmd     *exec.Cmd
 	ended   chan struct{}
 	paused  bool
-	log     *os.File
 }
 
 // URL is where clients reach it.
