@@ -18,6 +18,7 @@ type NetConf struct {
 	RunDir      string `json:"runDir"`      // default: DefaultRunDir
 	MTU         int    `json:"mtu"`         // default: the host's, from the published state
 	HairpinMode *bool  `json:"hairpinMode"` // default: true
+	AntiSpoof   *bool  `json:"antispoof"`   // default: true; false: it may send from any address
 	HostPorts   *bool  `json:"hostPorts"`   // default: true; false: somebody else maps the host ports
 	Half        Half   `json:"half"`        // overlay-ipam alone; m-overlay and d-overlay know theirs
 
@@ -143,6 +144,10 @@ func (n NetConf) Unpublished() bool {
 	}
 	return mesos != nil || n.Capabilities.PortMappings
 }
+
+// ChecksSources reports whether the container may only send from its own
+// addresses, as far as the network has a say.
+func (n NetConf) ChecksSources() bool { return n.AntiSpoof == nil || *n.AntiSpoof }
 
 // StatePath is the published document the configuration points at.
 func (n NetConf) StatePath() string { return filepath.Join(n.RunDirectory(), StateFile) }

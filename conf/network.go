@@ -19,9 +19,10 @@ type Network struct {
 // Overlay is one named virtual network. At least one family is configured; in
 // each, Prefix is the length of an agent subnet cut from Subnet.
 type Overlay struct {
-	Allow     []string     `json:"allow,omitempty"`    // overlays whose containers may reach this one
-	Enabled   *bool        `json:"enabled,omitempty"`  // nil: enabled, and not printed
-	Isolation Isolation    `json:"isolation,omitzero"` // empty: overlay, and not printed
+	Allow     []string     `json:"allow,omitempty"`     // overlays whose containers may reach this one
+	AntiSpoof *bool        `json:"antispoof,omitempty"` // nil: on, and not printed
+	Enabled   *bool        `json:"enabled,omitempty"`   // nil: enabled, and not printed
+	Isolation Isolation    `json:"isolation,omitzero"`  // empty: overlay, and not printed
 	Name      string       `json:"name"`
 	Prefix    int          `json:"prefix,omitzero"`
 	Prefix6   int          `json:"prefix6,omitzero"`
@@ -32,6 +33,10 @@ type Overlay struct {
 // IsEnabled reports whether new leases of this overlay are given out. An agent
 // that has one keeps it.
 func (o Overlay) IsEnabled() bool { return o.Enabled == nil || *o.Enabled }
+
+// ChecksSources reports whether containers of the overlay may only send from
+// their own addresses, where the configuration of a network says nothing else.
+func (o Overlay) ChecksSources() bool { return o.AntiSpoof == nil || *o.AntiSpoof }
 
 // OUI is the parsed VTEPMACOUI of a valid Network.
 func (n Network) OUI() MAC {

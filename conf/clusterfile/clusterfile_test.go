@@ -153,7 +153,7 @@ func TestLoadReportsProblems(t *testing.T) {
 		{"misspelt keys of an overlay", strings.NewReplacer("  subnet", "  Subnets", "prefix", "prefx").Replace(whole),
 			[]string{`overlays[0].Subnets: unknown key; did you mean "subnet"? (line 5)`, `overlays[0].prefx: unknown key; did you mean "prefix"? (line 6)`}},
 		{"unknown key of an overlay", whole + "  vlan: 7\n",
-			[]string{"overlays[0].vlan: unknown key; the keys are name, subnet, prefix, subnet6, prefix6, enabled, isolation, allow (line 7)"}},
+			[]string{"overlays[0].vlan: unknown key; the keys are name, subnet, prefix, subnet6, prefix6, enabled, isolation, allow, antispoof (line 7)"}},
 		{"misspelt network key", "dcos_overlay_networks: {}\n",
 			[]string{`dcos_overlay_network: missing; is "dcos_overlay_networks" meant to be it? (line 1)`}},
 		{"something else", "a: 1\n",
@@ -224,6 +224,7 @@ func TestLoadReportsProblems(t *testing.T) {
 			`overlays[0].allow[0]: there is no overlay "b" (line 7)`,
 			`overlays[0].allow[1]: "a" is this overlay itself, whose containers always reach each other; leave it out (line 7)`,
 			`overlays[0].allow[2]: there is no overlay "b" (line 7)`}},
+		{"antispoof is a word", whole + "  antispoof: maybe\n", []string{`overlays[0].antispoof: want true or false, without quotes, have the string "maybe" (line 7)`}},
 		{"allow without isolation", whole + "  isolation: none\n  allow: [a]\n", []string{"overlays[0].allow: without isolation there is nothing to allow; leave it out, or choose isolation overlay or strict (line 8)"}},
 
 		{"all at once, in the order of lines", "overlays:\n- name: host\n  subnet: 9.0.0.1/8\n  prefix: x\n- 7\nvtep_subnet: 44.0.0.0/7\nvtep_mac: 1\n",

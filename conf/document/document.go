@@ -46,6 +46,7 @@ func scanConf(b []byte, n *conf.NetConf) bool {
 		{"runDir", &n.RunDir},
 		{"mtu", &n.MTU},
 		{"hairpinMode", &n.HairpinMode},
+		{"antispoof", &n.AntiSpoof},
 		{"hostPorts", &n.HostPorts},
 		{"half", (*string)(&n.Half)},
 		{"ipam", func() {
@@ -171,6 +172,7 @@ func (s *scanner) overlay(o *conf.AgentOverlay) {
 		{"info", func() {
 			s.object(fields{
 				{"allow", &info.Allow},
+				{"antispoof", &info.AntiSpoof},
 				{"enabled", &info.Enabled},
 				{"isolation", &info.Isolation},
 				{"name", &info.Name},

@@ -38,20 +38,20 @@ func GCKeep(c *Call) (func(ipam.Record) bool, error) {
 }
 
 // GC releases the addresses of the network's attachments in one half that are
-// not in GC's list.
-func GC(ctx context.Context, c *Call, half conf.Half) error {
+// not in GC's list, and returns what they were.
+func GC(ctx context.Context, c *Call, half conf.Half) ([]ipam.Record, error) {
 	keep, err := GCKeep(c)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !storeExists(c) {
-		return nil
+		return nil, nil
 	}
 	s, err := OpenStore(ctx, c, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer s.Close()
-	_, err = s.GC(ctx, c.Conf.Name, half, keep)
-	return StoreError(err)
+	released, err := s.GC(ctx, c.Conf.Name, half, keep)
+	return released, StoreError(err)
 }

@@ -62,7 +62,10 @@ type Alias struct {
 	Overlay string
 	Half    conf.Half
 	Addrs   []netip.Addr
-	Since   time.Duration // CLOCK_BOOTTIME of the ADD, whole seconds
+	// MAC is that of the container's end, which may send from it and from Addrs
+	// only; zero: from whatever it likes.
+	MAC   conf.MAC
+	Since time.Duration // CLOCK_BOOTTIME of the ADD, whole seconds
 	// Attachment has its real names where they fit, which all but very long ones
 	// do. Else ContainerID stands for the attachment (see KeyOf), and Network
 	// may stand for the network's name (see InNetwork).
@@ -86,13 +89,17 @@ func NewAlias(overlay string, half conf.Half, a conf.Attachment, addrs []netip.A
 //
 //	overlay1 <overlay> <half> <addr>[,<addr>] <seconds> <ifname> <network> <container id>
 //
-// A network called like its overlay is written "=". A container id that does
+// MAC is written as the link-local address that follows from it, after the other
+// addresses. A network called like its overlay is written "=". A container id that does
 // not fit is written as the attachment's key, a network that does not fit even
 // then as a hash.
 func (a Alias) String() string {
 	var addrs []string
 	for _, ip := range a.Addrs {
 		addrs = append(addrs, ip.String())
+	}
+	if a.MAC != (conf.MAC{}) {
+		addrs = append(addrs, LinkLocal(a.MAC).String())
 	}
 	head := strings.Join([]string{hostEndPrefix, a.Overlay, string(a.Half), strings.Join(addrs, ","),
 		strconv.FormatInt(int64(a.Since/time.Second), 10), a.Attachment.IfName}, " ")
@@ -129,6 +136,10 @@ func ParseAlias(s string) (a Alias, ok bool) {
 		ip, err := netip.ParseAddr(text)
 		if err != nil {
 			return Alias{}, false
+		}
+		if ip.Is6() && ip.IsLinkLocalUnicast() {
+			a.MAC = macOfLinkLocal(ip)
+			continue
 		}
 		a.Addrs = append(a.Addrs, ip)
 	}
@@ -175,4 +186,14 @@ func ContainerMAC(addrs []netip.Prefix) conf.MAC {
 	}
 	sum := sha256.Sum256(addrs[0].Addr().AsSlice())
 	return conf.MAC{sum[0]&^1 | 2, sum[1], sum[2], sum[3], sum[4], sum[5]}
+}
+
+// LinkLocal is the address that IPv6 derives from a MAC (modified EUI-64).
+func LinkLocal(m conf.MAC) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
+}
+
+func macOfLinkLocal(a netip.Addr) conf.MAC {
+	b := a.As16()
+	return conf.MAC{b[8] ^ 2, b[9], b[10], b[13], b[14], b[15]}
 }

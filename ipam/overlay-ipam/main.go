@@ -14,13 +14,18 @@ import (
 	"overlayd.internal/overlay/internal/netns"
 )
 
+func gc(ctx context.Context, c *cni.Call, half conf.Half) error {
+	_, err := cni.GC(ctx, c, half)
+	return err
+}
+
 func main() {
 	cni.Main(cni.Plugin{
 		Name:   "overlay-ipam",
 		Add:    add,
 		Del:    del,
 		Check:  withHalf(cni.CheckAddresses),
-		GC:     withHalf(cni.GC),
+		GC:     withHalf(gc),
 		Status: withHalf(cni.Status),
 	})
 }

@@ -3,7 +3,6 @@ package nftables
 import (
 	"bytes"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -83,7 +82,7 @@ func (r reader) digest(addresses map[string]map[string]bool) ([]byte, error) {
 		var b bytes.Buffer
 		for _, typ := range slices.Sorted(maps.Keys(attrs)) {
 			if !slices.Contains(drop, typ) {
-				fmt.Fprintf(&b, " %d=%x", typ, withoutCounters(attrs[typ]))
+				fmt.Fprintf(&b, " %d=%x", typ, rtnl.WithoutCounters(attrs[typ]))
 			}
 		}
 		lines = append(lines, b.String())
@@ -109,15 +108,13 @@ func (r reader) digest(addresses map[string]map[string]bool) ([]byte, error) {
 		name := unix.ByteSliceToString(s[unix.NFTA_SET_NAME])
 		keys := addresses[name]
 		clear(keys)
-		for _, p := range parts {
-			rtnl.EachAttr(p[unix.NFTA_SET_ELEM_LIST_ELEMENTS], func(_ uint16, element []byte) {
-				if keys == nil {
-					lines = append(lines, fmt.Sprintf("%s %x", name, element))
-				} else {
-					keys[keyOf(element)] = true
-				}
-			})
-		}
+		rtnl.Elements(parts, func(key, element []byte) {
+			if keys == nil {
+				lines = append(lines, fmt.Sprintf("%s %x", name, element))
+			} else {
+				keys[string(key)] = true
+			}
+		})
 	}
 	slices.Sort(lines) // sets and their elements come in any order, rules do not
 	rules, err := r.list("list rules", unix.NFT_MSG_GETRULE, unix.NFTA_RULE_TABLE, nil)
@@ -136,59 +133,8 @@ func (r reader) digest(addresses map[string]map[string]bool) ([]byte, error) {
 	return h.Sum(nil), nil
 }
 
-// keyOf is the key of an element.
-func keyOf(element []byte) (key string) {
-	rtnl.EachAttr(element, func(typ uint16, data []byte) {
-		if typ == unix.NFTA_SET_ELEM_KEY {
-			rtnl.EachAttr(data, func(_ uint16, data []byte) { key = string(data) })
-		}
-	})
-	return key
-}
-
-// list asks for the objects of one kind and returns the attributes of each.
 func (r reader) list(step string, typ, tableAttr uint16, more func(*rtnl.Batch)) ([]map[uint16][]byte, error) {
-	table := zeroTerminated(r.table)
-	out, err := rtnl.List(r.Conn, rtnl.Request{
-		Step: step, Type: unix.NFNL_SUBSYS_NFTABLES<<8 | typ,
-		Header: []byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0},
-		Attrs: func(b *rtnl.Batch) {
-			b.Attr(tableAttr, table...)
-			if more != nil {
-				more(b)
-			}
-		},
-	}, func(m rtnl.Message) (map[uint16][]byte, bool) {
-		attrs := map[uint16][]byte{}
-		rtnl.EachAttr(slices.Clone(m.Data[min(len(m.Data), 4):]), func(typ uint16, data []byte) { attrs[typ] = data })
-		return attrs, bytes.Equal(attrs[tableAttr], table)
-	})
-	if errors.Is(err, unix.ENOENT) {
-		return nil, nil
-	}
-	return out, err
+	return r.Objects(step, unix.NFPROTO_INET, typ, tableAttr, r.table, more)
 }
 
 func zeroTerminated(s string) []byte { return append([]byte(s), 0) }
-
-// counter is the name of the expression that counts. Its data follows: a header,
-// then two attributes of eight bytes, with padding.
-var counter = zeroTerminated("counter")
-
-// withoutCounters zeroes what the counters of a rule have counted.
-func withoutCounters(b []byte) []byte {
-	const header, size = 4, 2*(4+8) + 4
-	if !bytes.Contains(b, counter) {
-		return b
-	}
-	b = slices.Clone(b)
-	for at := 0; ; {
-		i := bytes.Index(b[at:], counter)
-		if i < 0 {
-			return b
-		}
-		from := min(at+i+len(counter)+header, len(b))
-		at = min(from+size, len(b))
-		clear(b[from:at])
-	}
-}

@@ -67,14 +67,13 @@ func (f *Firewall) Set(ctx context.Context, r firewall.Ruleset) (changed int, er
 	if len(r.Chains) == 0 {
 		return f.Remove(ctx)
 	}
-	if f.wanted != nil && f.wanted.Equal(r) {
-		have, addresses, err := f.digest(r)
-		if err != nil {
-			return 0, err
-		}
-		if len(have) > 0 && bytes.Equal(have, f.made) && f.filled(r, addresses) {
-			return 0, nil
-		}
+	have, addresses, err := f.digest(r)
+	if err != nil {
+		return 0, err
+	}
+	filled := f.filled(r, addresses)
+	if f.wanted != nil && f.wanted.Equal(r) && len(have) > 0 && bytes.Equal(have, f.made) && filled {
+		return 0, nil
 	}
 	f.wanted = nil
 	n, err := f.replace(r)
@@ -85,6 +84,9 @@ func (f *Firewall) Set(ctx context.Context, r firewall.Ruleset) (changed int, er
 		return n, err
 	}
 	f.wanted = &r
+	if filled && bytes.Equal(have, f.made) {
+		return 0, nil // what an earlier process made
+	}
 	return n, nil
 }
 

@@ -20,6 +20,7 @@ func desired(l conf.Lease, ip netip.Addr) (cfg datapath.Host) {
 			Agent:     leased,
 			Isolation: g.Overlay.Isolation,
 			Allow:     g.Overlay.Allow,
+			AnySource: !g.Overlay.ChecksSources(),
 		})
 		if len(leased) == 0 {
 			continue

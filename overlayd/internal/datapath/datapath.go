@@ -17,6 +17,7 @@ import (
 	"sync"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/antispoof"
 	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/overlayd/internal/datapath/kernel"
 	"overlayd.internal/overlay/overlayd/internal/datapath/plan"
@@ -68,6 +69,9 @@ type Datapath struct {
 	kernel *kernel.Kernel
 	rules  rules
 	memory memory
+	// sources checks what containers send; unchecked: the kernel cannot.
+	sources   antispoof.Table
+	unchecked bool
 
 	warned warned
 }
@@ -206,6 +210,11 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	// The firewall comes first, so that isolation is there before traffic is.
 	var failed []plan.Problem
 	changed, err := d.rules.set(ctx, p.Wanted, underlay(peers, p.Wanted, have.FDB), have.IPv6)
+	if err != nil {
+		failed = append(failed, plan.Problem{Err: err})
+	}
+	n, err := d.checkSources(p.Wanted, have)
+	changed += n
 	if err != nil {
 		failed = append(failed, plan.Problem{Err: err})
 	}

@@ -191,6 +191,13 @@ func (a *attaching) run(ctx context.Context, prev *types100.Result) (*types100.R
 	if pair.mac == (conf.MAC{}) {
 		pair.mac = mark.ContainerMAC(addressing.addrs)
 	}
+	if a.call.Conf.ChecksSources() && a.overlay.Info.ChecksSources() {
+		if err := a.protect(pair, &alias, addressing.plain()); err != nil {
+			return nil, kernelError(err)
+		}
+		pair.alias = alias.String()
+	}
+	crash("protected")
 	addressing.routes, err = s.connect(ctx, pair, addressing.addrs, a.wantedRoutes(addressing), &a.undo)
 	if err != nil {
 		return nil, kernelError(err)

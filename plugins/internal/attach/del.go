@@ -59,6 +59,9 @@ func removeHostEnds(att conf.Attachment) (aliases []mark.Alias, _ error) {
 		if err != nil {
 			return nil, err
 		}
+		if err := unprotect(mark.HostEnd(half, att.Key()), alias); err != nil {
+			return nil, err
+		}
 		if alias.Overlay != "" {
 			aliases = append(aliases, alias)
 		}

@@ -6,10 +6,12 @@ import (
 	"slices"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/antispoof"
 	"overlayd.internal/overlay/internal/cni"
 	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/internal/veth"
+	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/ipam/rebuild"
 )
 
@@ -35,7 +37,11 @@ func (p program) gc(ctx context.Context, c *cni.Call) error {
 	if err := removeLinks(links); err != nil {
 		return kernelError(err) // their addresses stay taken
 	}
-	err = cni.GC(ctx, c, p.half)
+	if err := unprotectAll(links); err != nil {
+		return kernelError(err)
+	}
+	released, err := cni.GC(ctx, c, p.half)
+	err = errors.Join(err, p.unprotectReleased(released))
 	if delegates(c.Conf) && checkDelegate(c) == nil {
 		err = errors.Join(err, delegateVerb(ctx, c))
 	}
@@ -54,6 +60,32 @@ func withShortIDs(c *cni.Call) {
 			*list = append(*list, conf.ValidAttachment{ContainerID: mark.ShortID(key), IfName: v.IfName})
 		}
 	}
+}
+
+// unprotectAll is unprotect for links that were removed together.
+func unprotectAll(links []veth.Link) error {
+	for batch := range slices.Chunk(links, 100) {
+		var ports []antispoof.Port
+		for _, l := range batch {
+			if p, checked := portOf(l.Name, l.Alias); checked {
+				ports = append(ports, p)
+			}
+		}
+		if err := supported(antispoof.Release(ports...)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unprotectReleased is unprotect for attachments that were released: an ADD that
+// was killed may have left no link.
+func (p program) unprotectReleased(released []ipam.Record) error {
+	var devices []string
+	for _, r := range released {
+		devices = append(devices, mark.HostEnd(p.half, r.Key()))
+	}
+	return supported(antispoof.ReleaseDevice(devices...))
 }
 
 // removeLinks removes links together: the kernel waits 20 ms for each one that

@@ -266,7 +266,7 @@ func (s *sandbox) configure(p pair, index int, addrs []netip.Prefix, want []want
 	if slices.ContainsFunc(addrs, isIPv6) {
 		// The kernel would make a link-local address itself, and then spend a second
 		// or two on making sure that nobody else has it.
-		addAddress(&b, index, linkLocal(p.mac))
+		addAddress(&b, index, netip.PrefixFrom(mark.LinkLocal(p.mac), 64))
 	}
 	for _, a := range addrs {
 		addAddress(&b, index, a)

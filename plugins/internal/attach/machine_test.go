@@ -308,6 +308,9 @@ func (m *machine) wantNothing(containers ...namespace) {
 	if f := m.left(); !f.empty() {
 		m.t.Errorf("left on the host: links %v, records %v", f.links, f.records)
 	}
+	if s := m.sources(); strings.Contains(s, "elements") {
+		m.t.Errorf("left of what containers may send from:\n%s", s)
+	}
 	for _, c := range containers {
 		if links := c.links(m.t); len(links) != 0 {
 			m.t.Errorf("left in the container: %v", links)

@@ -133,9 +133,3 @@ func (r route) String() string {
 	}
 	return r.dst.String() + " via " + r.gw.String()
 }
-
-// linkLocal is the address IPv6 derives from a MAC (modified EUI-64).
-func linkLocal(m conf.MAC) netip.Prefix {
-	a := [16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]}
-	return netip.PrefixFrom(netip.AddrFrom16(a), 64)
-}

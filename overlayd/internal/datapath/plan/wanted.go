@@ -52,6 +52,7 @@ type Overlay struct {
 	Agent     []netip.Prefix // this host's agent subnets, one per family
 	Isolation conf.Isolation // from whom its containers are kept apart
 	Allow     []string       // overlays whose containers may reach this one all the same
+	AnySource bool           // its containers may send from any address
 }
 
 // Device is a link of ours with its addresses.
@@ -129,7 +130,7 @@ func SameHost(a, b Wanted) bool {
 			return a.Name == b.Name && a.Overlay == b.Overlay && slices.Equal(a.Addrs, b.Addrs)
 		}) &&
 		slices.EqualFunc(a.Overlays, b.Overlays, func(a, b Overlay) bool {
-			return a.Name == b.Name && a.Isolation.Mode() == b.Isolation.Mode() && slices.Equal(a.Allow, b.Allow) && slices.Equal(a.Subnets, b.Subnets) && slices.Equal(a.Agent, b.Agent)
+			return a.Name == b.Name && a.Isolation.Mode() == b.Isolation.Mode() && slices.Equal(a.Allow, b.Allow) && a.AnySource == b.AnySource && slices.Equal(a.Subnets, b.Subnets) && slices.Equal(a.Agent, b.Agent)
 		})
 }
 
