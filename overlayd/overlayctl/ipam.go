@@ -37,6 +37,7 @@ func (e *env) ipamCommand() *cobra.Command {
 	}
 	ipam.PersistentFlags().BoolVar(&asJSON, "json", false, "the same as -o json")
 	ipam.AddCommand(
+		e.releaseCommand(),
 		&cobra.Command{
 			Use: "show", Aliases: []string{"list"}, Short: "how many addresses are in use, and which container has which", Args: cobra.NoArgs,
 			RunE: do(e.listAddresses),
@@ -47,6 +48,25 @@ func (e *env) ipamCommand() *cobra.Command {
 		},
 	)
 	return ipam
+}
+
+func (e *env) releaseCommand() *cobra.Command {
+	force := false
+	cmd := &cobra.Command{
+		Use: "release CONTAINER", Short: "give back the addresses of a container that is gone", Args: cobra.ExactArgs(1),
+		Long: `Give back the addresses of a container of this host that is gone and whose runtime
+has not said so. The agent does it by itself after a minute.`,
+		Example: "  overlayctl ipam release 3f2c8a11",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			released, err := audit.Release(cmd.Context(), e.runDir, args[0], force)
+			for _, a := range released {
+				fmt.Fprintln(e.stdout, a)
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "also of one that is attached: it goes on with addresses that others get")
+	return cmd
 }
 
 // checkAddresses prints a line for each difference. That there is one is an

@@ -22,10 +22,10 @@ var version = "dev"
 // here; flags of its own are declared there.
 func (e *env) commands() []*cobra.Command {
 	return []*cobra.Command{
-		e.statusCommand(),
-		e.stateCommand(),
-		e.agentsCommand(),
-		e.overlaysCommand(),
+		e.watchable(e.statusCommand()),
+		e.watchable(e.stateCommand()),
+		e.watchable(e.agentsCommand()),
+		e.watchable(e.overlaysCommand()),
 		e.ipamCommand(),
 		e.storeCommand(),
 		e.backupCommand(),
@@ -33,10 +33,11 @@ func (e *env) commands() []*cobra.Command {
 		e.tokenCommand(),
 		e.caCommand(),
 		e.loginCommand(),
-		e.peersCommand(),
-		e.containersCommand(),
+		e.watchable(e.peersCommand()),
+		e.watchable(e.containersCommand()),
 		e.doctorCommand(),
 		e.explainCommand(),
+		e.reportCommand(),
 		e.versionCommand(),
 	}
 }

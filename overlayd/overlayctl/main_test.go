@@ -21,6 +21,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/netns"
+	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/cli"
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
@@ -310,5 +312,43 @@ OVERLAY  HALF  ADDRESSES  CONTAINER  IFNAME  NETWORK  INTERFACE
 	}
 	if code, stdout, _ := ctl(t, nil, "ipam", "--run-dir", t.TempDir(), "-o", "json"); code != 0 || !strings.Contains(stdout, `"usage": []`) {
 		t.Errorf("nothing published: code %d, %s", code, stdout)
+	}
+}
+
+// The addresses of a container that is gone are given back, those of one that is
+// attached are not.
+func TestRelease(t *testing.T) {
+	dir := t.TempDir()
+	s, err := ipam.Open(t.Context(), ipam.Options{Dir: filepath.Join(dir, conf.IPAMDir), Overlay: "dcos"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"gone", "here"} {
+		r := ipam.Request{Attachment: conf.Attachment{Network: "dcos", ContainerID: id, IfName: "eth0"}, Half: conf.Mesos,
+			Ranges: []netip.Prefix{netip.MustParsePrefix("9.0.1.0/25")}}
+		if id == "here" { // with a namespace that exists
+			r.NetNS = netns.Look("/proc/self/ns/net")
+		}
+		if _, err := s.Allocate(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"nobody"}, 1, "no address store of this host has the container nobody"},
+		{[]string{"gone"}, 0, "9.0.1.2\n"},
+		{[]string{"here"}, 1, "is attached to overlay dcos"},
+		{[]string{"here", "--force"}, 0, "9.0.1.3\n"},
+	} {
+		code, stdout, stderr := ctl(t, nil, append([]string{"ipam", "release", "--run-dir", dir}, tt.args...)...)
+		if code != tt.code || !strings.Contains(stdout+stderr, tt.says) {
+			t.Errorf("%v: code %d, %q, want %d and %q", tt.args, code, stdout+stderr, tt.code, tt.says)
+		}
 	}
 }

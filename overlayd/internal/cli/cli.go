@@ -59,6 +59,7 @@ func Run(ctx context.Context, root *cobra.Command, args []string, env LookupEnv,
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.InitDefaultCompletionCmd(args...) // after SetOut, whose writer it keeps
+	addMan(root)
 	prepare(root)
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpCommand(helpCommand())
