@@ -49,7 +49,14 @@ func TestDocs(t *testing.T) {
 	place(t, s, 0, "a", "dcos", lab.Mesos)
 	place(t, s, 1, "b", "dcos", lab.Docker)
 
-	tree := t.TempDir()
+	tree, home := t.TempDir(), t.TempDir()
+	token, err := s.Overlayctl(t.Context(), "token", "create", "--role", "operator")
+	must(t, err)
+	login := h.Command(t.Context(), filepath.Join(binDir, "overlayctl"), "login", "--coordinator", s.Coordinator.URL, "--token", strings.TrimSpace(token))
+	login.Env = append(os.Environ(), "HOME="+home)
+	if out, err := login.CombinedOutput(); err != nil {
+		t.Fatalf("log in: %v\n%s", err, out)
+	}
 	for link, to := range map[string]string{"bin": binDir, "conf": filepath.Join(top, "conf"), "docs": filepath.Join(top, "docs")} {
 		to, err := filepath.Abs(to)
 		must(t, err)
@@ -66,7 +73,7 @@ func TestDocs(t *testing.T) {
 mount -t tmpfs none /run && mkdir /run/overlay && mount --bind "$0" /run/overlay
 mount -t tmpfs none /var/lib && mkdir /var/lib/overlay && mount --bind "$1" /var/lib/overlay
 exec bash -euo pipefail -c "$2"`, h.RunDir, h.StateDir, b.script)
-				cmd.Env = append(os.Environ(), "PATH="+binDir+":"+os.Getenv("PATH"))
+				cmd.Env = append(os.Environ(), "PATH="+binDir+":"+os.Getenv("PATH"), "HOME="+home)
 			}
 			cmd.Dir = tree
 			out, err := cmd.CombinedOutput()
