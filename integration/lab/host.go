@@ -25,7 +25,8 @@ type Host struct {
 	Dir  string // parent of the others
 	Proc *Proc  // the agent, once started
 
-	FindsIP bool // the agent is not told its IP
+	FindsIP  bool   // the agent is not told its IP
+	Datapath string // which way traffic takes (--datapath); empty: the agent decides
 
 	RunDir, StateDir, CNIConfDir, UCRConfDir string
 	cniCache                                 string
@@ -173,6 +174,9 @@ func (h *Host) StartAgent(coordinator string, args ...string) (err error) {
 	}, args...)
 	if !h.FindsIP {
 		argv = append(argv, "--agent-ip", h.Underlay().String())
+	}
+	if h.Datapath != "" {
+		argv = append(argv, "--datapath", h.Datapath)
 	}
 	h.Proc, err = h.Lab.Start(h.Netns, "agent-"+filepath.Base(h.Dir), argv...)
 	return err

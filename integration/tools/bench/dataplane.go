@@ -241,7 +241,7 @@ func pingPong(ctx context.Context, p pair) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	out, err := p.client.Run(ctx, "taskset", "-c", "0", self, "-ping", fmt.Sprintf("%s:%d", p.to, pongPort))
+	out, err := p.client.Run(ctx, "taskset", "-c", "0", self, "-ping", netip.AddrPortFrom(p.to, pongPort).String())
 	if err != nil {
 		return 0, err
 	}

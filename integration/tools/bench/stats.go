@@ -34,6 +34,8 @@ type Report struct {
 	Machine string `json:"machine"`
 	Rows    []Row  `json:"rows"`
 	Goals   []Goal `json:"goals"`
+
+	shown map[string]bool // parts that were printed
 }
 
 func (r *Report) add(part, name, unit string, samples []float64) Row {
@@ -76,8 +78,15 @@ func (r *Report) find(part, name string) (Row, bool) {
 	return Row{}, false
 }
 
-// print writes the rows and goals of one part.
+// print writes the rows and goals of one part, once.
 func (r *Report) print(w io.Writer, part string) {
+	if r.shown[part] {
+		return
+	}
+	if r.shown == nil {
+		r.shown = map[string]bool{}
+	}
+	r.shown[part] = true
 	fmt.Fprintf(w, "\n%s\n", part)
 	for _, row := range r.Rows {
 		if row.Part == part {
