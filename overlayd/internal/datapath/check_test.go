@@ -61,7 +61,7 @@ func TestUpdateResync(t *testing.T) {
 	} {
 		h.sh(tc.damage)
 		if r, ok := update(nil); ok {
-			t.Errorf("%s: not noticed: %+v", tc.name, r)
+			t.Errorf("%s: not found: %+v", tc.name, r)
 		}
 		h.set(cfg, true)
 		h.sh("ip route del 9.0.7.0/24 dev eth0 metric 1 2>/dev/null || true")

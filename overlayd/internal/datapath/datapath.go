@@ -35,7 +35,7 @@ type (
 type Wanted struct {
 	Host // must not be changed afterwards
 	// Resync: the kernel is read, whatever the last Apply left behind. Without it
-	// only the difference is sent, where that is known.
+	// only the difference is sent, where Apply can tell it.
 	Resync bool
 	// Changes is for a caller who knows which peers changed since the last Apply;
 	// then Peers is not looked at. It makes Apply cost what changed.

@@ -33,7 +33,7 @@ func TestUpdate(t *testing.T) {
 			switch rnd.IntN(4) {
 			case 0:
 				delete(next, p.AgentID)
-				gone = append(gone, p.AgentID) // known or not
+				gone = append(gone, p.AgentID) // in the kernel or not
 			case 1:
 				if rnd.IntN(2) == 0 {
 					p.Subnets = p.Subnets[1:]
@@ -76,7 +76,7 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
-// While peers may be missing, those that the kernel has are spared only by a
+// While peers may be missing, those that the kernel has are kept only by a
 // look at it; once none are, peers come and go as ever, and who is said to be
 // gone is gone.
 func TestUpdatePartial(t *testing.T) {
@@ -92,16 +92,16 @@ func TestUpdatePartial(t *testing.T) {
 		return ok
 	}
 	if update(cfg.Peers[2:3]) {
-		t.Error("updated although the kernel has more than is known")
+		t.Error("updated although the kernel has more than was asked for")
 	}
 	less.Peers = cfg.Peers
 	h.mustSet(less, false)
 	if !update(nil, cfg.Peers[0].AgentID) {
-		t.Error("the kernel was to be read although nothing was spared")
+		t.Error("the kernel was to be read although nothing was kept")
 	}
 	less.Partial, less.Peers = false, cfg.Peers[1:]
 	if !update(nil) {
-		t.Error("the kernel was to be read to learn that all peers are known")
+		t.Error("the kernel was to be read to learn that no peer is missing")
 	}
 	h.mustBeIdle(less)
 }
@@ -110,8 +110,8 @@ func TestUpdatePartial(t *testing.T) {
 func TestUpdateEndsProblem(t *testing.T) {
 	_, hosts := onlyIPv4.plugHosts(t, 1)
 	h, cfg := hosts[0], onlyIPv4.Host(0, 3)
-	odd := cfg.Peers[0]
-	odd.AgentIP = netip.MustParseAddr("fd00::1")
+	strange := cfg.Peers[0]
+	strange.AgentIP = netip.MustParseAddr("fd00::1")
 	update := func(set []conf.Peer, gone ...string) (r Report) {
 		h.do(func() {
 			var ok bool
@@ -123,7 +123,7 @@ func TestUpdateEndsProblem(t *testing.T) {
 	}
 	alone := func() {
 		t.Helper()
-		cfg.Peers = []conf.Peer{odd}
+		cfg.Peers = []conf.Peer{strange}
 		if r := h.set(cfg, true); len(r.Overlays) != 1 {
 			t.Fatalf("with a peer of the other family only: %+v", r)
 		}
@@ -131,17 +131,17 @@ func TestUpdateEndsProblem(t *testing.T) {
 
 	alone()
 	cfg.Peers = nil
-	if r := update(nil, odd.AgentID); len(r.Overlays) > 0 {
-		t.Errorf("the odd peer has gone: %v", r.Overlays)
+	if r := update(nil, strange.AgentID); len(r.Overlays) > 0 {
+		t.Errorf("the strange peer has gone: %v", r.Overlays)
 	}
 	alone()
 	cfg = onlyIPv4.Host(0, 3)
 	if r := update(cfg.Peers[:1]); len(r.Overlays) > 0 {
-		t.Errorf("the odd peer is one of ours now: %v", r.Overlays)
+		t.Errorf("the strange peer is one of ours now: %v", r.Overlays)
 	}
 	alone()
 	other := onlyIPv4.Host(0, 3).Peers[1]
-	cfg.Peers = []conf.Peer{odd, other}
+	cfg.Peers = []conf.Peer{strange, other}
 	if r := update([]conf.Peer{other}); len(r.Overlays) > 0 {
 		t.Errorf("there is another peer: %v", r.Overlays)
 	}

@@ -353,6 +353,10 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 			types.ErrTryAgainLater, "bridge d-dcos is missing on this host"},
 		{"bridge down", func(m *machine, _ namespace, _ *call) { m.down("d-dcos") },
 			types.ErrTryAgainLater, "bridge d-dcos is down on this host"},
+		{"bridge's name is an altname of another link", func(m *machine, _ namespace, _ *call) {
+			m.deleteLink("d-dcos")
+			m.altname("vtep1024", "d-dcos")
+		}, types.ErrTryAgainLater, "bridge d-dcos is missing on this host"},
 		{"bridge is no bridge", func(m *machine, _ namespace, _ *call) {
 			m.deleteLink("d-dcos")
 			m.stranger("d-dcos")
@@ -411,6 +415,18 @@ func (m *machine) deleteLink(name string) {
 	l, err := m.host.LinkByName(name)
 	if err == nil {
 		err = m.host.LinkDel(l)
+	}
+	if err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// altname gives a link another name.
+func (m *machine) altname(link, name string) {
+	m.t.Helper()
+	l, err := m.host.LinkByName(link)
+	if err == nil {
+		err = m.host.LinkAddAltName(l, name)
 	}
 	if err != nil {
 		m.t.Fatal(err)

@@ -23,8 +23,8 @@ type Result struct {
 }
 
 // Apply carries out operations in order. index holds the links whose index is
-// certain. It answers with an error only when it had to stop, so that what
-// follows is not known; everything else is in Failed.
+// certain. It answers with an error only when it had to stop, so that the
+// outcome of the rest is uncertain; everything else is in Failed.
 func (k *Kernel) Apply(ctx context.Context, ops []plan.Op, index map[string]int) (Result, error) {
 	if index == nil {
 		index = map[string]int{}
@@ -108,6 +108,7 @@ func (a *applier) flush(ctx context.Context) error {
 		case o.Act == plan.Del && gone(err):
 		case errors.Is(err, unix.EEXIST) && (o.Obj == plan.Address || o.Obj == plan.ConnectedRoute || o.Obj == plan.LocalRoute):
 		case errors.Is(err, unix.ENODEV) && isPort(o): // the container has gone meanwhile
+		case errors.Is(err, unix.EEXIST) && o.Obj == plan.PeerRoute && a.isThere(o):
 		default:
 			a.fail(o, explain(o, err))
 			if o.Act == plan.Add && o.IsLink() {
@@ -118,6 +119,17 @@ func (a *applier) flush(ctx context.Context) error {
 	a.batch.Reset()
 	a.pending = a.pending[:0]
 	return err
+}
+
+// isThere reports whether the kernel has a route although it did not list it: while
+// IPv6 routes come and go, a listing leaves out some that nobody touches.
+func (a *applier) isThere(o plan.Op) bool {
+	to := o.Prefix.Addr()
+	if o.Prefix.Bits() < to.BitLen() {
+		to = to.Next()
+	}
+	r, ok, err := a.conn.Lookup(rtnl.Packet{Dst: to})
+	return err == nil && ok && r.Dst == o.Prefix && r.Protocol == mark.RouteProtocol && r.Metric == o.Metric && r.Via == o.Addr
 }
 
 // isPort: the operation is about the host end of a container.
@@ -148,7 +160,7 @@ func (a *applier) sysctl(o plan.Op) {
 	}
 }
 
-// encode adds the message for o to the batch. A refusal is told with the
+// encode adds the message for o to the batch. A refusal is reported with the
 // operation's own text.
 func encode(b *rtnl.Batch, o plan.Op, index, master int) {
 	switch o.Obj {

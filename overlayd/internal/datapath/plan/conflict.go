@@ -11,7 +11,7 @@ import (
 
 // possible is the wanted state less the overlays whose range holds a network of
 // this host: their bridges and routes would cut the host off from it. What
-// containers are attached to stays, and the overlay is told in any case.
+// containers are attached to stays, and the overlay's status says so in any case.
 func (p *Plan) possible(w Wanted, have *State) Wanted {
 	left := w
 	left.Overlays, left.Bridges = nil, nil
@@ -172,17 +172,17 @@ func showRoute(dst netip.Prefix) string {
 	return "ip route show " + dst.String()
 }
 
-// maxDiverted is how many diverted subnets of one overlay are told: a rule
+// maxDiverted is how many diverted subnets of one overlay are reported: a rule
 // diverts all of them or some.
 const maxDiverted = 3
 
 // diverted complains about ways that packets to peers take although the main
 // table says otherwise.
 func (p *Plan) diverted(have *State) {
-	told := map[string]int{}
+	reported := map[string]int{}
 	for _, d := range have.Diverted {
 		o := p.Wanted.OverlayOf(d.Dst)
-		if told[o]++; told[o] <= maxDiverted {
+		if reported[o]++; reported[o] <= maxDiverted {
 			p.complain(o, "packets to peer subnet %s %s, because of a rule that is not ours (ip rule show); see: %s", d.Dst, d.Way, d.Command)
 		}
 	}

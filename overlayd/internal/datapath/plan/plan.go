@@ -83,7 +83,7 @@ func ForDevices(want Wanted, have *State) *Plan {
 	p.planLinks(have)
 	for _, d := range p.Devices {
 		// A bridge that was only made with an MTU takes another one whenever a
-		// port comes or goes; one that was told keeps it.
+		// port comes or goes; one that was given an MTU keeps it.
 		madeBridge := p.Fresh[d.Name] && d.Overlay != ""
 		if madeBridge || !p.Fresh[d.Name] && have.Links[d.Name].MTU != p.MTU {
 			p.add(Op{Act: Set, Obj: LinkMTU, Dev: d.Name, Overlay: d.Overlay, MTU: p.MTU})
@@ -102,7 +102,7 @@ func ForDevices(want Wanted, have *State) *Plan {
 	return p
 }
 
-// ForLook is Make for a kernel whose entries are known to be the wanted ones.
+// ForLook is Make for a kernel that has exactly the wanted entries.
 func ForLook(want Wanted, have *State, entries Entries) *Plan {
 	p := ForDevices(want, have)
 	p.diverted(have)
@@ -173,7 +173,7 @@ func (p *Plan) chooseMTU(v VTEP, have *State) {
 }
 
 // withoutIPv6 is the wanted state less the IPv6 that this host cannot have;
-// every overlay that loses something is told.
+// every overlay that loses something says so.
 func (p *Plan) withoutIPv6(w Wanted, have *State) Wanted {
 	var why string
 	switch {

@@ -2,7 +2,7 @@
 // wanted end state of the overlays with what the kernel has and answers with the
 // operations, in order, and with what cannot be had. It is pure: it neither
 // reads the kernel nor changes it, so that the same plan serves the agent and
-// whoever only wants to know what is wrong.
+// for somebody who only wants to see what is wrong.
 package plan
 
 import (
@@ -134,7 +134,7 @@ func SameHost(a, b Wanted) bool {
 		})
 }
 
-// SamePeer compares what the kernel is told of two peers. The epoch is not: it
+// SamePeer compares what of two peers goes into the kernel. The epoch is not: it
 // grows with every renewal of interest to others, and matters only in a dispute.
 func SamePeer(a, b *conf.Peer) bool {
 	return a.AgentIP == b.AgentIP && a.VTEPIP == b.VTEPIP && a.VTEPIP6 == b.VTEPIP6 && a.VTEPMAC == b.VTEPMAC &&
