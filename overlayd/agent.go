@@ -71,6 +71,29 @@ func agentCommand() *cobra.Command {
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runAgent(cmd.Context(), f, cmd.ErrOrStderr()) },
 	}
 	f.declare(cmd.Flags())
+	cmd.AddCommand(teardownCommand())
+	return cmd
+}
+
+// teardownCommand takes the flags of the agent, so that its environment and its
+// configuration file serve as they are.
+func teardownCommand() *cobra.Command {
+	var f agentFlags
+	force := false
+	cmd := &cobra.Command{
+		Use: "teardown [flags]", Short: "take everything of the overlays off this host", Args: cobra.NoArgs,
+		Long: `Takes everything of the overlays off this host: Docker networks, CNI files, links,
+routes, firewall rules, and the sysctls that the agent changed. Nothing else is
+touched, and the identity of the host stays. The agent has to be stopped, and so
+have the containers, unless --force is given.`,
+		Example: "  overlayd agent teardown --config /etc/overlay/agent.yaml",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+			return agent.Teardown(cmd.Context(), f.Options, force)
+		},
+	}
+	f.declare(cmd.Flags())
+	cmd.Flags().BoolVar(&force, "force", false, "also while containers are attached; they lose the network")
 	return cmd
 }
 

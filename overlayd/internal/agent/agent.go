@@ -32,6 +32,7 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/logkey"
 	"overlayd.internal/overlay/overlayd/internal/runtimes/docker"
 	"overlayd.internal/overlay/overlayd/internal/serve"
+	"overlayd.internal/overlay/overlayd/internal/teardown"
 )
 
 // Agent is made by New and lives in Run.
@@ -78,6 +79,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	bootID, err := conf.BootID()
 	if err != nil {
 		return err
+	}
+	if err := teardown.Remember(a.opts.StateDir, bootID); err != nil {
+		a.log.Warn("cannot store what the host had before; teardown will not put it back", logkey.Err, err)
 	}
 	socket := serve.Socket{Group: a.opts.SocketGroup, Path: filepath.Join(a.opts.RunDir, conf.SocketFile), Perm: 0o660, Look: a.timing.socket}
 	listeners, err := listen(ctx, socket, a.opts.Listen)

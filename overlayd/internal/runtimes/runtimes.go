@@ -63,21 +63,42 @@ type Files struct {
 // name we need is such a failure.
 func (f *Files) Sync(ctx context.Context, overlays []conf.AgentOverlay) error {
 	var errs []error
-	if f.CNIConfDir != "" {
-		dir := directory{
-			path: f.CNIConfDir, prefix: cniPrefix, suffix: ".conflist", firstPlugin: firstOfList, plugin: "d-overlay",
-			// The temporary name has no suffix that a CNI runtime looks for.
-			write: func(path string, data []byte) error { return conf.WriteFile(path, data, filePerm, "") },
-		}
-		want, err := render(overlays, conf.Docker, func(name string) any { return f.conflist(ctx, name) })
-		errs = append(errs, err, f.sync(dir, want))
-	}
-	if f.UCRConfDir != "" {
-		dir := directory{path: f.UCRConfDir, suffix: ".conf", firstPlugin: onlyPlugin, plugin: "m-overlay", write: writeUCR}
-		want, err := render(overlays, conf.Mesos, func(name string) any { return f.ucr(name) })
-		errs = append(errs, err, f.sync(dir, want))
+	for _, d := range f.directories() {
+		want, err := render(overlays, d.half, func(name string) any { return d.content(ctx, name) })
+		errs = append(errs, err, f.sync(d, want))
 	}
 	return errors.Join(errs...)
+}
+
+// Remove removes every file of ours.
+func (f *Files) Remove() error {
+	var errs []error
+	for _, d := range f.directories() {
+		if _, err := os.Stat(d.path); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		errs = append(errs, f.prune(d, nil))
+	}
+	return errors.Join(errs...)
+}
+
+// directories are those that files are kept in.
+func (f *Files) directories() (out []directory) {
+	if f.CNIConfDir != "" {
+		out = append(out, directory{
+			path: f.CNIConfDir, prefix: cniPrefix, suffix: ".conflist", firstPlugin: firstOfList, plugin: "d-overlay", half: conf.Docker,
+			content: func(ctx context.Context, name string) any { return f.conflist(ctx, name) },
+			// The temporary name has no suffix that a CNI runtime looks for.
+			write: func(path string, data []byte) error { return conf.WriteFile(path, data, filePerm, "") },
+		})
+	}
+	if f.UCRConfDir != "" {
+		out = append(out, directory{
+			path: f.UCRConfDir, suffix: ".conf", firstPlugin: onlyPlugin, plugin: "m-overlay", half: conf.Mesos, write: writeUCR,
+			content: func(_ context.Context, name string) any { return f.ucr(name) },
+		})
+	}
+	return out
 }
 
 // render returns the wanted content by overlay name for every overlay with a
@@ -167,6 +188,8 @@ type directory struct {
 	prefix, suffix string
 	plugin         string // type of the first plugin of a file of ours
 	firstPlugin    func([]byte) string
+	half           conf.Half // whose bridge an overlay has to have
+	content        func(ctx context.Context, overlay string) any
 	write          func(path string, data []byte) error
 }
 
@@ -211,10 +234,16 @@ func (f *Files) sync(d directory, want map[string][]byte) error {
 	for _, name := range slices.Sorted(maps.Keys(want)) { // in order: the errors are logged when they change
 		errs = append(errs, f.put(d, d.file(name), want[name]))
 	}
+	return errors.Join(append(errs, f.prune(d, want))...)
+}
+
+// prune removes the files of ours that are not wanted.
+func (f *Files) prune(d directory, want map[string][]byte) error {
 	entries, err := os.ReadDir(d.path)
 	if err != nil {
-		errs = append(errs, fmt.Errorf("look for runtime configurations: %w", err))
+		return fmt.Errorf("look for runtime configurations: %w", err)
 	}
+	var errs []error
 	for _, e := range entries {
 		name := d.overlay(e.Name())
 		if _, wanted := want[name]; name == "" || wanted || !e.Type().IsRegular() {
