@@ -24,7 +24,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
@@ -72,7 +71,11 @@ type Path struct {
 // need (5.15 is enough) or the process may not load them. Nothing is attached
 // before Apply.
 func New(log *slog.Logger) (_ *Path, err error) {
-	if err := rlimit.RemoveMemlock(); err != nil {
+	// Kernels before 5.11 count maps as locked memory. Package rlimit of the eBPF
+	// library finds out which kernel it is by making a map before main runs, in every
+	// program that links it.
+	all := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
+	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &all); err != nil {
 		return nil, fmt.Errorf("raise the limit of locked memory: %w", err)
 	}
 	p := &Path{
