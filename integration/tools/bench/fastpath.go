@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
+	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/integration/lab"
 )
@@ -25,6 +26,7 @@ type route struct {
 	to4, to6       netip.Addr
 	agents         [2]*lab.Host // of our own ways
 	more           []pair       // of containers, beside the first
+	served         []*lab.Proc  // iperf3 in the servers
 }
 
 // The routes. All have a masquerading rule; ours have the whole firewall.
@@ -244,26 +246,51 @@ func handHost(ctx context.Context, name string, i int, node, other *lab.Node, sp
 		fmt.Sprintf("route add default via 9.200.%d.1", i), fmt.Sprintf("route add default via fd09:200:0:%d::1", i))
 }
 
-// busy is what the processors did since boot, in seconds.
-func busy() (float64, error) {
-	b, err := os.ReadFile("/proc/stat")
+// processorTime is what the programs of a measurement used so far, in seconds:
+// those that ended, those that serve, and the kernel's threads for packets that
+// their processor had no time for. Work that the kernel does for packets while a
+// program runs is that program's. Others on the machine do not count.
+func processorTime(servers []*lab.Proc) (float64, error) {
+	var children unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_CHILDREN, &children); err != nil {
+		return 0, err
+	}
+	sum := time.Duration(children.Utime.Nano() + children.Stime.Nano()).Seconds()
+	threads, err := softirqThreads()
 	if err != nil {
 		return 0, err
 	}
-	line, _, _ := strings.Cut(string(b), "\n")
-	f := strings.Fields(line)
-	if len(f) < 9 {
-		return 0, fmt.Errorf("/proc/stat: unexpected %q", line)
+	for _, p := range servers {
+		threads = append(threads, p.Pid())
 	}
-	sum := 0.0
-	for i, text := range f[1:9] {
-		n, err := strconv.ParseFloat(text, 64)
+	for _, pid := range threads {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil {
 			return 0, err
 		}
-		if i != 3 && i != 4 { // idle and waiting for a disk
-			sum += n
+		f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+		for _, text := range f[11:13] { // utime, stime
+			ticks, err := strconv.ParseFloat(text, 64)
+			if err != nil {
+				return 0, err
+			}
+			sum += ticks / 100
 		}
 	}
-	return sum / 100, nil
+	return sum, nil
+}
+
+// softirqThreads are the process ids of ksoftirqd.
+func softirqThreads() (pids []int, err error) {
+	names, err := filepath.Glob("/proc/[0-9]*/comm")
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		if err != nil || !strings.HasPrefix(string(b), "ksoftirqd/") {
+			continue // or it has ended
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name))); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, err
 }
