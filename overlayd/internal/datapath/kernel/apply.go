@@ -246,6 +246,8 @@ func encodeVXLAN(b *rtnl.Batch, o plan.Op) {
 			b.Attr(unix.IFLA_VXLAN_UDP_CSUM, 1)
 		} else {
 			b.AttrAddr(unix.IFLA_VXLAN_LOCAL6, o.Addr)
+			// What the fast path of a peer sends has no checksum outside.
+			b.Attr(unix.IFLA_VXLAN_UDP_ZERO_CSUM6_RX, 1)
 		}
 	})
 }
