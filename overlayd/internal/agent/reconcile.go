@@ -3,8 +3,10 @@ package agent
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
+	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/datapath"
 	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
@@ -85,12 +87,20 @@ func (l *loop) offer() {
 		overlays := withoutStatus(state.Overlays)
 		l.runtimes.Set(overlays)
 		if l.agent.docker != nil && l.outcome.report.MTU != 0 {
-			l.agent.docker.Set(overlays, l.outcome.report.MTU)
+			l.agent.docker.Set(l.allowed(overlays), l.outcome.report.MTU)
 		}
 	}
 	l.serve(state)
 	l.reportStatus(false)
 	l.plan(l.outcome.failing || l.published.err != nil)
+}
+
+// allowed leaves out the overlays that the datapath refuses: a network of Docker
+// comes with a bridge, which would cut the host off all the same.
+func (l *loop) allowed(overlays []conf.AgentOverlay) []conf.AgentOverlay {
+	return slices.DeleteFunc(slices.Clone(overlays), func(o conf.AgentOverlay) bool {
+		return slices.Contains(l.outcome.report.Refused, o.Info.Name)
+	})
 }
 
 // takePeerEvent takes in an event of the watch if one waits, and reports whether

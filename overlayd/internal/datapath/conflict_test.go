@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -77,6 +78,9 @@ func TestHostNetworkInRange(t *testing.T) {
 			h.sh(tc.add)
 			before := h.sh("ip addr show x0; ip route show dev x0; ip -6 route show dev x0; ip addr show lo")
 			h.mustComplain(cfg, tc.overlay, tc.want...)
+			if r := h.set(cfg, false); !slices.Equal(r.Refused, []string{tc.overlay}) {
+				t.Errorf("refused are %v, want %s", r.Refused, tc.overlay)
+			}
 			if after := h.sh("ip addr show x0; ip route show dev x0; ip -6 route show dev x0; ip addr show lo"); after != before {
 				t.Errorf("the host's network was\n%s\nand is\n%s", before, after)
 			}
@@ -102,6 +106,9 @@ func TestHostNetworkInRange(t *testing.T) {
 			c, _ := h.container("m-"+tc.overlay, gateway, 5)
 			h.sh(tc.add)
 			h.mustComplain(cfg, tc.overlay, "containers are attached")
+			if r := h.set(cfg, true); len(r.Refused) > 0 {
+				t.Errorf("refused are %v although containers are attached", r.Refused)
+			}
 			c.mustPing("", gateway.Addr().String())
 			h.sh(tc.del)
 			h.mustSet(cfg, true)

@@ -54,6 +54,7 @@ type Changes struct {
 type Report struct {
 	MTU       int              // of VTEP, bridges and container interfaces; 0: the kernel could not be read
 	Overlays  map[string]error // by name; absent: fine
+	Refused   []string         // of these the overlays that are not set up at all, so that nobody else may either
 	Err       error            // what concerns the whole host
 	Changed   int              // kernel objects added, changed or removed
 	PeersOnly bool             // only peers had to be looked at
@@ -234,7 +235,9 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	if err == nil && len(failed) == 0 {
 		d.memory.remember(w, p, have, peers, result.Index)
 	}
-	return newReport(append(p.Problems, failed...), p.MTU, changed, err), err
+	r := newReport(append(p.Problems, failed...), p.MTU, changed, err)
+	r.Refused = p.Refused
+	return r, err
 }
 
 // setPeers is Apply for the case that only peers changed since the last one. ok
@@ -264,7 +267,7 @@ func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report
 	}
 	m.replace(old, now)
 	r = newReport(append(slices.Clip(m.problems), failed...), m.mtu, result.Changed, err)
-	r.PeersOnly = true
+	r.PeersOnly, r.Refused = true, m.refused
 	return r, true
 }
 

@@ -28,6 +28,7 @@ func (p *Plan) possible(w Wanted, have *State) Wanted {
 			continue
 		}
 		refused[o.Name] = true
+		p.Refused = append(p.Refused, o.Name)
 		p.complain(o.Name, "overlay %s is not set up here, because its range holds a network of this host: %s; give the overlay another range or the host another network", o.Name, what)
 	}
 	if len(refused) == 0 {

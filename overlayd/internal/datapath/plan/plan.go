@@ -34,9 +34,10 @@ type Plan struct {
 	Problems []Problem // they stay until the configuration or the kernel changes
 	Notices  []string  // what somebody should look at, though overlays work without it
 	MTU      int
-	Lowered  bool // the configured MTU does not fit
-	Disputed bool // peers contradict each other
-	AtOdds   bool // some of the problems are with peers
+	Lowered  bool     // the configured MTU does not fit
+	Disputed bool     // peers contradict each other
+	AtOdds   bool     // some of the problems are with peers
+	Refused  []string // overlays that are not set up here
 	// Kept: something is not wanted and stays, because peers may be missing.
 	Kept    bool
 	Entries Entries // what the kernel has in the end
