@@ -33,6 +33,54 @@ make a token for it: overlayctl token create.`,
 			return client.AgentsRevoke(cmd.Context(), ids)
 		},
 	})
+	cmd.AddCommand(e.agentsRemoveCommand(), e.agentsPruneCommand())
+	return cmd
+}
+
+func (e *env) agentsRemoveCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "remove AGENT...", Short: "give back the leases of agents, named by id or address", Args: cobra.MinimumNArgs(1),
+		Long: `Give back the leases of agents, named by id or address.
+
+Their subnets are free for other hosts at once, so their containers have to be
+gone. An agent that still runs registers again and gets a new lease.`,
+		RunE: func(cmd *cobra.Command, names []string) error {
+			client, err := e.operator(cmd.Context())
+			if err != nil {
+				return err
+			}
+			_, err = client.Delete(cmd.Context(), names)
+			return err
+		},
+	}
+}
+
+func (e *env) agentsPruneCommand() *cobra.Command {
+	var absence time.Duration
+	var dryRun bool
+	cmd := &cobra.Command{
+		Use: "prune [--not-seen DURATION] [--dry-run]", Short: "give back the leases of agents that were superseded or are long gone", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := e.operator(cmd.Context())
+			if err != nil {
+				return err
+			}
+			gone, err := client.Prune(cmd.Context(), api.PruneRequest{NotSeenSeconds: int64(absence / time.Second), DryRun: dryRun})
+			if err != nil {
+				return err
+			}
+			if e.structured() {
+				return e.print(gone)
+			}
+			for _, a := range gone {
+				fmt.Fprintf(e.stdout, "%s at %s, last seen %s\n", a.AgentID, a.AgentIP, lastSeen(a))
+			}
+			_, err = fmt.Fprintf(e.stdout, "%d leases %s\n", len(gone), map[bool]string{true: "would be given back", false: "given back"}[dryRun])
+			return err
+		},
+	}
+	cmd.Flags().DurationVar(&absence, "not-seen", 30*24*time.Hour, "how long an agent has to be gone")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only list them")
 	return cmd
 }
 

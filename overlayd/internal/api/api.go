@@ -17,6 +17,7 @@ const (
 	PathStatus       = "/v1/status"                    // POST StatusReport -> 204
 	PathWatch        = "/v1/watch"                     // GET ?agent=ID&revision=N&run=R -> stream of PeerEvent, one a line
 	PathAgents       = "/v1/agents"                    // GET []Agent
+	PathPrune        = "/v1/agents/prune"              // POST PruneRequest -> []Agent
 	PathBackup       = "/v1/backup"                    // GET a copy of all that is stored, see overlayctl restore
 	PathOverlays     = "/v1/overlays"                  // GET []Overlay
 )
@@ -47,6 +48,8 @@ type RegisterRequest struct {
 	// the host had before. They tell a host that starts again from a copy of it.
 	Instance string   `json:"instance,omitempty"`
 	Previous []string `json:"previous,omitempty"`
+	// Source is the address that the request came from, as the coordinator sees it.
+	Source netip.Addr `json:"-"`
 }
 
 // Speaker is the id of the agent that a request speaks for.
@@ -106,6 +109,13 @@ type Overlay struct {
 type Pool struct {
 	Total uint64 `json:"total"` // capped at 2^62
 	Used  uint64 `json:"used"`
+}
+
+// PruneRequest gives back the leases of agents that are not connected and were
+// superseded, or not seen for so long.
+type PruneRequest struct {
+	NotSeenSeconds int64 `json:"not_seen_seconds"`
+	DryRun         bool  `json:"dry_run,omitempty"` // only list them
 }
 
 // DeleteRequest names agents, by IP as in DC/OS or by agent id, whose leases

@@ -151,6 +151,12 @@ func (c *Client) Delete(ctx context.Context, agents []string) (state conf.Master
 	return state, err
 }
 
+// Prune gives back leases, and returns the agents that had them.
+func (c *Client) Prune(ctx context.Context, req PruneRequest) (agents []Agent, err error) {
+	err = c.do(ctx, http.MethodPost, PathPrune, req, &agents)
+	return agents, err
+}
+
 // Backup writes a copy of everything that is stored to w. The copy says itself
 // whether it is whole.
 func (c *Client) Backup(ctx context.Context, w io.Writer) error {

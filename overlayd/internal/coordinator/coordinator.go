@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -67,17 +68,18 @@ type Coordinator struct {
 	encoded   encodedState
 	stopped   chan struct{} // closed when Run has ended
 
-	mu       sync.Mutex // guards what follows
-	view     *view
-	waiters  waiters
-	presence map[string]*presence // by agent id
-	moves    map[string]struct{}  // agents that came or went and are not written down
-	moved    chan struct{}        // has a token when moves may not be empty
-	changed  map[string]struct{}  // agents whose peers have not been told yet
-	flushing bool                 // a flush is between reading changed and publishing
-	running  bool
-	failed   error         // of the last write to the store; nil: it was written
-	dirty    chan struct{} // has a token when changed may not be empty
+	mu        sync.Mutex // guards what follows
+	view      *view
+	waiters   waiters
+	presence  map[string]*presence     // by agent id
+	takenOver map[netip.Addr]time.Time // addresses that went to who spoke from them
+	moves     map[string]struct{}      // agents that came or went and are not written down
+	moved     chan struct{}            // has a token when moves may not be empty
+	changed   map[string]struct{}      // agents whose peers have not been told yet
+	flushing  bool                     // a flush is between reading changed and publishing
+	running   bool
+	failed    error         // of the last write to the store; nil: it was written
+	dirty     chan struct{} // has a token when changed may not be empty
 }
 
 // New reads the store and checks that what is leased fits the configuration.
@@ -96,15 +98,16 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 		version: o.Version, shared: o.Shared,
 		started:  time.Now(),
 		identity: o.Identity, statePublic: o.StatePublic,
-		run:      rand.Text(),
-		pace:     defaultPace,
-		body:     serve.BodyTimeout,
-		stopped:  make(chan struct{}),
-		presence: map[string]*presence{},
-		moves:    map[string]struct{}{},
-		moved:    make(chan struct{}, 1),
-		changed:  map[string]struct{}{},
-		dirty:    make(chan struct{}, 1),
+		run:       rand.Text(),
+		pace:      defaultPace,
+		body:      serve.BodyTimeout,
+		stopped:   make(chan struct{}),
+		presence:  map[string]*presence{},
+		takenOver: map[netip.Addr]time.Time{},
+		moves:     map[string]struct{}{},
+		moved:     make(chan struct{}, 1),
+		changed:   map[string]struct{}{},
+		dirty:     make(chan struct{}, 1),
 	}
 	for {
 		v, err := c.load(ctx)

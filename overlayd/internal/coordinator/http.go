@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/netip"
 
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/serve"
@@ -29,6 +30,7 @@ func (c *Coordinator) handler(ended <-chan struct{}) http.Handler {
 		{http.MethodGet, api.PathWatch, self, ownQuery("agent", watch)},
 		{http.MethodGet, api.PathAgents, reader, c.serveAgents},
 		{http.MethodGet, api.PathBackup, operator, c.serveBackup},
+		{http.MethodPost, api.PathPrune, operator, c.servePrune},
 		{http.MethodGet, api.PathOverlays, reader, c.serveOverlays},
 		{http.MethodGet, api.PathHealth, public, c.serveHealth},
 		{http.MethodGet, api.PathReady, public, c.serveReady},
@@ -67,6 +69,9 @@ func (c *Coordinator) serveOverlays(w http.ResponseWriter, _ *http.Request) erro
 }
 
 func (c *Coordinator) serveRegister(w http.ResponseWriter, r *http.Request, req api.RegisterRequest) error {
+	if from, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		req.Source = from.Addr().Unmap().WithZone("")
+	}
 	lease, err := c.Register(r.Context(), req)
 	c.counts.registration(err)
 	if err != nil {

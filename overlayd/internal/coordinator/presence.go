@@ -83,6 +83,9 @@ func (c *Coordinator) checkLiveLocked(req api.RegisterRequest) error {
 	if !ok || holder == req.AgentID {
 		return nil
 	}
+	if proven && req.Source == req.AgentIP && c.takeOverLocked(req.AgentIP) {
+		return nil // it speaks from there, so the holder is there no longer
+	}
 	heard, connected := c.lastHeardLocked(holder)
 	if ago := time.Since(heard); connected || ago < alive {
 		what := "is connected"
@@ -95,6 +98,25 @@ func (c *Coordinator) checkLiveLocked(req api.RegisterRequest) error {
 			req.AgentIP, holder, what, req.AgentID, alive, holder)
 	}
 	return nil
+}
+
+// takeOverAgain is how long nobody gets an address from its holder, who got it so
+// himself. Two hosts that both speak from one address would change it for ever.
+const takeOverAgain = time.Minute
+
+// takeOverLocked reports whether an address may go to a host that speaks from it.
+func (c *Coordinator) takeOverLocked(ip netip.Addr) bool {
+	now := time.Now()
+	for taken, at := range c.takenOver {
+		if now.Sub(at) > takeOverAgain {
+			delete(c.takenOver, taken)
+		}
+	}
+	if _, again := c.takenOver[ip]; again {
+		return false
+	}
+	c.takenOver[ip] = now
+	return true
 }
 
 func idInUse(req api.RegisterRequest, by netip.Addr) error {

@@ -65,9 +65,10 @@ func (c *Coordinator) planReport(report api.StatusReport) (txn store.Txn, viewRe
 	was := c.view.statuses[report.AgentID]
 	old := was.decode()
 	now := status{Version: old.Version, Instance: old.Instance}
+	foreign := 0
 	for name, s := range report.Overlays {
 		if _, ok := c.network.Overlay(name); !ok {
-			c.log.Warn("agent reports on an overlay that it has not", "agent", a.id, "overlay", clip(name, conf.MaxNameLen))
+			foreign++
 			continue
 		}
 		if now.Overlays == nil {
@@ -75,6 +76,9 @@ func (c *Coordinator) planReport(report api.StatusReport) (txn store.Txn, viewRe
 		}
 		s.Error = clip(s.Error, maxStatusError)
 		now.Overlays[name] = s
+	}
+	if foreign > 0 { // one line, however many a report holds
+		c.log.Warn("agent reports on overlays that are not configured", "agent", a.id, "overlays", foreign)
 	}
 	if reflect.DeepEqual(old, now) {
 		return txn, 0, nil
