@@ -68,16 +68,10 @@ type Path struct {
 }
 
 // New loads the programs. It fails where the kernel does not have what they
-// need (5.15 is enough) or the process may not load them. Nothing is attached
-// before Apply.
+// need (5.15 is enough) or the process may not load them. Such kernels do not
+// count maps as locked memory, so no limit has to be raised, which not every
+// process may. Nothing is attached before Apply.
 func New(log *slog.Logger) (_ *Path, err error) {
-	// Kernels before 5.11 count maps as locked memory. Package rlimit of the eBPF
-	// library finds out which kernel it is by making a map before main runs, in every
-	// program that links it.
-	all := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
-	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &all); err != nil {
-		return nil, fmt.Errorf("raise the limit of locked memory: %w", err)
-	}
 	p := &Path{
 		log: log, overlays: slots{}, attached: map[int]attachment{}, owners: map[netip.Addr]int{},
 		bridges: map[int]conf.MAC{}, uplinks: map[int]string{},

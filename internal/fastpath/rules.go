@@ -69,7 +69,8 @@ func ForeignRule(ctx context.Context, overlays []netip.Prefix) (string, error) {
 			}
 		}
 	}
-	out, err := output(ctx, "nft", "-j", "list", "ruleset")
+	// Terse: sets of ours have tens of thousands of elements.
+	out, err := output(ctx, "nft", "-t", "-j", "list", "ruleset")
 	if err != nil || len(bytes.TrimSpace(out)) == 0 {
 		return "", err
 	}
