@@ -90,6 +90,9 @@ func IsOurChain(name string) bool {
 // programs of a host.
 const SetPrefix = "overlay-"
 
+// FirewalldZone is the zone of firewalld that holds VTEP and bridges.
+const FirewalldZone = "overlay"
+
 // The objects of nftables: one table of this name in each family that needs one.
 const (
 	NFTable = "overlay"

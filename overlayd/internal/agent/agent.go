@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/firewall/firewalld"
 	"overlayd.internal/overlay/overlayd/internal/datapath"
 	"overlayd.internal/overlay/overlayd/internal/fast"
 	"overlayd.internal/overlay/overlayd/internal/logkey"
@@ -95,6 +96,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	defer dp.Close()
 	dp.SelectFirewall(a.opts.Firewall)
+	dp.UseFirewalld(firewalld.Address())
 
 	log := a.log.With(logkey.Agent, id)
 	group, ctx := errgroup.WithContext(ctx)

@@ -18,6 +18,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/antispoof"
+	"overlayd.internal/overlay/internal/firewall/firewalld"
 	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/overlayd/internal/datapath/kernel"
 	"overlayd.internal/overlay/overlayd/internal/datapath/plan"
@@ -73,6 +74,7 @@ type Datapath struct {
 	// sources checks what containers send; unchecked: the kernel cannot.
 	sources   antispoof.Table
 	unchecked bool
+	firewalld firewalld.Client
 
 	warned warned
 }
@@ -214,7 +216,12 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	if err != nil {
 		failed = append(failed, plan.Problem{Err: err})
 	}
-	n, err := d.checkSources(p.Wanted, have)
+	n, err := d.passFirewalld(ctx, p.Wanted, have)
+	changed += n
+	if err != nil {
+		failed = append(failed, plan.Problem{Err: err})
+	}
+	n, err = d.checkSources(p.Wanted, have)
 	changed += n
 	if err != nil {
 		failed = append(failed, plan.Problem{Err: err})

@@ -213,6 +213,9 @@ func concernsFirewall(h rtnl.Message) bool {
 	table, chain := names[unix.NFTA_TABLE_NAME], names[unix.NFTA_RULE_CHAIN]
 	ours := table == mark.NFTable && (family == unix.NFPROTO_INET || family == unix.NFPROTO_BRIDGE)
 	theirs := family == unix.NFPROTO_IPV4 || family == unix.NFPROTO_IPV6
+	if table == firewalldTable {
+		return h.Type&0xff == unix.NFT_MSG_DELTABLE || h.Type&0xff == unix.NFT_MSG_NEWRULE
+	}
 	switch h.Type & 0xff {
 	case unix.NFT_MSG_DELTABLE:
 		return ours || theirs && (table == "filter" || table == "nat" || table == "raw")
@@ -231,6 +234,10 @@ func concernsFirewall(h rtnl.Message) bool {
 	}
 	return false
 }
+
+// firewalldTable is the table of firewalld. It is made anew when firewalld starts
+// or reloads, which is when it forgets what it was told.
+const firewalldTable = "firewalld"
 
 // isHook reports whether a chain is one of those that ours are jumped to from.
 func isHook(chain string) bool {
