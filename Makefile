@@ -11,8 +11,8 @@ setup: ## install what is missing on this Debian machine and build the tools (ro
 build: ## static binaries into bin/
 	@scripts/build
 
-demo: ## a coordinator, three hosts and containers that talk, on this machine (root); KEEP=1 leaves it up, CLEAN=1 removes it
-	@KEEP="$(KEEP)" CLEAN="$(CLEAN)" scripts/demo
+demo: ## a coordinator, three hosts and containers that talk, on this machine (root); KEEP=1 leaves it up, CLEAN=1 removes it; STORE=etcd for two coordinators
+	@KEEP="$(KEEP)" CLEAN="$(CLEAN)" STORE="$(STORE)" scripts/demo
 
 test: ## everything CI checks: setup, build, lint, all tests (root)
 	@scripts/test

@@ -32,11 +32,15 @@ func TestDemo(t *testing.T) {
 		last   string
 	}{
 		{"whole", "", nil, 0, `^demo: \d+ checks passed$`},
+		{"etcd", "", nil, 0, `^demo: \d+ checks passed$`},
 		{"ctrl-c", "172.17.0.4 has leased", os.Interrupt, 130, `^demo: interrupted$`},
 		{"terminated", "agent1-dcos-d2", syscall.SIGTERM, 130, `^demo: interrupted$`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cmd := exec.CommandContext(t.Context(), demo, "-bin", binDir, "-cnitool", filepath.Join(binDir, "cnitool"))
+			if c.name == "etcd" {
+				cmd.Args = append(cmd.Args, "-store", "etcd")
+			}
 			cmd.Dir = top
 			r, w := io.Pipe()
 			cmd.Stdout, cmd.Stderr = w, w

@@ -71,7 +71,7 @@ func (l *Lab) StartCoordinator(ctx context.Context, n *Node, config string) (*Co
 	c.argv = []string{
 		filepath.Join(l.Bin, "overlayd"), "coordinator", fmt.Sprintf("--insecure=%v", !l.secure), "--config", c.file,
 		"--listen", fmt.Sprintf("[::]:%d", CoordinatorPort),
-		"--store", "bbolt:" + filepath.Join(dir, "coordinator.db"), "--state-dir", dir,
+		"--store", l.store(n), "--state-dir", dir,
 	}
 	return c, c.Reconfigure(ctx, config)
 }

@@ -24,7 +24,10 @@ func (l *Lab) scheme() string {
 // operator asks the coordinator on its socket, which does not care for network
 // namespaces.
 func (l *Lab) operator() *http.Client {
-	path := filepath.Join(l.coordinatorDir(), "coordinator.sock")
+	return socketClient(filepath.Join(l.coordinatorDir(), "coordinator.sock"))
+}
+
+func socketClient(path string) *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -53,6 +53,9 @@ type Options struct {
 	// Secure has coordinator and agents identify themselves, as they do by
 	// default; without it they run with --insecure.
 	Secure bool
+	// Etcd keeps the leases in etcd, for two coordinators; without it one
+	// coordinator has them in a file. It needs Secure.
+	Etcd bool
 }
 
 // Lab is one underlay with its hosts. Its methods may be called concurrently.
@@ -65,6 +68,7 @@ type Lab struct {
 
 	keep   bool
 	secure bool
+	etcd   bool
 	reaper *reaper
 
 	mu      sync.Mutex
@@ -81,7 +85,7 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 	if err := Sweep(ctx); err != nil {
 		return nil, err
 	}
-	l := &Lab{keep: o.Keep, secure: o.Secure}
+	l := &Lab{keep: o.Keep, secure: o.Secure, etcd: o.Etcd}
 	var err error
 	if l.Bin, err = filepath.Abs(o.Bin); err != nil {
 		return nil, err

@@ -17,9 +17,10 @@ type Seed struct {
 	*Lab
 	Config      string // cluster configuration, YAML
 	Coordinator *Coordinator
-	Master      *Host   // 172.17.0.2
-	Agents      []*Host // 172.17.0.4, 172.17.0.3
-	Outside     *Node   // 172.17.0.200
+	Second      *Coordinator // nil without Options.Etcd
+	Master      *Host        // 172.17.0.2
+	Agents      []*Host      // 172.17.0.4, 172.17.0.3
+	Outside     *Node        // 172.17.0.200
 	Containers  []*Container
 }
 
@@ -62,9 +63,18 @@ func (s *Seed) makeHosts(ctx context.Context) (err error) {
 // Hosts are all on which an agent runs.
 func (s *Seed) Hosts() []*Host { return append([]*Host{s.Master}, s.Agents...) }
 
-// StartCoordinator starts the coordinator on the master.
+// StartCoordinator starts the coordinator on the master. With Options.Etcd it
+// starts etcd there first, and another coordinator on the first agent's host.
 func (s *Seed) StartCoordinator(ctx context.Context) (err error) {
-	s.Coordinator, err = s.Lab.StartCoordinator(ctx, s.Master.Node, s.Config)
+	if s.etcd {
+		if err := s.startEtcd(ctx, s.Master.Node); err != nil {
+			return err
+		}
+	}
+	if s.Coordinator, err = s.Lab.StartCoordinator(ctx, s.Master.Node, s.Config); err != nil || !s.etcd {
+		return err
+	}
+	s.Second, err = s.startSecond(ctx, s.Coordinator, s.Agents[0].Node)
 	return err
 }
 

@@ -43,12 +43,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	bin := flags.String("bin", "bin", "`directory` of the programs")
 	cnitool := flags.String("cnitool", "bin/tools/cnitool", "the `program` cnitool")
 	config := flags.String("config", "conf/examples/overlay.yaml", "cluster configuration `file`")
+	store := flags.String("store", "bbolt", "bbolt, or etcd with two coordinators")
 	state := flags.String("state", "integration/testdata/seed-state.json", "`file` with the state the coordinator must show")
-	if err := flags.Parse(args); err != nil || flags.NArg() > 0 {
+	if err := flags.Parse(args); err != nil || flags.NArg() > 0 || *store != "bbolt" && *store != "etcd" {
 		return 2
 	}
 
-	d := &demo{out: stdout, start: time.Now(), lab: lab.Options{Bin: *bin, CNITool: *cnitool, Keep: *keep, Secure: true}}
+	d := &demo{out: stdout, start: time.Now(), lab: lab.Options{Bin: *bin, CNITool: *cnitool, Keep: *keep, Secure: true, Etcd: *store == "etcd"}}
 	var err error
 	if *clean {
 		err = d.clean(ctx)
@@ -167,6 +168,9 @@ func (d *demo) show(ctx context.Context, configFile, stateFile string) (err erro
 func (d *demo) up(ctx context.Context, s *lab.Seed) error {
 	err := d.step(func() (string, error) {
 		err := s.StartCoordinator(ctx)
+		if s.Second != nil {
+			return "two coordinators ready, on the master and on agent1, with their leases in etcd", err
+		}
 		return "coordinator ready on the master", err
 	})
 	if err != nil {
@@ -351,6 +355,9 @@ func (d *demo) down(ctx context.Context, s *lab.Seed) error {
 			d.check("stop the agent of "+h.Name, h.Proc.Stop())
 		}
 		d.check("stop the coordinator", s.Coordinator.Stop())
+		if s.Second != nil {
+			d.check("stop the second coordinator", s.Second.Stop())
+		}
 		return "stopped agents and coordinator", nil
 	})
 }
