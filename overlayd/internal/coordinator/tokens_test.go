@@ -258,3 +258,43 @@ func TestForeignClusterKey(t *testing.T) {
 		t.Error(wrong)
 	}
 }
+
+// Who did not hear the answer to his join asks again, and gets in with the one
+// use that there was; also when the agent was killed in between.
+func TestAnswerToJoinLost(t *testing.T) {
+	n := secure(t)
+	token := n.token(t, api.TokenRequest{})
+	dir := t.TempDir()
+	lose := func(p *person) {
+		t.Helper()
+		if _, err := p.Whoami(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := n.open(t, dir, "a", token)
+	lose(p)
+	// The key is kept until the answer is; put it back as it was before that.
+	key := content(t, filepath.Join(dir, "identity.pem"))
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "joining.pem"), key, 0o600), os.Remove(filepath.Join(dir, "identity.pem"))); err != nil {
+		t.Fatal(err)
+	}
+	lose(n.open(t, dir, "a", token))
+	if _, err := n.join(t, "b", token).Whoami(t.Context()); err == nil || !strings.Contains(err.Error(), "as often as it may be (1)") {
+		t.Errorf("another host with the token: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "joining.pem")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the key after the join: %v", err)
+	}
+
+	// A host that was revoked joins again over a connection that shows the old
+	// certificate, and is answered on it.
+	if err := n.root.AgentsRevoke(t.Context(), []string{"a"}); err != nil {
+		t.Fatal(err)
+	}
+	again := n.open(t, dir, "a", n.token(t, api.TokenRequest{}))
+	tries := 0
+	eventually(t, "to be back", func() bool { tries++; _, err := again.Whoami(t.Context()); return err == nil })
+	if tries != 2 {
+		t.Errorf("it took %d requests, want the one that is refused and the next", tries)
+	}
+}

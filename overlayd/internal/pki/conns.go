@@ -44,11 +44,15 @@ func (r *Registry) ConnState(c net.Conn, state http.ConnState) {
 	if state != http.StateClosed && state != http.StateHijacked {
 		return
 	}
-	r.conns.mu.Lock()
-	p := r.conns.open[c]
-	delete(r.conns.open, c)
-	r.conns.mu.Unlock()
-	if p != nil && p.end != nil {
+	r.conns.forget(c)
+}
+
+func (c connections) forget(conn net.Conn) {
+	c.mu.Lock()
+	p := c.open[conn]
+	delete(c.open, conn)
+	c.mu.Unlock()
+	if p != nil {
 		p.end.Stop()
 	}
 }
@@ -78,9 +82,14 @@ func (p *Peer) identify(state *tls.ConnectionState) {
 		return
 	}
 	r.conns.mu.Lock()
-	defer r.conns.mu.Unlock()
 	r.conns.open[p.conn] = p
 	p.end = time.AfterFunc(p.cert.NotAfter.Sub(r.o.Now()), func() { p.conn.Close() })
+	r.conns.mu.Unlock()
+	if r.accepted(p.who) != nil {
+		// Every request is refused anyway, but for the one that joins anew, and that
+		// has to be answered.
+		r.conns.forget(p.conn)
+	}
 }
 
 // stillAccepted asks again what may have changed since the connection began.

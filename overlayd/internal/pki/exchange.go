@@ -11,9 +11,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
+	"os"
+	"path/filepath"
 	"time"
 
+	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
 )
 
@@ -51,7 +55,11 @@ func (m *Member) join(ctx context.Context, base string, old *held) error {
 	m.mu.Lock()
 	name := m.name
 	m.mu.Unlock()
-	err = m.obtain(ctx, t, base+api.PathJoin, func(csr string) any { return api.JoinRequest{Token: text, Name: name, CSR: csr} })
+	key, err := m.joiningKey()
+	if err != nil {
+		return err
+	}
+	err = m.obtain(ctx, t, base+api.PathJoin, key, func(csr string) any { return api.JoinRequest{Token: text, Name: name, CSR: csr} })
 	var refusal *api.Error
 	if err == nil || errors.As(err, &refusal) && refusal.Code < 429 {
 		m.mu.Lock()
@@ -60,6 +68,9 @@ func (m *Member) join(ctx context.Context, base string, old *held) error {
 	}
 	if err != nil {
 		return fmt.Errorf("join: %w", err)
+	}
+	if err := os.Remove(filepath.Join(m.o.Dir, joiningFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		m.o.Log.Warn("cannot remove the key that has joined", "err", err)
 	}
 	who, _ := m.Joined()
 	m.o.Log.Info("joined the cluster", "role", who.Role, "name", who.Name, "coordinator", base)
@@ -85,7 +96,11 @@ func (m *Member) renewInTime(ctx context.Context, base string) error {
 	if !due() {
 		return nil
 	}
-	err := m.obtain(ctx, m.transport, base+api.PathRenew, func(csr string) any { return api.RenewRequest{CSR: csr} })
+	key, err := newKey()
+	if err != nil {
+		return err
+	}
+	err = m.obtain(ctx, m.transport, base+api.PathRenew, key, func(csr string) any { return api.RenewRequest{CSR: csr} })
 	if err != nil {
 		m.mu.Lock()
 		m.renewAt = m.o.Now().Add(min(retryRenewal, max(m.held.leaf.NotAfter.Sub(m.o.Now())/10, time.Second)))
@@ -97,14 +112,35 @@ func (m *Member) renewInTime(ctx context.Context, base string) error {
 	return nil
 }
 
-// obtain makes a key, has it certified, and keeps both.
-func (m *Member) obtain(ctx context.Context, t *http.Transport, url string, request func(csr string) any) error {
-	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
-	defer cancel()
+// joiningKey is the key to join with, the same until the answer has come: whoever
+// did not hear the answer asks again, and has not used the token twice.
+func (m *Member) joiningKey() (*ecdsa.PrivateKey, error) {
+	path := filepath.Join(m.o.Dir, joiningFile)
+	if text, err := os.ReadFile(path); err == nil {
+		if block, _ := pem.Decode(text); block != nil {
+			if key, err := parseKey(block.Bytes); err == nil && checkKey(key.Public()) == nil {
+				return key.(*ecdsa.PrivateKey), nil
+			}
+		}
+	}
 	key, err := newKey()
 	if err != nil {
-		return err
+		return nil, err
 	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	if err := openDir(m.o.Dir); err != nil {
+		return nil, err
+	}
+	return key, conf.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600, "")
+}
+
+// obtain has a key certified, and keeps both.
+func (m *Member) obtain(ctx context.Context, t *http.Transport, url string, key *ecdsa.PrivateKey, request func(csr string) any) error {
+	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
+	defer cancel()
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {
 		return err

@@ -1,7 +1,9 @@
 package pki
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -40,7 +42,7 @@ func (r *Registry) Join(ctx context.Context, req api.JoinRequest, presented *x50
 	if err := CheckName(req.Name); err != nil {
 		return api.JoinResponse{}, serve.Refuse(http.StatusBadRequest, "%v", err)
 	}
-	who, err := r.admit(ctx, token, req, presented)
+	who, err := r.admit(ctx, token, req, keyHash(key), presented)
 	if errors.Is(err, errGuess) {
 		r.guesses.wrong(from, r.o.Now())
 		r.o.Log.Warn("join with a token that is none", "token", token.ID, "remote", from.String())
@@ -53,7 +55,7 @@ func (r *Registry) Join(ctx context.Context, req api.JoinRequest, presented *x50
 }
 
 // admit takes one use of the token and writes the identity, in one transaction.
-func (r *Registry) admit(ctx context.Context, token Token, req api.JoinRequest, presented *x509.Certificate) (Identity, error) {
+func (r *Registry) admit(ctx context.Context, token Token, req api.JoinRequest, key []byte, presented *x509.Certificate) (Identity, error) {
 	r.joining.Lock()
 	defer r.joining.Unlock()
 	who := Identity{Domain: r.Domain(), Name: req.Name, Instance: random(8)}
@@ -63,6 +65,13 @@ func (r *Registry) admit(ctx context.Context, token Token, req api.JoinRequest, 
 			return who, fmt.Errorf("join: %w", err)
 		}
 		record, err := checkToken(token, kv, r.o.Now())
+		if !errors.Is(err, errGuess) {
+			instance, again, readErr := r.joinedBefore(ctx, record.Role, req.Name, token.ID, key)
+			if readErr != nil || again {
+				who.Role, who.Instance = record.Role, instance
+				return who, readErr
+			}
+		}
 		switch {
 		case errors.Is(err, errGuess):
 			return who, err
@@ -82,7 +91,7 @@ func (r *Registry) admit(ctx context.Context, token Token, req api.JoinRequest, 
 			return who, err
 		}
 		record.Left--
-		joined := identityRecord{Instance: who.Instance, Joined: r.o.Now().UTC().Truncate(time.Second), Token: token.ID}
+		joined := identityRecord{Instance: who.Instance, Joined: r.o.Now().UTC().Truncate(time.Second), Token: token.ID, Key: key}
 		txn := store.Txn{
 			If:   []store.Cond{{Key: id.Key, Mod: id.Mod}, {Key: kv.Key, Mod: kv.Mod}},
 			Then: []store.Op{{Key: keyIdentity(who.Role, who.Name), Value: mustEncode(joined)}, {Key: kv.Key, Value: mustEncode(record)}},
@@ -98,6 +107,30 @@ func (r *Registry) admit(ctx context.Context, token Token, req api.JoinRequest, 
 		}
 	}
 	return who, serve.Refuse(http.StatusServiceUnavailable, "join: the store changed %d times in between; try again", joinAttempts)
+}
+
+// joinedBefore reports whether the same key has joined with the same token
+// already, and did not hear of it. That takes no further use of the token.
+func (r *Registry) joinedBefore(ctx context.Context, role Role, name, token string, key []byte) (instance string, again bool, err error) {
+	kv, err := r.read(ctx, keyIdentity(role, name))
+	if err != nil || kv.Mod == 0 {
+		return "", false, err
+	}
+	var record identityRecord
+	if err := json.Unmarshal(kv.Value, &record); err != nil {
+		return "", false, fmt.Errorf("read identity %s %s: %w", role, name, err)
+	}
+	return record.Instance, record.Revoked.IsZero() && record.Token == token && bytes.Equal(record.Key, key), nil
+}
+
+// keyHash names a public key.
+func keyHash(key any) []byte {
+	der, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return nil // checkKey has let none through that cannot be encoded
+	}
+	h := sha256.Sum256(der)
+	return h[:]
 }
 
 // wroteIdentity finds out whether a transaction that did not succeed was written

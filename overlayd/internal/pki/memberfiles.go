@@ -18,6 +18,7 @@ import (
 const (
 	identityFile = "identity.pem" // private key and certificate
 	caFile       = "ca.pem"       // the CAs to trust
+	joiningFile  = "joining.pem"  // private key, until the answer to the join has come
 )
 
 // Dir is the directory of keys in a state directory.

@@ -33,7 +33,8 @@ func keyIdentity(role Role, name string) string {
 type identityRecord struct {
 	Instance string    `json:"instance"` // whose certificates are accepted
 	Joined   time.Time `json:"joined"`
-	Token    string    `json:"token"` // id
+	Token    string    `json:"token"`         // id
+	Key      []byte    `json:"key,omitempty"` // hash of the public key that joined
 	Revoked  time.Time `json:"revoked,omitzero"`
 }
 
