@@ -19,6 +19,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
 // join gets a certificate for a token, unless there is another one than old by now.
@@ -70,10 +71,10 @@ func (m *Member) join(ctx context.Context, base string, old *held) error {
 		return fmt.Errorf("join: %w", err)
 	}
 	if err := os.Remove(filepath.Join(m.o.Dir, joiningFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		m.o.Log.Warn("cannot remove the key that has joined", "err", err)
+		m.o.Log.Warn("cannot remove the key that has joined", logkey.Err, err)
 	}
 	who, _ := m.Joined()
-	m.o.Log.Info("joined the cluster", "role", who.Role, "name", who.Name, "coordinator", base)
+	m.o.Log.Info("joined the cluster", logkey.Role, who.Role, logkey.Name, who.Name, logkey.URL, base)
 	return nil
 }
 
@@ -108,7 +109,7 @@ func (m *Member) renewInTime(ctx context.Context, base string) error {
 		return err
 	}
 	m.transport.CloseIdleConnections() // the next ones show the new certificate
-	m.o.Log.Info("certificate renewed", "until", m.current().leaf.NotAfter)
+	m.o.Log.Info("certificate renewed", logkey.Until, m.current().leaf.NotAfter)
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 	"overlayd.internal/overlay/overlayd/internal/serve"
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
@@ -45,12 +46,12 @@ func (r *Registry) Join(ctx context.Context, req api.JoinRequest, presented *x50
 	who, err := r.admit(ctx, token, req, keyHash(key), presented)
 	if errors.Is(err, errGuess) {
 		r.guesses.wrong(from, r.o.Now())
-		r.o.Log.Warn("join with a token that is none", "token", token.ID, "remote", from.String())
+		r.o.Log.Warn("join with a token that is none", logkey.Token, token.ID, logkey.Remote, from.String())
 		return api.JoinResponse{}, serve.Refuse(http.StatusUnauthorized, "%v", err)
 	} else if err != nil {
 		return api.JoinResponse{}, err
 	}
-	r.o.Log.Info("joined", "role", who.Role, "name", who.Name, "token", token.ID, "remote", from.String())
+	r.o.Log.Info("joined", logkey.Role, who.Role, logkey.Name, who.Name, logkey.Token, token.ID, logkey.Remote, from.String())
 	return r.certify(who, key)
 }
 
@@ -264,7 +265,7 @@ func (r *Registry) revoke(ctx context.Context, role Role, name string) error {
 		switch {
 		case err == nil:
 			r.apply(store.Event{KV: store.KV{Key: key, Value: value, Mod: rev}})
-			r.o.Log.Info("identity revoked", "role", role, "name", name)
+			r.o.Log.Info("identity revoked", logkey.Role, role, logkey.Name, name)
 			return nil
 		case !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknown):
 			return err

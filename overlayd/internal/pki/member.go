@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
 const (
@@ -217,7 +218,7 @@ func (m *Member) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 	if err := m.renewInTime(req.Context(), base); err != nil {
-		m.o.Log.Warn("certificate not renewed; trying again", "coordinator", base, "err", err)
+		m.o.Log.Warn("certificate not renewed; trying again", logkey.URL, base, logkey.Err, err)
 	}
 	resp, err := m.transport.RoundTrip(req)
 	if err != nil {

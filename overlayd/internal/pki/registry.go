@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
 
@@ -144,7 +145,7 @@ func (r *Registry) housekeeping(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		if err := r.dropOld(ctx); err != nil && ctx.Err() == nil {
-			r.o.Log.Warn("cannot end the trust in an old CA; trying again", "err", err)
+			r.o.Log.Warn("cannot end the trust in an old CA; trying again", logkey.Err, err)
 		}
 		select {
 		case <-ctx.Done():
@@ -160,7 +161,7 @@ func (r *Registry) apply(e store.Event) {
 	switch {
 	case e.Key == keyRoots && !e.Delete && e.Mod > r.rootsMod.Load():
 		if err := r.setRoots(r.key, e.KV); err != nil {
-			r.o.Log.Error("the CA in the store cannot be used; the one before goes on", "err", err)
+			r.o.Log.Error("the CA in the store cannot be used; the one before goes on", logkey.Err, err)
 			return
 		}
 		r.conns.check(r.stillAccepted)
@@ -168,7 +169,7 @@ func (r *Registry) apply(e store.Event) {
 		var record identityRecord
 		if !e.Delete {
 			if err := json.Unmarshal(e.Value, &record); err != nil {
-				r.o.Log.Error("stored identity cannot be read", "key", e.Key, "err", err)
+				r.o.Log.Error("stored identity cannot be read", logkey.Key, e.Key, logkey.Err, err)
 				return
 			}
 		}

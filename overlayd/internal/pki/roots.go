@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
 
@@ -217,7 +218,7 @@ func (r *Registry) create(ctx context.Context, key []byte) ([]byte, error) {
 			if _, err := decodeRoots(key, text); err != nil {
 				return nil, fmt.Errorf("%s: %w", filepath.Join(r.o.Dir, rootsFile), err)
 			}
-			r.o.Log.Warn("the store has no CA; the one in the state directory is put back", "path", filepath.Join(r.o.Dir, rootsFile))
+			r.o.Log.Warn("the store has no CA; the one in the state directory is put back", logkey.Path, filepath.Join(r.o.Dir, rootsFile))
 		}
 	} else {
 		key = newClusterKey()
@@ -263,7 +264,7 @@ func (r *Registry) take(ctx context.Context, key []byte, stored store.KV) error 
 	if slices.ContainsFunc(r.auth.Load().roots, func(have *root) bool { return have.cert.Equal(brought.cert) }) {
 		return nil
 	}
-	r.o.Log.Info("the CA in the operator's directory is another one; it issues from now on", "dir", r.o.OperatorDir, "ca", fingerprint(brought.cert))
+	r.o.Log.Info("the CA in the operator's directory is another one; it issues from now on", logkey.Dir, r.o.OperatorDir, logkey.CA, fingerprint(brought.cert))
 	return r.rotateTo(ctx, brought)
 }
 
@@ -315,6 +316,6 @@ func (r *Registry) joinCluster(ctx context.Context) ([]byte, error) {
 	if _, err := r.o.Store.Commit(ctx, store.Txn{If: []store.Cond{{Key: kv.Key, Mod: kv.Mod}}, Then: []store.Op{{Key: kv.Key, Value: value}}}); err != nil && !errors.Is(err, store.ErrUnknown) {
 		return nil, err
 	}
-	r.o.Log.Info("joined the cluster as a coordinator", "token", t.ID)
+	r.o.Log.Info("joined the cluster as a coordinator", logkey.Token, t.ID)
 	return key, nil
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 	"overlayd.internal/overlay/overlayd/internal/serve"
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
@@ -103,7 +104,7 @@ func (r *Registry) CreateToken(ctx context.Context, req api.TokenRequest) (api.T
 	if _, err := r.o.Store.Commit(ctx, txn); err != nil {
 		return api.TokenCreated{}, fmt.Errorf("create a token: %w", err)
 	}
-	r.o.Log.Info("token created", "token", t.ID, "role", role, "uses", req.Uses, "expires", record.Expires)
+	r.o.Log.Info("token created", logkey.Token, t.ID, logkey.Role, role, logkey.Uses, req.Uses, logkey.Expires, record.Expires)
 	return api.TokenCreated{Token: t.String(), ID: t.ID, Role: string(role), Expires: record.Expires}, nil
 }
 
@@ -157,7 +158,7 @@ func (r *Registry) RevokeToken(ctx context.Context, id string) error {
 		_, err = r.o.Store.Commit(ctx, store.Txn{If: []store.Cond{{Key: kv.Key, Mod: kv.Mod}}, Then: []store.Op{{Key: kv.Key, Delete: true}}})
 		switch {
 		case err == nil:
-			r.o.Log.Info("token revoked", "token", id)
+			r.o.Log.Info("token revoked", logkey.Token, id)
 			return nil
 		case !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknown):
 			return fmt.Errorf("revoke a token: %w", err)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
 // MaxBody bounds a request's body, in bytes.
@@ -113,7 +114,7 @@ func (a API) guard(route *Route, h Handler) http.Handler {
 			if p == http.ErrAbortHandler {
 				panic(p)
 			}
-			a.Log.Error("request panicked", "path", r.URL.Path, "err", fmt.Sprint(p), "stack", string(debug.Stack()))
+			a.Log.Error("request panicked", logkey.Path, r.URL.Path, logkey.Err, fmt.Sprint(p), logkey.Stack, string(debug.Stack()))
 			a.writeError(w, Refuse(http.StatusInternalServerError, "internal error; the log of %s has it", a.Name))
 		}()
 		r.Body = http.MaxBytesReader(w, r.Body, MaxBody)
@@ -145,10 +146,10 @@ func (a API) guard(route *Route, h Handler) http.Handler {
 // the one who asked.
 func (a API) logError(r *http.Request, err error) {
 	if errors.As(err, new(*api.Error)) || r.Context().Err() != nil {
-		a.Log.Debug("request refused", "path", r.URL.Path, "remote", r.RemoteAddr, "err", err)
+		a.Log.Debug("request refused", logkey.Path, r.URL.Path, logkey.Remote, r.RemoteAddr, logkey.Err, err)
 		return
 	}
-	a.Log.Error("request failed", "path", r.URL.Path, "remote", r.RemoteAddr, "err", err)
+	a.Log.Error("request failed", logkey.Path, r.URL.Path, logkey.Remote, r.RemoteAddr, logkey.Err, err)
 }
 
 func (a API) writeError(w http.ResponseWriter, err error) {

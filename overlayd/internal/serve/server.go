@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
 // DeadConnection is how long bytes may stay unacknowledged before a connection
@@ -126,7 +128,7 @@ func (s *Server) listen(server *http.Server, l net.Listener) error {
 	_, local := l.(*SocketListener)
 	if !local {
 		if err := limitSilence(l); err != nil {
-			s.Log.Warn("connections keep the system's timeouts: a host that has vanished counts as connected for longer", "addr", l.Addr().String(), "err", err)
+			s.Log.Warn("connections keep the system's timeouts: a host that has vanished counts as connected for longer", logkey.Addr, l.Addr().String(), logkey.Err, err)
 		}
 	}
 	var err error
@@ -226,7 +228,7 @@ func (c *conns) add(conn net.Conn) (why string) {
 	}
 	if time.Since(c.logged) > time.Minute {
 		c.logged = time.Now()
-		c.log.Warn("connection closed at once", "why", why, "remote", conn.RemoteAddr().String(), "connections", len(c.open)-1)
+		c.log.Warn("connection closed at once", logkey.Reason, why, logkey.Remote, conn.RemoteAddr().String(), logkey.Connections, len(c.open)-1)
 	}
 	return why
 }
