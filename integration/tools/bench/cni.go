@@ -41,8 +41,8 @@ func (c *config) attachBox(ctx context.Context) (*box, map[string]variant, error
 		return nil, nil, err
 	}
 	// The reference's bridge stands before the first ADD, as ours does.
-	if err := host.Configure(ctx, "link add cni0 up type bridge", "address add 9.128.0.1/16 dev cni0",
-		"link add floor0 up type bridge", "address add 9.129.0.1/16 dev floor0"); err != nil {
+	if err := host.Configure(ctx, "link add cni0 up type bridge", "address add 172.28.0.1/16 dev cni0",
+		"link add floor0 up type bridge", "address add 172.29.0.1/16 dev floor0"); err != nil {
 		return nil, nil, err
 	}
 	bin, err := c.install(c.bin, "m-overlay", "tools/floor")
@@ -65,7 +65,7 @@ func (c *config) attachBox(ctx context.Context) (*box, map[string]variant, error
 			"cniVersion": "1.0.0", "name": "ref", "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": masq, "hairpinMode": true,
 			"ipam": map[string]any{
 				"type": "host-local", "dataDir": hostLocalDir,
-				"ranges": []any{[]any{map[string]any{"subnet": "9.128.0.0/16"}}},
+				"ranges": []any{[]any{map[string]any{"subnet": "172.28.0.0/16"}}},
 				"routes": []any{map[string]any{"dst": "0.0.0.0/0"}},
 			},
 		})
@@ -76,7 +76,7 @@ func (c *config) attachBox(ctx context.Context) (*box, map[string]variant, error
 		refer(reference, peers, false), refer(referMasq, peers, true),
 		{floorName,
 			func(i int) *exec.Cmd {
-				return exec.Command(floor, "add", b.spaces[i].Path, fmt.Sprintf("fl%d", i), "eth0", "floor0", fmt.Sprintf("9.129.1.%d/16", i+2), "9.129.0.1")
+				return exec.Command(floor, "add", b.spaces[i].Path, fmt.Sprintf("fl%d", i), "eth0", "floor0", fmt.Sprintf("172.29.1.%d/16", i+2), "172.29.0.1")
 			},
 			func(i int) *exec.Cmd { return exec.Command(floor, "del", fmt.Sprintf("fl%d", i)) }},
 	}
