@@ -421,7 +421,7 @@ func TestHugeRange(t *testing.T) {
 	huge := prefixes("fd01:b::/65")
 	diff(t, "first", b.get(req("a", huge)).Addrs, addrs("fd01:b::2"))
 	diff(t, "by name", b.get(req("b", huge, "fd01:b::7fff:ffff:ffff:ffff")).Addrs, addrs("fd01:b::7fff:ffff:ffff:ffff"))
-	diff(t, "total is capped", b.stats(huge)[0].Total, conf.Containers(huge[0]))
+	diff(t, "total is capped", b.stats(huge)[0].Total, conf.Capacity(huge[0]))
 	top := prefixes("ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff8/125")
 	for i := range 6 {
 		b.get(req(fmt.Sprint("t", i), top))

@@ -197,7 +197,8 @@ func isIPv6(p netip.Prefix) bool { return p.Addr().Is6() }
 // where the runtime has switched it off for the whole namespace. Without it, there
 // is none on the link, as Docker does: otherwise every new container announces a
 // link-local address to all others on the bridge and asks them for a router, and a
-// thousand take that in.
+// thousand take that in. For the same reason a container with IPv6 reports each of
+// its multicast groups once and does not repeat it: on a bridge no report is lost.
 func (s *sandbox) prepareIPv6(ifName string, wanted bool) error {
 	const dir = "/proc/sys/net/ipv6/conf/"
 	set := func(key, value string) error { return writeSysctl(dir+ifName+"/"+key, value) }
@@ -215,8 +216,10 @@ func (s *sandbox) prepareIPv6(ifName string, wanted bool) error {
 				return err
 			}
 		}
-		if err := set("accept_ra", "0"); !errors.Is(err, fs.ErrPermission) && !isErrno(err, unix.EROFS) {
-			return err
+		for _, quiet := range [...]struct{ key, value string }{{"accept_ra", "0"}, {"mldv2_unsolicited_report_interval", "3600000"}} {
+			if err := set(quiet.key, quiet.value); err != nil && !errors.Is(err, fs.ErrPermission) && !isErrno(err, unix.EROFS) {
+				return err
+			}
 		}
 		return nil
 	})
