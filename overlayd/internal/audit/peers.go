@@ -13,6 +13,21 @@ import (
 // peers.
 const PeersFile = "peers.json"
 
+// LeaseFile is the file in the state directory in which the agent keeps its lease.
+const LeaseFile = "lease.json"
+
+// StoredLease reads the lease the agent stored last. ok is false without one.
+func StoredLease(stateDir string) (lease conf.Lease, ok bool, _ error) {
+	var stored struct {
+		Lease conf.Lease `json:"lease"`
+	}
+	err := conf.ReadJSON(filepath.Join(stateDir, LeaseFile), &stored)
+	if errors.Is(err, fs.ErrNotExist) {
+		return lease, false, nil
+	}
+	return stored.Lease, err == nil, err
+}
+
 // StoredPeers reads the peers the agent stored last, within seconds of a change.
 // A peer whose VTEP address or subnet another one has by a later lease is left
 // out. Without a file there are none.

@@ -96,6 +96,7 @@ func checks() []check {
 		{"forwarding", checkForwarding},
 		{"route", checkRoutes},
 		{"neighbour", checkNeighbours},
+		{"drift", checkDrift}, // behind those above, which name more plainly what it finds
 		{"forward-policy", checkForwardPolicy},
 		{"vxlan-input", checkInput},
 		{"docker-options", checkDocker},
@@ -181,6 +182,7 @@ func once(ctx context.Context, o Options) (out []Finding, err error) {
 			found[i].Check = c.name
 		}
 		out = append(out, found...)
+		h.found = out
 		if c.name == "agent" && h.stateErr != nil {
 			return out, nil // there is nothing to compare with
 		}

@@ -154,7 +154,7 @@ func checkDocker(h *host) (out []Finding) {
 				continue
 			}
 			dst, err := netip.ParsePrefix(f[at+1])
-			if err != nil || !h.carries(dst) {
+			if err != nil || !overlaps(h.state.Overlays, dst) {
 				continue
 			}
 			out = append(out, Finding{

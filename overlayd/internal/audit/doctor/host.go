@@ -36,6 +36,8 @@ type host struct {
 	addresses    map[int][]netip.Prefix
 	rules        []ruleset // of iptables, each flavour and family
 	coordinators []Coordinator
+
+	found []Finding // by the checks before
 }
 
 func read(ctx context.Context, o Options) (*host, error) {

@@ -20,7 +20,7 @@ const most = 5
 // of others that lead into an overlay.
 func checkRoutes(h *host) (out []Finding) {
 	vtep, ok := h.links[conf.VTEPName]
-	if !ok || len(h.healthy()) == 0 {
+	if !ok || len(h.state.Overlays) == 0 {
 		return nil // said already
 	}
 	routes, err := h.routes()
@@ -75,30 +75,27 @@ func (h *host) routes() (out []rtnl.Route, _ error) {
 	return out, nil
 }
 
-// carries reports whether a subnet is of an overlay that this host has: of
-// others it has no routes.
-func (h *host) carries(s netip.Prefix) bool {
-	for _, o := range h.healthy() {
-		for _, whole := range []netip.Prefix{o.Info.Subnet, o.Info.Subnet6} {
-			if whole.IsValid() && whole.Overlaps(s) {
-				return true
-			}
-		}
-	}
-	return false
+// carries reports whether a subnet is of an overlay that is set up on this host:
+// of others it has no routes.
+func (h *host) carries(s netip.Prefix) bool { return overlaps(h.healthy(), s) }
+
+func overlaps(overlays []conf.AgentOverlay, s netip.Prefix) bool {
+	return slices.ContainsFunc(overlays, func(o conf.AgentOverlay) bool {
+		return o.Info.Subnet.IsValid() && o.Info.Subnet.Overlaps(s) || o.Info.Subnet6.IsValid() && o.Info.Subnet6.Overlaps(s)
+	})
 }
 
-// foreign reports whether a route of others leads into an overlay.
+// foreign reports whether a route of others leads into an overlay, which may be
+// why that is not set up.
 func (h *host) foreign(r rtnl.Route, vtep int) bool {
 	if r.Protocol == mark.RouteProtocol || r.Kind != unix.RTN_UNICAST || r.Table == unix.RT_TABLE_LOCAL || r.OIF == vtep {
 		return false
 	}
-	for _, o := range h.healthy() {
+	for _, o := range h.state.Overlays {
 		for _, whole := range []netip.Prefix{o.Info.Subnet, o.Info.Subnet6} {
-			if !whole.IsValid() || !whole.Contains(r.Dst.Addr()) || r.Dst.Bits() < whole.Bits() {
-				continue
+			if whole.IsValid() && whole.Contains(r.Dst.Addr()) && r.Dst.Bits() >= whole.Bits() {
+				return !slices.ContainsFunc(conf.Halves[:], func(half conf.Half) bool { return h.links[half.Bridge(o.Info.Name)].Index == r.OIF })
 			}
-			return !slices.ContainsFunc(h.bridges(), func(b bridge) bool { return h.links[b.name].Index == r.OIF })
 		}
 	}
 	return false

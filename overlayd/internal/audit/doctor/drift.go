@@ -1,0 +1,44 @@
+package doctor
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"overlayd.internal/overlay/overlayd/internal/audit"
+	"overlayd.internal/overlay/overlayd/internal/datapath"
+)
+
+// namedElsewhere are the checks that say more plainly what the datapath would
+// repair.
+var namedElsewhere = [...]string{"vtep", "mac-policy", "vxlan-conflict", "vxlan-port", "bridge", "bridge-port", "rp-filter", "forwarding", "route", "neighbour"}
+
+// checkDrift lets the datapath plan what it would do, without doing it: whatever
+// no other check has a name for.
+func checkDrift(h *host) []Finding {
+	lease, ok, err := audit.StoredLease(h.dirs.State)
+	if err != nil {
+		return []Finding{{Severity: Warning, What: "the stored lease cannot be read: after a restart the agent would not know it", Evidence: err.Error(), Fix: restart}}
+	}
+	named := slices.ContainsFunc(h.found, func(f Finding) bool { return slices.Contains(namedElsewhere[:], f.Check) })
+	if !ok || named || len(h.healthy()) == 0 {
+		return nil
+	}
+	want := datapath.HostOf(lease, h.state.IP)
+	want.Peers, want.Partial = h.peers, true
+	p, err := datapath.Inspect(want)
+	if err != nil {
+		return unread("objects", err)
+	}
+	if len(p.Ops) == 0 {
+		return nil
+	}
+	var ops []string
+	for _, o := range p.Ops[:min(most, len(p.Ops))] {
+		ops = append(ops, o.String())
+	}
+	return []Finding{{
+		Severity: Error, What: "the kernel is not as the agent would make it",
+		Evidence: fmt.Sprintf("%d changes, among them: %s", len(p.Ops), strings.Join(ops, "; ")), Fix: restart,
+	}}
+}
