@@ -49,7 +49,8 @@ type Host struct {
 // cannot remove them any more ("device or resource busy").
 //
 // Debian's packages bring a network of their own, which is taken off the disk
-// of a new host: engines would choose it before one whose name comes later.
+// of a new host: engines would choose it before one whose name comes later. So is
+// what libcni cached on this machine: whoever looks for leftovers would find it.
 // Everything of a boot is fresh: /run, /dev/shm (Podman's locks), and the boot id.
 const initScript = `set -e
 hostname "$NAME"
@@ -75,7 +76,7 @@ mount --make-shared /run/netns
 cp "$D/boot_id" /run/boot_id
 mount --bind /run/boot_id /proc/sys/kernel/random/boot_id
 if [ ! -e "$D/installed" ]; then
-	rm -rf /etc/cni/net.d
+	rm -rf /etc/cni/net.d /var/lib/cni
 	mkdir -p /etc/cni/net.d
 	touch "$D/installed"
 fi
