@@ -117,7 +117,7 @@ func (l *loop) registered(ctx context.Context, r registration) {
 	if changed || l.expires()-l.lease.stored >= worthStoring(l.lease.held.Term()) {
 		l.saveLease()
 	}
-	if l.peers.stop == nil || l.peers.clusterID != r.lease.ClusterID {
+	if moved || l.peers.stop == nil || l.peers.clusterID != r.lease.ClusterID {
 		l.follow(ctx)
 	}
 	l.expectPeers()

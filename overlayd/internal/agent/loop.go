@@ -160,6 +160,7 @@ func (a *Agent) newLoop(p loopParts) *loop {
 		find:   l.findIP,
 		held:   func() string { return *l.lease.cluster.Load() },
 		moveOn: o.Coordinator.MoveOn,
+		again:  o.Coordinator.Reconnect,
 		req: api.RegisterRequest{
 			AgentID: p.id, Bridges: o.Bridges, Version: o.Version, Instance: p.instance.own, Previous: p.instance.previous,
 		},

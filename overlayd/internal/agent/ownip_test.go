@@ -94,11 +94,14 @@ func TestRefusedAddressIsNotApplied(t *testing.T) {
 	h := newHost(c)
 	h.opts.IP, h.renew = netip.Addr{}, 50*time.Millisecond
 	h.tune = func(t *timing) { t.follow = 100 * time.Millisecond }
+	// Through a proxy, so that the coordinator does not see where it comes from.
+	h.behind(startNginx(t, c.addr, "proxy_bind 172.17.0.3;"))
+	ipCmd(t, "route add default via 172.17.0.1 src 172.17.0.6")
 	h.start()
 	h.ready()
 	before := h.document().IP
 	follow(t, c, other) // it is alive, so its address is its own
-	routeFrom(t, "172.17.0.9")
+	ipCmd(t, "route replace default via 172.17.0.1 src 172.17.0.9")
 	eventually(t, "the other address is refused", func() error {
 		if !strings.Contains(h.log.String(), "172.17.0.9 belongs to agent other") {
 			return errors.New("not yet")

@@ -28,6 +28,8 @@ type registrar struct {
 	req    api.RegisterRequest                       // without what may change
 	held   func() string                             // cluster id of the lease; empty: none
 	moveOn func()                                    // to the next coordinator
+	again  func()                                    // the next request makes a connection of its own
+	last   netip.Addr                                // agent IP asked with last
 	boot   boot
 	timing timing
 	kick   chan struct{} // capacity 1: register now
@@ -94,6 +96,10 @@ func (r *registrar) try(ctx context.Context) registration {
 	if err != nil {
 		return registration{err: err}
 	}
+	if ip != r.last && r.last.IsValid() {
+		r.again() // the present ones may be of an address that has gone
+	}
+	r.last = ip
 	o := registration{ip: ip, sent: renewal{BootID: r.boot.id, Boottime: r.boot.now(), Wall: time.Now()}}
 	req := r.req
 	req.AgentIP, req.ClusterID = ip, r.held()

@@ -39,6 +39,7 @@ func scripted(t *testing.T, runFor time.Duration, kicks []time.Duration, answer 
 			req:    api.RegisterRequest{AgentID: "own"},
 			held:   func() string { return "" },
 			moveOn: func() {},
+			again:  func() {},
 			boot:   boot{id: "this", now: func() time.Duration { return time.Since(start) }},
 			timing: defaultTiming,
 			kick:   make(chan struct{}, 1),

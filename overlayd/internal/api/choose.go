@@ -41,6 +41,10 @@ func (c *Client) Return(ctx context.Context) bool {
 	return true
 }
 
+// Reconnect ends connections that are not in use: they are of an address that
+// this host may not have any more.
+func (c *Client) Reconnect() { c.hc.CloseIdleConnections() }
+
 // MoveOn leaves the present coordinator for the next, for a caller who knows a
 // reason that its answers do not show.
 func (c *Client) MoveOn() { c.good.Store(uint32((int(c.good.Load()) + 1) % len(c.order))) }
