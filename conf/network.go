@@ -10,11 +10,18 @@ import (
 // problem, keeps every rule that Validate checks.
 type Network struct {
 	Overlays    []Overlay    `json:"overlays"`
-	VTEPMACOUI  string       `json:"vtep_mac_oui"` // as the operator wrote it
+	Reclaim     string       `json:"reclaim,omitempty"` // ReclaimExpired or ReclaimNever; empty: expired, and not printed
+	VTEPMACOUI  string       `json:"vtep_mac_oui"`      // as the operator wrote it
 	VTEPMTU     int          `json:"vtep_mtu,omitzero"`
 	VTEPSubnet  netip.Prefix `json:"vtep_subnet"`
 	VTEPSubnet6 netip.Prefix `json:"vtep_subnet6,omitzero"`
 }
+
+// What becomes of the leases of agents that are long gone.
+const (
+	ReclaimExpired = "expired" // given to others when nothing else is left, oldest first
+	ReclaimNever   = "never"   // kept until somebody deletes the agent
+)
 
 // Overlay is one named virtual network. At least one family is configured; in
 // each, Prefix is the length of an agent subnet cut from Subnet.

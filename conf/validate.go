@@ -49,6 +49,9 @@ func (n Network) Validate() []Problem {
 	if len(n.Overlays) == 0 {
 		c.add("overlays", "missing or empty; configure at least one overlay")
 	}
+	if n.Reclaim != "" && n.Reclaim != ReclaimExpired && n.Reclaim != ReclaimNever {
+		c.add("reclaim", "%.80q: want %s or %s", n.Reclaim, ReclaimExpired, ReclaimNever)
+	}
 	names := map[string]int{}
 	for i, o := range n.Overlays {
 		path := fmt.Sprintf("overlays[%d]", i)

@@ -26,7 +26,7 @@ import (
 const Key = "dcos_overlay_network"
 
 var (
-	networkKeys = []string{"vtep_subnet", "vtep_subnet6", "vtep_mac_oui", "vtep_mtu", "overlays"}
+	networkKeys = []string{"vtep_subnet", "vtep_subnet6", "vtep_mac_oui", "vtep_mtu", "reclaim", "overlays"}
 	overlayKeys = []string{"name", "subnet", "prefix", "subnet6", "prefix6", "enabled", "isolation", "allow", "antispoof"}
 )
 
@@ -192,6 +192,8 @@ func (l *loader) network(node *yaml.Node) conf.Network {
 			n.VTEPMACOUI = l.text(key, value)
 		case "vtep_mtu":
 			n.VTEPMTU = l.number(key, value, 0, conf.MaxMTU)
+		case "reclaim":
+			n.Reclaim = l.text(key, value)
 		case "overlays":
 			n.Overlays = l.overlays(key, value)
 		}

@@ -147,7 +147,7 @@ func TestLoadReportsProblems(t *testing.T) {
 		want     []string // every problem, word for word
 	}{
 		{"unknown key", whole + "colour: red\n",
-			[]string{"colour: unknown key; the keys are vtep_subnet, vtep_subnet6, vtep_mac_oui, vtep_mtu, overlays (line 7)"}},
+			[]string{"colour: unknown key; the keys are vtep_subnet, vtep_subnet6, vtep_mac_oui, vtep_mtu, reclaim, overlays (line 7)"}},
 		{"misspelt key", strings.Replace(whole, "vtep_subnet", "vtep_subent", 1),
 			[]string{`vtep_subent: unknown key; did you mean "vtep_subnet"? (line 1)`}},
 		{"misspelt keys of an overlay", strings.NewReplacer("  subnet", "  Subnets", "prefix", "prefx").Replace(whole),

@@ -62,6 +62,7 @@ type Coordinator struct {
 	body   time.Duration // how long a request may take to come; tests in this package shorten it
 
 	clusterID string
+	clockBase int64  // see beat.Clock
 	epochBase uint64 // see transfer.Cluster
 	run       string // the run that this start began
 	hub       *hub
@@ -113,6 +114,9 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 		v, err := c.load(ctx)
 		if err != nil {
 			return nil, err
+		}
+		for _, b := range v.beats {
+			c.clockBase = max(c.clockBase, b.Clock)
 		}
 		written, err := c.introduce(ctx, v)
 		if err != nil {

@@ -38,7 +38,12 @@ func inBubble(t *testing.T, s store.Store) *bubble {
 
 func bubbleWith(t *testing.T, o coordinator.Options) *bubble {
 	t.Helper()
-	o.Network, o.Log = parseNetwork(t, seedNetwork), slog.New(slog.DiscardHandler)
+	return bubbleOf(t, o, seedNetwork)
+}
+
+func bubbleOf(t *testing.T, o coordinator.Options, network string) *bubble {
+	t.Helper()
+	o.Network, o.Log = parseNetwork(t, network), slog.New(slog.DiscardHandler)
 	c, err := coordinator.New(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)

@@ -32,7 +32,9 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 	}
 	for attempt := 0; attempt < maxAttempts; {
 		p, err := c.planUnlessLingering(ctx, req)
-		if err != nil {
+		if isExhausted(err) && c.reclaim(ctx, "") {
+			continue
+		} else if err != nil {
 			return conf.Lease{}, err
 		}
 		err = c.carryOut(ctx, p)
@@ -42,7 +44,7 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 			if p.old == nil || p.old.mod != a.mod {
 				c.log.Info("lease granted or changed", "agent", a.id, "ip", a.IP, "vtep", a.VTEP, "epoch", c.epochBase+a.mod)
 			}
-			if p.more {
+			if p.more || c.reclaimFor(ctx, p.missing) {
 				continue
 			}
 			return c.lease(a, p.missing), nil
@@ -188,6 +190,11 @@ func (c *Coordinator) composeLocked(p *plan, req api.RegisterRequest) {
 	for _, key := range p.claimed {
 		p.txn.If = append(p.txn.If, store.Cond{Key: key})
 		put(key, []byte(id))
+	}
+	if s := c.view.seen[id]; c.expiredLocked(id) {
+		// It is back. Whoever is about to reclaim its lease depends on this key.
+		p.txn.If = append(p.txn.If, store.Cond{Key: keySeen(id), Mod: s.mod})
+		p.txn.Then = append(p.txn.Then, store.Op{Key: keySeen(id), Delete: true})
 	}
 	holder, taken := c.view.byIP[req.AgentIP]
 	if holder != id {

@@ -45,6 +45,9 @@ func keySeen(id string) string         { return prefixSeen + id }
 // beat says that a coordinator was at work, by its wall clock.
 type beat struct {
 	At int64 `json:"at"` // Unix seconds
+	// Clock is for how many seconds coordinators were at work in all. It never
+	// jumps and stands still while none is, so it is what terms are measured by.
+	Clock int64 `json:"clock,omitempty"`
 }
 
 type storedBeat struct {
@@ -57,6 +60,8 @@ type storedBeat struct {
 type seen struct {
 	By string `json:"by,omitempty"` // run of the coordinator it is connected to
 	At int64  `json:"at,omitempty"` // Unix seconds
+	// Clock is the beat.Clock of then.
+	Clock int64 `json:"clock,omitempty"`
 }
 
 type storedSeen struct {
@@ -121,7 +126,7 @@ func (c *Coordinator) lastSeenLocked(id string) time.Time {
 	case s.By != "" && s.By != c.run:
 		return unixTime(c.view.beats[s.By].At)
 	case !c.shared:
-		return unixTime(c.lastBeatLocked())
+		return unixTime(c.lastBeatLocked().At)
 	}
 	return time.Time{}
 }
@@ -134,14 +139,17 @@ func unixTime(seconds int64) time.Time {
 }
 
 // lastBeatLocked is the latest beat of the coordinators before this one.
-func (c *Coordinator) lastBeatLocked() (at int64) {
+func (c *Coordinator) lastBeatLocked() (last beat) {
 	for run, b := range c.view.beats {
-		if run != c.run {
-			at = max(at, b.At)
+		if run != c.run && b.At > last.At {
+			last = b.beat
 		}
 	}
-	return at
+	return last
 }
+
+// clock is beat.Clock as of now; it begins at 1, because 0 stands for none.
+func (c *Coordinator) clock() int64 { return c.clockBase + 1 + int64(time.Since(c.started).Seconds()) }
 
 // noteSeenLocked has it written where an agent is, or that it has gone.
 func (c *Coordinator) noteSeenLocked(id string) {
@@ -190,7 +198,7 @@ func (c *Coordinator) keepPresence(ctx context.Context) {
 }
 
 func (c *Coordinator) beatOp() store.Op {
-	return store.Op{Key: keyCoordinator(c.run), Value: encode(beat{At: time.Now().Unix()})}
+	return store.Op{Key: keyCoordinator(c.run), Value: encode(beat{At: time.Now().Unix(), Clock: c.clock()})}
 }
 
 func (c *Coordinator) beat(ctx context.Context) {
@@ -263,7 +271,7 @@ func (c *Coordinator) composeSeenLocked(txn *store.Txn, id string) {
 		if p != nil && !p.seen.IsZero() {
 			at = p.seen
 		}
-		op.Value = encode(seen{At: at.Unix()})
+		op.Value = encode(seen{At: at.Unix(), Clock: c.clock() - int64(time.Since(at).Seconds())})
 	}
 	txn.If = append(txn.If, store.Cond{Key: op.Key, Mod: s.mod})
 	txn.Then = append(txn.Then, op)
@@ -296,18 +304,18 @@ func (c *Coordinator) planSweep() (txn store.Txn) {
 	for id := range c.view.agents {
 		s, p := c.view.seen[id], c.presence[id]
 		by, ok := dead[s.By]
-		at := by.At
+		at, clock := by.At, by.Clock
 		if !ok {
 			if c.shared || s.mod != 0 {
 				continue
 			}
-			at = last
+			at, clock = last.At, last.Clock
 		}
 		if p != nil && (len(p.watches) > 0 || !p.seen.IsZero()) {
 			continue // it is here, or was since
 		}
 		txn.If = append(txn.If, store.Cond{Key: keySeen(id), Mod: s.mod})
-		txn.Then = append(txn.Then, store.Op{Key: keySeen(id), Value: encode(seen{At: at})})
+		txn.Then = append(txn.Then, store.Op{Key: keySeen(id), Value: encode(seen{At: at, Clock: clock})})
 		if len(txn.Then) == maxSeen {
 			return txn
 		}

@@ -1,0 +1,70 @@
+package coordinator_test
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"overlayd.internal/overlay/overlayd/internal/coordinator"
+)
+
+// fourSubnets is a bubble with four subnets and terms of ten minutes.
+func fourSubnets(t *testing.T, more string) *bubble {
+	t.Helper()
+	return bubbleOf(t, coordinator.Options{Store: newStore(t), Term: 10 * time.Minute}, `{"vtep_subnet": "44.128.0.0/20", "vtep_mac_oui": "70:B3:D5:00:00:00",
+		"overlays": [{"name": "dcos", "subnet": "9.0.0.0/22", "prefix": 24}]`+more+"}")
+}
+
+// leased registers agents, each of which was connected for a moment, a minute
+// after the other, and returns their subnets.
+func leased(b *bubble, ids ...string) map[string]string {
+	b.t.Helper()
+	subnets := map[string]string{}
+	for i, id := range ids {
+		subnets[id] = b.register(id, fmt.Sprintf("10.0.0.%d", i+1)).Grants[0].Subnet.String()
+		_, disconnect := b.connect(id)
+		disconnect()
+		time.Sleep(time.Minute)
+	}
+	return subnets
+}
+
+// Expired leases go to others when nothing fresh is left, oldest first, after a
+// grace; and never those of agents that are there, or came back.
+func TestReclaim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := fourSubnets(t, "")
+		subnets := leased(b, "first", "second", "back", "here")
+		_, disconnect := b.connect("here")
+		defer disconnect()
+		wants := func(id, ip, from string) {
+			t.Helper()
+			want, g := "invalid Prefix", b.register(id, ip).Grants[0]
+			if from != "" {
+				want = subnets[from]
+			}
+			if g.Subnet.String() != want {
+				t.Errorf("%s got %s (%s), want %s", id, g.Subnet, g.Error, want)
+			}
+		}
+		time.Sleep(20 * time.Minute) // terms are over, and the grace is not
+		wants("new1", "10.0.1.1", "")
+		time.Sleep(20 * time.Minute)
+		wants("back", "10.0.0.3", "back")
+		wants("new1", "10.0.1.1", "first")
+		wants("new2", "10.0.1.2", "second")
+		wants("new3", "10.0.1.3", "")
+	})
+}
+
+func TestReclaimNever(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := fourSubnets(t, `, "reclaim": "never"`)
+		leased(b, "a", "b", "c", "d")
+		time.Sleep(time.Hour)
+		if g := b.register("new", "10.0.1.1").Grants[0]; g.Subnet.IsValid() {
+			t.Errorf("got %s of an agent that may come back", g.Subnet)
+		}
+	})
+}
