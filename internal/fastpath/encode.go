@@ -38,10 +38,7 @@ func mask(bits, length int) netip.Addr {
 
 func encodeOverlay(o Overlay) programsOverlay {
 	// Nothing lies in these: an address and all ones is never the net.
-	e := programsOverlay{Net4: 1, Net6: [4]uint32{1}}
-	if !o.Firewall {
-		e.Taken = 1
-	}
+	e := programsOverlay{Net4: 1, Net6: [4]uint32{1}, Taken: 1}
 	for _, s := range o.Subnets {
 		s = s.Masked()
 		if s.Addr().Is4() {

@@ -43,9 +43,6 @@ type Wanted struct {
 type Overlay struct {
 	Name    string
 	Subnets []netip.Prefix // the whole overlay, one per family
-	// Firewall: containers of the overlay do not all reach each other, so that
-	// its traffic has to pass the firewall.
-	Firewall bool
 }
 
 // Path is the fast path of one network namespace, that of the thread which
@@ -143,7 +140,7 @@ func (p *Path) Links() error {
 // sameHost says whether two differ in peers at most.
 func sameHost(a, b Wanted) bool {
 	return a.Local == b.Local && a.VTEPMAC == b.VTEPMAC && slices.EqualFunc(a.Overlays, b.Overlays, func(a, b Overlay) bool {
-		return a.Name == b.Name && a.Firewall == b.Firewall && slices.Equal(a.Subnets, b.Subnets)
+		return a.Name == b.Name && slices.Equal(a.Subnets, b.Subnets)
 	})
 }
 
