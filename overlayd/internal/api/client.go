@@ -29,6 +29,10 @@ const (
 	WatchTimeout = 3 * HeartbeatInterval
 )
 
+// dialTimeout bounds a connection attempt, so that a request that meets a host
+// that is gone leaves time for the next coordinator.
+const dialTimeout = 3 * time.Second
+
 // maxErrorBody is how much of an answer that is no JSON of ours is read.
 const maxErrorBody = 64 << 10
 
@@ -59,7 +63,7 @@ func NewClient(urls []string, hc *http.Client) (*Client, error) {
 		// A proxy, which the default transport would take from the environment, is
 		// none of the cluster's.
 		hc = &http.Client{Transport: &http.Transport{
-			DialContext:         (&net.Dialer{Timeout: RequestTimeout, KeepAlive: 15 * time.Second}).DialContext,
+			DialContext:         (&net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}).DialContext,
 			MaxIdleConnsPerHost: 4, IdleConnTimeout: 90 * time.Second,
 		}}
 	}

@@ -101,7 +101,7 @@ func OpenMember(o MemberOptions) (*Member, error) {
 // member's certificate. It does not heed http_proxy: a proxy would see the
 // cluster's secrets, if it let TLS through at all.
 func (m *Member) newTransport(verify func(host string, shown []*x509.Certificate) error) *http.Transport {
-	dialer := &net.Dialer{Timeout: 5 * time.Second}
+	dialer := &net.Dialer{Timeout: 3 * time.Second, KeepAlive: 15 * time.Second}
 	return &http.Transport{
 		MaxIdleConnsPerHost: 4,
 		IdleConnTimeout:     90 * time.Second,
