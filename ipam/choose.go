@@ -34,13 +34,18 @@ func (h *half) allocate(o Options, r Request) (Allocation, error) {
 			return Allocation{}, err
 		}
 	}
+	if r.NetNS.Path == "" { // it gets a host end, which is a port
+		if err := h.hasPort(o, spans); err != nil {
+			return Allocation{}, err
+		}
+	}
 	a := Allocation{}
 	for _, s := range spans {
 		var addr netip.Addr
 		var early bool
 		switch want := wanted(r.Want, s); {
 		case want.IsValid():
-			addr, early, err = h.takeNamed(o, s, want)
+			addr, early, err = h.takeNamed(s, want)
 		case r.Exact:
 			continue
 		default:
@@ -106,7 +111,7 @@ func wanted(want []netip.Addr, s *span) netip.Addr {
 	return netip.Addr{}
 }
 
-func (h *half) takeNamed(o Options, s *span, a netip.Addr) (_ netip.Addr, early bool, err error) {
+func (h *half) takeNamed(s *span, a netip.Addr) (_ netip.Addr, early bool, err error) {
 	if !s.contains(a) {
 		return a, false, &UnavailableError{a, whyNot(s.prefix, a)}
 	}
@@ -123,9 +128,6 @@ func (h *half) takeNamed(o Options, s *span, a netip.Addr) (_ netip.Addr, early 
 			return a, false, err
 		}
 		return a, false, &UnavailableError{a, "is in use by " + rec.Attachment.String()}
-	}
-	if s.noPort() {
-		return a, false, h.exhausted(o, s)
 	}
 	t, ok, err := h.ticketOf(a)
 	if err != nil {
@@ -161,9 +163,6 @@ func whyNot(p netip.Prefix, a netip.Addr) string {
 // takeNext takes the next never-used address of the range, else the one that
 // was released first.
 func (h *half) takeNext(o Options, s *span) (a netip.Addr, early bool, err error) {
-	if s.noPort() {
-		return netip.Addr{}, false, h.exhausted(o, s)
-	}
 	if s.sparse() {
 		if err := h.dropCooled(s); err != nil {
 			return netip.Addr{}, false, err
@@ -191,6 +190,30 @@ func (h *half) takeNext(o Options, s *span) (a netip.Addr, early bool, err error
 		return netip.Addr{}, false, damagef("address %s is both in use and released", t.addr)
 	}
 	return t.addr, !t.cooled(h.now, h.cool), h.dequeue(t)
+}
+
+// hasPort fails where the half's bridge has no port left. Addresses of other main
+// plugins' interfaces take none; they are told apart only when it matters.
+func (h *half) hasPort(o Options, spans []*span) error {
+	for _, s := range spans {
+		if s.used < conf.BridgePorts {
+			continue
+		}
+		recs, err := h.attachments()
+		if err != nil {
+			return err
+		}
+		ports := 0
+		for _, rec := range recs {
+			if rec.NetNS.Path == "" && slices.ContainsFunc(rec.Addrs, s.contains) {
+				ports++
+			}
+		}
+		if ports >= conf.BridgePorts {
+			return h.exhausted(o, s)
+		}
+	}
+	return nil
 }
 
 // exhausted is the error of a range that has nothing left.

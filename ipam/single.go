@@ -103,9 +103,12 @@ func (h *half) single(o Options, r SingleRequest) (a netip.Addr, early bool, err
 		return a, false, err
 	}
 	s := spans[r.rangeOf(r.From.Addr())]
+	if err := h.hasPort(o, []*span{s}); err != nil {
+		return a, false, err
+	}
 	switch {
 	case r.Want.IsValid():
-		a, early, err = h.takeNamed(o, s, r.Want)
+		a, early, err = h.takeNamed(s, r.Want)
 	case r.From == s.prefix:
 		a, early, err = h.takeNext(o, s)
 	default:
@@ -135,9 +138,6 @@ func (h *half) single(o Options, r SingleRequest) (a netip.Addr, early bool, err
 // takeFrom is takeNext for a part of the range. It looks at one address after
 // the other, which is right for what is rare.
 func (h *half) takeFrom(o Options, s *span, from netip.Prefix) (a netip.Addr, early bool, err error) {
-	if s.noPort() {
-		return a, false, h.exhausted(o, s)
-	}
 	first, last := s.first, s.last
 	if from.Addr().Compare(first) > 0 {
 		first = from.Addr()

@@ -98,9 +98,6 @@ func (s *span) behind(a netip.Addr) uint64 {
 // can be remembered in the queue, as an IPv6 half has.
 func (s *span) sparse() bool { return conf.Containers(s.prefix) > 1<<16 }
 
-// noPort reports whether as many addresses are in use as a bridge has ports.
-func (s *span) noPort() bool { return s.used >= conf.BridgePorts }
-
 // restart begins another lap through the range.
 func (s *span) restart() {
 	s.frontier, s.full, s.changed = s.first, false, true

@@ -56,7 +56,10 @@ func stateError(err error) error {
 
 // Status says whether ADD could have an address: published, leased, and not
 // exhausted. The error has code 50 or 51.
-func Status(ctx context.Context, c *Call, half conf.Half) error {
+//
+// ports says that a container takes a port of the half's bridge, so that there is
+// room for no more than that has.
+func Status(ctx context.Context, c *Call, half conf.Half, ports bool) error {
 	state, err := LoadState(c.Conf)
 	if err != nil {
 		return StatusError(err)
@@ -78,6 +81,9 @@ func Status(ctx context.Context, c *Call, half conf.Half) error {
 		return StatusError(StoreError(err))
 	}
 	for _, st := range stats {
+		if !ports {
+			st.Total = conf.Containers(st.Range)
+		}
 		if st.Used >= st.Total { // cooling addresses are used early
 			return StatusError(StoreError(&ipam.ExhaustedError{Overlay: o.Info.Name, Half: half, Stats: st}))
 		}

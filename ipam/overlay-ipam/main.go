@@ -26,7 +26,7 @@ func main() {
 		Del:    del,
 		Check:  withHalf(cni.CheckAddresses),
 		GC:     withHalf(gc),
-		Status: withHalf(cni.Status),
+		Status: withHalf(func(ctx context.Context, c *cni.Call, h conf.Half) error { return cni.Status(ctx, c, h, false) }),
 	})
 }
 

@@ -17,7 +17,7 @@ func (p program) status(ctx context.Context, c *cni.Call) error {
 	if err := checkDelegate(c); err != nil {
 		return err
 	}
-	if err := cni.Status(ctx, c, p.half); err != nil {
+	if err := cni.Status(ctx, c, p.half, true); err != nil {
 		return err
 	}
 	where, err := p.place(c.Conf)
