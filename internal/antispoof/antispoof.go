@@ -92,14 +92,24 @@ func Protect(p Port) error {
 
 // Release forgets ports. One that is not there is no error.
 func Release(ports ...Port) error {
+	done, err := ReleaseOpen(ports...)
+	done()
+	return err
+}
+
+// ReleaseOpen is Release for a caller who has other work to do before he ends the
+// conversation with the kernel: done waits until the kernel is through with the
+// elements, which may take it 10 ms.
+func ReleaseOpen(ports ...Port) (done func(), err error) {
+	done = func() {}
 	if len(ports) == 0 {
-		return nil
+		return done, nil
 	}
 	c, err := open()
 	if err != nil {
-		return err
+		return done, err
 	}
-	defer c.Close()
+	done = func() { c.Close() }
 	var b rtnl.Batch
 	for _, p := range ports {
 		for _, e := range p.elements() {
@@ -109,9 +119,9 @@ func Release(ports ...Port) error {
 		}
 	}
 	if err := c.Transaction(&b); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("forget what %s may send from: %w", ports[0].Device, err)
+		return done, fmt.Errorf("forget what %s may send from: %w", ports[0].Device, err)
 	}
-	return nil
+	return done, nil
 }
 
 // ReleaseDevice is Release for devices of which nothing else is known. It reads

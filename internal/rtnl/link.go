@@ -294,6 +294,12 @@ func (b *Batch) LinkUp(step string, index int) {
 	b.Begin(step, unix.RTM_NEWLINK, 0, header[:])
 }
 
+// LinkDown sets a link down.
+func (b *Batch) LinkDown(step string, index int) {
+	header := linkHeader(index, 0, unix.IFF_UP)
+	b.Begin(step, unix.RTM_NEWLINK, 0, header[:])
+}
+
 // DeleteLink removes a link, and with it the other end of a pair. Index 0 is for
 // a group, which is then the message's attribute.
 func (b *Batch) DeleteLink(step string, index int) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/antispoof"
 	"overlayd.internal/overlay/internal/cni"
 	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
@@ -59,11 +60,13 @@ func removeHostEnds(att conf.Attachment) (aliases []mark.Alias, _ error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := unprotect(mark.HostEnd(half, att.Key()), alias); err != nil {
-			return nil, err
-		}
 		if alias.Overlay != "" {
 			aliases = append(aliases, alias)
+			continue
+		}
+		// The link had gone before, and with it what it says.
+		if err := supported(antispoof.ReleaseDevice(mark.HostEnd(half, att.Key()))); err != nil {
+			return nil, err
 		}
 	}
 	return aliases, nil

@@ -379,5 +379,10 @@ func removeHost(c *rtnl.Conn, name string) (mark.Alias, error) {
 		return mark.Alias{}, err
 	}
 	alias, _ := mark.ParseAlias(l.Alias)
+	done, err := unprotect(c, l, alias)
+	if err != nil {
+		return alias, err
+	}
+	defer done()
 	return alias, deleteLink(c, name, l.Index)
 }

@@ -5,6 +5,7 @@ import (
 
 	"overlayd.internal/overlay/internal/antispoof"
 	"overlayd.internal/overlay/internal/mark"
+	"overlayd.internal/overlay/internal/rtnl"
 )
 
 // protect keeps the container from sending what is not its own, and says so in
@@ -25,16 +26,23 @@ func (a *attaching) protect(p pair, alias *mark.Alias, addrs []netip.Addr) error
 	return nil
 }
 
-// unprotect forgets what host ends that were removed might send from. Of one
-// that had gone before, the alias has gone with it.
-func unprotect(device string, alias mark.Alias) error {
-	if alias.Overlay == "" {
-		return supported(antispoof.ReleaseDevice(device))
+// unprotect forgets what a host end that is about to be removed may send from.
+// The link is set down first, so that nothing is sent meanwhile. done ends the
+// conversation with nftables. It is called when the link has been removed: the
+// kernel waits until nobody uses the elements any more, 10 ms, which have passed
+// by then.
+func unprotect(c *rtnl.Conn, l rtnl.Link, alias mark.Alias) (done func(), err error) {
+	port, checked := portOf(l.Name, alias)
+	if !checked {
+		return func() {}, nil
 	}
-	if port, checked := portOf(device, alias); checked {
-		return supported(antispoof.Release(port))
+	var b rtnl.Batch
+	b.LinkDown("set interface "+l.Name+" down", l.Index)
+	if err := removed(c.Each(&b)[0]); err != nil {
+		return nil, err
 	}
-	return nil
+	done, err = antispoof.ReleaseOpen(port)
+	return done, supported(err)
 }
 
 // supported drops the error of a kernel that has nothing to forget.
