@@ -21,6 +21,9 @@ const (
 	maxError = 500
 )
 
+// Files are what is kept in the run directory, for who takes it all away.
+func Files() []string { return []string{logFile, oldFile, countersFile} }
+
 // Call is one call of a CNI program that has ended.
 type Call struct {
 	Program, Verb                string

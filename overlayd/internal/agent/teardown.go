@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/calls"
 	"overlayd.internal/overlay/overlayd/internal/logkey"
 	"overlayd.internal/overlay/overlayd/internal/runtimes/docker"
 	"overlayd.internal/overlay/overlayd/internal/teardown"
@@ -91,11 +92,12 @@ func (o Options) teardownDocker(ctx context.Context, force bool) error {
 // removeState removes what the agent and the CNI programs stored, but for the
 // identity of the host. The run directory goes if nothing else is in it.
 func (o Options) removeState(f *files, existed bool) error {
+	paths := []string{f.state(), f.lease(), f.peers(), filepath.Join(o.StateDir, teardown.BeforeFile)}
+	for _, name := range append(calls.Files(), conf.IPAMDir, conf.SocketFile, conf.CAFile) {
+		paths = append(paths, filepath.Join(o.RunDir, name))
+	}
 	var errs []error
-	for _, path := range []string{
-		f.state(), filepath.Join(o.RunDir, conf.IPAMDir), filepath.Join(o.RunDir, conf.SocketFile),
-		f.lease(), f.peers(), filepath.Join(o.StateDir, teardown.BeforeFile),
-	} {
+	for _, path := range paths {
 		errs = append(errs, os.RemoveAll(path))
 	}
 	errs = append(errs, os.Remove(filepath.Join(o.RunDir, lockFile)))

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/calls"
 	"overlayd.internal/overlay/internal/mark"
 )
 
@@ -112,6 +113,8 @@ func TestTeardown(t *testing.T) {
 	}
 	must(t, exists(filepath.Join(h.opts.CNIConfDir, "87-dcos.conflist"), true))
 
+	calls.Record(h.opts.RunDir, calls.Call{Program: "d-overlay", Verb: "ADD"})
+	must(t, os.WriteFile(h.path(conf.CAFile), []byte("CA"), 0o644))
 	must(t, Teardown(t.Context(), h.opts, true))
 	if diff := cmp.Diff(before, hostState(t)); diff != "" {
 		t.Errorf("after teardown (-before +after):\n%s", diff)
