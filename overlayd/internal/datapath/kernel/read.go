@@ -186,10 +186,11 @@ func (r *reader) dropRoutes(family uint8, kept plan.Comparison) {
 }
 
 // The kernel begins to receive for an IPv6 address a moment after it was added,
-// in a work queue.
+// in a work queue, which on a busy host takes its time. Adding the address anew
+// too early would only make it wait again.
 const (
-	localTries = 10
-	localPause = 10 * time.Millisecond
+	localTries = 35
+	localPause = 20 * time.Millisecond
 )
 
 // readLocal finds the routes by which the kernel receives for our addresses.
