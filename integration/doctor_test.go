@@ -95,7 +95,7 @@ func doctorSeed(t *testing.T) *lab.Seed {
 		must(t, os.Symlink(filepath.Join(binDir, p), filepath.Join(bin, p)))
 	}
 	must(t, os.Symlink("/usr/lib/cni/portmap", filepath.Join(bin, "portmap")))
-	s, err := lab.NewSeed(t.Context(), lab.Options{Bin: bin, CNITool: filepath.Join(binDir, "cnitool")}, doctorConfig)
+	s, err := lab.NewSeed(t.Context(), lab.Options{Bin: bin, CNITool: filepath.Join(binDir, "cnitool"), Secure: true}, doctorConfig)
 	must(t, err)
 	t.Cleanup(func() {
 		if t.Failed() {
