@@ -31,12 +31,12 @@ func Teardown(ctx context.Context, o Options, force bool) error {
 	existed := isThere(o.RunDir)
 	files, err := openFiles(o.RunDir, o.StateDir, o.Log)
 	if err != nil {
-		return fmt.Errorf("teardown: %w", err)
+		return err
 	}
 	defer files.close()
 	only, err := lockNamespace(ctx, o.RunDir)
 	if err != nil {
-		return fmt.Errorf("teardown: %w", err)
+		return err
 	}
 	defer only.release()
 	bootID, err := conf.BootID()
@@ -45,16 +45,16 @@ func Teardown(ctx context.Context, o Options, force bool) error {
 	}
 	attached, err := teardown.Attached()
 	if err != nil {
-		return fmt.Errorf("teardown: look for containers: %w", err)
+		return fmt.Errorf("look for containers: %w", err)
 	}
 	if len(attached) > 0 && !force {
-		return fmt.Errorf("teardown: %w", teardown.Refusal(attached))
+		return teardown.Refusal(attached)
 	}
 	var errs []error
 	if o.DockerHost != "" {
 		err := o.teardownDocker(ctx, force)
 		if err != nil && !force {
-			return fmt.Errorf("teardown: %w", err) // before anything was changed
+			return err // before anything was changed
 		}
 		errs = append(errs, err)
 	}
@@ -65,10 +65,10 @@ func Teardown(ctx context.Context, o Options, force bool) error {
 	restored, err := teardown.Restore(o.StateDir, bootID)
 	errs = append(errs, err)
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("teardown: %w", err) // what is stored stays for the next try
+		return err // what is stored stays for the next try
 	}
 	if err := o.removeState(files, existed); err != nil {
-		return fmt.Errorf("teardown: %w", err)
+		return fmt.Errorf("remove what is stored: %w", err)
 	}
 	o.Log.Info("teardown is complete; the identity of this host stays", logkey.Objects, removed+restored, logkey.StateDir, o.StateDir)
 	return nil
