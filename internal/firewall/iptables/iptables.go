@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/coreos/go-iptables/iptables"
+	"github.com/vishvananda/netlink"
 
 	"overlayd.internal/overlay/internal/firewall"
 	"overlayd.internal/overlay/internal/mark"
@@ -58,6 +59,9 @@ func Usable() error {
 		if _, err := exec.LookPath(name); err != nil {
 			return fmt.Errorf("%s is not installed: install the package iptables", name)
 		}
+	}
+	if _, _, err := netlink.IpsetProtocol(); err != nil {
+		return fmt.Errorf("the kernel has no ip_set, which the rules of iptables need: %w", err)
 	}
 	return nil
 }

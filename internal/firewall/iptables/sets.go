@@ -207,6 +207,8 @@ func (s sets) names(keep map[string]bool) (out []string, err error) {
 			switch {
 			case err == nil:
 				out = append(out, name)
+			case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
+				return nil, nil // a kernel without ip_set has none
 			case !errors.Is(err, unix.ENOENT):
 				return nil, fmt.Errorf("ipset %s: look for it (the kernel needs ip_set): %w", name, err)
 			}
