@@ -70,7 +70,17 @@ func TestHealRules(t *testing.T) {
 for t in iptables ip6tables; do $t -w -t nat -F; $t -w -F; $t -w -P FORWARD DROP; done
 sysctl -q -w net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0`)
 	must(t, err)
-	waitPairs(t, crossing(pairs, h), 10*time.Second)
+	waitPairs(t, crossing(pairs, h), healTime)
+	// Everything of nftables, with the check of what containers send.
+	checked := func() error {
+		_, err := h.Run(ctx, "sh", "-c", `nft list set bridge overlay ports | grep -q elements && iptables -C FORWARD -j OVERLAY-FORWARD`)
+		return err
+	}
+	must(t, checked())
+	_, err = h.Run(ctx, "nft", "flush", "ruleset")
+	must(t, err)
+	wait(t, "the rules to be back", healTime, checked)
+	waitPairs(t, crossing(pairs, h), healTime)
 }
 
 // waitPairs waits until all pairs talk.
