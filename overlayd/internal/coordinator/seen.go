@@ -20,13 +20,14 @@ import (
 // where an agent comes or goes.
 //
 // A coordinator that has the store for itself writes no key while agents are
-// connected: an agent without one was there until the last beat.
+// connected: an agent without one was there until the last beat. Who has gone is
+// written with the beats, and at the end.
 const (
 	prefixCoordinator = "coordinators/" // <run> -> beat
 	prefixSeen        = "seen/"         // <agent id> -> seen
 
 	beatShared = 5 * time.Second
-	beatAlone  = time.Minute
+	beatAlone  = 10 * time.Minute
 	// deadCoordinator is how long after its last beat a coordinator, and what it
 	// said about agents, counts no longer. It is measured on the clock of who
 	// reads the beats.
@@ -169,14 +170,19 @@ func (c *Coordinator) keepPresence(ctx context.Context) {
 	if c.shared {
 		every = beatShared
 	}
+	moved := c.moved
+	if !c.shared {
+		moved = nil // nobody waits for it
+	}
 	next := time.NewTicker(every)
 	defer next.Stop()
 	for {
 		select {
 		case <-next.C:
 			c.beat(ctx)
+			c.writeSeen(ctx)
 			c.sweepSeen(ctx)
-		case <-c.moved:
+		case <-moved:
 			select {
 			case <-time.After(gatherSeen):
 			case <-ctx.Done():
@@ -192,6 +198,9 @@ func (c *Coordinator) keepPresence(ctx context.Context) {
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 			defer cancel()
 			c.beat(last)
+			if !c.shared {
+				c.writeSeen(last)
+			}
 			return
 		}
 	}
@@ -225,7 +234,7 @@ func (c *Coordinator) writeSeen(ctx context.Context) bool {
 		if len(ids) == 0 {
 			return true
 		}
-		if err := c.commitSeen(ctx, txn); err != nil {
+		if err := c.commitSeen(ctx, txn, c.shared); err != nil {
 			c.mu.Lock()
 			for _, id := range ids {
 				c.moves[id] = struct{}{}
@@ -236,13 +245,15 @@ func (c *Coordinator) writeSeen(ctx context.Context) bool {
 	}
 }
 
-func (c *Coordinator) commitSeen(ctx context.Context, txn store.Txn) error {
+// commitSeen writes, and waits until the view has it if that is wanted. At the end
+// the view follows no longer.
+func (c *Coordinator) commitSeen(ctx context.Context, txn store.Txn, wait bool) error {
 	if len(txn.Then) == 0 {
 		return nil
 	}
 	rev, err := c.store.Commit(ctx, txn)
 	c.noteWrite(err)
-	if err != nil {
+	if err != nil || !wait {
 		return err
 	}
 	return c.await(ctx, rev)
@@ -285,7 +296,7 @@ func (c *Coordinator) sweepSeen(ctx context.Context) {
 	}
 	for {
 		txn := c.planSweep()
-		if len(txn.Then) == 0 || c.commitSeen(ctx, txn) != nil {
+		if len(txn.Then) == 0 || c.commitSeen(ctx, txn, true) != nil {
 			return
 		}
 	}

@@ -125,7 +125,7 @@ func TestLastSeen(t *testing.T) {
 }
 
 // Presence is not written for agents that stay: a coordinator that has the store
-// for itself writes a beat a minute, whatever their number.
+// for itself writes a beat now and then, whatever their number.
 func TestPresenceWritesLittle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(t)
