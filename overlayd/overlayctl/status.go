@@ -59,17 +59,9 @@ func (e *env) runStatus(ctx context.Context) error {
 	if err == nil {
 		s.Agent = &state
 	}
-	client, err := e.clientOr(state.Coordinators)
-	if err != nil {
+	if err := e.askCoordinator(ctx, state.Coordinators, &s); err != nil {
 		return err
 	}
-	s.Coordinator.URL = strings.Join(client.URLs(), ",")
-	if err := client.Ready(ctx); err != nil {
-		s.Coordinator.Error = err.Error()
-	} else {
-		s.Coordinator.Reachable = true
-	}
-
 	if e.structured() {
 		err = e.print(s)
 	} else {
@@ -79,6 +71,26 @@ func (e *env) runStatus(ctx context.Context) error {
 		err = cli.ErrReported
 	}
 	return err
+}
+
+// askCoordinator fills in what the coordinator says. That it cannot be asked is
+// no reason to keep back what is known of this host; a wrong flag is.
+func (e *env) askCoordinator(ctx context.Context, agents []string, s *hostStatus) error {
+	client, err := e.clientOr(agents)
+	if err != nil {
+		if len(e.coordinator) > 0 {
+			return err
+		}
+		s.Coordinator.URL, s.Coordinator.Error = strings.Join(agents, ","), err.Error()
+		return nil
+	}
+	s.Coordinator.URL = strings.Join(client.URLs(), ",")
+	if err := client.Ready(ctx); err != nil {
+		s.Coordinator.Error = err.Error()
+		return nil
+	}
+	s.Coordinator.Reachable = true
+	return nil
 }
 
 // healthy reports whether containers can be attached on this host and all else
@@ -165,7 +177,7 @@ func (e *env) printStatus(s hostStatus) error {
 	if !s.Coordinator.Reachable {
 		reachable = "NOT REACHABLE: " + s.Coordinator.Error
 	}
-	line("coordinator", s.Coordinator.URL+" "+reachable)
+	line("coordinator", strings.TrimSpace(s.Coordinator.URL+" "+reachable))
 	if err := w.Flush(); err != nil || s.Agent == nil {
 		return err
 	}

@@ -14,8 +14,9 @@ import (
 )
 
 // agentIP is the address other hosts reach this host at: the source address of
-// the route to the first coordinator that has an address. A coordinator on this
-// very host tells nothing about the underlay; then the default route counts.
+// the route to the first coordinator that has an address. Of a coordinator on
+// this very host it is the address in the URL, by which the other hosts reach
+// it; where that is a loopback address, the default route counts.
 //
 // It is never an address of our own devices, and none that is about to go: see
 // underlay. current is the agent IP so far; it stays where the route only
@@ -40,12 +41,19 @@ func agentIP(ctx context.Context, urls []string, current netip.Addr) (netip.Addr
 			continue
 		}
 		for _, ip := range ips {
-			src, err := u.source(ip.Unmap(), current)
+			ip = ip.Unmap()
+			if a, found := u.find(ip.WithZone("")); found && u.usable(a) && !u.links[a.link].loopback {
+				if u.has(current) {
+					return current, nil
+				}
+				return a.ip, nil
+			}
+			src, err := u.source(ip, current)
 			if err == nil {
 				return src, nil
 			}
 			errs = append(errs, err)
-			here = here || ip.Unmap().IsLoopback() || u.has(ip.Unmap().WithZone(""))
+			here = here || ip.IsLoopback() || u.has(ip.WithZone(""))
 		}
 	}
 	// Only then: while names cannot be resolved, the default route of a host

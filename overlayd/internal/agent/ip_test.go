@@ -152,6 +152,7 @@ func TestAgentIP(t *testing.T) {
 		{"towards the coordinator", []string{"http://172.17.0.1:6440"}, "172.17.0.2"},
 		{"the second coordinator", []string{"http://no-such-host.invalid:6440", "http://172.17.0.1:6440"}, "172.17.0.2"},
 		{"no route", []string{"http://10.99.0.1:6440"}, "no usable source address"},
+		{"coordinator here, at an address that others know", []string{"http://172.17.0.2:6440"}, "172.17.0.2"},
 		{"coordinator here, no default route", []string{"http://127.0.0.1:6440"}, "--agent-ip"},
 	} {
 		ip, err := agentIP(t.Context(), tc.urls, netip.Addr{})

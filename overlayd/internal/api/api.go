@@ -1,5 +1,6 @@
 // Package api is the wire between coordinator, agents and overlayctl: paths,
-// messages and the client. Plain HTTP and JSON, so that curl can speak it.
+// messages and the client. HTTP/1.1 and JSON, so that curl can speak it; over TLS
+// unless the cluster runs without identities.
 package api
 
 import (

@@ -216,12 +216,13 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	if err != nil {
 		failed = append(failed, plan.Problem{Err: err})
 	}
-	n, err := d.passFirewalld(ctx, p.Wanted, have)
+	n, err := d.checkSources(p.Wanted, have)
 	changed += n
 	if err != nil {
 		failed = append(failed, plan.Problem{Err: err})
 	}
-	n, err = d.checkSources(p.Wanted, have)
+	// Last: a firewalld that does not answer takes seconds.
+	n, err = d.passFirewalld(ctx, p.Wanted, have)
 	changed += n
 	if err != nil {
 		failed = append(failed, plan.Problem{Err: err})

@@ -184,7 +184,8 @@ func checkFirewalld(h *host) []Finding {
 	return []Finding{{
 		Severity: Error, What: "firewalld drops what is forwarded from and to devices that it does not trust",
 		Evidence: "table inet firewalld names no zone for " + strings.Join(outside, ", "),
-		Fix:      "firewall-cmd --permanent --zone=trusted --add-interface=" + strings.Join(outside, " --add-interface=") + " && firewall-cmd --reload",
+		// The agent does so by itself where it may; a zone of its own comes first.
+		Fix: "firewall-cmd --permanent --zone=trusted --add-interface=" + strings.Join(outside, " --add-interface=") + " && firewall-cmd --reload",
 	}}
 }
 
