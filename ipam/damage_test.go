@@ -394,7 +394,8 @@ func useMutated(o Options, ranges []netip.Prefix, inUse map[netip.Addr]bool) (da
 		}
 		damaged = damaged || s.Repaired() != ""
 		r := req(fmt.Sprint("new", i), ranges)
-		if i%5 == 4 { // one that is in use, by name
+		r.NetNS.Path = "/run/netns/new" // takes no port, of which the large stores have none left
+		if i%5 == 4 {                   // one that is in use, by name
 			for a := range inUse {
 				r.Want = []netip.Addr{a}
 				break
