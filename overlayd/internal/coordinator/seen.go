@@ -117,19 +117,21 @@ func (c *Coordinator) deadLocked(run string) bool {
 // when nobody knows.
 func (c *Coordinator) lastSeenLocked(id string) time.Time {
 	p, s := c.presence[id], c.view.seen[id]
+	var stored time.Time
 	switch {
 	case p != nil && len(p.watches) > 0, c.connectedElsewhereLocked(id):
 		return time.Now()
-	case p != nil && !p.seen.IsZero():
-		return p.seen
 	case s.At != 0:
-		return time.Unix(s.At, 0)
+		stored = time.Unix(s.At, 0)
 	case s.By != "" && s.By != c.run:
-		return unixTime(c.view.beats[s.By].At)
+		stored = unixTime(c.view.beats[s.By].At)
 	case !c.shared:
-		return unixTime(c.lastBeatLocked().At)
+		stored = unixTime(c.lastBeatLocked().At)
 	}
-	return time.Time{}
+	if p != nil && p.seen.After(stored) {
+		return p.seen
+	}
+	return stored // also where it was here once, and elsewhere since
 }
 
 func unixTime(seconds int64) time.Time {
@@ -152,12 +154,21 @@ func (c *Coordinator) lastBeatLocked() (last beat) {
 // clock is beat.Clock as of now; it begins at 1, because 0 stands for none.
 func (c *Coordinator) clock() int64 { return c.clockBase + 1 + int64(time.Since(c.started).Seconds()) }
 
+// clockAt is clock as it was at a time since the start.
+func (c *Coordinator) clockAt(t time.Time) int64 { return c.clock() - int64(time.Since(t).Seconds()) }
+
 // noteSeenLocked has it written where an agent is, or that it has gone.
 func (c *Coordinator) noteSeenLocked(id string) {
 	if s := c.view.seen[id]; !c.shared && s.mod == 0 && c.presence[id] != nil && len(c.presence[id].watches) > 0 {
 		return // nothing to say
 	}
 	c.moves[id] = struct{}{}
+	c.move()
+}
+
+// move has moves written soon. It never waits: who takes the token from moved
+// calls it, too.
+func (c *Coordinator) move() {
 	select {
 	case c.moved <- struct{}{}:
 	default:
@@ -190,7 +201,8 @@ func (c *Coordinator) keepPresence(ctx context.Context) {
 			if !c.writeSeen(ctx) {
 				select { // the next beat sees to it
 				case <-next.C:
-					c.moved <- struct{}{}
+					c.beat(ctx)
+					c.move()
 				case <-ctx.Done():
 				}
 			}
@@ -275,14 +287,16 @@ func (c *Coordinator) composeSeenLocked(txn *store.Txn, id string) {
 			return
 		}
 		op.Value = encode(seen{By: c.run})
-	case c.shared && s.By != c.run, s.At != 0 && s.By == "":
-		return // it is elsewhere, or gone already
+	case s.At != 0 && s.By == "" && (p == nil || p.seen.Unix() <= s.At):
+		return // gone already, and not seen since
+	case c.shared && s.By != "" && s.By != c.run:
+		return // it is elsewhere
 	default:
 		at := time.Now()
 		if p != nil && !p.seen.IsZero() {
 			at = p.seen
 		}
-		op.Value = encode(seen{At: at.Unix(), Clock: c.clock() - int64(time.Since(at).Seconds())})
+		op.Value = encode(seen{At: at.Unix(), Clock: c.clockAt(at)})
 	}
 	txn.If = append(txn.If, store.Cond{Key: op.Key, Mod: s.mod})
 	txn.Then = append(txn.Then, op)
@@ -322,8 +336,12 @@ func (c *Coordinator) planSweep() (txn store.Txn) {
 			}
 			at, clock = last.At, last.Clock
 		}
-		if p != nil && (len(p.watches) > 0 || !p.seen.IsZero()) {
-			continue // it is here, or was since
+		switch {
+		case p == nil:
+		case len(p.watches) > 0:
+			continue // it is here
+		case p.seen.Unix() > at: // it was since
+			at, clock = p.seen.Unix(), c.clockAt(p.seen)
 		}
 		txn.If = append(txn.If, store.Cond{Key: keySeen(id), Mod: s.mod})
 		txn.Then = append(txn.Then, store.Op{Key: keySeen(id), Value: encode(seen{At: at, Clock: clock})})

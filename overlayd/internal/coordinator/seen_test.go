@@ -5,6 +5,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
 )
 
@@ -120,6 +121,93 @@ func TestLastSeen(t *testing.T) {
 				t.Errorf("last seen at %s, want %s", seen, stayed)
 			}
 			b.stop()
+		}
+	})
+}
+
+// An agent that was at one coordinator once, and at another since, was seen there
+// last, whether it left or the other one died.
+func TestLastSeenElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := two(t)
+		a.register("x", "10.0.0.1")
+		_, disconnect := a.connect("x")
+		time.Sleep(time.Minute)
+		disconnect()
+		at := func(want time.Time) {
+			t.Helper()
+			if seen := a.lastSeen("x"); seen.Sub(want).Abs() > 10*time.Second {
+				t.Errorf("last seen at %s, want %s", seen, want)
+			}
+			gone, err := a.Prune(t.Context(), api.PruneRequest{NotSeenSeconds: 3600})
+			if err != nil || len(gone) > 0 {
+				t.Errorf("pruned %v, %v", gone, err)
+			}
+		}
+		time.Sleep(2 * time.Hour)
+		_, disconnect = b.connect("x")
+		time.Sleep(time.Minute)
+		disconnect()
+		left := time.Now()
+		time.Sleep(10 * time.Minute)
+		at(left)
+
+		_, disconnect = b.connect("x")
+		time.Sleep(90 * time.Minute)
+		b.stop()
+		disconnect()
+		left = time.Now()
+		time.Sleep(10 * time.Minute)
+		at(left)
+	})
+}
+
+// Beats go on, and who comes and goes is written, after a time in which the store
+// took no writes.
+func TestPresenceAfterFailedWrites(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(t)
+		failing := &full{Store: s}
+		a := bubbleWith(t, coordinator.Options{Store: failing, Shared: true})
+		b := bubbleWith(t, coordinator.Options{Store: s, Shared: true})
+		a.register("x", "10.0.0.1")
+		a.register("y", "10.0.0.2")
+		_, disconnectX := a.connect("x")
+		time.Sleep(time.Second)
+		failing.now.Store(true)
+		disconnectX()
+		left := time.Now()
+		time.Sleep(time.Second)
+		_, disconnectY := a.connect("y") // while what failed waits for the next beat
+		defer disconnectY()
+		time.Sleep(10 * time.Second)
+		failing.now.Store(false)
+		time.Sleep(time.Minute)
+		b.refuses("y", "10.0.0.3", "agent id y", "10.0.0.2")
+		if seen := b.lastSeen("x"); seen.Sub(left).Abs() > time.Second {
+			t.Errorf("last seen at %s, want %s", seen, left)
+		}
+	})
+}
+
+// An agent that was back for a moment, between two beats, was seen then.
+func TestSeenForAMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(t)
+		b := inBubble(t, s)
+		b.register("x", "10.0.0.1")
+		var last time.Time
+		for range 2 {
+			_, disconnect := b.connect("x")
+			time.Sleep(time.Minute)
+			disconnect()
+			last = time.Now()
+			time.Sleep(time.Hour)
+		}
+		b.stop()
+		b = inBubble(t, s)
+		if seen := b.lastSeen("x"); seen.Sub(last).Abs() > time.Second {
+			t.Errorf("last seen at %s, want %s", seen, last)
 		}
 	})
 }
