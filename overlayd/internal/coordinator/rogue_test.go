@@ -209,6 +209,9 @@ func joins(t *testing.T, n *secureNode) []forgery {
 	broken, _ := pem.Decode([]byte(request))
 	broken.Bytes[len(broken.Bytes)-1] ^= 1
 
+	unchecked, _ := pem.Decode([]byte(csr(t, rsaKey, &x509.CertificateRequest{})))
+	unchecked.Bytes[len(unchecked.Bytes)-1] ^= 1
+
 	good, used, revoked := n.token(t, api.TokenRequest{Uses: 9}), n.token(t, api.TokenRequest{}), n.token(t, api.TokenRequest{})
 	if _, err := n.join(t, "user", used).Whoami(t.Context()); err != nil {
 		t.Fatal(err)
@@ -239,6 +242,7 @@ func joins(t *testing.T, n *secureNode) []forgery {
 		{"name with a path", good, "a/../operator/b", request, 400, "name"},
 		{"request that is not signed", good, "new", string(pem.EncodeToMemory(broken)), 400, "certificate request"},
 		{"request with an RSA key", good, "new", csr(t, rsaKey, &x509.CertificateRequest{}), 400, "ECDSA P-256"},
+		{"request with an RSA key, whose signature costs nothing", good, "new", string(pem.EncodeToMemory(unchecked)), 400, "ECDSA P-256"},
 		{"no request", good, "new", "", 400, "PEM"},
 	} {
 		out = append(out, forgery{j.name, as(t), http.MethodPost, api.PathJoin, encodeJSON(api.JoinRequest{Token: j.token, Name: j.as, CSR: j.csr}), j.code, j.says})
