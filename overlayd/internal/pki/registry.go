@@ -99,13 +99,18 @@ func (r *Registry) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.mu.Lock()
-	r.identities = map[string]storedIdentity{}
-	r.mu.Unlock()
+	there := make(map[string]bool, len(kvs))
 	for _, kv := range kvs {
+		there[kv.Key] = true
 		r.apply(store.Event{KV: kv})
 	}
+	// Last, so that what was revoked stays refused meanwhile.
 	r.mu.Lock()
+	for key, known := range r.identities {
+		if !there[key] && known.mod <= rev {
+			delete(r.identities, key)
+		}
+	}
 	r.rev = rev
 	r.mu.Unlock()
 	return nil
