@@ -298,3 +298,28 @@ func TestAnswerToJoinLost(t *testing.T) {
 		t.Errorf("it took %d requests, want the one that is refused and the next", tries)
 	}
 }
+
+// A host that was revoked does not come back with what is left of its token.
+func TestRevokedStaysOut(t *testing.T) {
+	n := secure(t)
+	for name, req := range map[string]api.TokenRequest{"any": {Uses: 5}, "bound": {Uses: 5, AgentID: "bound"}} {
+		token, dir := n.token(t, req), t.TempDir()
+		if _, err := n.open(t, dir, name, token).Whoami(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		n.clock.at(time.Minute, func() {
+			if err := n.root.AgentsRevoke(t.Context(), []string{name}); err != nil {
+				t.Fatal(err)
+			}
+			again := n.open(t, dir, name, token) // as after a restart
+			for range 3 {
+				if _, err := again.Whoami(t.Context()); err == nil || !strings.Contains(err.Error(), "was revoked at") {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+			if _, err := n.join(t, name, n.token(t, api.TokenRequest{})).Whoami(t.Context()); err != nil {
+				t.Errorf("%s with a new token: %v", name, err)
+			}
+		})
+	}
+}

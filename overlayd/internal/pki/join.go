@@ -159,17 +159,21 @@ func (r *Registry) wroteIdentity(ctx context.Context, err error, key, instance s
 }
 
 // free says why a name cannot be had: somebody else has it. It can when the
-// bearer proves to be the one who has it, when it was revoked, and with a token
-// that was made for it.
+// bearer proves to be the one who has it, when it was revoked before the token was
+// made, and with a token that was made for it.
 func (r *Registry) free(kv store.KV, who Identity, token tokenRecord, presented *x509.Certificate) error {
-	if kv.Mod == 0 || token.AgentID != "" {
+	if kv.Mod == 0 {
 		return nil
 	}
 	var record identityRecord
 	if err := json.Unmarshal(kv.Value, &record); err != nil {
 		return fmt.Errorf("read identity %s: %w", who, err)
 	}
-	if !record.Revoked.IsZero() || r.same(presented, who, record) {
+	switch {
+	case token.Created.Before(record.Revoked):
+		return serve.Refuse(http.StatusForbidden, "%s was revoked at %s, and the token is older; if that was a mistake, make a new token (overlayctl token create)",
+			who, record.Revoked.UTC().Format(time.RFC3339))
+	case token.AgentID != "", !record.Revoked.IsZero(), r.same(presented, who, record):
 		return nil
 	}
 	return serve.Refuse(http.StatusConflict, "%s has joined already, at %s, and this host does not have its key; give this host another agent id, "+
