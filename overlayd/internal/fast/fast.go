@@ -252,6 +252,7 @@ func (p *Path) take(ctx context.Context) (*fastpath.Path, error) {
 	w := *p.wanted
 	w.Peers = slices.Collect(maps.Values(p.peers))
 	if err := path.Apply(ctx, w, true); err != nil {
+		p.left = false // some of it may be attached, and nobody would tell it of changes
 		return nil, errors.Join(err, path.Close())
 	}
 	p.path = path

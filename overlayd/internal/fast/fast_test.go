@@ -138,3 +138,23 @@ func TestAuto(t *testing.T) {
 	p, _ = start(t, Kernel)
 	becomes(t, p, Kernel, "", 0)
 }
+
+// What could be attached in part only is detached, every time.
+func TestTakenInPart(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	p, _ := start(t, EBPF)
+	many := wanted
+	many.Overlays = nil
+	for i := range 1025 {
+		many.Overlays = append(many.Overlays, fastpath.Overlay{Name: fmt.Sprint("net", i)})
+	}
+	for range 2 {
+		if err := p.Apply(t.Context(), many, true); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * fastLook) // for the look that this asks for
+		becomes(t, p, Kernel, "places for", 0)
+	}
+}
