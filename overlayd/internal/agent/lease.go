@@ -179,17 +179,16 @@ func (l *loop) registrationFailed(ctx context.Context, r registration) {
 	l.logPhase()
 }
 
-// setConflict takes in whether another host has our identity. Then this one may
-// be the copy, and the addresses are the other's: no more containers at once.
+// setConflict takes in that another host has our identity. Then this one may be
+// the copy, and the addresses are the other's: no more containers at once. Only
+// an accepted registration ends it; a coordinator that cannot answer now knows
+// nothing about it.
 func (l *loop) setConflict(inUse bool, err error) {
-	before := l.lease.conflict
-	l.lease.conflict = ""
-	if inUse {
-		l.lease.conflict = err.Error()
+	if !inUse || l.lease.conflict == err.Error() {
+		return
 	}
-	if l.lease.conflict != before {
-		l.publish()
-	}
+	l.lease.conflict = err.Error()
+	l.publish()
 }
 
 // rejection is an address of this host that the coordinator did not accept.
