@@ -283,6 +283,16 @@ dcos_overlay_network:
 			if len(p.Overlays) != 2 {
 				return fmt.Errorf("%s has %d overlays", h.Name, len(p.Overlays))
 			}
+			// The files of the runtimes come after the published state, so that no
+			// runtime finds an overlay before its plugins do.
+			if h == s.Master {
+				continue // it has no bridges, and no files
+			}
+			for _, file := range []string{filepath.Join(h.CNIConfDir, "87-late.conflist"), filepath.Join(h.UCRConfDir, "late.conf")} {
+				if _, err := os.Stat(file); err != nil {
+					return err
+				}
+			}
 		}
 		return nil
 	})
