@@ -138,6 +138,8 @@ const (
 	KindIDInUse = "agent_id_in_use"
 	// KindOtherCluster: the lease that the agent holds is of another cluster.
 	KindOtherCluster = "other_cluster"
+	// KindSnapshotWanted: the report before this one is not known; send everything.
+	KindSnapshotWanted = "snapshot_wanted"
 )
 
 func (e *Error) Error() string { return e.Message }
