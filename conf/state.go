@@ -99,9 +99,11 @@ type State struct {
 	Coordinators          []string       `json:"coordinators,omitempty"` // URLs; for overlayctl
 	Datapath              DatapathState  `json:"datapath,omitzero"`
 	Directories           Directories    `json:"directories,omitzero"`
+	Drift                 *DriftState    `json:"drift,omitempty"` // nil: nothing yet
 	IP                    netip.Addr     `json:"ip"`
 	Lease                 LeaseState     `json:"lease"`
-	MTU                   int            `json:"mtu"` // of VTEP, bridges and container interfaces
+	MTU                   int            `json:"mtu"`               // of VTEP, bridges and container interfaces
+	Notices               []string       `json:"notices,omitempty"` // what somebody should look at, though overlays work
 	Overlays              []AgentOverlay `json:"overlays,omitempty"`
 	Problems              []string       `json:"problems,omitempty"` // that concern the host and stand nowhere else
 	Version               string         `json:"version"`
@@ -112,6 +114,20 @@ type DatapathState struct {
 	Mode   string `json:"mode"`             // auto, kernel or ebpf: what the operator wants
 	Taken  string `json:"taken"`            // kernel or ebpf
 	Reason string `json:"reason,omitempty"` // why not ebpf
+}
+
+// DriftState is what others changed or removed of the agent's kernel objects and
+// the agent put back since it was started.
+type DriftState struct {
+	Counts []DriftCount `json:"counts"`  // in the order of the kinds
+	Last   string       `json:"last"`    // the last of the changes, as one would type them
+	LastAt string       `json:"last_at"` // RFC 3339
+}
+
+// DriftCount is how many objects of a kind were put back.
+type DriftCount struct {
+	Kind    string `json:"kind"`
+	Objects int    `json:"objects"`
 }
 
 // Directories are those the agent was started with; for overlayctl.

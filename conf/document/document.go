@@ -137,6 +137,7 @@ func scanState(b []byte, st *conf.State) bool {
 				{"state", &st.Directories.State},
 			})
 		}},
+		{"drift", func() { st.Drift = s.drift() }},
 		{"ip", &st.IP},
 		{"lease", func() {
 			s.object(fields{
@@ -147,10 +148,23 @@ func scanState(b []byte, st *conf.State) bool {
 			})
 		}},
 		{"mtu", &st.MTU},
+		{"notices", &st.Notices},
 		{"overlays", listOf(s, &st.Overlays, s.overlay)},
 		{"problems", &st.Problems},
 		{"version", &st.Version},
 	})
+}
+
+func (s *scanner) drift() *conf.DriftState {
+	d := new(conf.DriftState)
+	s.object(fields{
+		{"counts", listOf(s, &d.Counts, func(c *conf.DriftCount) {
+			s.object(fields{{"kind", &c.Kind}, {"objects", &c.Objects}})
+		})},
+		{"last", &d.Last},
+		{"last_at", &d.LastAt},
+	})
+	return d
 }
 
 func (s *scanner) overlay(o *conf.AgentOverlay) {

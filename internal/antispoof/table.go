@@ -25,11 +25,14 @@ const portsPerMessage = 100
 type Table struct {
 	made  []byte // digest of the rules that were made
 	stray map[element]time.Time
+	// Forgotten is how much of what the last Set changed belonged to no port.
+	Forgotten int
 }
 
 // Set makes the table and has these ports checked, and returns how much had to
 // be changed. What belongs to no port is removed after a while.
 func (t *Table) Set(ports []Port) (changed int, err error) {
+	t.Forgotten = 0
 	c, err := open()
 	if err != nil {
 		return 0, err
@@ -114,9 +117,9 @@ func (t *Table) fill(c *rtnl.Conn, ports []Port, there map[element]bool) (change
 		if err := c.Transaction(&b); err != nil {
 			return changed, fmt.Errorf("forget what ports that are gone may send: %w", err)
 		}
-		changed += len(part)
+		t.Forgotten += len(part)
 	}
-	return changed, nil
+	return changed + t.Forgotten, nil
 }
 
 // Remove takes the table away.

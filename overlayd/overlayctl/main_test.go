@@ -245,6 +245,15 @@ dcos     9.0.1.0/24    m-dcos 9.0.1.0/25  -              ok
 		t.Errorf("a lease that is not renewed: code %d\n%s", code, stdout)
 	}
 
+	// What was put back, and what works though somebody should look at it, is no failure.
+	repaired := state
+	repaired.Drift = &conf.DriftState{Counts: []conf.DriftCount{{Kind: "link", Objects: 1}, {Kind: "route", Objects: 2}}, Last: "link set m-dcos up", LastAt: "1970-01-01T00:00:00Z"}
+	repaired.Notices = []string{"bridge d-old is left"}
+	if code, stdout, _ := ctl(t, nil, "status", "--run-dir", agent(t, repaired), "--coordinator", url); code != 0 ||
+		!strings.Contains(stdout, "repaired     1 link, 2 route; last at 1970-01-01T00:00:00Z: link set m-dcos up\n") || !strings.Contains(stdout, "notice       bridge d-old is left\n") {
+		t.Errorf("a host that was repaired: code %d\n%s", code, stdout)
+	}
+
 	failed := state
 	failed.Overlays = []conf.AgentOverlay{{Info: conf.Overlay{Name: "dcos"}, State: &conf.OverlayStatus{Status: conf.StatusFailed, Error: "no VTEP"}}}
 	lost := state

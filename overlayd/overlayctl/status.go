@@ -169,6 +169,12 @@ func (e *env) printStatus(s hostStatus) error {
 		line("MTU", fmt.Sprint(a.MTU))
 		line("lease", leaseText(a.Lease))
 		line("datapath", datapathText(a.Datapath))
+		if a.Drift != nil {
+			line("repaired", driftText(*a.Drift))
+		}
+		for _, notice := range a.Notices {
+			line("notice", notice)
+		}
 		for _, problem := range a.Problems {
 			line("PROBLEM", problem)
 		}
@@ -220,6 +226,15 @@ func datapathText(d conf.DatapathState) string {
 		return fmt.Sprintf("%s (%s): %s", d.Taken, d.Mode, d.Reason)
 	}
 	return fmt.Sprintf("%s (%s)", d.Taken, d.Mode)
+}
+
+// driftText says what others changed and the agent put back.
+func driftText(d conf.DriftState) string {
+	var counts []string
+	for _, c := range d.Counts {
+		counts = append(counts, fmt.Sprintf("%d %s", c.Objects, c.Kind))
+	}
+	return fmt.Sprintf("%s; last at %s: %s", strings.Join(counts, ", "), d.LastAt, d.Last)
 }
 
 func bridge(b *conf.Bridge) string {

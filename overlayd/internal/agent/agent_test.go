@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -347,6 +348,19 @@ func TestRepair(t *testing.T) {
 			return errors.New("not yet")
 		}
 		return nil
+	})
+
+	// The other object is counted as well, whichever was last.
+	eventually(t, "it is counted", func() error {
+		d := h.document().Drift
+		if d == nil || d.Last == "" || d.LastAt == "" {
+			return fmt.Errorf("drift is %+v", d)
+		}
+		links := slices.IndexFunc(d.Counts, func(c conf.DriftCount) bool { return c.Kind == "link" })
+		if links < 0 {
+			return fmt.Errorf("drift is %+v", d)
+		}
+		return h.lines(fmt.Sprintf(`overlay_agent_drift_total{kind="link"} %d`, d.Counts[links].Objects), `overlay_agent_drift_total{kind="firewalld"} 0`)
 	})
 
 	// So is the document, at the next look.

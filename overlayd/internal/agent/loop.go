@@ -41,6 +41,7 @@ type loop struct {
 	peers     peerState
 	outcome   outcome
 	published published
+	drift     driftLog
 
 	apply  *deadline // send the difference to the kernel
 	resync *deadline // compare with the kernel
@@ -153,6 +154,7 @@ func (a *Agent) newLoop(p loopParts) *loop {
 		outcome: outcome{retry: backoff{min: a.timing.retryMin, max: a.timing.resync}},
 		apply:   newDeadline(), resync: newDeadline(), look: newDeadline(), tidy: newDeadline(),
 	}
+	l.drift = driftLog{log: p.log, count: a.counts.drifted}
 	l.setIP(o.IP)
 	l.hold(nil)
 	l.registrar = &registrar{

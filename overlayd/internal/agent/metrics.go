@@ -26,6 +26,7 @@ type counts struct {
 	registrations metrics.Counter
 	reconcile     metrics.Durations
 	changed       metrics.Counter
+	drift         metrics.Counter
 }
 
 func newCounts(version string) *counts {
@@ -35,6 +36,10 @@ func newCounts(version string) *counts {
 		registrations: r.Counter("overlay_agent_registrations_total", "Registrations and renewals asked for since the start.", "result"),
 		reconcile:     r.Durations("overlay_agent_reconcile_duration_seconds", "How long it took to make the host what it should be.", "result"),
 		changed:       r.Counter("overlay_agent_kernel_changes_total", "Kernel objects added, changed or removed since the start."),
+	}
+	c.drift = r.Counter("overlay_agent_drift_total", "Kernel objects of ours that others had changed or removed and that were put back, since the start.", "kind")
+	for _, kind := range datapath.DriftKinds() {
+		c.drift.Add(0, kind)
 	}
 	c.registrations.Add(0, "granted") // so that a rate can be told from the first one on
 	c.registrations.Add(0, "failed")
@@ -49,6 +54,8 @@ func (c *counts) registration(err error) {
 	}
 	c.registrations.Add(1, "granted")
 }
+
+func (c *counts) drifted(kind string, n int) { c.drift.Add(n, kind) }
 
 func (c *counts) reconciled(began time.Time, r datapath.Report) {
 	result := "ok"

@@ -148,6 +148,7 @@ func (l *loop) compose() conf.State {
 		AgentID: l.id, BootID: l.boot.id, ConfigurationAttempts: l.outcome.attempts,
 		CoolingSeconds: int(l.opts.Cooling / time.Second), Coordinators: l.opts.CoordinatorURLs, Datapath: l.agent.fast.State(),
 		Directories: conf.Directories{CNIBin: l.opts.CNIBinDirs, CNIConf: l.opts.CNIConfDir, State: l.opts.StateDir},
+		Drift:       l.drift.state,
 		IP:          l.lease.ip, MTU: l.outcome.report.MTU, Version: l.opts.Version,
 		Lease: conf.LeaseState{Error: l.lease.refusal, Lost: l.lost()},
 	}
@@ -163,7 +164,7 @@ func (l *loop) compose() conf.State {
 	state.Lease.Epoch, state.Lease.ExpiresBoottime = held.Epoch, expires
 	state.Overlays = held.AgentOverlays(l.status())
 	l.problems.Report(followProblem, l.notFollowing())
-	state.Problems = l.hostProblems()
+	state.Problems, state.Notices = l.hostProblems(), l.outcome.report.Notices
 	return state
 }
 

@@ -8,7 +8,6 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/datapath"
-	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
 // kernelChanged plans a repair: soon, but not at full speed against somebody
@@ -38,6 +37,7 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 		// finds them.
 		more := l.program(ctx, false)
 		more.Changed += report.Changed
+		more.Drift = report.Drift
 		report, expected = more, true
 	}
 	if ctx.Err() != nil {
@@ -51,8 +51,8 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 	}
 	if resync {
 		o.resyncedAt = time.Now()
-		if o.healthy && !expected && report.Changed > 0 {
-			l.log.Info("kernel state repaired", logkey.Objects, report.Changed)
+		if o.healthy && !expected {
+			l.drift.take(report.Drift, time.Now())
 		}
 	}
 	l.takeReport(report, lost)

@@ -59,6 +59,9 @@ type Report struct {
 	Err       error            // what concerns the whole host
 	Changed   int              // kernel objects added, changed or removed
 	PeersOnly bool             // only peers had to be looked at
+	Notices   []string         // what somebody should look at, though overlays work without it
+	// Drift is what of Changed others had done, where nothing new was asked for.
+	Drift Drift
 }
 
 // Datapath programs one network namespace: that of the thread which called New.
@@ -76,7 +79,9 @@ type Datapath struct {
 	unchecked bool
 	firewalld firewalld.Client
 
-	warned warned
+	warned  warned
+	settled *settled // what the last Apply of everything came to; nil: there was none
+	drift   *drift   // of the Apply under way
 }
 
 // New opens what is needed to talk to the kernel. It changes nothing.
@@ -131,6 +136,15 @@ func Inspect(want Host) (*plan.Plan, error) {
 func (d *Datapath) Apply(ctx context.Context, w Wanted) Report {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.drift = d.drifts(w)
+	r := d.applyLocked(ctx, w)
+	if d.drift != nil {
+		r.Drift = d.drift.Drift
+	}
+	return r
+}
+
+func (d *Datapath) applyLocked(ctx context.Context, w Wanted) Report {
 	if r, ok := d.byDifference(ctx, w); ok {
 		return r
 	}
@@ -213,6 +227,7 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	// The firewall comes first, so that isolation is there before traffic is.
 	var failed []plan.Problem
 	changed, err := d.rules.set(ctx, p.Wanted, underlay(peers, p.Wanted, have.FDB), have.IPv6)
+	d.drift.add(driftFirewall, changed, "rules of "+d.rules.name())
 	if err != nil {
 		failed = append(failed, plan.Problem{Err: err})
 	}
@@ -224,6 +239,7 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	// Last: a firewalld that does not answer takes seconds.
 	n, err = d.passFirewalld(ctx, p.Wanted, have)
 	changed += n
+	d.drift.add(driftFirewalld, n, "zone of firewalld")
 	if err != nil {
 		failed = append(failed, plan.Problem{Err: err})
 	}
@@ -232,7 +248,7 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 		index[name] = l.Index
 	}
 	d.kernel.Expected.Before(p, have)
-	result, err := d.kernel.Apply(ctx, p.Ops, index)
+	result, err := d.kernel.Apply(ctx, p.Ops, index, d.drift.done(p))
 	d.kernel.Expected.After(p, have, result.Index)
 
 	changed += result.Changed
@@ -243,8 +259,10 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	if err == nil && len(failed) == 0 {
 		d.memory.remember(w, p, have, peers, result.Index)
 	}
-	r := newReport(append(p.Problems, failed...), p.MTU, changed, err)
-	r.Refused = p.Refused
+	problems := append(p.Problems, failed...)
+	d.settle(w, p.MTU, peers, problems)
+	r := newReport(problems, p.MTU, changed, err)
+	r.Refused, r.Notices = p.Refused, p.Notices
 	return r, err
 }
 
@@ -261,7 +279,7 @@ func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report
 	if err := d.rules.change(ctx, old, now); err != nil {
 		failed = append(failed, plan.Problem{Err: err})
 	}
-	result, err := d.kernel.Apply(ctx, p.Ops, m.index)
+	result, err := d.kernel.Apply(ctx, p.Ops, m.index, nil)
 	if result.Changed > 0 {
 		d.log.Debug("peers changed", "objects", result.Changed)
 	}
@@ -275,7 +293,7 @@ func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report
 	}
 	m.replace(old, now)
 	r = newReport(append(slices.Clip(m.problems), failed...), m.mtu, result.Changed, err)
-	r.PeersOnly, r.Refused = true, m.refused
+	r.PeersOnly, r.Refused, r.Notices = true, m.refused, m.notices
 	return r, true
 }
 

@@ -71,6 +71,14 @@ func (r *rules) open() error {
 	return nil
 }
 
+// name is that of the implementation.
+func (r *rules) name() string {
+	if r.active == nil {
+		return ""
+	}
+	return r.active.Name()
+}
+
 func (r *rules) close() {
 	if r.iptables != nil {
 		r.iptables.Close()

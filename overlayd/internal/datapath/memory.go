@@ -45,6 +45,7 @@ type memory struct {
 	problems []plan.Problem // that remain until asked or the kernel changes
 	mtu      int
 	refused  []string // overlays that are not set up
+	notices  []string
 }
 
 // remember takes in a plan that was carried out as a whole. peers is nil when
@@ -62,7 +63,7 @@ func (m *memory) remember(w plan.Wanted, p *plan.Plan, have *plan.State, peers m
 		m.trust = exact
 	}
 	m.asked, m.possible, m.peers, m.index = w, p.Wanted, peers, index
-	m.foreign, m.problems, m.mtu, m.refused = have.Foreign, p.Problems, p.MTU, p.Refused
+	m.foreign, m.problems, m.mtu, m.refused, m.notices = have.Foreign, p.Problems, p.MTU, p.Refused, p.Notices
 	m.asked.Peers, m.possible.Peers = nil, nil
 	m.possible.Partial = false // whoever is said to be gone later is gone for certain
 }

@@ -30,6 +30,7 @@ func (d *Datapath) checkSources(w plan.Wanted, have *plan.State) (changed int, e
 		}
 	}
 	changed, err = d.sources.Set(ports)
+	d.drift.add(driftSourceCheck, changed-d.sources.Forgotten, "table bridge "+mark.NFTable)
 	unsupported := antispoof.Unsupported(err)
 	if unsupported && !d.unchecked {
 		d.log.Warn("the kernel cannot check what containers send; they may use any address", "err", err)

@@ -24,8 +24,9 @@ const (
 	Gone        = "gone" // number of peers
 	Half        = "half"
 	IfName      = "ifname"
-	IP          = "ip"  // agent IP
-	Key         = "key" // of the store
+	IP          = "ip"    // agent IP
+	Key         = "key"   // of the store
+	Kinds       = "kinds" // of kernel objects
 	Left        = "left"
 	Method      = "method" // of Docker's plugin protocol
 	Name        = "name"   // of an identity

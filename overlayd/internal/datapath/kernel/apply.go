@@ -24,12 +24,13 @@ type Result struct {
 
 // Apply carries out operations in order. index holds the links whose index is
 // certain. It answers with an error only when it had to stop, so that the
-// outcome of the rest is uncertain; everything else is in Failed.
-func (k *Kernel) Apply(ctx context.Context, ops []plan.Op, index map[string]int) (Result, error) {
+// outcome of the rest is uncertain; everything else is in Failed. done, which may
+// be nil, is called with each operation that changed something.
+func (k *Kernel) Apply(ctx context.Context, ops []plan.Op, index map[string]int, done func(plan.Op)) (Result, error) {
 	if index == nil {
 		index = map[string]int{}
 	}
-	a := &applier{conn: k.conn, dead: map[string]bool{}, Result: Result{Index: index}}
+	a := &applier{conn: k.conn, dead: map[string]bool{}, Result: Result{Index: index}, done: done}
 	err := a.apply(ctx, ops)
 	return a.Result, err
 }
@@ -37,6 +38,7 @@ func (k *Kernel) Apply(ctx context.Context, ops []plan.Op, index map[string]int)
 type applier struct {
 	Result
 	conn    *rtnl.Conn
+	done    func(plan.Op)
 	dead    map[string]bool // devices that could not be made: what is on them is not tried
 	batch   rtnl.Batch
 	pending []plan.Op // the operations in batch
@@ -104,7 +106,7 @@ func (a *applier) flush(ctx context.Context) error {
 		err := refused[i]
 		switch {
 		case err == nil:
-			a.Changed++
+			a.count(o)
 		case o.Act == plan.Del && gone(err):
 		case errors.Is(err, unix.EEXIST) && (o.Obj == plan.Address || o.Obj == plan.ConnectedRoute || o.Obj == plan.LocalRoute):
 		case errors.Is(err, unix.ENODEV) && isPort(o): // the container has gone meanwhile
@@ -145,6 +147,14 @@ func gone(err error) bool {
 	return false
 }
 
+// count takes in an operation that the kernel carried out.
+func (a *applier) count(o plan.Op) {
+	a.Changed++
+	if a.done != nil {
+		a.done(o)
+	}
+}
+
 func (a *applier) fail(o plan.Op, err error) {
 	a.Failed = append(a.Failed, plan.Problem{Overlay: o.Overlay, Err: fmt.Errorf("%s: %w", o, err)})
 }
@@ -152,7 +162,7 @@ func (a *applier) fail(o plan.Op, err error) {
 func (a *applier) sysctl(o plan.Op) {
 	switch err := writeSysctl(o.Key, o.Value); {
 	case err == nil:
-		a.Changed++
+		a.count(o)
 	case o.Dev == "" && errors.Is(err, fs.ErrNotExist) && !plan.HostWide(o.Key):
 		// A link of somebody else that went away meanwhile.
 	default:

@@ -62,6 +62,31 @@ const (
 	PeerRoute // of ours, whatever its kind
 )
 
+// Subjects are what Op.Subject can be.
+func Subjects() []string {
+	return []string{"link", "bridge_port", "address", "route", "neighbour", "fdb", "sysctl"}
+}
+
+// Subject is what an operation is about, for those who count.
+func (o Op) Subject() string {
+	switch o.Obj {
+	case Address:
+		return "address"
+	case ConnectedRoute, LocalRoute, PeerRoute:
+		return "route"
+	case Neighbour:
+		return "neighbour"
+	case FDBEntry:
+		return "fdb"
+	case Sysctl:
+		return "sysctl"
+	}
+	if o.Master != "" {
+		return "bridge_port"
+	}
+	return "link"
+}
+
 // IsLink reports whether the operation makes or removes a device.
 func (o Op) IsLink() bool { return o.Obj == VTEPLink || o.Obj == BridgeLink }
 

@@ -1,0 +1,54 @@
+package agent
+
+import (
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/datapath"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
+)
+
+// driftQuiet is how long the same repair is not logged again: somebody may undo
+// it every second.
+const driftQuiet = time.Minute
+
+// driftLog counts what others changed of ours and was put back, and logs it.
+type driftLog struct {
+	log    *slog.Logger
+	count  func(kind string, n int)
+	state  *conf.DriftState // nil: nothing yet
+	counts map[string]int   // of state
+	logged time.Time        // when state.Last was logged
+}
+
+// take takes in what one round put back.
+func (d *driftLog) take(drift datapath.Drift, now time.Time) {
+	if len(drift.Counts) == 0 {
+		return
+	}
+	s := &conf.DriftState{Last: strings.Join(drift.What, "; "), LastAt: now.UTC().Format(time.RFC3339)}
+	again := d.state != nil && d.state.Last == s.Last && now.Sub(d.logged) < driftQuiet
+	if d.counts == nil {
+		d.counts = map[string]int{}
+	}
+	total := 0
+	for kind, n := range drift.Counts {
+		d.counts[kind] += n
+		total += n
+		d.count(kind, n)
+	}
+	for _, kind := range slices.Sorted(maps.Keys(d.counts)) {
+		s.Counts = append(s.Counts, conf.DriftCount{Kind: kind, Objects: d.counts[kind]})
+	}
+	d.state = s // replaced, not changed: the last one is being served
+	if again {
+		return
+	}
+	d.logged = now
+	d.log.Info("kernel state repaired", logkey.Objects, total,
+		logkey.Kinds, strings.Join(slices.Sorted(maps.Keys(drift.Counts)), ","), logkey.What, s.Last)
+}

@@ -1,0 +1,52 @@
+package datapath
+
+import (
+	"slices"
+	"testing"
+)
+
+// What is asked for anew, or follows from the underlay or from a problem that has
+// ended, was not taken away by anybody.
+func TestNoDrift(t *testing.T) {
+	_, hosts := onlyIPv4.plugHosts(t, 1)
+	h := hosts[0]
+	none := func(what string, cfg Host) {
+		t.Helper()
+		r := h.set(cfg, true)
+		if r.Changed == 0 {
+			t.Errorf("%s: nothing changed", what)
+		}
+		if len(r.Drift.Counts) > 0 {
+			t.Errorf("%s: drift %v", what, r.Drift)
+		}
+	}
+	cfg := onlyIPv4.Host(0, 3)
+	none("more peers", cfg)
+	more := onlyIPv4.Host(0, 5)
+	h.sh("ip link set m-dcos down")
+	none("more peers and a damage", more)
+	h.sh("ip link set eth0 mtu 1400")
+	none("another MTU of the underlay", more)
+	fewer := more
+	fewer.Bridges = slices.Clone(more.Bridges[:1])
+	none("fewer bridges", fewer)
+	none("all bridges", more)
+	h.sh("ip route del 9.0.1.0/24; ip route add 9.0.1.0/24 dev lo metric 2")
+	if r := h.set(more, true); r.Overlays["dcos"] == nil {
+		t.Errorf("a route in the way is not reported")
+	}
+	h.sh("ip route del 9.0.1.0/24 dev lo metric 2")
+	none("a route in the way has gone", more)
+
+	h.sh("ip link set m-dcos down")
+	if r := h.mustSet(more, true); r.Drift.Counts["link"] != 1 {
+		t.Errorf("a device set down: drift %v", r.Drift)
+	}
+	if r := h.mustSet(more, true); len(r.Drift.Counts) > 0 {
+		t.Errorf("everything in place: drift %v", r.Drift)
+	}
+	// A new process cannot tell what was lost from what is new.
+	h.dp = h.newDatapath()
+	h.sh("ip link set m-dcos down")
+	none("a new process", more)
+}
