@@ -25,6 +25,9 @@ type Firewall interface {
 	// and remove, whatever is in the set. To add what is there, or remove what is
 	// not, is no error.
 	Elements(ctx context.Context, set string, add, remove []Element) error
+	// Altered reports whether somebody changed what the last Set made, as far as
+	// the kernel announces it to nobody. It is cheap, and may miss what Set finds.
+	Altered() (bool, error)
 	// Remove takes everything of ours away, and returns how much that was. The
 	// administrator's chain stays if it has rules.
 	Remove(ctx context.Context) (changed int, err error)

@@ -26,6 +26,7 @@ const lockSeconds = 10
 // Firewall is the implementation.
 type Firewall struct {
 	sets     sets
+	guard    *guard
 	families [2]family
 	wanted   *firewall.Ruleset // of the last Set that succeeded
 }
@@ -44,11 +45,19 @@ func New() (*Firewall, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Firewall{sets: s, families: [2]family{{}, {ip6: true}}}, nil
+	g, err := openGuard()
+	if err != nil {
+		s.handle.Close()
+		return nil, err
+	}
+	return &Firewall{sets: s, guard: g, families: [2]family{{}, {ip6: true}}}, nil
 }
 
-// Close closes the socket.
-func (f *Firewall) Close() { f.sets.handle.Close() }
+// Close closes the sockets.
+func (f *Firewall) Close() {
+	f.sets.handle.Close()
+	f.guard.close()
+}
 
 // Name is iptables.
 func (f *Firewall) Name() string { return "iptables" }
@@ -103,6 +112,9 @@ func (f *Firewall) Set(ctx context.Context, r firewall.Ruleset) (changed int, er
 	if err := f.sets.drop(left); err != nil {
 		return changed, err
 	}
+	if err := f.guard.keep(); err != nil {
+		return changed, err
+	}
 	f.wanted = &r
 	return changed, nil
 }
@@ -121,7 +133,21 @@ func (f *Firewall) Elements(_ context.Context, name string, add, remove []firewa
 		return err
 	}
 	s.Change(add, remove)
+	delete(f.guard.elements, setName(name, false))
+	delete(f.guard.elements, setName(name, true))
 	return nil
+}
+
+// Altered is described with firewall.Firewall. Rules of the nft flavour are
+// announced; the legacy flavour and ipset announce nothing.
+func (f *Firewall) Altered() (bool, error) {
+	if f.wanted == nil {
+		return false, nil
+	}
+	if altered, err := f.guard.altered(); altered || err != nil {
+		return altered, err
+	}
+	return f.guard.emptied(f.wanted)
 }
 
 // Remove is described with firewall.Firewall.

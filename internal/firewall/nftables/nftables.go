@@ -229,6 +229,9 @@ func (f *Firewall) Elements(_ context.Context, name string, add, remove []firewa
 	return nil
 }
 
+// Altered is described with firewall.Firewall: the kernel announces every change.
+func (f *Firewall) Altered() (bool, error) { return false, nil }
+
 // Remove is described with firewall.Firewall.
 func (f *Firewall) Remove(context.Context) (changed int, err error) {
 	f.wanted = nil

@@ -102,10 +102,9 @@ func (d *Datapath) Close() error {
 }
 
 // Changes announces that somebody else changed or removed something of ours; see
-// kernel.Watch. Rules made with the legacy flavour of iptables make no noise;
-// they are looked at when Apply reads the kernel.
+// kernel.Watch.
 func (d *Datapath) Changes(ctx context.Context) <-chan struct{} {
-	return d.kernel.Watch(ctx, d.log, concernsFirewall)
+	return d.kernel.Watch(ctx, d.log, kernel.Rules{Concerns: concernsFirewall, Altered: d.rulesAltered})
 }
 
 // Peers is how many other hosts are forwarded to.

@@ -3,6 +3,7 @@ package datapath
 import (
 	"slices"
 	"testing"
+	"time"
 )
 
 // What is asked for anew, or follows from the underlay or from a problem that has
@@ -49,4 +50,52 @@ func TestNoDrift(t *testing.T) {
 	h.dp = h.newDatapath()
 	h.sh("ip link set m-dcos down")
 	none("a new process", more)
+}
+
+// Rules of the legacy flavour and sets of ipset, of whose changes the kernel tells
+// nobody, are announced all the same.
+func TestSilentChanges(t *testing.T) {
+	useFirewall(t, "iptables-legacy")
+	cfg := bothIP.Host(0, 3)
+	damages := []string{"iptables -F", "ip6tables -t raw -I PREROUTING -j DROP", "ipset flush overlay-peers4"}
+	var hosts []*host
+	var changes []<-chan struct{}
+	for i := range damages {
+		l := newLAN(t)
+		h := newHost(t, "h")
+		l.plug(h.netNS, bothIP.AgentIP(0).String()+"/12")
+		h.mustSet(cfg, true)
+		h.do(func() { changes = append(changes, h.dp.Changes(t.Context())) })
+		// What happened while the devices were made.
+		h.mustBeIdle(cfg)
+		for quiet := false; !quiet; {
+			select {
+			case <-changes[i]:
+			case <-time.After(300 * time.Millisecond):
+				quiet = true
+			}
+		}
+		hosts = append(hosts, h)
+	}
+	for i, damage := range damages {
+		hosts[i].sh(damage)
+	}
+	deadline := time.After(9 * time.Second)
+	for i, damage := range damages {
+		select {
+		case <-changes[i]:
+		case <-deadline:
+			t.Fatalf("%s: not announced", damage)
+		}
+		if r := hosts[i].mustSet(cfg, true); r.Drift.Counts[driftFirewall] == 0 {
+			t.Errorf("%s: drift %v", damage, r.Drift)
+		}
+	}
+	// One that was repaired is not announced again.
+	for i, damage := range damages {
+		hosts[i].mustBeIdle(cfg)
+		if hosts[i].dp.rulesAltered() {
+			t.Errorf("%s: announced after the repair", damage)
+		}
+	}
 }

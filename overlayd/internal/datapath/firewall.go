@@ -15,6 +15,7 @@ import (
 	"overlayd.internal/overlay/internal/firewall/nftables"
 	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
 // FirewallKinds are what --firewall can be. Auto takes iptables where its
@@ -202,6 +203,24 @@ func samePolicy(a, b firewall.Config) bool {
 	return slices.EqualFunc(a.Overlays, b.Overlays, func(a, b firewall.Overlay) bool {
 		return a.Name == b.Name && a.Isolation.Mode() == b.Isolation.Mode() && slices.Equal(a.Subnets, b.Subnets) && slices.Equal(a.Allow, b.Allow)
 	})
+}
+
+// rulesAltered reports whether somebody changed rules of ours that the kernel
+// does not announce. While an Apply runs nothing is said: it looks by itself.
+func (d *Datapath) rulesAltered() bool {
+	if !d.mu.TryLock() {
+		return false
+	}
+	defer d.mu.Unlock()
+	if d.rules.active == nil {
+		return false
+	}
+	altered, err := d.rules.active.Altered()
+	if err != nil && !d.warned.altered {
+		d.log.Warn("cannot ask whether the rules were changed; they are repaired at the next look", logkey.Err, err)
+	}
+	d.warned.altered = err != nil
+	return altered
 }
 
 // concernsFirewall reports whether a notification of nftables, which iptables is

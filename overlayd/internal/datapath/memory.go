@@ -146,6 +146,7 @@ type warned struct {
 	mtu      int // configured one that does not fit
 	disputed bool
 	notices  []string
+	altered  bool // that rules which are not announced cannot be looked at
 }
 
 // warn logs what works, but not as it was meant; once, until it changes.

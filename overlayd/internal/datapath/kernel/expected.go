@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -81,7 +82,7 @@ func (x *Expected) After(p *plan.Plan, have *plan.State, index map[string]int) {
 		x.links[i] = l
 	}
 	for _, s := range p.Settings(have.IPv6) {
-		if usable[s.Dev] {
+		if usable[s.Dev] && !announced(s) {
 			x.sysctls = append(x.sysctls, s)
 		}
 	}
@@ -267,6 +268,12 @@ func (x *Expected) netconf(m rtnl.Message) bool {
 		return m.Data[0] == unix.AF_INET
 	}
 	return x.links[int(ifindex)].ours && (forwarding == 0 || rpFilter != plan.RPFilterLoose)
+}
+
+// announced reports whether the kernel tells of every change of a sysctl; see
+// netconf.
+func announced(s plan.Setting) bool {
+	return s.Dev != "" && (strings.HasSuffix(s.Key, "/forwarding") || strings.HasSuffix(s.Key, "/rp_filter"))
 }
 
 // wrongSysctls reads the sysctls and answers with those that are not as they

@@ -12,17 +12,23 @@ import (
 	"overlayd.internal/overlay/internal/rtnl"
 )
 
-// sysctlPause is the time between two looks at the sysctls, of which the kernel
-// announces few.
-const sysctlPause = 5 * time.Second
+// silentPause is the time between two looks at what the kernel does not
+// announce: most sysctls, and some rules.
+const silentPause = 6 * time.Second
+
+// Rules is what a watcher has to know of the firewall.
+type Rules struct {
+	Concerns func(rtnl.Message) bool // a notification of nftables tells of rules of ours
+	Altered  func() bool             // asked now and then: what is not announced is not as it should be
+}
 
 // Watch announces that somebody else changed or removed something of ours: link,
-// port, address, route, neighbour or FDB entry, sysctl, or what firewall says
+// port, address, route, neighbour or FDB entry, sysctl, or what rules says
 // concerns it, or something of theirs that packets of ours depend on: the MTU or
 // address of the underlay, rules, routes and addresses inside overlays.
 // Announcements are coalesced and never lost, if sometimes needless. The channel
 // is closed when ctx ends.
-func (k *Kernel) Watch(ctx context.Context, log *slog.Logger, firewall func(rtnl.Message) bool) <-chan struct{} {
+func (k *Kernel) Watch(ctx context.Context, log *slog.Logger, rules Rules) <-chan struct{} {
 	w := &watcher{out: make(chan struct{}, 1), expected: &k.Expected, log: log}
 	w.ports.announce = w.announce
 	var err error
@@ -37,7 +43,7 @@ func (k *Kernel) Watch(ctx context.Context, log *slog.Logger, firewall func(rtnl
 		concerns func(rtnl.Message) bool
 	}{
 		{unix.NETLINK_ROUTE, routeGroups, rtnl.WithoutOwn(k.port), w.concerns},
-		{unix.NETLINK_NETFILTER, []uint{unix.NFNLGRP_NFTABLES}, nil, firewall},
+		{unix.NETLINK_NETFILTER, []uint{unix.NFNLGRP_NFTABLES}, nil, rules.Concerns},
 	} {
 		f, err := rtnl.Subscribe(s.family, s.groups, s.filter)
 		if err != nil {
@@ -53,7 +59,7 @@ func (k *Kernel) Watch(ctx context.Context, log *slog.Logger, firewall func(rtnl
 			}
 		})
 	}
-	watching.Go(func() { w.pollSysctls(ctx) })
+	watching.Go(func() { w.poll(ctx, rules.Altered) })
 	go func() {
 		watching.Wait()
 		<-ctx.Done()
@@ -127,10 +133,10 @@ func (w *watcher) concerns(m rtnl.Message) bool {
 	return false
 }
 
-// pollSysctls looks now and then at the sysctls. A value that was announced is
-// not announced again: it may be one that cannot be set.
-func (w *watcher) pollSysctls(ctx context.Context) {
-	tick := time.NewTicker(sysctlPause)
+// poll looks now and then at what nobody announces. A sysctl's value that was
+// announced is not announced again: it may be one that cannot be set.
+func (w *watcher) poll(ctx context.Context, altered func() bool) {
+	tick := time.NewTicker(silentPause)
 	defer tick.Stop()
 	announced := map[string]string{}
 	for {
@@ -147,6 +153,9 @@ func (w *watcher) pollSysctls(ctx context.Context) {
 			}
 		}
 		announced = now
+		if altered() {
+			w.announce()
+		}
 	}
 }
 
