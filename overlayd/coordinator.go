@@ -92,15 +92,23 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 	if err != nil {
 		return err
 	}
+	was, err := recall(f.stateDir)
+	if err != nil {
+		return err
+	}
+	hash, err := hashOf(network)
+	if err != nil {
+		return err
+	}
 	c, err := coordinator.New(ctx, coordinator.Options{
-		Network: network, Store: st, Log: log, Version: version, Shared: shared, Identity: identity, StatePublic: f.statePublic,
+		Network: network, Unedited: was.Config == "" || was.Config == hash, Store: st, Log: log, Version: version, Shared: shared, Identity: identity, StatePublic: f.statePublic,
 	})
 	if errors.Is(err, coordinator.ErrMisfit) {
 		return cli.Usagef("%s: %w", f.config, err)
 	} else if err != nil {
 		return err
 	}
-	if err := f.store.remember(f.stateDir, c.ClusterID()); err != nil {
+	if err := f.store.remember(f.stateDir, c.ClusterID(), hash); err != nil {
 		return fmt.Errorf("--state-dir: %w", err)
 	}
 	local, err := listenLocal(ctx, f.stateDir, log)

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,25 +58,43 @@ const clusterFile = "cluster.json"
 type remembered struct {
 	Cluster string `json:"cluster"`
 	Store   string `json:"store"`
+	// Config is what the file with the cluster configuration said when it was last
+	// taken in, as a hash: a file that says something else has been edited since.
+	Config string `json:"config,omitempty"`
+}
+
+// recall is what the state directory remembers; nothing where that is not there.
+func recall(stateDir string) (was remembered, err error) {
+	if stateDir == "" {
+		return was, nil
+	}
+	path := filepath.Join(stateDir, clusterFile)
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return was, nil
+	} else if err != nil {
+		return was, fmt.Errorf("--state-dir: %w", err)
+	}
+	if err := json.Unmarshal(text, &was); err != nil || was.Cluster == "" {
+		return was, fmt.Errorf("--state-dir: %s cannot be read (%v); remove it if the store holds the right cluster", path, err)
+	}
+	return was, nil
+}
+
+// hashOf identifies what a configuration says, however it is written.
+func hashOf(n conf.Network) (string, error) {
+	text, err := json.Marshal(n)
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:]), err
 }
 
 // checkCluster refuses a store that does not hold the cluster this coordinator
 // served before. Agents would get new leases from it, and running containers
 // keep addresses that it gives to others.
 func (f *storeFlags) checkCluster(ctx context.Context, st store.Store, stateDir string) error {
-	if stateDir == "" {
-		return nil
-	}
-	path := filepath.Join(stateDir, clusterFile)
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
-		return fmt.Errorf("--state-dir: %w", err)
-	}
-	var was remembered
-	if err := json.Unmarshal(text, &was); err != nil || was.Cluster == "" {
-		return fmt.Errorf("--state-dir: %s cannot be read (%v); remove it if %s holds the right cluster", path, err, f.name)
+	was, err := recall(stateDir)
+	if err != nil || was.Cluster == "" {
+		return err
 	}
 	kvs, _, err := st.List(ctx, transfer.KeyCluster)
 	if err != nil {
@@ -94,15 +114,16 @@ func (f *storeFlags) checkCluster(ctx context.Context, st store.Store, stateDir 
 	return fmt.Errorf("the store %s holds %s, but this coordinator served cluster %s from %s; "+
 		"put a backup back with `overlayctl restore FILE --to %s`, or give the --store that has it, "+
 		"or remove %s to begin with another cluster on purpose (its agents get new leases then)",
-		f.name, holds, was.Cluster, was.Store, f.name, path)
+		f.name, holds, was.Cluster, was.Store, f.name, filepath.Join(stateDir, clusterFile))
 }
 
-// remember writes down which cluster is served.
-func (f *storeFlags) remember(stateDir, cluster string) error {
+// remember writes down which cluster is served, and what the file said that was
+// last taken in.
+func (f *storeFlags) remember(stateDir, cluster, config string) error {
 	if stateDir == "" {
 		return nil
 	}
-	text, err := json.Marshal(remembered{Cluster: cluster, Store: f.name})
+	text, err := json.Marshal(remembered{Cluster: cluster, Store: f.name, Config: config})
 	if err != nil {
 		return err
 	}

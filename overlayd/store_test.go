@@ -29,7 +29,7 @@ func TestLostStore(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := f.remember(dir, "one"); err != nil {
+		if err := f.remember(dir, "one", "hash"); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -9,7 +9,6 @@
 package coordinator
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -18,6 +17,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"overlayd.internal/overlay/conf"
@@ -32,12 +32,18 @@ const DefaultTerm = 24 * time.Hour
 
 // Options are the parts a Coordinator is made of.
 type Options struct {
-	Network conf.Network // valid, as clusterfile.Load returns it
-	Store   store.Store  // stays the caller's to close, after Run has ended
-	Term    time.Duration
-	Log     *slog.Logger
-	Version string
-	Shared  bool // other coordinators may use the same store
+	// Network is what this coordinator's file says, valid, as clusterfile.Load
+	// returns it. It becomes that of a store that has none; what is served is always
+	// that of the store.
+	Network conf.Network
+	// Unedited: the file says what it said when this coordinator read it last, or
+	// nobody knows. Then what differs from the store is not applied but said.
+	Unedited bool
+	Store    store.Store // stays the caller's to close, after Run has ended
+	Term     time.Duration
+	Log      *slog.Logger
+	Version  string
+	Shared   bool // other coordinators may use the same store
 
 	Identity    *pki.Registry // nil: nobody has to say who it is
 	StatePublic bool          // anybody may read the state of the cluster
@@ -45,8 +51,8 @@ type Options struct {
 
 // Coordinator is safe for concurrent use.
 type Coordinator struct {
-	network conf.Network
-	oui     conf.MAC
+	file    conf.Network // what the configuration file says
+	served  atomic.Pointer[network]
 	store   store.Store
 	term    time.Duration
 	log     *slog.Logger
@@ -85,7 +91,8 @@ type Coordinator struct {
 
 // New reads the store and checks that what is leased fits the configuration.
 // When it does not, the error names the overlay and says what to do. New writes
-// the cluster's id, once, the configuration, when it has changed, and a new run.
+// the cluster's id, once, the configuration, where there is none or the file was
+// edited, and a new run.
 func New(ctx context.Context, o Options) (*Coordinator, error) {
 	if o.Term == 0 {
 		o.Term = DefaultTerm
@@ -95,7 +102,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 	}
 	counts := newCounts(o.Version)
 	c := &Coordinator{
-		network: o.Network, oui: o.Network.OUI(), counts: counts, store: store.Timed(o.Store, counts.storeTook), term: o.Term, log: o.Log,
+		file: o.Network, counts: counts, store: store.Timed(o.Store, counts.storeTook), term: o.Term, log: o.Log,
 		version: o.Version, shared: o.Shared,
 		started:  time.Now(),
 		identity: o.Identity, statePublic: o.StatePublic,
@@ -110,6 +117,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 		changed:   map[string]struct{}{},
 		dirty:     make(chan struct{}, 1),
 	}
+	edited := !o.Unedited
 	for {
 		v, err := c.load(ctx)
 		if err != nil {
@@ -118,17 +126,21 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 		for _, b := range v.beats {
 			c.clockBase = max(c.clockBase, b.Clock)
 		}
-		written, err := c.introduce(ctx, v)
-		if err != nil {
+		written, err := c.introduce(ctx, v, &edited)
+		if errors.Is(err, ErrMisfit) {
+			return nil, err
+		} else if err != nil {
 			return nil, fmt.Errorf("write the configuration to the store: %w", err)
 		}
 		if !written {
 			c.view = v
+			c.served.Store(v.network)
 			break
 		}
 	}
 	c.clusterID, c.epochBase = c.view.cluster.ID, c.view.cluster.EpochBase
 	c.hub = newHub(c.view.rev)
+	c.logFileDiffers()
 	c.logUnconfigured()
 	return c, nil
 }
@@ -139,10 +151,20 @@ func (c *Coordinator) load(ctx context.Context) (*view, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the store: %w", err)
 	}
-	v := newView(c.network)
+	n, err := storedNetwork(kvs)
+	if err != nil {
+		return nil, fmt.Errorf("read the store: %w", err)
+	}
+	if n == nil {
+		n = newNetwork(c.file, 0)
+	}
+	v := newView(n)
 	v.rev = rev
 	var misfits []*misfit
 	for _, kv := range kvs {
+		if kv.Key == keyNetwork {
+			continue // first of all
+		}
 		_, err := v.apply(store.Event{KV: kv})
 		var m *misfit
 		if errors.As(err, &m) {
@@ -151,12 +173,12 @@ func (c *Coordinator) load(ctx context.Context) (*view, error) {
 			return nil, fmt.Errorf("read the store: %w", err)
 		}
 	}
-	return v, c.explain(v, misfits)
+	return v, explain(n.Network, n.Network, misfits, nil)
 }
 
-// introduce writes the cluster's id, the configured network and this run where
-// the view has not got them, and reports whether it did.
-func (c *Coordinator) introduce(ctx context.Context, v *view) (written bool, err error) {
+// introduce writes the cluster's id, the network and this run where the view has
+// not got them, and what the file says if it was edited, and reports whether it did.
+func (c *Coordinator) introduce(ctx context.Context, v *view, edited *bool) (written bool, err error) {
 	var txn store.Txn
 	if v.cluster.ID == "" {
 		id := make([]byte, 16)
@@ -164,9 +186,15 @@ func (c *Coordinator) introduce(ctx context.Context, v *view) (written bool, err
 		txn.If = append(txn.If, store.Cond{Key: keyCluster})
 		txn.Then = append(txn.Then, store.Op{Key: keyCluster, Value: encode(transfer.Cluster{ID: hex.EncodeToString(id)})})
 	}
-	if v.networkMod == 0 || !sameNetwork(v.network, c.network) {
-		txn.If = append(txn.If, store.Cond{Key: keyNetwork, Mod: v.networkMod})
-		txn.Then = append(txn.Then, store.Op{Key: keyNetwork, Value: encode(c.network)})
+	if v.network.mod == 0 || *edited && !sameNetwork(v.network.Network, c.file) {
+		next, err := c.firstNetwork(v)
+		if err != nil {
+			return false, err
+		}
+		if v.network.mod == 0 || !sameNetwork(v.network.Network, next) {
+			txn.If = append(txn.If, store.Cond{Key: keyNetwork, Mod: v.network.mod})
+			txn.Then = append(txn.Then, store.Op{Key: keyNetwork, Value: encode(next)})
+		}
 	}
 	if v.deletedMod == 0 { // nobody knows whether, and when, something was deleted before
 		txn.If = append(txn.If, store.Cond{Key: keyDeleted})
@@ -191,11 +219,8 @@ func (c *Coordinator) introduce(ctx context.Context, v *view) (written bool, err
 	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrUnknown) {
 		return true, nil // load shows what is there now
 	}
+	*edited = false // whoever changes it from now on does so on purpose
 	return true, err
-}
-
-func sameNetwork(a, b conf.Network) bool {
-	return bytes.Equal(encode(a), encode(b))
 }
 
 // ClusterID identifies the cluster for ever.
@@ -250,6 +275,7 @@ func (c *Coordinator) setRunning(running bool) {
 func (c *Coordinator) applyAll(rev uint64, events []store.Event) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	old := c.view.network
 	for _, e := range events {
 		id, err := c.view.apply(e)
 		if err != nil {
@@ -258,9 +284,9 @@ func (c *Coordinator) applyAll(rev uint64, events []store.Event) error {
 		if id != "" {
 			c.agentChangedLocked(id)
 		}
-		if e.Key == keyNetwork && !sameNetwork(c.view.network, c.network) {
-			c.log.Error("another coordinator on this store has another configuration; give all of them the same file")
-		}
+	}
+	if c.view.network != old {
+		c.networkChangedLocked(old)
 	}
 	c.advanceLocked(rev)
 	return nil
@@ -269,10 +295,7 @@ func (c *Coordinator) applyAll(rev uint64, events []store.Event) error {
 // agentChangedLocked has an agent's peers told, and the agent itself.
 func (c *Coordinator) agentChangedLocked(id string) {
 	c.changed[id] = struct{}{}
-	select {
-	case c.dirty <- struct{}{}:
-	default:
-	}
+	c.tellSoon()
 	a, p := c.view.agents[id], c.presence[id]
 	if p == nil {
 		return
@@ -282,6 +305,14 @@ func (c *Coordinator) agentChangedLocked(id string) {
 	}
 	if a == nil && p.registering == 0 && len(p.watches) == 0 {
 		delete(c.presence, id)
+	}
+}
+
+// tellSoon has what is changed published.
+func (c *Coordinator) tellSoon() {
+	select {
+	case c.dirty <- struct{}{}:
+	default:
 	}
 }
 
@@ -298,21 +329,31 @@ func (c *Coordinator) reload(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	old, v := c.view, newView(c.network)
-	for key, claim := range old.claims {
-		r, _, _ := v.pools.resource(key) // it is a key that take made
-		claim.pool, claim.stored = r.pool, false
-		if err := r.pool.Reserve(claim.block); err != nil {
-			return err
-		}
-		v.claims[key] = claim
+	old := c.view
+	n, err := storedNetwork(kvs)
+	if err != nil || n == nil {
+		c.log.Error("the store has no configuration that can be used; going on with the one of before", "err", err)
+		n = old.network
+	} else if n.mod == old.network.mod {
+		n = old.network
 	}
+	v := newView(n)
+	for _, claim := range old.claims {
+		claim.stored = false
+	}
+	v.carryClaims(old.claims)
 	for _, kv := range kvs {
+		if kv.Key == keyNetwork {
+			continue // first of all
+		}
 		if _, err := v.apply(store.Event{KV: kv}); err != nil {
 			c.log.Error("stored key cannot be used", "err", err)
 		}
 	}
 	c.view = v
+	if n != old.network {
+		c.networkChangedLocked(old.network)
+	}
 	for id, a := range v.agents {
 		if was := old.agents[id]; was == nil || was.mod != a.mod {
 			c.agentChangedLocked(id)

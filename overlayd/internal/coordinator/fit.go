@@ -11,11 +11,16 @@ import (
 	"overlayd.internal/overlay/conf"
 )
 
+// fit says what of the leases does not fit a network that is to follow the present
+// one, or nil.
+func (v *view) fit(next conf.Network) error {
+	return explain(v.network.Network, next, v.reserveAll(newPools(next)), v.explainReused(next))
+}
+
 // explain turns what is leased and does not fit the configuration into one
 // error, or nil. A block is never granted anew behind an agent's back: its
 // containers would go on using the old one.
-func (c *Coordinator) explain(v *view, misfits []*misfit) error {
-	stored := v.network
+func explain(stored, next conf.Network, misfits []*misfit, errs []error) error {
 	type group struct {
 		overlay string
 		ipv6    bool
@@ -25,9 +30,8 @@ func (c *Coordinator) explain(v *view, misfits []*misfit) error {
 		g := group{m.overlay, m.block.Addr().Is6()}
 		groups[g] = append(groups[g], m)
 	}
-	errs := c.explainReused(v)
 	for g, ms := range groups {
-		errs = append(errs, c.explainGroup(stored, g.overlay, g.ipv6, ms))
+		errs = append(errs, explainGroup(stored, next, g.overlay, g.ipv6, ms))
 	}
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	if len(errs) == 0 {
@@ -36,15 +40,15 @@ func (c *Coordinator) explain(v *view, misfits []*misfit) error {
 	return fmt.Errorf("%w: %w", ErrMisfit, errors.Join(errs...))
 }
 
-func (c *Coordinator) explainGroup(stored conf.Network, overlay string, ipv6 bool, ms []*misfit) error {
+func explainGroup(stored, next conf.Network, overlay string, ipv6 bool, ms []*misfit) error {
 	var was, is string
 	if overlay == "" {
-		was, is = describeVTEP(stored, ipv6), describeVTEP(c.network, ipv6)
+		was, is = describeVTEP(stored, ipv6), describeVTEP(next, ipv6)
 		return fmt.Errorf("%s is configured, but leased is %s; put back %s, or delete these agents under the old configuration first",
 			is, examples(ms), was)
 	}
 	old, _ := stored.Overlay(overlay)
-	now, _ := c.network.Overlay(overlay)
+	now, _ := next.Overlay(overlay)
 	was, is = describeOverlay(old, ipv6), describeOverlay(now, ipv6)
 	return fmt.Errorf("overlay %s: %s is configured, but leased is %s; put back %s, or delete these agents under the old configuration first, or give the new overlay another name and range",
 		overlay, is, examples(ms), was)
@@ -100,15 +104,15 @@ type configuredRange struct {
 }
 
 // newRanges are those that the stored configuration has not got.
-func (c *Coordinator) newRanges(stored conf.Network) (ranges []configuredRange) {
+func newRanges(stored, next conf.Network) (ranges []configuredRange) {
 	add := func(overlay, key string, now, was netip.Prefix) {
 		if now.IsValid() && now != was {
 			ranges = append(ranges, configuredRange{overlay, key, now})
 		}
 	}
-	add("", "vtep_subnet", c.network.VTEPSubnet, stored.VTEPSubnet)
-	add("", "vtep_subnet6", c.network.VTEPSubnet6, stored.VTEPSubnet6)
-	for _, o := range c.network.Overlays {
+	add("", "vtep_subnet", next.VTEPSubnet, stored.VTEPSubnet)
+	add("", "vtep_subnet6", next.VTEPSubnet6, stored.VTEPSubnet6)
+	for _, o := range next.Overlays {
 		old, _ := stored.Overlay(o.Name)
 		add(o.Name, "subnet", o.Subnet, old.Subnet)
 		add(o.Name, "subnet6", o.Subnet6, old.Subnet6)
@@ -120,15 +124,15 @@ func (c *Coordinator) newRanges(stored conf.Network) (ranges []configuredRange) 
 // or in a family, that is no longer configured, as after an overlay was renamed.
 // On the host that has the lease the bridge and its subnet stay as long as there
 // are containers; given to another host, the subnet would be on both.
-func (c *Coordinator) explainReused(v *view) (errs []error) {
+func (v *view) explainReused(next conf.Network) (errs []error) {
 	type group struct {
 		configuredRange
 		was string // overlay
 	}
 	groups := map[group][]*misfit{}
-	ranges := c.newRanges(v.network)
+	ranges := newRanges(v.network.Network, next)
 	for _, a := range v.agents {
-		for _, m := range c.unconfigured(a) {
+		for _, m := range unconfigured(next, a) {
 			for _, r := range ranges {
 				if r.prefix.Overlaps(m.block) {
 					g := group{r, m.overlay}
@@ -151,10 +155,10 @@ func (c *Coordinator) explainReused(v *view) (errs []error) {
 }
 
 // unconfigured are the subnets an agent keeps of overlays, or families of them,
-// that are no longer configured.
-func (c *Coordinator) unconfigured(a *agent) (kept []*misfit) {
+// that a network has not got.
+func unconfigured(n conf.Network, a *agent) (kept []*misfit) {
 	for _, h := range a.Subnets {
-		o, _ := c.network.Overlay(h.Overlay)
+		o, _ := n.Overlay(h.Overlay)
 		if h.Subnet.IsValid() && !o.Subnet.IsValid() {
 			kept = append(kept, &misfit{resource: resource{overlay: h.Overlay, block: h.Subnet}, owner: a.id})
 		}
@@ -165,13 +169,21 @@ func (c *Coordinator) unconfigured(a *agent) (kept []*misfit) {
 	return kept
 }
 
-// logUnconfigured says once which leases are kept and not served because their
+// logFileDiffers says that what is served is not what the file says.
+func (c *Coordinator) logFileDiffers() {
+	if !sameNetwork(c.view.network.Network, c.file) {
+		c.log.Warn("the configuration file differs from the cluster's configuration, which is served; " +
+			"overlayctl overlays plan FILE shows how, overlayctl overlays apply FILE applies it")
+	}
+}
+
+// logUnconfigured says which leases are kept and not served because their
 // overlay, or its family, is no longer configured.
 func (c *Coordinator) logUnconfigured() {
-	kept := map[string]int{}
+	n, kept := c.view.network, map[string]int{}
 	for _, a := range c.view.agents {
 		for _, h := range a.Subnets {
-			o, ok := c.network.Overlay(h.Overlay)
+			o, ok := n.Overlay(h.Overlay)
 			switch {
 			case !ok:
 				kept[h.Overlay]++

@@ -12,6 +12,11 @@ import (
 // missing says, by overlay name, why something that is configured is not held;
 // an overlay that is neither held nor missing does not appear.
 func (c *Coordinator) lease(a *agent, missing map[string]string) conf.Lease {
+	return c.leaseOf(c.network(), a, missing)
+}
+
+// leaseOf is lease as it is under a network.
+func (c *Coordinator) leaseOf(n *network, a *agent, missing map[string]string) conf.Lease {
 	l := conf.Lease{
 		ClusterID:   c.clusterID,
 		AgentID:     a.id,
@@ -20,15 +25,15 @@ func (c *Coordinator) lease(a *agent, missing map[string]string) conf.Lease {
 		TermSeconds: int(c.term.Seconds()),
 		Bridges:     append([]conf.Half{}, a.Bridges...),
 		VTEP: conf.VTEP{
-			IP:  netip.PrefixFrom(a.VTEP, c.network.VTEPSubnet.Bits()),
-			MAC: conf.VTEPMAC(c.oui, a.VTEP),
-			MTU: c.network.VTEPMTU,
+			IP:  netip.PrefixFrom(a.VTEP, n.VTEPSubnet.Bits()),
+			MAC: conf.VTEPMAC(n.oui, a.VTEP),
+			MTU: n.VTEPMTU,
 		},
 	}
-	if c.network.VTEPSubnet6.IsValid() && a.VTEP6.IsValid() {
-		l.VTEP.IP6 = netip.PrefixFrom(a.VTEP6, c.network.VTEPSubnet6.Bits())
+	if n.VTEPSubnet6.IsValid() && a.VTEP6.IsValid() {
+		l.VTEP.IP6 = netip.PrefixFrom(a.VTEP6, n.VTEPSubnet6.Bits())
 	}
-	for _, o := range c.network.Overlays {
+	for _, o := range n.Overlays {
 		g := conf.Grant{Overlay: o, Error: missing[o.Name]}
 		h := a.held(o.Name)
 		if o.Subnet.IsValid() {
@@ -55,7 +60,7 @@ func lacks(o conf.Overlay, h held) (v4, v6 bool) {
 // missingLocked says for every overlay that the agent lacks why it does.
 func (c *Coordinator) missingLocked(a *agent) map[string]string {
 	var missing map[string]string
-	for _, o := range c.network.Overlays {
+	for _, o := range c.network().Overlays {
 		v4, v6 := lacks(o, a.held(o.Name))
 		if !v4 && !v6 {
 			continue

@@ -69,7 +69,7 @@ func (c *Coordinator) agentMetrics(p *metrics.Page) {
 	}
 	p.Gauge("overlay_coordinator_agents", "Agents that have a lease.", float64(agents))
 	p.Gauge("overlay_coordinator_agents_connected", "Agents that follow their peers right now.", float64(connected))
-	for _, o := range c.network.Overlays {
+	for _, o := range c.network().Overlays {
 		for _, s := range []conf.Status{conf.StatusOK, conf.StatusFailed, conf.StatusConfiguring} {
 			p.Gauge("overlay_coordinator_overlay_agents", "Agents by what they have made of an overlay.",
 				float64(reported[key{o.Name, s}]), "overlay", o.Name, "status", string(s))
@@ -92,7 +92,7 @@ func (c *Coordinator) storeMetrics(p *metrics.Page) {
 		pools := c.view.pools
 		add(pools.vtep, "ipv4", "pool", "vtep", "overlay", "")
 		add(pools.vtep6, "ipv6", "pool", "vtep", "overlay", "")
-		for _, o := range c.network.Overlays {
+		for _, o := range c.network().Overlays {
 			add(pools.overlays[o.Name].v4, "ipv4", "pool", "subnet", "overlay", o.Name)
 			add(pools.overlays[o.Name].v6, "ipv6", "pool", "subnet", "overlay", o.Name)
 		}

@@ -19,6 +19,7 @@ const alive = 90 * time.Second
 type presence struct {
 	seen        time.Time // last registration or renewal here
 	told        uint64    // epoch of the lease last answered here
+	toldNetwork uint64    // revision of the network that the lease was of
 	registering int       // registrations in progress
 	watches     map[*watch]struct{}
 	rivals      map[string]bool // instances that were refused as copies

@@ -29,7 +29,7 @@ func (c *Coordinator) expiredLocked(id string) bool {
 	s, p := c.view.seen[id], c.presence[id]
 	grace := graceTerms * c.term
 	switch {
-	case c.network.Reclaim == conf.ReclaimNever, s.By != "", s.Clock == 0:
+	case c.network().Reclaim == conf.ReclaimNever, s.By != "", s.Clock == 0:
 		return false
 	case p != nil && (len(p.watches) > 0 || p.registering > 0 || time.Since(p.seen) < grace):
 		return false

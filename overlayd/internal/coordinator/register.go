@@ -63,6 +63,7 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 // plan is one attempt at a registration.
 type plan struct {
 	viewRev uint64 // of the view it was made from
+	network *network
 	old     *agent // nil: the agent is new
 	next    record
 	claimed []string // keys of the blocks that were taken for it
@@ -82,7 +83,7 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 	if err := c.checkLiveLocked(req); err != nil {
 		return nil, err
 	}
-	p := &plan{viewRev: c.view.rev, old: c.view.agents[req.AgentID], missing: map[string]string{}}
+	p := &plan{viewRev: c.view.rev, network: c.view.network, old: c.view.agents[req.AgentID], missing: map[string]string{}}
 	if p.old != nil {
 		p.next = p.old.record
 	}
@@ -91,7 +92,7 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 		c.view.settle(p.claimed)
 		return nil, err
 	}
-	for _, o := range c.network.Overlays {
+	for _, o := range p.network.Overlays {
 		if len(p.claimed) >= maxBlocks {
 			p.more = true
 			break
@@ -121,16 +122,16 @@ func (c *Coordinator) takeVTEPLocked(p *plan) error {
 	if !p.next.VTEP.IsValid() {
 		block, ok := c.takeLocked(p, c.view.pools.vtep, func(b netip.Prefix) string { return keyVTEP(b.Addr()) })
 		if !ok {
-			return vtepExhausted("vtep_subnet", c.network.VTEPSubnet, c.view.pools.vtep)
+			return vtepExhausted("vtep_subnet", p.network.VTEPSubnet, c.view.pools.vtep)
 		}
 		p.next.VTEP = block.Addr()
 	}
 	if pool := c.view.pools.vtep6; pool != nil && !p.next.VTEP6.IsValid() {
 		block, ok := c.takeLocked(p, pool, func(b netip.Prefix) string { return keyVTEP6(b.Addr()) })
 		if !ok && p.old == nil {
-			return vtepExhausted("vtep_subnet6", c.network.VTEPSubnet6, pool)
+			return vtepExhausted("vtep_subnet6", p.network.VTEPSubnet6, pool)
 		} else if !ok {
-			c.log.Warn("no free IPv6 VTEP address; the agent keeps its lease without one", "pool", c.network.VTEPSubnet6)
+			c.log.Warn("no free IPv6 VTEP address; the agent keeps its lease without one", "pool", p.network.VTEPSubnet6)
 		}
 		p.next.VTEP6 = block.Addr()
 	}
@@ -181,7 +182,8 @@ func (c *Coordinator) composeLocked(p *plan, req api.RegisterRequest) {
 	if p.old != nil {
 		mod = p.old.mod
 	}
-	p.txn.If = append(p.txn.If, store.Cond{Key: keyAgent(id), Mod: mod})
+	// Nobody grants from a configuration that another coordinator has replaced.
+	p.txn.If = append(p.txn.If, store.Cond{Key: keyAgent(id), Mod: mod}, store.Cond{Key: keyNetwork, Mod: p.network.mod})
 	put := func(key string, value []byte) { p.txn.Then = append(p.txn.Then, store.Op{Key: key, Value: value}) }
 
 	if p.old == nil || !reflect.DeepEqual(p.old.record, p.next) {
@@ -315,10 +317,10 @@ func (c *Coordinator) finish(p *plan, req api.RegisterRequest, done bool) (a *ag
 	if a == nil && pres.registering == 0 && len(pres.watches) == 0 {
 		delete(c.presence, req.AgentID)
 	}
-	if !done || a == nil || a.IP != req.AgentIP || a.Superseded != "" || !slices.Equal(a.Bridges, req.Bridges) {
+	if !done || a == nil || a.IP != req.AgentIP || a.Superseded != "" || !slices.Equal(a.Bridges, req.Bridges) || p.network != c.view.network {
 		return nil, false
 	}
-	pres.told = a.mod
+	pres.told, pres.toldNetwork = a.mod, p.network.mod
 	for w := range pres.watches {
 		if !w.ip.IsValid() {
 			w.ip = a.IP

@@ -67,7 +67,7 @@ func (c *Coordinator) planReport(report api.StatusReport) (txn store.Txn, viewRe
 	now := status{Version: old.Version, Instance: old.Instance}
 	foreign := 0
 	for name, s := range report.Overlays {
-		if _, ok := c.network.Overlay(name); !ok {
+		if _, ok := c.network().Overlay(name); !ok {
 			foreign++
 			continue
 		}

@@ -49,7 +49,7 @@ func (c *Coordinator) knownAgents(withMissing bool) []known {
 // superseded, in the order of registration, with what it was leased of the
 // configured overlays.
 func (c *Coordinator) State() conf.MasterState {
-	s := conf.MasterState{Network: c.network}
+	s := conf.MasterState{Network: c.network().Network}
 	for _, k := range c.knownAgents(false) {
 		if k.Superseded != "" {
 			continue
@@ -117,7 +117,7 @@ func (c *Coordinator) Overlays() []api.Overlay {
 		}
 	}
 	out := []api.Overlay{}
-	for _, o := range c.network.Overlays {
+	for _, o := range c.network().Overlays {
 		p := c.view.pools.overlays[o.Name]
 		out = append(out, api.Overlay{
 			Overlay: o, Configured: true, Leases: leases[o.Name],

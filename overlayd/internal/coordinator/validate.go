@@ -67,10 +67,10 @@ func (c *Coordinator) checkAgentIP(ip netip.Addr) error {
 		return err
 	}
 	switch {
-	case c.network.VTEPSubnet.Contains(ip), c.network.VTEPSubnet6.Contains(ip):
+	case c.network().VTEPSubnet.Contains(ip), c.network().VTEPSubnet6.Contains(ip):
 		return fmt.Errorf("%s lies in a VTEP subnet; pass the address outside the overlay as --agent-ip", ip)
 	}
-	for _, o := range c.network.Overlays {
+	for _, o := range c.network().Overlays {
 		if o.Subnet.Contains(ip) || o.Subnet6.Contains(ip) {
 			return fmt.Errorf("%s lies in overlay %s; pass the address outside the overlay as --agent-ip", ip, o.Name)
 		}

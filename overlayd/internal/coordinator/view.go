@@ -22,8 +22,7 @@ type view struct {
 	statuses   map[string]storedStatus
 	byIP       map[netip.Addr]string
 	cluster    transfer.Cluster
-	network    conf.Network // as stored
-	networkMod uint64
+	network    *network // as stored
 	runs       runs
 	runsMod    uint64
 	seen       map[string]storedSeen // by agent id
@@ -43,7 +42,8 @@ type pools struct {
 // overlayPools has nil for a family that the overlay lacks.
 type overlayPools struct{ v4, v6 *allocate.Pool }
 
-// claim is a block that a registration in progress has taken out of its pool.
+// claim is a block that a registration in progress has taken out of its pool; the
+// pool is nil when the network has changed since and no longer has the block.
 // stored says that the view has meanwhile seen the block's key, whoever put it;
 // then the block stays in use when the claim ends.
 type claim struct {
@@ -52,36 +52,46 @@ type claim struct {
 	stored bool
 }
 
-func newView(network conf.Network) *view {
-	v := &view{
+// newView is a view of nothing, for a network.
+func newView(n *network) *view {
+	return &view{
+		network:  n,
 		agents:   map[string]*agent{},
 		statuses: map[string]storedStatus{},
 		byIP:     map[netip.Addr]string{},
 		seen:     map[string]storedSeen{},
 		beats:    map[string]storedBeat{},
 		claims:   map[string]*claim{},
-		pools:    pools{vtep: allocate.NewAddrs(network.VTEPSubnet), overlays: map[string]overlayPools{}},
+		pools:    newPools(n.Network),
 	}
-	if network.VTEPSubnet6.IsValid() {
-		v.pools.vtep6 = allocate.NewAddrs(network.VTEPSubnet6)
+}
+
+// newPools are the pools of a network, with nothing in use.
+func newPools(n conf.Network) pools {
+	p := pools{overlays: map[string]overlayPools{}}
+	if n.VTEPSubnet.IsValid() {
+		p.vtep = allocate.NewAddrs(n.VTEPSubnet)
 	}
-	for _, o := range network.Overlays {
-		var p overlayPools
+	if n.VTEPSubnet6.IsValid() {
+		p.vtep6 = allocate.NewAddrs(n.VTEPSubnet6)
+	}
+	for _, o := range n.Overlays {
+		var of overlayPools
 		if o.Subnet.IsValid() {
-			p.v4 = allocate.NewSubnets(o.Subnet, o.Prefix)
+			of.v4 = allocate.NewSubnets(o.Subnet, o.Prefix)
 		}
 		if o.Subnet6.IsValid() {
-			p.v6 = allocate.NewSubnets(o.Subnet6, o.Prefix6)
+			of.v6 = allocate.NewSubnets(o.Subnet6, o.Prefix6)
 		}
-		v.pools.overlays[o.Name] = p
+		p.overlays[o.Name] = of
 	}
-	return v
+	return p
 }
 
 // floor is the revision from which on the agents' own revisions tell what has
 // changed of the peers: before it some were deleted, or all were configured
 // otherwise.
-func (v *view) floor() uint64 { return max(v.deletedMod, v.networkMod) }
+func (v *view) floor() uint64 { return max(v.deletedMod, v.network.mod) }
 
 // resource is the pool and the block that a key stands for. The pool is nil
 // when the block's overlay or family is not configured.
@@ -140,7 +150,7 @@ func (v *view) settle(keys []string) {
 	for _, k := range keys {
 		c := v.claims[k]
 		delete(v.claims, k)
-		if c != nil && !c.stored {
+		if c != nil && !c.stored && c.pool != nil {
 			c.pool.Release(c.block)
 		}
 	}
@@ -192,9 +202,11 @@ func (v *view) apply(e store.Event) (agentID string, err error) {
 		v.deletedMod = e.Mod
 		return "", nil
 	case key == keyNetwork:
-		v.networkMod = e.Mod
-		v.network = conf.Network{}
-		return "", json.Unmarshal(e.Value, &v.network)
+		n, err := decodeNetwork(e.KV)
+		if err != nil {
+			return "", err
+		}
+		return "", v.setNetwork(n)
 	}
 	r, ok, err := v.pools.resource(e.Key)
 	if !ok || err != nil {

@@ -136,9 +136,12 @@ func (c *Coordinator) beginWatch(id string, known api.Known) (*watch, error) {
 	c.noteSeenLocked(id)
 	// Its lease, or the configuration, may have changed while it was away, or in
 	// a store that is no longer.
-	stale := ahead || revision > 0 && (a.mod > revision || c.view.networkMod > revision)
-	if p.told != a.mod && (stale || a.Superseded != "") {
+	stale := ahead || revision > 0 && (a.mod > revision || c.view.network.mod > revision)
+	switch {
+	case p.told != a.mod && (stale || a.Superseded != ""):
 		w.ask()
+	case p.told == a.mod && p.toldNetwork != c.view.network.mod:
+		w.ask() // the configuration changed since it registered
 	}
 	return w, nil
 }

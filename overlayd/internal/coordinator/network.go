@@ -1,0 +1,116 @@
+package coordinator
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/store"
+)
+
+// network is the configuration that is served: the one in the store, which all
+// coordinators on it follow, whatever their files say. It never changes; a new
+// revision is a new network.
+type network struct {
+	conf.Network
+	oui conf.MAC
+	mod uint64 // revision at which it was stored; 0: it is about to be
+}
+
+func newNetwork(n conf.Network, mod uint64) *network {
+	return &network{Network: n, oui: n.OUI(), mod: mod}
+}
+
+func decodeNetwork(kv store.KV) (*network, error) {
+	var n conf.Network
+	if err := json.Unmarshal(kv.Value, &n); err != nil {
+		return nil, fmt.Errorf("key %s: %w", kv.Key, err)
+	}
+	return newNetwork(n, kv.Mod), nil
+}
+
+// storedNetwork is the network among what a store holds, nil if there is none.
+func storedNetwork(kvs []store.KV) (*network, error) {
+	for _, kv := range kvs {
+		if kv.Key == keyNetwork {
+			return decodeNetwork(kv)
+		}
+	}
+	return nil, nil
+}
+
+func sameNetwork(a, b conf.Network) bool {
+	return bytes.Equal(encode(a), encode(b))
+}
+
+// network is what is served now. Who needs it more than once takes it once.
+func (c *Coordinator) network() *network { return c.served.Load() }
+
+// setNetwork has the view hand out the blocks of another network. What agents
+// hold, and what registrations in progress have taken, stays in use.
+func (v *view) setNetwork(n *network) error {
+	v.network, v.pools = n, newPools(n.Network)
+	var errs []error
+	for _, m := range v.reserveAll(v.pools) {
+		errs = append(errs, m)
+	}
+	v.carryClaims(v.claims)
+	return errors.Join(errs...)
+}
+
+// reserveAll takes what agents hold out of pools that are new, and returns what
+// these cannot hold.
+func (v *view) reserveAll(p pools) (misfits []*misfit) {
+	for _, a := range v.agents {
+		for _, key := range a.resources() {
+			r, _, err := p.resource(key)
+			if err != nil || r.pool == nil {
+				continue // of an overlay or family that is not configured
+			}
+			if err := r.pool.Reserve(r.block); err != nil {
+				misfits = append(misfits, &misfit{resource: r, owner: a.id, err: err})
+			}
+		}
+	}
+	slices.SortFunc(misfits, func(a, b *misfit) int { return a.block.Addr().Compare(b.block.Addr()) })
+	return misfits
+}
+
+// carryClaims takes over the claims of registrations that are in progress. A block
+// that the pools do not have can no longer be granted: the transaction depends on
+// the network that it was picked from.
+func (v *view) carryClaims(claims map[string]*claim) {
+	for key, claim := range claims {
+		r, _, _ := v.pools.resource(key) // it is a key that take made
+		claim.pool = r.pool
+		if r.pool != nil && !claim.stored && r.pool.Reserve(claim.block) != nil {
+			claim.pool = nil
+		}
+		v.claims[key] = claim
+	}
+}
+
+// networkChangedLocked tells everybody whom another network concerns: all agents
+// what is configured now, and their peers what they hold of it.
+func (c *Coordinator) networkChangedLocked(old *network) {
+	n := c.view.network
+	c.served.Store(n)
+	for id, a := range c.view.agents {
+		if !reflect.DeepEqual(c.leaseOf(old, a, nil).Peer(), c.leaseOf(n, a, nil).Peer()) {
+			c.changed[id] = struct{}{}
+		}
+	}
+	c.tellSoon()
+	for _, p := range c.presence {
+		if p.registering == 0 && p.toldNetwork != n.mod {
+			p.askToRegister()
+		}
+	}
+	c.log.Info("the cluster configuration has changed", "revision", n.mod)
+	c.logFileDiffers()
+	c.logUnconfigured()
+}
