@@ -92,24 +92,11 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 	if err != nil {
 		return err
 	}
-	was, err := recall(f.stateDir)
-	if err != nil {
-		return err
-	}
-	hash, err := hashOf(network)
-	if err != nil {
-		return err
-	}
-	c, err := coordinator.New(ctx, coordinator.Options{
-		Network: network, Unedited: was.Config == "" || was.Config == hash, Store: st, Log: log, Version: version, Shared: shared, Identity: identity, StatePublic: f.statePublic,
+	c, err := f.begin(ctx, coordinator.Options{
+		Network: network, Store: st, Log: log, Version: version, Shared: shared, Identity: identity, StatePublic: f.statePublic,
 	})
-	if errors.Is(err, coordinator.ErrMisfit) {
-		return cli.Usagef("%s: %w", f.config, err)
-	} else if err != nil {
+	if err != nil {
 		return err
-	}
-	if err := f.store.remember(f.stateDir, c.ClusterID(), hash); err != nil {
-		return fmt.Errorf("--state-dir: %w", err)
 	}
 	local, err := listenLocal(ctx, f.stateDir, log)
 	if err != nil {
@@ -131,6 +118,30 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 	}
 	log.Info("stopped")
 	return nil
+}
+
+// begin makes the coordinator, and remembers with which file. A file that says
+// something else than it did when it was last taken in has been edited since.
+func (f *coordinatorFlags) begin(ctx context.Context, o coordinator.Options) (*coordinator.Coordinator, error) {
+	was, err := recall(f.stateDir)
+	if err != nil {
+		return nil, err
+	}
+	hash, err := hashOf(o.Network)
+	if err != nil {
+		return nil, err
+	}
+	o.Unedited = was.Config == "" || was.Config == hash
+	c, err := coordinator.New(ctx, o)
+	if errors.Is(err, coordinator.ErrMisfit) {
+		return nil, cli.Usagef("%s: %w", f.config, err)
+	} else if err != nil {
+		return nil, err
+	}
+	if err := f.store.remember(f.stateDir, c.ClusterID(), hash); err != nil {
+		return nil, fmt.Errorf("--state-dir: %w", err)
+	}
+	return c, nil
 }
 
 // loadNetwork reads the cluster configuration; its error holds every problem.
