@@ -31,8 +31,6 @@ type AttachmentReport struct {
 	Usage []HalfUsage `json:"usage,omitempty"`
 	// Problems replace what was said before; null: they are the same.
 	Problems *[]string `json:"problems,omitempty"`
-	// Gone says, in a stream, that nothing is known of the agent any more.
-	Gone bool `json:"gone,omitempty"`
 }
 
 // Speaker is the id of the agent that a request speaks for.
@@ -75,6 +73,27 @@ type Count struct {
 	Free    uint64 `json:"free"`
 }
 
+// Plus is the sum.
+func (c Count) Plus(d Count) Count {
+	return Count{Total: c.Total + d.Total, Used: c.Used + d.Used, Cooling: c.Cooling + d.Cooling, Free: c.Free + d.Free}
+}
+
+// NearlyFull is from what part on, in percent, the addresses of a half are nearly
+// used up.
+const NearlyFull = 80
+
+// Level is how full that is. Cooling addresses are taken when nothing else is
+// free, so a half is full when all that fits is used, and not before.
+func (c Count) Level() Level {
+	switch {
+	case c.Total > 0 && c.Used >= c.Total:
+		return LevelFull
+	case c.Total > 0 && 100*(c.Used+c.Cooling) >= NearlyFull*c.Total:
+		return LevelWarning
+	}
+	return LevelOK
+}
+
 // Level says in a word how full something is.
 type Level string
 
@@ -92,6 +111,9 @@ type Containers struct {
 	// Incomplete names coordinators that cannot be reached: what their agents
 	// report is missing, or old.
 	Incomplete []string `json:"incomplete,omitempty"`
+	// Unreported is how many agents are connected and have not said yet what is
+	// attached; some seconds after a start of a coordinator that is none.
+	Unreported int `json:"unreported,omitempty"`
 }
 
 // Container is one interface of a container, and where it is.
@@ -114,6 +136,7 @@ type Addresses struct {
 	Overlays   []OverlayAddresses `json:"overlays"`
 	Agents     []AgentAddresses   `json:"agents"`
 	Incomplete []string           `json:"incomplete,omitempty"` // as in Containers
+	Unreported int                `json:"unreported,omitempty"`
 }
 
 // OverlayAddresses is how full the halves of all agents are together.

@@ -16,11 +16,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/attached"
+	"overlayd.internal/overlay/overlayd/internal/events"
 	"overlayd.internal/overlay/overlayd/internal/pki"
 	"overlayd.internal/overlay/overlayd/internal/serve"
 	"overlayd.internal/overlay/overlayd/internal/store"
@@ -74,6 +77,9 @@ type Coordinator struct {
 	hub       *hub
 	encoded   encodedState
 	stopped   chan struct{} // closed when Run has ended
+	book      *attached.Book
+	events    *events.Ring
+	unpackers sync.Pool // of *gzip.Reader
 
 	mu        sync.Mutex // guards what follows
 	view      *view
@@ -85,6 +91,8 @@ type Coordinator struct {
 	changed   map[string]struct{}      // agents whose peers have not been told yet
 	flushing  bool                     // a flush is between reading changed and publishing
 	running   bool
+	ordered   []attached.Ref // agents as searches go through them; nil: not made yet
+	announce  announcements
 	failed    error         // of the last write to the store; nil: it was written
 	dirty     chan struct{} // has a token when changed may not be empty
 }
@@ -110,6 +118,9 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 		pace:      defaultPace,
 		body:      serve.BodyTimeout,
 		stopped:   make(chan struct{}),
+		book:      attached.New(),
+		events:    events.New(time.Now),
+		announce:  newAnnouncements(),
 		presence:  map[string]*presence{},
 		takenOver: map[netip.Addr]time.Time{},
 		moves:     map[string]struct{}{},
@@ -234,6 +245,7 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	var others sync.WaitGroup
 	others.Go(func() { c.publish(ctx) })
 	others.Go(func() { c.keepPresence(ctx) })
+	others.Go(func() { c.announcePresence(ctx) })
 	defer func() {
 		cancel()
 		others.Wait()
@@ -277,12 +289,17 @@ func (c *Coordinator) applyAll(rev uint64, events []store.Event) error {
 	defer c.mu.Unlock()
 	old := c.view.network
 	for _, e := range events {
+		was := c.view.agents[strings.TrimPrefix(e.Key, prefixAgent)]
 		id, err := c.view.apply(e)
 		if err != nil {
 			c.log.Error("stored key cannot be used", "err", err)
 		}
 		if id != "" {
 			c.agentChangedLocked(id)
+			c.agentEventLocked(was, c.view.agents[id])
+		}
+		if id, ok := strings.CutPrefix(e.Key, prefixSeen); ok {
+			c.announce.lookLater(id)
 		}
 	}
 	if c.view.network != old {
@@ -294,6 +311,7 @@ func (c *Coordinator) applyAll(rev uint64, events []store.Event) error {
 
 // agentChangedLocked has an agent's peers told, and the agent itself.
 func (c *Coordinator) agentChangedLocked(id string) {
+	c.ordered = nil
 	c.changed[id] = struct{}{}
 	c.tellSoon()
 	a, p := c.view.agents[id], c.presence[id]
@@ -357,11 +375,13 @@ func (c *Coordinator) reload(ctx context.Context) error {
 	for id, a := range v.agents {
 		if was := old.agents[id]; was == nil || was.mod != a.mod {
 			c.agentChangedLocked(id)
+			c.agentEventLocked(was, a)
 		}
 	}
-	for id := range old.agents {
+	for id, was := range old.agents {
 		if v.agents[id] == nil {
 			c.agentChangedLocked(id)
+			c.agentEventLocked(was, nil)
 		}
 	}
 	c.advanceLocked(rev)

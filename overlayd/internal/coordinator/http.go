@@ -22,6 +22,7 @@ func (c *Coordinator) handler(ended <-chan struct{}) http.Handler {
 		stateAccess = public
 	}
 	watch := func(w http.ResponseWriter, r *http.Request) error { return c.serveWatch(w, r, ended) }
+	follow := func(w http.ResponseWriter, r *http.Request) error { return c.serveEvents(w, r, ended) }
 	routes := []route{
 		{http.MethodGet, api.PathMasterState, stateAccess, c.serveState},
 		{http.MethodPost, api.PathAgentsDelete, operator, c.serveDelete},
@@ -32,6 +33,10 @@ func (c *Coordinator) handler(ended <-chan struct{}) http.Handler {
 		{http.MethodGet, api.PathBackup, operator, c.serveBackup},
 		{http.MethodPost, api.PathPrune, operator, c.servePrune},
 		{http.MethodGet, api.PathOverlays, reader, c.serveOverlays},
+		{http.MethodPost, api.PathAttachments, self, unpacked(&c.unpackers, speaking(c.serveAttachments))},
+		{http.MethodGet, api.PathContainers, reader, c.serveContainers},
+		{http.MethodGet, api.PathAddresses, reader, c.serveAddresses},
+		{http.MethodGet, api.PathEvents, reader, follow},
 		{http.MethodGet, api.PathHealth, public, c.serveHealth},
 		{http.MethodGet, api.PathReady, public, c.serveReady},
 		{http.MethodGet, api.PathMetrics, reader, c.serveMetrics},

@@ -99,6 +99,7 @@ func (v *view) carryClaims(claims map[string]*claim) {
 func (c *Coordinator) networkChangedLocked(old *network) {
 	n := c.view.network
 	c.served.Store(n)
+	c.overlayEvents(old.Network, n.Network)
 	for id, a := range c.view.agents {
 		if !reflect.DeepEqual(c.leaseOf(old, a, nil).Peer(), c.leaseOf(n, a, nil).Peer()) {
 			c.changed[id] = struct{}{}

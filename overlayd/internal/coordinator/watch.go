@@ -134,6 +134,7 @@ func (c *Coordinator) beginWatch(id string, known api.Known) (*watch, error) {
 	}
 	p.watches[w] = struct{}{}
 	c.noteSeenLocked(id)
+	c.announce.lookLater(id)
 	// Its lease, or the configuration, may have changed while it was away, or in
 	// a store that is no longer.
 	stale := ahead || revision > 0 && (a.mod > revision || c.view.network.mod > revision)
@@ -156,6 +157,7 @@ func (c *Coordinator) endWatch(id string, w *watch) {
 	}
 	p.seen = time.Now() // it was here until now
 	c.noteSeenLocked(id)
+	c.announce.lookLater(id)
 	if c.view.agents[id] == nil && p.registering == 0 {
 		delete(c.presence, id)
 	}
