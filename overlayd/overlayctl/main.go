@@ -30,6 +30,7 @@ func (e *env) commands() []*cobra.Command {
 		e.storeCommand(),
 		e.backupCommand(),
 		e.restoreCommand(),
+		e.importStateCommand(),
 		e.tokenCommand(),
 		e.caCommand(),
 		e.loginCommand(),

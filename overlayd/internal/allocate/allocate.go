@@ -73,7 +73,7 @@ func (p *Pool) Next() (netip.Prefix, bool) {
 // Reserve takes a particular block. It fails if the block is not one of this
 // pool or is in use, and the error says which.
 func (p *Pool) Reserve(block netip.Prefix) error {
-	if err := p.check(block); err != nil {
+	if err := p.Check(block); err != nil {
 		return fmt.Errorf("reserve %s: %w", block, err)
 	}
 	if _, taken := p.used[block.Addr()]; taken {
@@ -83,9 +83,15 @@ func (p *Pool) Reserve(block netip.Prefix) error {
 	return nil
 }
 
+// InUse reports whether a block of the pool is given out.
+func (p *Pool) InUse(block netip.Prefix) bool {
+	_, taken := p.used[block.Addr()]
+	return taken && p.Check(block) == nil
+}
+
 // Release gives a block back and reports whether it was in use.
 func (p *Pool) Release(block netip.Prefix) bool {
-	if p.check(block) != nil {
+	if p.Check(block) != nil {
 		return false
 	}
 	addr := block.Addr()
@@ -117,8 +123,8 @@ func (p *Pool) Total() uint64 {
 	return n
 }
 
-// check says why a block is none of this pool's, or nil.
-func (p *Pool) check(block netip.Prefix) error {
+// Check says why a block is none of this pool's, or nil.
+func (p *Pool) Check(block netip.Prefix) error {
 	switch addr := block.Addr(); {
 	case !block.IsValid() || !p.within.Contains(addr):
 		return fmt.Errorf("not inside the pool %s", p.within)

@@ -130,6 +130,8 @@ type Error struct {
 	Code    int    `json:"-"` // the HTTP status
 	Message string `json:"error"`
 	Kind    string `json:"kind,omitempty"` // what a program can act on
+	// Problems are all that is wrong with a document, each with its place.
+	Problems []string `json:"problems,omitempty"`
 }
 
 // Kinds of errors.

@@ -33,8 +33,9 @@ const (
 // that is gone leaves time for the next coordinator.
 const dialTimeout = 3 * time.Second
 
-// maxErrorBody is how much of an answer that is no JSON of ours is read.
-const maxErrorBody = 64 << 10
+// maxErrorBody is how much of an answer that says no is read. A list of problems
+// may be long.
+const maxErrorBody = 4 << 20
 
 // Client talks to a coordinator. It knows one or more URLs and stays with the
 // one that worked last; when that does not answer it tries the others in turn.

@@ -112,7 +112,7 @@ func (c *Coordinator) api(routes []route) serve.API {
 	}
 	for _, r := range routes {
 		access[r.method+" "+r.path] = r.access
-		a.Routes = append(a.Routes, serve.Route{Method: r.method, Path: r.path, Handler: r.handler})
+		a.Routes = append(a.Routes, serve.Route{Method: r.method, Path: r.path, Handler: r.handler, MaxBody: maxBody(r.path)})
 	}
 	a.Allow = func(w http.ResponseWriter, r *http.Request, found *serve.Route) (*http.Request, error) {
 		need := member // to learn what there is

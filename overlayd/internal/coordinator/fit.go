@@ -88,7 +88,7 @@ func examples(ms []*misfit) string {
 		if m.overlay == "" {
 			block = m.block.Addr().String()
 		}
-		names = append(names, fmt.Sprintf("%s by agent %s", block, m.owner))
+		names = append(names, fmt.Sprintf("%s by %s", block, holderName(m.owner)))
 	}
 	s := strings.Join(names, ", ")
 	if more := len(ms) - few; more > 0 {
@@ -131,8 +131,8 @@ func (v *view) explainReused(next conf.Network) (errs []error) {
 	}
 	groups := map[group][]*misfit{}
 	ranges := newRanges(v.network.Network, next)
-	for _, a := range v.agents {
-		for _, m := range unconfigured(next, a) {
+	for owner, rec := range v.holders() {
+		for _, m := range unconfigured(next, owner, rec) {
 			for _, r := range ranges {
 				if r.prefix.Overlaps(m.block) {
 					g := group{r, m.overlay}
@@ -154,16 +154,16 @@ func (v *view) explainReused(next conf.Network) (errs []error) {
 	return errs
 }
 
-// unconfigured are the subnets an agent keeps of overlays, or families of them,
+// unconfigured are the subnets a holder keeps of overlays, or families of them,
 // that a network has not got.
-func unconfigured(n conf.Network, a *agent) (kept []*misfit) {
-	for _, h := range a.Subnets {
+func unconfigured(n conf.Network, owner string, rec record) (kept []*misfit) {
+	for _, h := range rec.Subnets {
 		o, _ := n.Overlay(h.Overlay)
 		if h.Subnet.IsValid() && !o.Subnet.IsValid() {
-			kept = append(kept, &misfit{resource: resource{overlay: h.Overlay, block: h.Subnet}, owner: a.id})
+			kept = append(kept, &misfit{resource: resource{overlay: h.Overlay, block: h.Subnet}, owner: owner})
 		}
 		if h.Subnet6.IsValid() && !o.Subnet6.IsValid() {
-			kept = append(kept, &misfit{resource: resource{overlay: h.Overlay, block: h.Subnet6}, owner: a.id})
+			kept = append(kept, &misfit{resource: resource{overlay: h.Overlay, block: h.Subnet6}, owner: owner})
 		}
 	}
 	return kept

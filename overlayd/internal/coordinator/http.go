@@ -41,6 +41,7 @@ func (c *Coordinator) handler(ended <-chan struct{}) http.Handler {
 		{http.MethodGet, api.PathReady, public, c.serveReady},
 		{http.MethodGet, api.PathMetrics, reader, c.serveMetrics},
 	}
+	routes = append(routes, c.reservedRoutes()...)
 	routes = append(routes, c.identityRoutes()...)
 	return c.api(routes).Handler()
 }

@@ -62,17 +62,17 @@ func (v *view) setNetwork(n *network) error {
 	return errors.Join(errs...)
 }
 
-// reserveAll takes what agents hold out of pools that are new, and returns what
+// reserveAll takes what agents hold, or will, out of pools that are new, and returns what
 // these cannot hold.
 func (v *view) reserveAll(p pools) (misfits []*misfit) {
-	for _, a := range v.agents {
-		for _, key := range a.resources() {
+	for owner, rec := range v.holders() {
+		for _, key := range rec.resources() {
 			r, _, err := p.resource(key)
 			if err != nil || r.pool == nil {
 				continue // of an overlay or family that is not configured
 			}
 			if err := r.pool.Reserve(r.block); err != nil {
-				misfits = append(misfits, &misfit{resource: r, owner: a.id, err: err})
+				misfits = append(misfits, &misfit{resource: r, owner: owner, err: err})
 			}
 		}
 	}

@@ -17,16 +17,17 @@ import (
 // be conditional on "nobody has it"; the agent's record says the same once more
 // from its side.
 const (
-	keyCluster   = transfer.KeyCluster // transfer.Cluster
-	keyNetwork   = "network"           // conf.Network, as last configured
-	keyRuns      = "runs"              // runs, the latest last
-	keyDeleted   = "deleted"           // id of the agent that was deleted last; its revision counts
-	prefixAgent  = "agents/"           // <agent id> -> record
-	prefixStatus = "status/"           // <agent id> -> status
-	prefixIP     = "ip/"               // <agent IP> -> agent id
-	prefixVTEP   = "vtep/"             // <address> -> agent id
-	prefixVTEP6  = "vtep6/"            // <address> -> agent id
-	prefixSubnet = "subnet/"           // <overlay>/<prefix> -> agent id
+	keyCluster     = transfer.KeyCluster // transfer.Cluster
+	keyNetwork     = "network"           // conf.Network, as last configured
+	keyRuns        = "runs"              // runs, the latest last
+	keyDeleted     = "deleted"           // id of the agent that was deleted last; its revision counts
+	prefixAgent    = "agents/"           // <agent id> -> record
+	prefixStatus   = "status/"           // <agent id> -> status
+	prefixIP       = "ip/"               // <agent IP> -> agent id
+	prefixVTEP     = "vtep/"             // <address> -> agent id
+	prefixVTEP6    = "vtep6/"            // <address> -> agent id
+	prefixSubnet   = "subnet/"           // <overlay>/<prefix> -> agent id
+	prefixReserved = "reserved/"         // <agent IP> -> record; its resources have this key for an owner
 )
 
 func keyAgent(id string) string    { return prefixAgent + id }

@@ -62,14 +62,15 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 
 // plan is one attempt at a registration.
 type plan struct {
-	viewRev uint64 // of the view it was made from
-	network *network
-	old     *agent // nil: the agent is new
-	next    record
-	claimed []string // keys of the blocks that were taken for it
-	missing map[string]string
-	more    bool // there are subnets to take in a further transaction
-	txn     store.Txn
+	viewRev  uint64 // of the view it was made from
+	network  *network
+	old      *agent // nil: the agent is new
+	next     record
+	claimed  []string     // keys of the blocks that were taken for it
+	reserved *reservation // what waited for its IP, and is its own now; nil: nothing
+	missing  map[string]string
+	more     bool // there are subnets to take in a further transaction
+	txn      store.Txn
 }
 
 // maxBlocks is how many blocks one transaction takes, or gives back. It leaves
@@ -88,12 +89,13 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 		p.next = p.old.record
 	}
 	p.next.IP, p.next.Bridges, p.next.Superseded = req.AgentIP, req.Bridges, ""
+	c.takeReservedLocked(p)
 	if err := c.takeVTEPLocked(p); err != nil {
 		c.view.settle(p.claimed)
 		return nil, err
 	}
 	for _, o := range p.network.Overlays {
-		if len(p.claimed) >= maxBlocks {
+		if len(p.claimed)+p.reserved.size() >= maxBlocks {
 			p.more = true
 			break
 		}
@@ -189,6 +191,7 @@ func (c *Coordinator) composeLocked(p *plan, req api.RegisterRequest) {
 	if p.old == nil || !reflect.DeepEqual(p.old.record, p.next) {
 		put(keyAgent(id), encode(p.next))
 	}
+	c.redeemLocked(p, id)
 	for _, key := range p.claimed {
 		p.txn.If = append(p.txn.If, store.Cond{Key: key})
 		put(key, []byte(id))

@@ -25,9 +25,10 @@ type view struct {
 	network    *network // as stored
 	runs       runs
 	runsMod    uint64
-	seen       map[string]storedSeen // by agent id
-	beats      map[string]storedBeat // by run
-	deletedMod uint64                // of the last deletion of an agent
+	seen       map[string]storedSeen       // by agent id
+	beats      map[string]storedBeat       // by run
+	deletedMod uint64                      // of the last deletion of an agent
+	reserved   map[netip.Addr]*reservation // by agent IP
 
 	pools  pools
 	claims map[string]*claim // by key
@@ -61,6 +62,7 @@ func newView(n *network) *view {
 		byIP:     map[netip.Addr]string{},
 		seen:     map[string]storedSeen{},
 		beats:    map[string]storedBeat{},
+		reserved: map[netip.Addr]*reservation{},
 		claims:   map[string]*claim{},
 		pools:    newPools(n.Network),
 	}
@@ -177,6 +179,8 @@ func (v *view) apply(e store.Event) (agentID string, err error) {
 		return "", v.applySeen(e)
 	case strings.HasPrefix(key, prefixCoordinator):
 		return "", v.applyBeat(e)
+	case strings.HasPrefix(key, prefixReserved):
+		return "", v.applyReserved(e)
 	case strings.HasPrefix(key, prefixIP):
 		ip, err := netip.ParseAddr(strings.TrimPrefix(key, prefixIP))
 		if err != nil {
@@ -238,7 +242,7 @@ func (v *view) applyResource(e store.Event, r resource) error {
 		c.stored = !e.Delete
 	case e.Delete:
 		r.pool.Release(r.block)
-	case e.Create == e.Mod: // a later put changes the owner, not the use
+	case e.Create == e.Mod || !r.pool.InUse(r.block): // else a put that changes the owner, not the use
 		if err := r.pool.Reserve(r.block); err != nil {
 			return &misfit{resource: r, owner: string(e.Value), err: err}
 		}
@@ -258,5 +262,5 @@ func (m *misfit) Error() string {
 	if m.overlay != "" {
 		what = "agent subnet of overlay " + m.overlay
 	}
-	return fmt.Sprintf("%s of agent %s: %v", what, m.owner, m.err)
+	return fmt.Sprintf("%s of %s: %v", what, holderName(m.owner), m.err)
 }

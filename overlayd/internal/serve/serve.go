@@ -20,7 +20,7 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
-// MaxBody bounds a request's body, in bytes.
+// MaxBody bounds a request's body, in bytes, where its route says nothing else.
 const MaxBody = 1 << 20
 
 // BodyTimeout is how long a client may take to send it.
@@ -40,6 +40,7 @@ type Handler func(http.ResponseWriter, *http.Request) error
 type Route struct {
 	Method, Path string
 	Handler      Handler
+	MaxBody      int64 // 0: MaxBody
 }
 
 // API is a set of routes. Every answer that is not 2xx is {"error": "..."} with a
@@ -117,7 +118,11 @@ func (a API) guard(route *Route, h Handler) http.Handler {
 			a.Log.Error("request panicked", logkey.Path, r.URL.Path, logkey.Err, fmt.Sprint(p), logkey.Stack, string(debug.Stack()))
 			a.writeError(w, Refuse(http.StatusInternalServerError, "internal error; the log of %s has it", a.Name))
 		}()
-		r.Body = http.MaxBytesReader(w, r.Body, MaxBody)
+		limit := int64(MaxBody)
+		if route != nil && route.MaxBody > 0 {
+			limit = route.MaxBody
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, limit)
 		control := http.NewResponseController(w)
 		_ = control.SetWriteDeadline(time.Time{}) // that of the answer before; a recorder has none
 		if r.ContentLength != 0 {
@@ -156,7 +161,7 @@ func (a API) writeError(w http.ResponseWriter, err error) {
 	answer := &api.Error{Code: http.StatusInternalServerError, Message: err.Error()}
 	var refusal *api.Error
 	if errors.As(err, &refusal) {
-		answer.Code, answer.Kind = refusal.Code, refusal.Kind
+		answer.Code, answer.Kind, answer.Problems = refusal.Code, refusal.Kind, refusal.Problems
 	} else if a.Code != nil {
 		if code := a.Code(err); code != 0 {
 			answer.Code = code
