@@ -110,6 +110,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return l.goHome(ctx) })
 	group.Go(func() error { return l.runtimes.Run(ctx) })
 	group.Go(func() error { return a.newSweeper(log).run(ctx) })
+	group.Go(func() error { return l.inventory.run(ctx) })
 	group.Go(func() error { return a.fast.Run(ctx) })
 	if a.docker != nil {
 		group.Go(func() error { return a.docker.Run(ctx) })

@@ -113,6 +113,7 @@ func (l *loop) registered(ctx context.Context, r registration) {
 	l.hold(&heldLease{Lease: r.lease, renewed: r.sent})
 	if changed {
 		l.leaseChanged(before)
+		kick(l.inventory.begun) // it may have been forgotten meanwhile
 	}
 	if changed || l.expires()-l.lease.stored >= worthStoring(l.lease.held.Term()) {
 		l.saveLease()

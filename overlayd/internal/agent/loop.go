@@ -34,6 +34,7 @@ type loop struct {
 
 	registrar *registrar
 	reporter  *reporter
+	inventory *inventory
 	runtimes  *runtimes.Keeper
 	watched   *dirwatch.Watch // the run directory
 
@@ -177,6 +178,7 @@ func (a *Agent) newLoop(p loopParts) *loop {
 		in:       make(chan api.StatusReport, 1),
 		register: l.registrar.kick,
 	}
+	l.inventory = a.newInventory(p.id, p.instance.own, p.log)
 	return l
 }
 

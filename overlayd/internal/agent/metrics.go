@@ -26,6 +26,8 @@ type counts struct {
 	registrations metrics.Counter
 	reconcile     metrics.Durations
 	changed       metrics.Counter
+	reads         metrics.Counter
+	reports       metrics.Counter
 	drift         metrics.Counter
 }
 
@@ -41,10 +43,29 @@ func newCounts(version string) *counts {
 	for _, kind := range datapath.DriftKinds() {
 		c.drift.Add(0, kind)
 	}
+	c.reads, c.reports = newInventoryCounts(r)
 	c.registrations.Add(0, "granted") // so that a rate can be told from the first one on
 	c.registrations.Add(0, "failed")
 	c.changed.Add(0)
 	return c
+}
+
+// newInventoryCounts count what is done to tell the coordinator of the containers.
+func newInventoryCounts(r *metrics.Registry) (reads, reports metrics.Counter) {
+	reads = r.Counter("overlay_agent_inventory_reads_total", "Readings of the address stores for the coordinator since the start.")
+	reports = r.Counter("overlay_agent_inventory_reports_total", "Reports of attached containers to the coordinator since the start.", "result")
+	reads.Add(0)
+	reports.Add(0, "accepted")
+	reports.Add(0, "failed")
+	return reads, reports
+}
+
+func (c *counts) reported(err error) {
+	if err != nil {
+		c.reports.Add(1, "failed")
+		return
+	}
+	c.reports.Add(1, "accepted")
 }
 
 func (c *counts) registration(err error) {

@@ -114,6 +114,7 @@ func (l *loop) peersChanged(e peerEvent) {
 		l.log.Info("following the peers", logkey.Revision, e.event.Revision)
 		l.setFollowing(true, nil)
 		l.reportStatus(true) // the coordinator may have been restarted
+		kick(l.inventory.begun)
 		if !p.complete {
 			// What was missed while we were away comes in several events.
 			p.backlog.in(l.timing.backlog)

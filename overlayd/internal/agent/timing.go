@@ -24,6 +24,8 @@ type timing struct {
 	files        time.Duration // between two looks at the files of the runtimes and the document
 	coalesce     time.Duration // changes of the document that come so close together are one
 	lookPause    time.Duration // least time between two looks at it because of changes
+	report       time.Duration // least time between two reports of what is attached
+	spread       time.Duration // within which agents report to a coordinator that comes back
 	abandoned    time.Duration // how long a container must be gone before its addresses are released
 }
 
@@ -48,5 +50,7 @@ var defaultTiming = timing{
 	files:        10 * time.Second,
 	coalesce:     200 * time.Millisecond,
 	lookPause:    500 * time.Millisecond,
+	report:       250 * time.Millisecond,
+	spread:       2 * time.Second,
 	abandoned:    time.Minute,
 }

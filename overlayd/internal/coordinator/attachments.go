@@ -15,6 +15,7 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/attached"
+	"overlayd.internal/overlay/overlayd/internal/metrics"
 	"overlayd.internal/overlay/overlayd/internal/serve"
 )
 
@@ -265,6 +266,32 @@ func (c *Coordinator) Addresses(overlay, agent string) api.Addresses {
 	})
 	out.Unreported = c.unreported(refs)
 	return out
+}
+
+// addressMetrics are about what all agents report together.
+func (c *Coordinator) addressMetrics(p *metrics.Page) {
+	all := c.Addresses("", "")
+	for _, o := range all.Overlays {
+		const name, help = "overlay_coordinator_addresses", "Addresses of all agents together, by what they are."
+		for state, n := range map[string]uint64{"used": o.Used, "cooling": o.Cooling, "free": o.Free} {
+			p.Gauge(name, help, float64(n), "overlay", o.Overlay, "half", string(o.Half), "state", state)
+		}
+	}
+	for _, o := range all.Overlays {
+		for _, level := range []api.Level{api.LevelWarning, api.LevelFull} {
+			n := 0
+			for _, a := range all.Agents {
+				if a.Overlay == o.Overlay && a.Half == o.Half && a.Level == level {
+					n++
+				}
+			}
+			p.Gauge("overlay_coordinator_nearly_full_halves", "Agents whose half is nearly full, or full.", float64(n), "overlay", o.Overlay, "half", string(o.Half), "level", string(level))
+		}
+	}
+	for _, o := range c.network().Overlays {
+		n, _ := c.attachedTo(o.Name)
+		p.Gauge("overlay_coordinator_containers", "Containers of all agents together.", float64(n), "overlay", o.Name)
+	}
 }
 
 // halfOrder puts the lower half first.

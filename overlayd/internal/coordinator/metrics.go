@@ -43,6 +43,7 @@ func (c *Coordinator) serveMetrics(w http.ResponseWriter, r *http.Request) error
 	c.counts.Serve(w, r, func(_ context.Context, p *metrics.Page) {
 		c.agentMetrics(p)
 		c.storeMetrics(p)
+		c.addressMetrics(p)
 	})
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/audit"
 )
 
@@ -87,21 +88,20 @@ func checkOverlays(h *host) (out []Finding) {
 	return out
 }
 
-// full is the share of a half from which on it is near its end.
-const full = 0.8
+// full is the share of a table from which on it is near its end.
+const full = float64(api.NearlyFull) / 100
 
 func checkUse(h *host) (out []Finding) {
 	for _, u := range h.books.Usage() {
-		taken := u.Used + u.Cooling
-		if u.Total == 0 || float64(taken) < full*float64(u.Total) {
-			continue
-		}
 		f := Finding{
 			Severity: Warning, What: fmt.Sprintf("the %s half of overlay %s is nearly full on this host: soon no container can be attached to it", u.Half, u.Overlay),
 			Evidence: fmt.Sprintf("%s: %d used, %d cooling, %d in all", u.Range, u.Used, u.Cooling, u.Total),
 			Fix:      "overlayctl ipam shows who has the addresses; stop containers, or give new ones to another host or to an overlay with a shorter prefix",
 		}
-		if taken >= u.Total {
+		switch u.Count().Level() {
+		case api.LevelOK:
+			continue
+		case api.LevelFull:
 			f.Severity, f.What = Error, fmt.Sprintf("the %s half of overlay %s is full on this host: no container can be attached to it", u.Half, u.Overlay)
 		}
 		out = append(out, f)

@@ -1,0 +1,336 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/audit"
+	"overlayd.internal/overlay/overlayd/internal/dirwatch"
+	"overlayd.internal/overlay/overlayd/internal/problems"
+)
+
+// maxChanges bounds one report: one million bytes are what a coordinator takes.
+const maxChanges = 4000
+
+// inventory tells the coordinator what is attached on this host and how full the
+// halves are. It looks when the address stores have changed, reports what is
+// different from what was accepted, and everything where that is not known.
+type inventory struct {
+	send   func(context.Context, api.AttachmentReport) (int, error)
+	state  func() (conf.State, []string) // that is published, and what is wrong
+	name   func(context.Context, []api.Attachment) []api.Attachment
+	runDir string
+	id     string
+	own    string // instance
+	timing timing
+	counts *counts
+
+	problems *problems.Set
+	watched  *dirwatch.Watch
+	begun    chan struct{} // capacity 1: a stream has begun, or a lease was granted
+
+	files    map[string]fileMark // of the stores that were read
+	seen     content
+	accepted content
+	sequence uint64
+	whole    bool // the next report is everything
+}
+
+// content is what a host has. Its parts are never changed.
+type content struct {
+	put      map[string]api.Attachment
+	usage    map[halfKey]api.HalfUsage
+	problems []string
+}
+
+type halfKey struct {
+	overlay string
+	half    conf.Half
+}
+
+// fileMark tells whether a store has been written since.
+type fileMark struct {
+	size     int64
+	modified time.Time
+	young    bool // it was looked at so soon that a later write may show the same time
+}
+
+func (a *Agent) newInventory(id, instance string, log *slog.Logger) *inventory {
+	v := &inventory{
+		send: a.opts.Coordinator.ReportAttachments, state: a.reported, runDir: a.opts.RunDir, id: id, own: instance, timing: a.timing, counts: a.counts,
+		name:     func(_ context.Context, list []api.Attachment) []api.Attachment { return list },
+		problems: problems.New(log), watched: dirwatch.New(), begun: make(chan struct{}, 1), whole: true,
+	}
+	return v
+}
+
+// reported is the published state, and what is wrong on this host.
+func (a *Agent) reported() (conf.State, []string) {
+	state := a.served.Load().state
+	wrong := slices.Clone(state.Problems)
+	for _, o := range state.Overlays {
+		if o.State != nil && o.State.Status == conf.StatusFailed {
+			wrong = append(wrong, "overlay "+o.Info.Name+": "+o.State.Error)
+		}
+	}
+	return state, wrong
+}
+
+// run waits for the first stream, and then reports until ctx is done.
+func (v *inventory) run(ctx context.Context) error {
+	defer v.watched.Close()
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-v.begun:
+	}
+	retry := backoff{min: v.timing.backoffMin, max: v.timing.backoffMax}
+	tick := time.NewTicker(v.timing.files)
+	defer tick.Stop()
+	// A coordinator that comes back is not asked by all agents at the same time.
+	due, probe, retrying := time.After(rand.N(v.timing.spread)), true, false
+	var least <-chan time.Time // until then nothing is looked at
+	look := true
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-v.begun:
+			if due == nil || retrying {
+				due, retrying = time.After(rand.N(v.timing.spread)), false
+			}
+			probe = true
+		case <-v.watched.Events():
+			look = true
+		case <-tick.C:
+			look = true // what cools gets free without a change
+			clear(v.files)
+		case <-least:
+			least = nil
+		case <-due:
+			due, look = nil, true
+		}
+		if due != nil || least != nil || !look {
+			continue
+		}
+		look = false
+		began := time.Now()
+		changed := v.look(ctx)
+		// Each look holds the address stores, which attaching waits for.
+		least = time.After(max(v.timing.report, 50*time.Since(began)))
+		if !changed && !probe {
+			continue
+		}
+		if err := v.report(ctx, probe); err != nil {
+			due, retrying = time.After(max(retry.next(), v.patience(err))), true
+			continue
+		}
+		probe = false
+		retry.reset()
+	}
+}
+
+// patience is how long a refusal is to be left alone: a coordinator of an earlier
+// version knows nothing of these reports.
+func (v *inventory) patience(err error) time.Duration {
+	var e *api.Error
+	if errors.As(err, &e) && (e.Code == http.StatusNotFound || e.Code == http.StatusBadRequest) {
+		return v.timing.backoffMax
+	}
+	return 0
+}
+
+// watch has changes of the address stores wake the inventory. There is no
+// directory before the first container.
+func (v *inventory) watch() {
+	_ = v.watched.Add(v.runDir) // the ticker sees what it does not
+	if dir := filepath.Join(v.runDir, conf.IPAMDir); isDir(dir) {
+		_ = v.watched.Add(dir)
+	}
+}
+
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
+}
+
+// look reads what there is and reports whether that is another than was accepted.
+func (v *inventory) look(ctx context.Context) (changed bool) {
+	v.watch()
+	state, wrong := v.state()
+	now := content{put: v.seen.put, usage: v.seen.usage, problems: wrong}
+	if v.written() || v.seen.put == nil {
+		v.counts.reads.Add(1)
+		stores, err := audit.ReadAttached(ctx, v.runDir, state)
+		if ctx.Err() != nil {
+			return false
+		}
+		v.problems.Report("reading the address stores", err)
+		if err != nil {
+			v.files = nil
+		}
+		now = v.compose(ctx, stores, wrong, err != nil)
+	}
+	v.seen = now
+	return v.whole || !reflect.DeepEqual(now, v.accepted)
+}
+
+// written reports whether a store, or the published state, may have changed since
+// it was read. To read a store is an event of its directory, too.
+func (v *inventory) written() (changed bool) {
+	files, _ := filepath.Glob(filepath.Join(v.runDir, conf.IPAMDir, "*.db")) // the pattern is well formed
+	marks := map[string]fileMark{}
+	for _, path := range append(files, filepath.Join(v.runDir, conf.StateFile)) {
+		st, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return true
+		}
+		m := fileMark{st.Size(), st.ModTime(), time.Since(st.ModTime()).Abs() < clockTick}
+		if was, ok := v.files[path]; !ok || was.young || was.size != m.size || !was.modified.Equal(m.modified) {
+			changed = true
+		}
+		marks[path] = m
+	}
+	changed = changed || len(marks) != len(v.files)
+	v.files = marks
+	return changed
+}
+
+// clockTick is longer than the step of the clock that files are stamped with.
+const clockTick = 20 * time.Millisecond
+
+// compose makes the content of what the stores have. What a store that could not
+// be read has stays as it was.
+func (v *inventory) compose(ctx context.Context, stores map[string]audit.Store, wrong []string, partly bool) content {
+	now := content{put: map[string]api.Attachment{}, usage: map[halfKey]api.HalfUsage{}, problems: wrong}
+	booted := time.Now().Add(-conf.Boottime())
+	var list []api.Attachment
+	for overlay, s := range stores {
+		for _, r := range s.Records {
+			list = append(list, v.attachment(overlay, r, booted))
+		}
+		for _, u := range audit.HalfUsages(s.Usage) {
+			now.usage[halfKey{u.Overlay, u.Half}] = u
+		}
+	}
+	for _, a := range v.name(ctx, list) {
+		now.put[a.Key()] = a
+	}
+	if partly {
+		for key, a := range v.seen.put {
+			if _, read := stores[a.Overlay]; !read {
+				now.put[key] = a
+			}
+		}
+		for key, u := range v.seen.usage {
+			if _, read := stores[u.Overlay]; !read {
+				now.usage[key] = u
+			}
+		}
+	}
+	return now
+}
+
+// attachment keeps the time that was told before: the clock of the boot drifts
+// against the wall's.
+func (v *inventory) attachment(overlay string, r ipam.Record, booted time.Time) api.Attachment {
+	a := api.Attachment{
+		Network: r.Network, ID: r.ContainerID, IfName: r.IfName, Overlay: overlay, Half: r.Half,
+		Addresses: r.Addrs, Since: booted.Add(r.Since).Unix(),
+	}
+	if was, ok := v.seen.put[a.Key()]; ok && was.Since-a.Since < 60 && a.Since-was.Since < 60 {
+		a.Since = was.Since
+	}
+	return a
+}
+
+// report tells what is new until all of it was accepted. A report of which nobody
+// knows whether it arrived is followed by everything.
+func (v *inventory) report(ctx context.Context, probe bool) error {
+	for key := range v.accepted.usage {
+		if _, ok := v.seen.usage[key]; !ok {
+			v.whole = true // there is no way to say it in a change
+		}
+	}
+	for {
+		r, next := v.compare()
+		if r.Sequence == v.sequence && !probe {
+			return nil
+		}
+		probe = false
+		_, err := v.send(ctx, r)
+		v.counts.reported(err)
+		if isKind(err, api.KindSnapshotWanted) && !r.Snapshot {
+			v.whole, v.accepted = true, content{}
+			continue
+		}
+		if ctx.Err() == nil {
+			v.problems.Report("telling the coordinator of the containers", withoutPorts(err))
+		}
+		if err != nil {
+			v.whole, v.accepted, v.sequence = true, content{}, r.Sequence
+			return err
+		}
+		v.whole, v.accepted, v.sequence = false, next, r.Sequence
+	}
+}
+
+// compare makes the next report, and what will have been told when it was
+// accepted. Without a change its sequence is that of the report before.
+func (v *inventory) compare() (r api.AttachmentReport, next content) {
+	r = api.AttachmentReport{AgentID: v.id, Instance: v.own, Sequence: v.sequence, Snapshot: v.whole}
+	next = content{put: maps.Clone(v.accepted.put), usage: v.seen.usage, problems: v.seen.problems}
+	if v.whole || next.put == nil {
+		next.put = map[string]api.Attachment{}
+	}
+	for key := range next.put {
+		if _, ok := v.seen.put[key]; !ok {
+			r.Delete = append(r.Delete, key)
+			delete(next.put, key)
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(v.seen.put)) {
+		a := v.seen.put[key]
+		if was, ok := next.put[key]; ok && reflect.DeepEqual(was, a) {
+			continue
+		}
+		if len(r.Put) == maxChanges {
+			break // the next report has the rest
+		}
+		r.Put = append(r.Put, a)
+		next.put[key] = a
+	}
+	for key, u := range v.seen.usage {
+		if was, ok := v.accepted.usage[key]; v.whole || !ok || was != u {
+			r.Usage = append(r.Usage, u)
+		}
+	}
+	slices.SortFunc(r.Usage, func(a, b api.HalfUsage) int {
+		return cmp.Or(strings.Compare(a.Overlay, b.Overlay), strings.Compare(string(a.Half), string(b.Half)))
+	})
+	if v.whole || !slices.Equal(v.seen.problems, v.accepted.problems) {
+		problems := append([]string{}, v.seen.problems...)
+		r.Problems = &problems
+	}
+	if v.whole || len(r.Put) > 0 || len(r.Delete) > 0 || len(r.Usage) > 0 || r.Problems != nil {
+		r.Sequence++
+	}
+	return r, next
+}
