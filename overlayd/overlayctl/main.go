@@ -38,6 +38,7 @@ func (e *env) commands() []*cobra.Command {
 		e.watchable(e.containersCommand()),
 		e.doctorCommand(),
 		e.explainCommand(),
+		e.pingCommand(),
 		e.reportCommand(),
 		e.versionCommand(),
 	}
