@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,6 +27,7 @@ type Host struct {
 	Proc *Proc  // the agent, once started
 
 	FindsIP  bool   // the agent is not told its IP
+	Bin      string // directory of the programs of another build; empty: those of the lab
 	Datapath string // which way traffic takes (--datapath); empty: the agent decides
 
 	RunDir, StateDir, CNIConfDir, UCRConfDir string
@@ -165,10 +167,11 @@ func (h *Host) StartAgent(coordinator string, args ...string) (err error) {
 	if err != nil {
 		return err
 	}
+	bin := cmp.Or(h.Bin, h.Lab.Bin)
 	argv := append([]string{
-		filepath.Join(h.Lab.Bin, "overlayd"), "agent", identity, "--coordinator", coordinator, "--listen", "",
+		filepath.Join(bin, "overlayd"), "agent", identity, "--coordinator", coordinator, "--listen", "",
 		"--run-dir", h.RunDir, "--state-dir", h.StateDir, "--cni-conf-dir", h.CNIConfDir, "--ucr-conf-dir", h.UCRConfDir,
-		"--cni-bin-dir", h.Lab.Bin,
+		"--cni-bin-dir", bin,
 		// The nodes of a lab share the directory of the machine's Docker.
 		"--docker-host", "",
 	}, args...)

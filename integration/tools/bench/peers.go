@@ -237,12 +237,10 @@ func converge(ctx context.Context, c *config) error {
 			return err
 		}
 		have = step.peers
-		start, program, err := c.coldStarts(ctx, url, step.peers, step.starts)
+		row, err := c.coldRows(ctx, url, step.peers, step.starts)
 		if err != nil {
 			return fmt.Errorf("%d peers: %w", step.peers, err)
 		}
-		c.report.add(part, fmt.Sprintf("agent start to last route, %d peers", step.peers), "ms", start)
-		row := c.report.add(part, fmt.Sprintf("all entries from cold, %d peers", step.peers), "ms", program)
 		perEntry[step.peers] = row.P50 / float64(step.peers)
 		if step.peers == 100 {
 			continue
@@ -283,28 +281,49 @@ func (r *Report) absolute(part, what, op string, limit float64) {
 	}
 }
 
-// coldStarts starts an agent on a new host several times. It returns the time
-// from the start of the process to the last route, and from the first
-// forwarding entry to the last route.
-func (c *config) coldStarts(ctx context.Context, url string, peers, n int) (start, program []float64, err error) {
-	for k := range n {
-		s, p, err := c.coldStart(ctx, url, peers, k)
-		if err != nil {
-			return nil, nil, err
-		}
-		start, program = append(start, s), append(program, p)
+// otherBuild ends the names of rows that the agent of another build made.
+const otherBuild = ", other build"
+
+// coldRows starts an agent on a new host several times, by turns with that of
+// another build where there is one. Its rows are the time from the start of the
+// process to the last route, and from the first forwarding entry to the last
+// route; the latter is returned.
+func (c *config) coldRows(ctx context.Context, url string, peers, n int) (Row, error) {
+	builds := []string{c.bin}
+	if c.base != "" {
+		builds, n = append(builds, c.base), max(n, baseRounds)
 	}
-	return start, program, nil
+	starts, programs := make([][]float64, len(builds)), make([][]float64, len(builds))
+	for range n {
+		for i, bin := range builds {
+			start, program, err := c.coldStart(ctx, bin, url, peers)
+			if err != nil {
+				return Row{}, err
+			}
+			starts[i], programs[i] = append(starts[i], start), append(programs[i], program)
+		}
+	}
+	const part = "convergence"
+	start, program := fmt.Sprintf("agent start to last route, %d peers", peers), fmt.Sprintf("all entries from cold, %d peers", peers)
+	c.report.add(part, start, "ms", starts[0])
+	row := c.report.add(part, program, "ms", programs[0])
+	if c.base != "" {
+		c.report.add(part, start+otherBuild, "ms", starts[1])
+		c.report.add(part, program+otherBuild, "ms", programs[1])
+		c.report.ratio(part, start, start+otherBuild, "<=", baseLimit)
+		c.report.ratio(part, program, program+otherBuild, "<=", baseLimit)
+	}
+	return row, nil
 }
 
-func (c *config) coldStart(ctx context.Context, url string, peers, k int) (start, program float64, err error) {
+func (c *config) coldStart(ctx context.Context, bin, url string, peers int) (start, program float64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
 	// Every start is a host of its own, and so a peer of the later ones: the
 	// routes are counted, so a few more do no harm. It has to come
 	// with an address of its own too: an address belongs to its last agent for a while.
 	c.hosts++
-	host, err := c.lab.Host(ctx, fmt.Sprintf("p%dk%d", peers, k), byte(10+c.hosts))
+	host, err := c.lab.Host(ctx, fmt.Sprintf("p%dk%d", peers, c.hosts), byte(10+c.hosts))
 	if err != nil {
 		return 0, 0, err
 	}
@@ -314,6 +333,7 @@ func (c *config) coldStart(ctx context.Context, url string, peers, k int) (start
 		return 0, 0, err
 	}
 	defer entries.close()
+	host.Bin = bin
 	began := time.Now()
 	if err := host.StartAgent(url); err != nil {
 		return 0, 0, err
