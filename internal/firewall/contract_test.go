@@ -142,6 +142,7 @@ func TestContract(t *testing.T) {
 			t.Run("Set", func(t *testing.T) { testSet(t, kind) })
 			t.Run("Repair", func(t *testing.T) { testRepair(t, kind) })
 			t.Run("Elements", func(t *testing.T) { testElements(t, kind) })
+			t.Run("ManyElements", func(t *testing.T) { testManyElements(t, kind) })
 			t.Run("Remove", func(t *testing.T) { testRemove(t, kind) })
 			t.Run("UserChain", func(t *testing.T) { testUserChain(t, kind) })
 			t.Run("Size", func(t *testing.T) { testSize(t, kind) })
@@ -244,6 +245,39 @@ func testElements(t *testing.T, kind string) {
 	if !strings.Contains(all, "172.17.0.9") || strings.Contains(all, gone.String()+"\n") {
 		t.Errorf("the set was not changed:\n%s", all)
 	}
+}
+
+// A set takes the hosts of a large cluster, of both families, and gives most of
+// them back. What is there, or gone, already is no error among the others.
+func testManyElements(t *testing.T, kind string) {
+	s := newSpace(t, kind)
+	c := config(2, 3, conf.IsolationOverlay)
+	s.set(firewall.Build(c))
+	var all []netip.Addr
+	for i := range 4500 {
+		all = append(all, netip.AddrFrom4([4]byte{172, 20, byte(i >> 8), byte(i)}),
+			netip.AddrFrom16([16]byte{0xfd, 9, 14: byte(i >> 8), 15: byte(i)}))
+	}
+	elements := func(addrs []netip.Addr) (out []firewall.Element) {
+		for _, a := range addrs {
+			out = append(out, firewall.Address(a))
+		}
+		return out
+	}
+	change := func(add, remove []netip.Addr) {
+		s.do(func() error { return s.Elements(t.Context(), firewall.PeersSet, elements(add), elements(remove)) })
+	}
+	change(all, nil)
+	few := config(2, 3, conf.IsolationOverlay).Peers
+	c.Peers = append(few, all...)
+	s.mustBeIdle(firewall.Build(c))
+	change(all[:10], all[4000:])
+	change(nil, all[3990:5000])
+	c.Peers = append(few, all[:3990]...)
+	s.mustBeIdle(firewall.Build(c))
+	c.Peers = few
+	s.set(firewall.Build(c))
+	s.mustBeIdle(firewall.Build(c))
 }
 
 // After Remove the namespace is as it was, with what others have in it.

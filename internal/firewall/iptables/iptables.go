@@ -47,7 +47,7 @@ func New() (*Firewall, error) {
 	}
 	g, err := openGuard()
 	if err != nil {
-		s.handle.Close()
+		s.close()
 		return nil, err
 	}
 	return &Firewall{sets: s, guard: g, families: [2]family{{}, {ip6: true}}}, nil
@@ -55,7 +55,7 @@ func New() (*Firewall, error) {
 
 // Close closes the sockets.
 func (f *Firewall) Close() {
-	f.sets.handle.Close()
+	f.sets.close()
 	f.guard.close()
 }
 

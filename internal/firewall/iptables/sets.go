@@ -3,28 +3,43 @@ package iptables
 import (
 	"errors"
 	"fmt"
-	"net"
+	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/internal/firewall"
 	"overlayd.internal/overlay/internal/mark"
+	"overlayd.internal/overlay/internal/rtnl"
 )
 
 // maxElements is room for more hosts than a VTEP pool has.
 const maxElements = 1 << 24
 
 // sets are the sets of ipset, two for each of ours: one a family.
-type sets struct{ handle *netlink.Handle }
+type sets struct {
+	handle *netlink.Handle
+	conn   *rtnl.Conn // of alter
+}
 
 func openSets() (sets, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return sets{}, fmt.Errorf("open a netlink socket for ipset: %w", err)
 	}
-	return sets{h}, nil
+	c, err := rtnl.OpenFamily(unix.NETLINK_NETFILTER)
+	if err != nil {
+		h.Close()
+		return sets{}, fmt.Errorf("open a netlink socket for elements of ipset: %w", err)
+	}
+	return sets{h, c}, nil
+}
+
+func (s sets) close() {
+	s.handle.Close()
+	s.conn.Close()
 }
 
 func setName(name string, ip6 bool) string {
@@ -38,15 +53,6 @@ func setName(name string, ip6 bool) string {
 type entry struct {
 	prefix netip.Prefix
 	device string
-}
-
-func (e entry) ipset(kind firewall.Kind) *netlink.IPSetEntry {
-	// Replace: no error where it is there, or gone, already.
-	out := &netlink.IPSetEntry{IP: net.IP(e.prefix.Addr().AsSlice()), IFace: e.device, Replace: true}
-	if kind != firewall.Addresses {
-		out.CIDR = uint8(e.prefix.Bits())
-	}
-	return out
 }
 
 // entries are the elements of one family.
@@ -95,14 +101,14 @@ func (s sets) fill(r firewall.Ruleset) (changed int, left []leftover, err error)
 				return changed, nil, fmt.Errorf("ipset %s: %w", name, err)
 			}
 			want := entries(set, ip6)
-			differs := false
+			var missing []entry
 			for e := range want {
 				if !have[e] {
-					differs = true
-					if err := s.handle.IpsetAdd(name, e.ipset(set.Kind)); err != nil {
-						return changed, nil, fmt.Errorf("ipset %s: add %v %s: %w", name, e.prefix, e.device, err)
-					}
+					missing = append(missing, e)
 				}
+			}
+			if err := s.add(name, set.Kind, missing); err != nil {
+				return changed, nil, err
 			}
 			l := leftover{name: name, kind: set.Kind}
 			for e := range have {
@@ -113,7 +119,7 @@ func (s sets) fill(r firewall.Ruleset) (changed int, left []leftover, err error)
 			if len(l.entries) > 0 {
 				left = append(left, l)
 			}
-			if differs || len(l.entries) > 0 {
+			if len(missing)+len(l.entries) > 0 {
 				changed++
 			}
 		}
@@ -162,10 +168,8 @@ func (s sets) read(name string) (map[entry]bool, error) {
 // drop takes away what fill left.
 func (s sets) drop(left []leftover) error {
 	for _, l := range left {
-		for _, e := range l.entries {
-			if err := s.handle.IpsetDel(l.name, e.ipset(l.kind)); err != nil {
-				return fmt.Errorf("ipset %s: remove %v %s: %w", l.name, e.prefix, e.device, err)
-			}
+		if err := s.remove(l.name, l.kind, l.entries); err != nil {
+			return err
 		}
 		if l.whole {
 			if err := s.handle.IpsetDestroy(l.name); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -180,15 +184,13 @@ func (s sets) drop(left []leftover) error {
 func (s sets) change(of firewall.Set, add, remove []firewall.Element) error {
 	for _, ip6 := range []bool{false, true} {
 		name := setName(of.Name, ip6)
-		for e := range entries(firewall.Set{Kind: of.Kind, Elements: remove}, ip6) {
-			if err := s.handle.IpsetDel(name, e.ipset(of.Kind)); err != nil {
-				return fmt.Errorf("ipset %s: remove %v %s: %w", name, e.prefix, e.device, err)
-			}
+		gone := slices.Collect(maps.Keys(entries(firewall.Set{Kind: of.Kind, Elements: remove}, ip6)))
+		if err := s.remove(name, of.Kind, gone); err != nil {
+			return err
 		}
-		for e := range entries(firewall.Set{Kind: of.Kind, Elements: add}, ip6) {
-			if err := s.handle.IpsetAdd(name, e.ipset(of.Kind)); err != nil {
-				return fmt.Errorf("ipset %s: add %v %s: %w", name, e.prefix, e.device, err)
-			}
+		more := slices.Collect(maps.Keys(entries(firewall.Set{Kind: of.Kind, Elements: add}, ip6)))
+		if err := s.add(name, of.Kind, more); err != nil {
+			return err
 		}
 	}
 	return nil
