@@ -55,21 +55,24 @@ func removeHostEnds(att conf.Attachment) (aliases []mark.Alias, _ error) {
 		return nil, err
 	}
 	defer conn.Close()
+	var names []string
 	for _, half := range conf.Halves {
-		alias, err := removeHost(conn, mark.HostEnd(half, att.Key()))
+		name := mark.HostEnd(half, att.Key())
+		alias, err := removeHost(conn, name)
 		if err != nil {
 			return nil, err
 		}
 		if alias.Overlay != "" {
 			aliases = append(aliases, alias)
-			continue
 		}
-		// The link had gone before, and with it what it says.
-		if err := supported(antispoof.ReleaseDevice(mark.HostEnd(half, att.Key()))); err != nil {
-			return nil, err
-		}
+		names = append(names, name)
 	}
-	return aliases, nil
+	if len(aliases) > 0 {
+		return aliases, nil
+	}
+	// The link had gone before, and with it what it says: the elements of all
+	// containers have to be read, which a customary DEL need not pay for.
+	return nil, supported(antispoof.ReleaseDevice(names...))
 }
 
 // releaseAlias releases what the link said it had, where that is kept under
