@@ -21,6 +21,7 @@ func (e *env) agentsCommand() *cobra.Command {
 	}
 	cmd.AddCommand(&cobra.Command{
 		Use: "revoke AGENT-ID...", Short: "refuse the certificates of agents from now on, and close their connections", Args: cobra.MinimumNArgs(1),
+		ValidArgsFunction: e.completeAgents,
 		Long: `Refuse the certificates of agents from now on, and close their connections.
 
 Their leases stay, and containers go on talking. To let such a host in again,
@@ -40,6 +41,7 @@ make a token for it: overlayctl token create.`,
 func (e *env) agentsRemoveCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "remove AGENT...", Short: "give back the leases of agents, named by id or address", Args: cobra.MinimumNArgs(1),
+		ValidArgsFunction: e.completeAgents,
 		Long: `Give back the leases of agents, named by id or address.
 
 Their subnets are free for other hosts at once, so their containers have to be

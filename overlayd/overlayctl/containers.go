@@ -14,11 +14,23 @@ import (
 )
 
 func (e *env) containersCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "containers", Short: "the containers of this host that are attached, with their addresses", Args: cobra.NoArgs,
-		Example: "  overlayctl containers -o wide",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return e.runContainers(cmd.Context()) },
+	var f clusterFlags
+	cmd := &cobra.Command{
+		Use: "containers [--all] [TEXT]", Short: "the containers that are attached, of this host or of the cluster, with their addresses", Args: cobra.MaximumNArgs(1),
+		Long: `The containers that are attached, with their addresses: those of this host, from its
+files, or with --all, --host or --overlay those of the cluster, from the
+coordinator. TEXT is looked for in all of the cluster: the beginning of an id or
+of an address, a part of a name, or an overlay.`,
+		Example: "  overlayctl containers -o wide\n  overlayctl containers --all web\n  overlayctl containers --host 10.0.0.4",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if f.cluster() || len(args) > 0 {
+				return e.clusterContainers(cmd.Context(), f, strings.Join(args, ""))
+			}
+			return e.runContainers(cmd.Context())
+		},
 	}
+	f.declare(e, cmd)
+	return cmd
 }
 
 // container is one attachment as people look for it.

@@ -36,12 +36,23 @@ func (e *env) ipamCommand() *cobra.Command {
 		RunE: do(e.listAddresses),
 	}
 	ipam.PersistentFlags().BoolVar(&asJSON, "json", false, "the same as -o json")
+	var f clusterFlags
+	show := &cobra.Command{
+		Use: "show", Aliases: []string{"list"}, Short: "how many addresses are in use, and which container has which", Args: cobra.NoArgs,
+		Long: `How many addresses are in use, and which container has which: on this host, or with
+--all, --host or --overlay in the cluster. Of all hosts those are listed where
+addresses run out; -o wide lists every one.`,
+		RunE: do(func(ctx context.Context) error {
+			if f.cluster() {
+				return e.clusterAddresses(ctx, f)
+			}
+			return e.listAddresses(ctx)
+		}),
+	}
+	f.declare(e, show)
 	ipam.AddCommand(
 		e.releaseCommand(),
-		&cobra.Command{
-			Use: "show", Aliases: []string{"list"}, Short: "how many addresses are in use, and which container has which", Args: cobra.NoArgs,
-			RunE: do(e.listAddresses),
-		},
+		show,
 		&cobra.Command{
 			Use: "check", Short: "whether address stores, kernel and lease agree; exit code 1 if not", Args: cobra.NoArgs,
 			RunE: do(e.checkAddresses),
@@ -56,7 +67,8 @@ func (e *env) releaseCommand() *cobra.Command {
 		Use: "release CONTAINER", Short: "give back the addresses of a container that is gone", Args: cobra.ExactArgs(1),
 		Long: `Give back the addresses of a container of this host that is gone and whose runtime
 has not said so. The agent does it by itself after a minute.`,
-		Example: "  overlayctl ipam release 3f2c8a11",
+		Example:           "  overlayctl ipam release 3f2c8a11",
+		ValidArgsFunction: e.completeContainers,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			released, err := audit.Release(cmd.Context(), e.runDir, args[0], force)
 			for _, a := range released {

@@ -36,6 +36,7 @@ func (e *env) commands() []*cobra.Command {
 		e.loginCommand(),
 		e.watchable(e.peersCommand()),
 		e.watchable(e.containersCommand()),
+		e.eventsCommand(),
 		e.doctorCommand(),
 		e.explainCommand(),
 		e.pingCommand(),

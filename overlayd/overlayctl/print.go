@@ -41,6 +41,9 @@ func (e *env) print(v any) error {
 	return err
 }
 
+// printLine prints v as JSON in one line, for programs that read a stream.
+func (e *env) printLine(v any) error { return json.NewEncoder(e.stdout).Encode(v) }
+
 // toYAML keeps the order of the keys, which decoding into a map would lose. JSON
 // is YAML, in another style.
 func toYAML(b []byte) ([]byte, error) {

@@ -18,6 +18,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/audit"
 	"overlayd.internal/overlay/overlayd/internal/cli"
 )
 
@@ -41,6 +42,9 @@ type hostStatus struct {
 	Error   string      `json:"error,omitempty"`
 	Agent   *conf.State `json:"agent,omitempty"` // what it says, or published last
 
+	// Addresses is how full the halves of this host are.
+	Addresses []api.AgentAddresses `json:"addresses"`
+
 	Coordinator struct {
 		URL       string `json:"url"`
 		Reachable bool   `json:"reachable"`
@@ -58,6 +62,7 @@ func (e *env) runStatus(ctx context.Context) error {
 	}
 	if err == nil {
 		s.Agent = &state
+		s.Addresses = e.halves(ctx, state)
 	}
 	if err := e.askCoordinator(ctx, state.Coordinators, &s); err != nil {
 		return err
@@ -71,6 +76,17 @@ func (e *env) runStatus(ctx context.Context) error {
 		err = cli.ErrReported
 	}
 	return err
+}
+
+// halves is how full the halves are whose stores can be read; doctor finds the
+// others.
+func (e *env) halves(ctx context.Context, state conf.State) []api.AgentAddresses {
+	out := []api.AgentAddresses{}
+	usage, _ := audit.ReadUsage(ctx, e.runDir, state)
+	for _, u := range audit.HalfUsages(usage) {
+		out = append(out, api.AgentAddresses{AgentID: state.AgentID, AgentIP: state.IP, HalfUsage: u, Level: u.Level()})
+	}
+	return out
 }
 
 // askCoordinator fills in what the coordinator says. That it cannot be asked is
@@ -177,6 +193,11 @@ func (e *env) printStatus(s hostStatus) error {
 		}
 		for _, problem := range a.Problems {
 			line("PROBLEM", problem)
+		}
+	}
+	for _, u := range s.Addresses {
+		if u.Level != api.LevelOK {
+			line(level(u.Level), fmt.Sprintf("the %s half of overlay %s: %d of %d used, %d cooling, %d free", u.Half, u.Overlay, u.Used, u.Total, u.Cooling, u.Free))
 		}
 	}
 	reachable := "reachable"

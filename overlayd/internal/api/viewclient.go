@@ -89,10 +89,14 @@ func withQuery(path string, query url.Values) string {
 const maxEventLine = 64 << 10
 
 // Events calls fn for every event after an id until ctx ends, fn fails, or the
-// stream breaks; 0: all that are remembered, less: from now on. It never returns
-// nil: call it again with the id of the last event.
-func (c *Client) Events(ctx context.Context, after int64, fn func(Event) error) error {
+// stream breaks; 0: all that are remembered, less: from now on. Then call it again
+// with the id of the last event. With follow false it ends, with nil, after those
+// that are remembered.
+func (c *Client) Events(ctx context.Context, after int64, follow bool, fn func(Event) error) error {
 	query := url.Values{}
+	if !follow {
+		query.Set("follow", "false")
+	}
 	if after >= 0 {
 		query.Set("after", strconv.FormatInt(after, 10))
 	}
@@ -109,8 +113,13 @@ func (c *Client) Events(ctx context.Context, after int64, fn func(Event) error) 
 			return fn(e)
 		})
 	})
+	if errors.Is(err, errEnded) && !follow {
+		return nil
+	}
 	return fmt.Errorf("follow events: %w", err)
 }
+
+var errEnded = errors.New("the coordinator ended the stream")
 
 // follow reads the lines of a stream as watch does.
 func (c *Client) follow(ctx context.Context, target string, limit, silence time.Duration, fn func(line []byte) error) (received bool, err error) {
@@ -144,5 +153,5 @@ func (c *Client) follow(ctx context.Context, target string, limit, silence time.
 	if err := lines.Err(); err != nil {
 		return received, because(ctx, err)
 	}
-	return received, errors.New("the coordinator ended the stream")
+	return true, errEnded
 }

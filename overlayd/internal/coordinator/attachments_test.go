@@ -260,7 +260,7 @@ func (n *node) events(t testing.TB, after int64) <-chan api.Event {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = n.client.Events(ctx, after, func(e api.Event) error { out <- e; return nil })
+		_ = n.client.Events(ctx, after, true, func(e api.Event) error { out <- e; return nil })
 	}()
 	t.Cleanup(func() { cancel(); <-done })
 	return out
@@ -351,7 +351,7 @@ func TestEventsNobodyReads(t *testing.T) {
 	release := make(chan struct{})
 	reading := make(chan struct{})
 	go func() {
-		ended <- n.client.Events(context.Background(), 0, func(api.Event) error {
+		ended <- n.client.Events(context.Background(), 0, true, func(api.Event) error {
 			select {
 			case <-reading:
 			default:

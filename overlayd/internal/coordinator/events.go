@@ -243,9 +243,10 @@ func (c *Coordinator) announceDue() (more bool) {
 	return len(c.announce.due) > 0
 }
 
-// serveEvents streams events: GET /v1/events?after=ID. Without an id, in the query
+// serveEvents streams events: GET /v1/events?after=ID&follow=false. Without an id, in the query
 // or as Last-Event-ID, it begins with the next one; with 0 with all that are
 // remembered. Who falls behind what is remembered is cut off, and may come again.
+// With follow=false it ends where nothing more is known.
 func (c *Coordinator) serveEvents(w http.ResponseWriter, r *http.Request, ended <-chan struct{}) error {
 	after := c.events.Last()
 	for _, s := range [...]string{r.URL.Query().Get("after"), r.Header.Get("Last-Event-ID")} {
@@ -282,6 +283,9 @@ func (c *Coordinator) serveEvents(w http.ResponseWriter, r *http.Request, ended 
 			if s.text(b.String()) != nil {
 				return nil // the status line is out; whatever happens now ends the stream
 			}
+		}
+		if r.URL.Query().Get("follow") == "false" {
+			return nil
 		}
 		select {
 		case <-more:

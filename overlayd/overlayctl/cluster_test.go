@@ -1,0 +1,149 @@
+package main
+
+import (
+	"encoding/json"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/overlayd/internal/api"
+)
+
+// reported is cluster, whose first two agents have told what they have.
+func reported(t *testing.T) (url string) {
+	t.Helper()
+	url = cluster(t)
+	client, err := api.NewClient([]string{url}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, id := range []string{"host-1", "host-2"} {
+		ip := func(last byte) []netip.Addr { return []netip.Addr{netip.AddrFrom4([4]byte{9, 0, byte(i), last})} }
+		put := []api.Attachment{
+			{Network: "dcos", ID: strings.Repeat("0123456789abcdef", 4), IfName: "eth0", Overlay: "dcos", Half: conf.Docker, Addresses: ip(130), Since: 1_790_000_000, Runtime: "containerd", Name: "web"},
+			{Network: "dcos", ID: "task\x1b[31m." + id, IfName: "eth0", Overlay: "dcos", Half: conf.Mesos, Addresses: ip(2), Since: 1_790_000_000},
+		}
+		count := api.Count{Total: 125, Used: 100 + uint64(25*i), Cooling: 1, Free: 24 - uint64(24*i)}
+		_, err := client.ReportAttachments(t.Context(), api.AttachmentReport{AgentID: id, Instance: "i", Sequence: 1, Snapshot: true, Put: put,
+			Usage: []api.HalfUsage{{Overlay: "dcos", Half: conf.Docker, Subnet: netip.MustParsePrefix("9.0.0.128/25"), Count: count}, {Overlay: "dcos", Half: conf.Mesos, Count: api.Count{Total: 125, Used: 1, Free: 124}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return url
+}
+
+func TestClusterTables(t *testing.T) {
+	url := reported(t)
+	since := "SINCE"
+	for _, tt := range []struct{ command, want string }{
+		{"containers --all", `
+CONTAINER          NAME  OVERLAY  HALF    ADDRESSES  HOST        SINCE
+task [31m.host-1   -     dcos     mesos   9.0.0.2    172.17.0.2  SINCE
+0123456789ab       web   dcos     docker  9.0.0.130  172.17.0.2  SINCE
+task [31m.host-2   -     dcos     mesos   9.0.1.2    172.17.0.3  SINCE
+0123456789ab       web   dcos     docker  9.0.1.130  172.17.0.3  SINCE
+`},
+		{"containers 9.0.1.13 --host host-2", `
+CONTAINER     NAME  OVERLAY  HALF    ADDRESSES  HOST        SINCE
+0123456789ab  web   dcos     docker  9.0.1.130  172.17.0.3  SINCE
+`},
+		{"ipam show --all", `
+OVERLAY  HALF    USED  COOLING  FREE  TOTAL  LEVEL
+dcos     mesos   2     0        248   250    ok
+dcos     docker  225   2        24    250    NEARLY FULL
+
+HOST        OVERLAY  HALF    SUBNET        USED  COOLING  FREE  TOTAL  LEVEL        AGENT
+172.17.0.2  dcos     docker  9.0.0.128/25  100   1        24    125    NEARLY FULL  host-1
+172.17.0.3  dcos     docker  9.0.0.128/25  125   1        0     125    FULL         host-2
+`},
+	} {
+		code, stdout, stderr := ctl(t, nil, append(strings.Fields(tt.command), "--coordinator", url)...)
+		stdout = regexp.MustCompile(`20\d\d-\d\d-\d\d \d\d:\d\d:\d\d`).ReplaceAllString(stdout, since)
+		tidy := func(s string) string { return regexp.MustCompile(` +`).ReplaceAllString(s, " ") }
+		if diff := cmp.Diff(tidy(strings.TrimPrefix(tt.want, "\n")), tidy(stdout)); diff != "" || code != 0 || stderr != "" {
+			t.Errorf("%s: code %d, %s\n(-want +got):\n%s", tt.command, code, stderr, diff)
+		}
+	}
+	var all api.Containers
+	if code, stdout, _ := ctl(t, nil, "containers", "--all", "-o", "json", "--coordinator", url); code != 0 || json.Unmarshal([]byte(stdout), &all) != nil || all.Total != 4 || len(all.Containers) != 4 {
+		t.Errorf("code %d\n%s", code, stdout)
+	}
+}
+
+func TestEventsCommand(t *testing.T) {
+	url := reported(t)
+	code, stdout, stderr := ctl(t, nil, "events", "--coordinator", url)
+	if code != 0 || stderr != "" || strings.Count(stdout, "agent_joined") != 3 || strings.Count(stdout, "addresses_full") != 1 || strings.Contains(stdout, "\x1b") {
+		t.Errorf("code %d, %s\n%s", code, stderr, stdout)
+	}
+	code, stdout, _ = ctl(t, nil, "events", "-o", "json", "--coordinator", url)
+	for line := range strings.Lines(stdout) {
+		var e api.Event
+		if err := json.Unmarshal([]byte(line), &e); err != nil || e.ID == 0 || e.Kind == "" || e.Text == "" || e.Time.IsZero() {
+			t.Errorf("%v: %s", err, line)
+		}
+	}
+	if code != 0 || strings.Count(stdout, "\n") < 5 {
+		t.Errorf("code %d\n%s", code, stdout)
+	}
+}
+
+// Names that exist are completed.
+func TestCompletion(t *testing.T) {
+	url := reported(t)
+	for _, tt := range []struct{ typed, want string }{
+		{"containers --host ", "host-2\t172.17.0.3"},
+		{"containers --overlay ", "dcos"},
+		{"ipam show --host ", "172.17.0.2\thost-1"},
+		{"agents revoke ", "host-1\t172.17.0.2"},
+	} {
+		args := append([]string{"__complete", "--coordinator", url}, strings.Fields(tt.typed)...)
+		if _, stdout, _ := ctl(t, nil, append(args, "")...); !strings.Contains(stdout, tt.want+"\n") {
+			t.Errorf("%q: %q does not have %q", tt.typed, stdout, tt.want)
+		}
+	}
+}
+
+// A host whose half is nearly full or full says so, with the numbers of the store.
+func TestStatusNearlyFull(t *testing.T) {
+	url := cluster(t)
+	half := netip.MustParsePrefix("9.0.1.0/28")
+	state := conf.State{AgentID: "host-2", IP: netip.MustParseAddr("172.17.0.3"), CoolingSeconds: 150, Overlays: []conf.AgentOverlay{{
+		Info: conf.Overlay{Name: "dcos"}, Subnet: netip.MustParsePrefix("9.0.1.0/27"), State: &conf.OverlayStatus{Status: conf.StatusOK},
+		MesosBridge: &conf.Bridge{Name: "m-dcos", IP: half},
+	}}}
+	for _, tt := range []struct {
+		used int
+		want string
+	}{
+		{10, ""}, // of 13: 77 %
+		{11, "NEARLY FULL  the mesos half of overlay dcos: 11 of 13 used, 0 cooling, 2 free\n"},
+		{13, "FULL         the mesos half of overlay dcos: 13 of 13 used, 0 cooling, 0 free\n"},
+	} {
+		runDir := t.TempDir()
+		if err := conf.WriteJSON(filepath.Join(runDir, conf.StateFile), state, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		s, err := ipam.Open(t.Context(), ipam.Options{Dir: filepath.Join(runDir, conf.IPAMDir), Overlay: "dcos"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range tt.used {
+			if _, err := s.Allocate(t.Context(), ipam.Request{Attachment: conf.Attachment{Network: "dcos", ContainerID: string(rune('a' + i)), IfName: "eth0"}, Half: conf.Mesos, Ranges: []netip.Prefix{half}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.Close()
+		_, stdout, _ := ctl(t, nil, "status", "--run-dir", runDir, "--coordinator", url)
+		if tt.want == "" && strings.Contains(stdout, "FULL") || !strings.Contains(stdout, tt.want) {
+			t.Errorf("%d used: want %q\n%s", tt.used, tt.want, stdout)
+		}
+	}
+}
