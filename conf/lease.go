@@ -19,6 +19,18 @@ type Lease struct {
 	Bridges     []Half  `json:"bridges"` // the halves for which the host has bridges
 	VTEP        VTEP    `json:"vtep"`
 	Grants      []Grant `json:"overlays"` // in configuration order
+	// Signed is this lease as the agent is to show it, should the store be lost.
+	Signed *SignedLease `json:"signed,omitempty"`
+}
+
+// SignedLease is a lease in the bytes that were signed when it was granted, so
+// that fields which only one side knows are covered, too. Only coordinators of the
+// cluster can sign and check; for everybody else it is opaque.
+type SignedLease struct {
+	Lease string `json:"lease"` // JSON
+	// Signatures are by the keys of the cluster of then; one of them will do. There
+	// is none in a cluster without identities.
+	Signatures [][]byte `json:"signatures,omitempty"`
 }
 
 // Term is TermSeconds as a duration.

@@ -92,8 +92,14 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 	if err != nil {
 		return err
 	}
+	witness, err := openWitness(f.stateDir, log)
+	if err != nil {
+		return fmt.Errorf("--state-dir: %w", err)
+	}
+	defer witness.Close()
 	c, err := f.begin(ctx, coordinator.Options{
 		Network: network, Store: st, Log: log, Version: version, Shared: shared, Identity: identity, StatePublic: f.statePublic,
+		Adopt: coordinator.Adopt{Cluster: f.store.adopt, Witness: witness},
 	})
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/cli"
+	"overlayd.internal/overlay/overlayd/internal/coordinator"
 	"overlayd.internal/overlay/overlayd/internal/store"
 	"overlayd.internal/overlay/overlayd/internal/store/location"
 	"overlayd.internal/overlay/overlayd/internal/store/transfer"
@@ -24,6 +25,7 @@ import (
 // storeFlags say where the coordinator keeps its data.
 type storeFlags struct {
 	name     string
+	adopt    string // cluster whose leases are adopted by an empty store
 	identity location.Identity
 }
 
@@ -31,6 +33,17 @@ func (f *storeFlags) declare(fs *pflag.FlagSet) {
 	fs.Var(cli.String(&f.name, "", "STORE"), "store",
 		"where leases are kept, bbolt:PATH or etcd:URL[,URL...][/prefix] (default bbolt:<state-dir>/coordinator.db)")
 	f.identity.Declare(fs)
+	fs.Var(cli.Func("CLUSTER", "", f.setAdopt), "adopt",
+		"id of the cluster that was in a store which was lost: if the store is empty, it becomes that cluster's again, and agents get back the leases they hold")
+}
+
+// setAdopt takes the id of a cluster.
+func (f *storeFlags) setAdopt(id string) error {
+	if b, err := hex.DecodeString(id); err != nil || len(b) != 16 && id != "" {
+		return fmt.Errorf("want the id of a cluster, 32 hexadecimal digits, as the coordinator that misses it prints it, or cluster.json in its state directory")
+	}
+	f.adopt = id
+	return nil
 }
 
 // open opens the store. shared says that other coordinators may use it too.
@@ -93,8 +106,15 @@ func hashOf(n conf.Network) (string, error) {
 // keep addresses that it gives to others.
 func (f *storeFlags) checkCluster(ctx context.Context, st store.Store, stateDir string) error {
 	was, err := recall(stateDir)
-	if err != nil || was.Cluster == "" {
+	switch {
+	case err != nil:
 		return err
+	case was.Cluster == "" && f.adopt == "":
+		return nil
+	case was.Cluster == "":
+		was = remembered{Cluster: f.adopt, Store: "another store"}
+	case f.adopt != "" && f.adopt != was.Cluster:
+		return cli.Usagef("--adopt %s: this coordinator served cluster %s; give that id, or leave --adopt out", f.adopt, was.Cluster)
 	}
 	kvs, _, err := st.List(ctx, transfer.KeyCluster)
 	if err != nil {
@@ -111,10 +131,25 @@ func (f *storeFlags) checkCluster(ctx context.Context, st store.Store, stateDir 
 		}
 		holds = "cluster " + now.ID
 	}
+	if f.adopt != "" && len(kvs) == 0 {
+		return nil
+	}
 	return fmt.Errorf("the store %s holds %s, but this coordinator served cluster %s from %s; "+
-		"put a backup back with `overlayctl restore FILE --to %s`, or give the --store that has it, "+
+		"put a backup back with `overlayctl restore FILE --to %s`, or give the --store that has it; "+
+		"without either, start with an empty store and --adopt %s, and the agents get back what they hold; "+
 		"or remove %s to begin with another cluster on purpose (its agents get new leases then)",
-		f.name, holds, was.Cluster, was.Store, f.name, filepath.Join(stateDir, clusterFile))
+		f.name, holds, was.Cluster, was.Store, f.name, was.Cluster, filepath.Join(stateDir, clusterFile))
+}
+
+// witnessFile remembers in the state directory how far the store was.
+const witnessFile = "store-epoch"
+
+// openWitness opens what tells a store that was put back as it was before.
+func openWitness(stateDir string, log *slog.Logger) (*coordinator.WitnessFile, error) {
+	if err := os.MkdirAll(stateDir, 0o700); err != nil {
+		return nil, err
+	}
+	return coordinator.OpenWitness(filepath.Join(stateDir, witnessFile), log)
 }
 
 // remember writes down which cluster is served, and what the file said that was

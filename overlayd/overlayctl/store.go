@@ -48,7 +48,7 @@ func (e *env) copyStore(ctx context.Context, from, to string, identity location.
 	if err != nil {
 		return fmt.Errorf("--from %s: %w", from, err)
 	}
-	if err := e.writeStore(ctx, content, to, identity); err != nil {
+	if err := e.writeStore(ctx, to, identity, content.Copy); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(e.stdout, "copied cluster %s, %d entries, from %s to %s; all of them were read back and are the same\n",
@@ -78,13 +78,13 @@ func cutBbolt(name string) (path string, ok bool) {
 	return name[len(scheme):], true
 }
 
-func (e *env) writeStore(ctx context.Context, content transfer.Content, to string, identity location.Identity) (err error) {
+func (e *env) writeStore(ctx context.Context, to string, identity location.Identity, write func(context.Context, store.Store, time.Time) error) (err error) {
 	s, err := open(ctx, "--to", to, identity)
 	if err != nil {
 		return fmt.Errorf("--to %s: %w", to, err)
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	if err := content.Write(ctx, s, time.Now()); err != nil {
+	if err := write(ctx, s, time.Now()); err != nil {
 		return fmt.Errorf("--to %s: %w", to, err)
 	}
 	return nil
@@ -147,7 +147,9 @@ func (e *env) restoreCommand() *cobra.Command {
 
 Stop all coordinators first; move a file away, or name another one, or another
 prefix of etcd, and start the coordinators on it. Agents that got or changed a
-lease after the backup was made register again.`,
+lease after the backup was made show it when they register, and keep it. For ten
+minutes from the start of the coordinators nothing is leased that such an agent
+could hold: a host that is new waits so long.`,
 		Example: "  overlayctl restore /root/overlay.backup --to bbolt:/var/lib/overlay/coordinator.db",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if to == "" {
@@ -171,10 +173,11 @@ func (e *env) restore(ctx context.Context, path, to string, identity location.Id
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	if err := e.writeStore(ctx, content, to, identity); err != nil {
+	if err := e.writeStore(ctx, to, identity, content.Restore); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(e.stdout, "restored cluster %s as of %s, %d entries, to %s\n",
+	_, err = fmt.Fprintf(e.stdout, "restored cluster %s as of %s, %d entries, to %s; what agents hold that is not in it they get back when they register, "+
+		"and hosts that are new get nothing in the first ten minutes\n",
 		content.Cluster.ID, taken.Format(time.RFC3339), len(content.Entries), to)
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"time"
 
@@ -42,11 +43,11 @@ func (l *loop) setIP(ip netip.Addr) {
 // hold makes lease the one that is held; nil: none.
 func (l *loop) hold(lease *heldLease) {
 	l.lease.held = lease
-	cluster := ""
+	shown := &conf.Lease{}
 	if lease != nil {
-		cluster = lease.ClusterID
+		shown = &lease.Lease
 	}
-	l.lease.cluster.Store(&cluster)
+	l.lease.shown.Store(shown)
 }
 
 // goHome looks, now and then, whether the coordinator that is this agent's own
@@ -110,12 +111,13 @@ func (l *loop) registered(ctx context.Context, r registration) {
 	r.lease.Bridges = l.opts.Bridges
 	before := l.lease.held
 	changed := before == nil || !sameLease(before.Lease, r.lease)
+	signed := before == nil || !reflect.DeepEqual(before.Signed, r.lease.Signed)
 	l.hold(&heldLease{Lease: r.lease, renewed: r.sent})
 	if changed {
 		l.leaseChanged(before)
 		kick(l.inventory.begun) // it may have been forgotten meanwhile
 	}
-	if changed || l.expires()-l.lease.stored >= worthStoring(l.lease.held.Term()) {
+	if changed || signed || l.expires()-l.lease.stored >= worthStoring(l.lease.held.Term()) {
 		l.saveLease()
 	}
 	if moved || l.peers.stop == nil || l.peers.clusterID != r.lease.ClusterID {
@@ -273,7 +275,9 @@ func (l *loop) expires() time.Duration {
 // left is how long that is from now.
 func (l *loop) left() time.Duration { return l.expires() - l.boot.now() }
 
+// sameLease leaves out how it was signed.
 func sameLease(a, b conf.Lease) bool {
+	a.Signed, b.Signed = nil, nil
 	x, err1 := json.Marshal(a)
 	y, err2 := json.Marshal(b)
 	return err1 == nil && err2 == nil && bytes.Equal(x, y)

@@ -62,10 +62,10 @@ type leaseState struct {
 	rejected  atomic.Pointer[rejection]
 	refusedAt time.Time // when the stream was ended for another address
 
-	held    *heldLease             // nil: none
-	cluster atomic.Pointer[string] // id of that of held, for the registrar
-	stored  time.Duration          // when it ends (as boot.expires) by what is on disk
-	online  bool                   // registered since the start
+	held   *heldLease                 // nil: none
+	shown  atomic.Pointer[conf.Lease] // that of held, for the registrar
+	stored time.Duration              // when it ends (as boot.expires) by what is on disk
+	online bool                       // registered since the start
 	// unconfirmed: it was recalled at another address than it was granted to,
 	// so it may be that of the host whose disk this one has a copy of. It is
 	// applied when the coordinator has accepted it or does not answer.
@@ -161,7 +161,7 @@ func (a *Agent) newLoop(p loopParts) *loop {
 	l.registrar = &registrar{
 		ask:    o.Coordinator.Register,
 		find:   l.findIP,
-		held:   func() string { return *l.lease.cluster.Load() },
+		held:   func() conf.Lease { return *l.lease.shown.Load() },
 		moveOn: o.Coordinator.MoveOn,
 		again:  o.Coordinator.Reconnect,
 		req: api.RegisterRequest{

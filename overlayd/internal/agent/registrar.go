@@ -26,7 +26,7 @@ type registrar struct {
 	ask    func(context.Context, api.RegisterRequest) (conf.Lease, error)
 	find   func(context.Context) (netip.Addr, error) // agent IP
 	req    api.RegisterRequest                       // without what may change
-	held   func() string                             // cluster id of the lease; empty: none
+	held   func() conf.Lease                         // zero: none
 	moveOn func()                                    // to the next coordinator
 	again  func()                                    // the next request makes a connection of its own
 	last   netip.Addr                                // agent IP asked with last
@@ -102,7 +102,11 @@ func (r *registrar) try(ctx context.Context) registration {
 	r.last = ip
 	o := registration{ip: ip, sent: renewal{BootID: r.boot.id, Boottime: r.boot.now(), Wall: time.Now()}}
 	req := r.req
-	req.AgentIP, req.ClusterID = ip, r.held()
+	held := r.held()
+	req.AgentIP, req.ClusterID = ip, held.ClusterID
+	if s := held.Signed; s != nil && len(s.Lease) <= api.MaxPresented {
+		req.Presented = s
+	}
 	if o.lease, o.err = r.ask(ctx, req); o.err == nil {
 		o.err = checkLease(o.lease, req.AgentID)
 	}

@@ -37,7 +37,7 @@ func scripted(t *testing.T, runFor time.Duration, kicks []time.Duration, answer 
 			},
 			find:   func(context.Context) (netip.Addr, error) { return addr("172.17.0.4"), nil },
 			req:    api.RegisterRequest{AgentID: "own"},
-			held:   func() string { return "" },
+			held:   func() conf.Lease { return conf.Lease{} },
 			moveOn: func() {},
 			again:  func() {},
 			boot:   boot{id: "this", now: func() time.Duration { return time.Since(start) }},

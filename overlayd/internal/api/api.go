@@ -36,6 +36,10 @@ const (
 	PathMetrics = "/metrics" // GET text for Prometheus
 )
 
+// MaxPresented bounds the lease that an agent presents, in bytes. A larger one, of
+// thousands of overlays, is not presented.
+const MaxPresented = 512 << 10
+
 // RegisterRequest asks for a lease, or renews the one the agent has. It may be
 // repeated: the same agent id gets the same answer.
 type RegisterRequest struct {
@@ -49,6 +53,10 @@ type RegisterRequest struct {
 	// the host had before. They tell a host that starts again from a copy of it.
 	Instance string   `json:"instance,omitempty"`
 	Previous []string `json:"previous,omitempty"`
+	// Presented is the lease that the agent holds, as it was signed.
+	Presented *conf.SignedLease `json:"presented,omitempty"`
+	// Shown is what Presented says, once its signature was found good.
+	Shown *conf.Lease `json:"-"`
 	// Source is the address that the request came from, as the coordinator sees it.
 	Source netip.Addr `json:"-"`
 }
@@ -142,6 +150,11 @@ const (
 	KindOtherCluster = "other_cluster"
 	// KindSnapshotWanted: the report before this one is not known; send everything.
 	KindSnapshotWanted = "snapshot_wanted"
+	// KindAdopting: the store was lost or put back, and this agent held nothing.
+	KindAdopting = "adopting"
+	// KindForgedLease: the lease that the agent presents is not one of this cluster
+	// for this agent.
+	KindForgedLease = "forged_lease"
 )
 
 func (e *Error) Error() string { return e.Message }

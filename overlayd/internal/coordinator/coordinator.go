@@ -11,7 +11,6 @@ package coordinator
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -27,7 +26,6 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/pki"
 	"overlayd.internal/overlay/overlayd/internal/serve"
 	"overlayd.internal/overlay/overlayd/internal/store"
-	"overlayd.internal/overlay/overlayd/internal/store/transfer"
 )
 
 // DefaultTerm is how long a lease holds without being renewed.
@@ -47,6 +45,8 @@ type Options struct {
 	Log      *slog.Logger
 	Version  string
 	Shared   bool // other coordinators may use the same store
+
+	Adopt Adopt
 
 	Identity    *pki.Registry // nil: nobody has to say who it is
 	StatePublic bool          // anybody may read the state of the cluster
@@ -71,9 +71,11 @@ type Coordinator struct {
 	body   time.Duration // how long a request may take to come; tests in this package shorten it
 
 	clusterID string
-	clockBase int64  // see beat.Clock
-	epochBase uint64 // see transfer.Cluster
-	run       string // the run that this start began
+	clockBase int64         // see beat.Clock
+	epochBase atomic.Uint64 // see transfer.Cluster
+	adopt     Adopt
+	adopting  chan struct{} // has a token when there may be an adoption to end
+	run       string        // the run that this start began
 	hub       *hub
 	encoded   encodedState
 	stopped   chan struct{} // closed when Run has ended
@@ -127,6 +129,8 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 		moved:     make(chan struct{}, 1),
 		changed:   map[string]struct{}{},
 		dirty:     make(chan struct{}, 1),
+		adopt:     o.Adopt.withDefaults(),
+		adopting:  make(chan struct{}, 1),
 	}
 	edited := !o.Unedited
 	for {
@@ -149,7 +153,9 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 			break
 		}
 	}
-	c.clusterID, c.epochBase = c.view.cluster.ID, c.view.cluster.EpochBase
+	c.clusterID = c.view.cluster.ID
+	c.epochBase.Store(c.view.cluster.EpochBase)
+	c.noteEpochLocked()
 	c.hub = newHub(c.view.rev)
 	c.logFileDiffers()
 	c.logUnconfigured()
@@ -191,11 +197,9 @@ func (c *Coordinator) load(ctx context.Context) (*view, error) {
 // not got them, and what the file says if it was edited, and reports whether it did.
 func (c *Coordinator) introduce(ctx context.Context, v *view, edited *bool) (written bool, err error) {
 	var txn store.Txn
-	if v.cluster.ID == "" {
-		id := make([]byte, 16)
-		rand.Read(id) // never fails
-		txn.If = append(txn.If, store.Cond{Key: keyCluster})
-		txn.Then = append(txn.Then, store.Op{Key: keyCluster, Value: encode(transfer.Cluster{ID: hex.EncodeToString(id)})})
+	if cluster, changed := c.begin(v); changed {
+		txn.If = append(txn.If, store.Cond{Key: keyCluster, Mod: v.clusterMod})
+		txn.Then = append(txn.Then, store.Op{Key: keyCluster, Value: encode(cluster)})
 	}
 	if v.network.mod == 0 || *edited && !sameNetwork(v.network.Network, c.file) {
 		next, err := c.firstNetwork(v)
@@ -246,6 +250,7 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	others.Go(func() { c.publish(ctx) })
 	others.Go(func() { c.keepPresence(ctx) })
 	others.Go(func() { c.announcePresence(ctx) })
+	others.Go(func() { c.endAdoptions(ctx) })
 	defer func() {
 		cancel()
 		others.Wait()
@@ -301,6 +306,9 @@ func (c *Coordinator) applyAll(rev uint64, events []store.Event) error {
 		if id, ok := strings.CutPrefix(e.Key, prefixSeen); ok {
 			c.announce.lookLater(id)
 		}
+		if e.Key == keyCluster {
+			c.clusterChangedLocked()
+		}
 	}
 	if c.view.network != old {
 		c.networkChangedLocked(old)
@@ -336,6 +344,7 @@ func (c *Coordinator) tellSoon() {
 
 func (c *Coordinator) advanceLocked(rev uint64) {
 	c.view.rev = rev
+	c.noteEpochLocked()
 	c.waiters.release(rev)
 }
 
@@ -372,6 +381,7 @@ func (c *Coordinator) reload(ctx context.Context) error {
 	if n != old.network {
 		c.networkChangedLocked(old.network)
 	}
+	c.clusterChangedLocked()
 	for id, a := range v.agents {
 		if was := old.agents[id]; was == nil || was.mod != a.mod {
 			c.agentChangedLocked(id)

@@ -21,7 +21,7 @@ func (c *Coordinator) leaseOf(n *network, a *agent, missing map[string]string) c
 		ClusterID:   c.clusterID,
 		AgentID:     a.id,
 		AgentIP:     a.IP,
-		Epoch:       c.epochBase + a.mod,
+		Epoch:       c.epochBase.Load() + a.mod,
 		TermSeconds: int(c.term.Seconds()),
 		Bridges:     append([]conf.Half{}, a.Bridges...),
 		VTEP: conf.VTEP{

@@ -77,6 +77,10 @@ func (c *Coordinator) reclaim(ctx context.Context, overlay string) bool {
 // empty when there is none.
 func (c *Coordinator) planReclaim(overlay string) (id string, txn store.Txn, more bool) {
 	c.mu.Lock()
+	if c.adoptingLocked() > 0 { // what is missing is not because nothing is free
+		c.mu.Unlock()
+		return "", txn, false
+	}
 	var oldest storedSeen
 	for candidate, a := range c.view.agents {
 		h := a.held(overlay)

@@ -47,6 +47,9 @@ type record struct {
 	VTEP    netip.Addr  `json:"vtep"`
 	VTEP6   netip.Addr  `json:"vtep6,omitzero"`
 	Subnets []held      `json:"subnets,omitempty"`
+	// Adopted is the epoch of the lease that was adopted, when all the agent holds was
+	// in it; 0: it was granted it at the revision of this record, or before.
+	Adopted uint64 `json:"adopted,omitempty"`
 	// Superseded is the id of the agent that has the IP now.
 	Superseded string `json:"superseded,omitempty"`
 }

@@ -31,6 +31,12 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 		return conf.Lease{}, err
 	}
 	for attempt := 0; attempt < maxAttempts; {
+		if again, err := c.makeWay(ctx, req.Shown); err != nil {
+			return conf.Lease{}, fmt.Errorf("register agent %s: %w", req.AgentID, err)
+		} else if again {
+			attempt++
+			continue
+		}
 		p, err := c.planUnlessLingering(ctx, req)
 		if isExhausted(err) && c.reclaim(ctx, "") {
 			continue
@@ -42,12 +48,12 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 		switch {
 		case err == nil && ok:
 			if p.old == nil || p.old.mod != a.mod {
-				c.log.Info("lease granted or changed", "agent", a.id, "ip", a.IP, "vtep", a.VTEP, "epoch", c.epochBase+a.mod)
+				c.log.Info("lease granted or changed", "agent", a.id, "ip", a.IP, "vtep", a.VTEP, "epoch", c.epochBase.Load()+a.mod)
 			}
 			if p.more || c.reclaimFor(ctx, p.missing) {
 				continue
 			}
-			return c.lease(a, p.missing), nil
+			return c.signed(c.lease(a, p.missing)), nil
 		case err != nil && !errors.Is(err, store.ErrConflict):
 			return conf.Lease{}, fmt.Errorf("register agent %s: %w", req.AgentID, err)
 		}
@@ -67,9 +73,11 @@ type plan struct {
 	old      *agent // nil: the agent is new
 	next     record
 	claimed  []string     // keys of the blocks that were taken for it
+	dropped  []string     // keys of those that it holds in place of others no longer
 	reserved *reservation // what waited for its IP, and is its own now; nil: nothing
 	missing  map[string]string
-	more     bool // there are subnets to take in a further transaction
+	gone     map[string]string // by overlay, whose subnet it would have got back
+	more     bool              // there are subnets to take in a further transaction
 	txn      store.Txn
 }
 
@@ -90,6 +98,7 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 	}
 	p.next.IP, p.next.Bridges, p.next.Superseded = req.AgentIP, req.Bridges, ""
 	c.takeReservedLocked(p)
+	c.adoptLocked(p, req.Shown)
 	if err := c.takeVTEPLocked(p); err != nil {
 		c.view.settle(p.claimed)
 		return nil, err
@@ -113,6 +122,7 @@ func (c *Coordinator) takeLocked(p *plan, pool *allocate.Pool, key func(netip.Pr
 	block, k, ok := c.view.take(pool, key)
 	if ok {
 		p.claimed = append(p.claimed, k)
+		p.next.Adopted = 0
 	}
 	return block, ok
 }
@@ -121,6 +131,9 @@ func (c *Coordinator) takeLocked(p *plan, pool *allocate.Pool, key func(netip.Pr
 // Without them a new agent gets nothing; one that was there before vtep_subnet6
 // was configured keeps its lease as it is.
 func (c *Coordinator) takeVTEPLocked(p *plan) error {
+	if left := c.adoptingLocked(); left > 0 && !p.next.VTEP.IsValid() {
+		return p.newcomer(left)
+	}
 	if !p.next.VTEP.IsValid() {
 		block, ok := c.takeLocked(p, c.view.pools.vtep, func(b netip.Prefix) string { return keyVTEP(b.Addr()) })
 		if !ok {
@@ -128,7 +141,7 @@ func (c *Coordinator) takeVTEPLocked(p *plan) error {
 		}
 		p.next.VTEP = block.Addr()
 	}
-	if pool := c.view.pools.vtep6; pool != nil && !p.next.VTEP6.IsValid() {
+	if pool := c.view.pools.vtep6; pool != nil && !p.next.VTEP6.IsValid() && c.adoptingLocked() == 0 {
 		block, ok := c.takeLocked(p, pool, func(b netip.Prefix) string { return keyVTEP6(b.Addr()) })
 		if !ok && p.old == nil {
 			return vtepExhausted("vtep_subnet6", p.network.VTEPSubnet6, pool)
@@ -152,6 +165,10 @@ func (c *Coordinator) takeSubnetsLocked(p *plan, o conf.Overlay) {
 	h := p.next.held(o.Name)
 	v4, v6 := lacks(o, h)
 	if !v4 && !v6 {
+		return
+	}
+	if left := c.adoptingLocked(); left > 0 {
+		p.missing[o.Name] = p.waits(o.Name, left)
 		return
 	}
 	pools, before := c.view.pools.overlays[o.Name], len(p.claimed)
@@ -195,6 +212,9 @@ func (c *Coordinator) composeLocked(p *plan, req api.RegisterRequest) {
 	for _, key := range p.claimed {
 		p.txn.If = append(p.txn.If, store.Cond{Key: key})
 		put(key, []byte(id))
+	}
+	for _, key := range p.dropped {
+		p.txn.Then = append(p.txn.Then, store.Op{Key: key, Delete: true})
 	}
 	if s := c.view.seen[id]; c.expiredLocked(id) {
 		// It is back. Whoever is about to reclaim its lease depends on this key.

@@ -114,6 +114,9 @@ func (c *Coordinator) redeemLocked(p *plan, id string) {
 	}
 	p.txn.If = append(p.txn.If, store.Cond{Key: key, Mod: p.reserved.mod})
 	for _, resource := range p.reserved.resources() {
+		if slices.Contains(p.dropped, resource) {
+			continue // it holds another one that it has shown
+		}
 		p.txn.Then = append(p.txn.Then, store.Op{Key: resource, Value: []byte(id)})
 	}
 	p.txn.Then = append(p.txn.Then, store.Op{Key: key, Delete: true})

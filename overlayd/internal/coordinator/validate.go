@@ -58,7 +58,7 @@ func (c *Coordinator) validateRegister(req *api.RegisterRequest) error {
 		return refuse(http.StatusBadRequest, "instance of agent %s: want names of at most %d bytes, and at most %d of them", req.AgentID, maxInstance, maxRivals)
 	}
 	req.Version = clip(req.Version, maxVersion)
-	return nil
+	return c.checkShown(req)
 }
 
 // checkAgentIP says why an address cannot be that of a host on the underlay.

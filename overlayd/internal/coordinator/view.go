@@ -22,6 +22,7 @@ type view struct {
 	statuses   map[string]storedStatus
 	byIP       map[netip.Addr]string
 	cluster    transfer.Cluster
+	clusterMod uint64
 	network    *network // as stored
 	runs       runs
 	runsMod    uint64
@@ -92,8 +93,8 @@ func newPools(n conf.Network) pools {
 
 // floor is the revision from which on the agents' own revisions tell what has
 // changed of the peers: before it some were deleted, or all were configured
-// otherwise.
-func (v *view) floor() uint64 { return max(v.deletedMod, v.network.mod) }
+// otherwise or had other epochs.
+func (v *view) floor() uint64 { return max(v.deletedMod, v.network.mod, v.clusterMod) }
 
 // resource is the pool and the block that a key stands for. The pool is nil
 // when the block's overlay or family is not configured.
@@ -193,6 +194,7 @@ func (v *view) apply(e store.Event) (agentID string, err error) {
 		}
 		return "", nil
 	case key == keyCluster:
+		v.cluster, v.clusterMod = transfer.Cluster{}, e.Mod
 		return "", json.Unmarshal(e.Value, &v.cluster)
 	case key == keyRuns:
 		var rs runs

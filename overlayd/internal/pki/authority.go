@@ -32,6 +32,8 @@ type authority struct {
 	roots  []*root
 	pool   *x509.CertPool // the roots
 	bundle string         // id of the roots, as in HeaderBundle
+
+	leaseKeys [][]byte // see leases.go
 }
 
 func newAuthority(domain string, roots []*root) *authority {

@@ -274,7 +274,11 @@ func (r *Registry) setRoots(key []byte, stored store.KV) error {
 	if err != nil {
 		return err
 	}
-	r.auth.Store(newAuthority(domainOf(key), roots))
+	next := newAuthority(domainOf(key), roots)
+	if next.leaseKeys, err = leaseKeys(key, roots); err != nil {
+		return err
+	}
+	r.auth.Store(next)
 	r.rootsMod.Store(stored.Mod)
 	return conf.WriteFile(filepath.Join(r.o.Dir, rootsFile), stored.Value, 0o600, "")
 }

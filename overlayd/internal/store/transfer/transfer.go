@@ -33,6 +33,47 @@ type Cluster struct {
 	// its lease. A store that was put together anew begins at the time in
 	// milliseconds, so that its epochs are higher than any given before.
 	EpochBase uint64 `json:"epoch_base,omitempty"`
+	// Past are the bases before, the latest last.
+	Past []Base `json:"past,omitempty"`
+	// Adopting is the clock of the coordinators (see package coordinator) when it was
+	// found out that leases are missing in the store; 0: none are, or those who held
+	// them have had the time to say so.
+	Adopting int64 `json:"adopting,omitempty"`
+}
+
+// Base was the epoch base up to a revision.
+type Base struct {
+	Until uint64 `json:"until"` // the last revision
+	Base  uint64 `json:"base"`
+	// Flat: nobody knows any more at which revisions what was written up to then was
+	// granted, so all of it counts as granted at Base.
+	Flat bool `json:"flat,omitempty"`
+}
+
+// maxPast is how many bases are remembered.
+const maxPast = 64
+
+// Epoch is the epoch of what was written at a revision, by the base of that time.
+func (c Cluster) Epoch(revision uint64) uint64 {
+	for _, b := range c.Past {
+		switch {
+		case revision > b.Until:
+		case b.Flat:
+			return b.Base
+		default:
+			return b.Base + revision
+		}
+	}
+	return c.EpochBase + revision
+}
+
+// Raised is the cluster with epochs from now on above at least, and above all that
+// its store can have given up to a revision.
+func (c Cluster) Raised(revision, least uint64, now time.Time) Cluster {
+	c.Past = append(slices.Clone(c.Past), Base{Until: revision, Base: c.EpochBase})
+	c.Past = c.Past[max(0, len(c.Past)-maxPast):]
+	c.EpochBase = max(c.EpochBase+revision, least, uint64(now.UnixMilli()))
+	return c
 }
 
 // left are the keys that do not move.
@@ -95,9 +136,24 @@ func (c *Content) check() error {
 // batch is how many entries are written in one transaction.
 const batch = 100
 
-// Write writes the content to an empty store and reads back every entry. A store
-// that was written half is not empty; start with an empty one again.
-func (c Content) Write(ctx context.Context, to store.Store, now time.Time) error {
+// Copy writes the content to an empty store, as the one store moves to the other,
+// and reads back every entry. A store that was written half is not empty; start with
+// an empty one again.
+func (c Content) Copy(ctx context.Context, to store.Store, now time.Time) error {
+	c.Cluster.Past = []Base{{Base: c.Cluster.EpochBase + c.Revision, Flat: true}}
+	c.Cluster.Adopting = min(c.Cluster.Adopting, 1) // the clock begins anew
+	return c.write(ctx, to, now)
+}
+
+// Restore is Copy of what was read some time ago: agents may hold leases that are
+// not in it. They are adopted.
+func (c Content) Restore(ctx context.Context, to store.Store, now time.Time) error {
+	c.Cluster.Past, c.Cluster.Adopting = []Base{{Flat: true}}, 1
+	return c.write(ctx, to, now)
+}
+
+// write writes the cluster last, with the base that everything before it is of.
+func (c Content) write(ctx context.Context, to store.Store, now time.Time) error {
 	kvs, _, err := to.List(ctx, "")
 	if err != nil {
 		return fmt.Errorf("read the store to write to: %w", err)
@@ -108,32 +164,33 @@ func (c Content) Write(ctx context.Context, to store.Store, now time.Time) error
 	cluster := c.Cluster
 	cluster.EpochBase = max(cluster.EpochBase+c.Revision, uint64(now.UnixMilli()))
 	want := make(map[string][]byte, len(c.Entries))
-	entries := slices.Clone(c.Entries)
-	for i, e := range entries {
-		if e.Key == KeyCluster {
-			if entries[i].Value, err = json.Marshal(cluster); err != nil {
-				return err
-			}
+	var entries []Entry
+	for _, e := range c.Entries {
+		if e.Key != KeyCluster {
+			entries = append(entries, e)
+			want[e.Key] = e.Value
 		}
-		want[e.Key] = entries[i].Value
 	}
-	// The cluster comes last: a store without one is not taken for whole.
-	slices.SortStableFunc(entries, func(a, b Entry) int {
-		return cmp.Compare(bool2int(a.Key == KeyCluster), bool2int(b.Key == KeyCluster))
-	})
 	for part := range slices.Chunk(entries, batch) {
 		if err := writePart(ctx, to, part); err != nil {
 			return fmt.Errorf("write %q and what follows: %w", part[0].Key, err)
 		}
 	}
-	return verify(ctx, to, want)
-}
-
-func bool2int(b bool) int {
-	if b {
-		return 1
+	// The cluster comes last: a store without one is not taken for whole.
+	_, revision, err := to.List(ctx, KeyCluster)
+	if err != nil {
+		return fmt.Errorf("read the store to write to: %w", err)
 	}
-	return 0
+	cluster.Past[0].Until = revision
+	value, err := json.Marshal(cluster)
+	if err != nil {
+		return err
+	}
+	want[KeyCluster] = value
+	if err := writePart(ctx, to, []Entry{{KeyCluster, value}}); err != nil {
+		return fmt.Errorf("write %q: %w", KeyCluster, err)
+	}
+	return verify(ctx, to, want)
 }
 
 // writePart writes keys that must not be there. When the outcome is unknown, the

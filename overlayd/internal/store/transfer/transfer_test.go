@@ -72,7 +72,7 @@ func TestCopyAndBackup(t *testing.T) {
 	}
 	for name, c := range map[string]transfer.Content{"copy": c, "restored": read} {
 		to := open(t)
-		if err := c.Write(t.Context(), to, now); err != nil {
+		if err := c.Copy(t.Context(), to, now); err != nil {
 			t.Fatal(err)
 		}
 		kvs, _, err := to.List(t.Context(), "")
@@ -90,7 +90,7 @@ func TestCopyAndBackup(t *testing.T) {
 		if created["agents/250"] > created["agents/1"] {
 			t.Errorf("%s: the order of the agents is another one", name)
 		}
-		if err := c.Write(t.Context(), to, now); !errors.Is(err, transfer.ErrNotEmpty) {
+		if err := c.Copy(t.Context(), to, now); !errors.Is(err, transfer.ErrNotEmpty) {
 			t.Errorf("%s: a second time: %v", name, err)
 		}
 	}

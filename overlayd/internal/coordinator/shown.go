@@ -1,0 +1,62 @@
+package coordinator
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/api"
+)
+
+// maxSignatures bounds what is compared for a lease that is shown.
+const maxSignatures = 8
+
+// maxEpoch is more than milliseconds since 1970 and revisions make in all time.
+const maxEpoch = 1 << 60
+
+// signed is the lease with what its agent shows with every registration from then
+// on, so that it can be adopted when the store is lost.
+func (c *Coordinator) signed(l conf.Lease) conf.Lease {
+	l.Signed = nil
+	s := &conf.SignedLease{Lease: string(encode(l))}
+	if c.identity != nil {
+		s.Signatures = c.identity.SignLease(s.Lease)
+	}
+	l.Signed = s
+	return l
+}
+
+// checkShown reads the lease that the agent shows, and refuses one that is none of
+// this cluster's for this agent. Without identities it is believed, as is everything
+// else. One without a signature, from when the cluster had no identities, counts for
+// nothing.
+func (c *Coordinator) checkShown(req *api.RegisterRequest) error {
+	s := req.Presented
+	req.Shown = nil
+	if s == nil || c.identity != nil && len(s.Signatures) == 0 {
+		return nil
+	}
+	forged := func(format string, args ...any) error {
+		return &api.Error{Code: http.StatusForbidden, Kind: api.KindForgedLease,
+			Message: fmt.Sprintf("agent %s shows a lease that "+format+"; nothing was leased", append([]any{req.AgentID}, args...)...)}
+	}
+	var l conf.Lease
+	switch {
+	case len(s.Lease) > api.MaxPresented || len(s.Signatures) > maxSignatures:
+		return refuse(http.StatusBadRequest, "agent %s shows a lease of %d bytes and %d signatures; at most %d and %d are read",
+			req.AgentID, len(s.Lease), len(s.Signatures), api.MaxPresented, maxSignatures)
+	case c.identity != nil && !c.identity.SignedLease(s.Lease, s.Signatures):
+		return forged("was not signed with a key of this cluster; put cluster.key back into the state directory of the coordinator, in pki, if it was lost, " +
+			"or, when the containers of the host may get other addresses, run overlayd agent teardown there and start it again")
+	case json.Unmarshal([]byte(s.Lease), &l) != nil || l.Epoch > maxEpoch:
+		return forged("cannot be read")
+	case l.AgentID != req.AgentID:
+		return forged("was granted to agent %.80q", l.AgentID)
+	case l.ClusterID != c.clusterID:
+		return refuseKind(api.KindOtherCluster,
+			"this coordinator is of cluster %s, and agent %s shows a lease of cluster %.80q; nothing was leased", c.clusterID, req.AgentID, l.ClusterID)
+	}
+	req.Shown = &l
+	return nil
+}
