@@ -28,6 +28,7 @@ const (
 type Overlay struct {
 	Allow     []string     `json:"allow,omitempty"`     // overlays whose containers may reach this one
 	AntiSpoof *bool        `json:"antispoof,omitempty"` // nil: on, and not printed
+	Draining  bool         `json:"draining,omitempty"`  // nothing new is attached; of the cluster, not of a file
 	Enabled   *bool        `json:"enabled,omitempty"`   // nil: enabled, and not printed
 	Isolation Isolation    `json:"isolation,omitzero"`  // empty: overlay, and not printed
 	Name      string       `json:"name"`

@@ -155,8 +155,9 @@ func TestCoordinatorKilled(t *testing.T) {
 	t.Logf("%d agents, %d kills, %d attempts met a dead coordinator", agents, kills, again)
 }
 
-// TestSignals: whatever ends a program on purpose, the closing of its terminal
-// too, ends it in order. One that was told to outlive its terminal does.
+// TestSignals: whatever ends a program on purpose, of an agent the closing of its
+// terminal too, ends it in order. A coordinator reads its file again then, also one
+// that was told to outlive its terminal.
 func TestSignals(t *testing.T) {
 	t.Parallel()
 	// Programs inherit what is ignored, and the tests may run under nohup. What is
@@ -173,6 +174,11 @@ func TestSignals(t *testing.T) {
 		must(t, s.StartAgent(h))
 		must(t, h.WaitReady(ctx))
 		must(t, h.Proc.StopBy(sig))
+		if sig == syscall.SIGHUP {
+			must(t, syscall.Kill(s.Coordinator.Pid(), sig))
+			wait(t, "it to read its file", 10*time.Second, func() error { return s.Coordinator.LogContains("as it was read again") })
+			continue
+		}
 		must(t, s.Coordinator.StopBy(sig))
 		must(t, s.Coordinator.Restart(ctx))
 	}
@@ -183,6 +189,7 @@ func TestSignals(t *testing.T) {
 	must(t, err)
 	wait(t, "it to listen", 10*time.Second, func() error { return stays.LogContains("listening") })
 	must(t, syscall.Kill(stays.Pid(), syscall.SIGHUP))
+	wait(t, "it to read its file", 10*time.Second, func() error { return stays.LogContains("as it was read again") })
 	must(t, stays.Stop())
 }
 

@@ -68,7 +68,11 @@ func agentCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "agent [flags]", Short: "make the overlays on this host", Args: cobra.NoArgs,
 		Example: "  overlayd agent --config /etc/overlay/agent.yaml",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return runAgent(cmd.Context(), f, cmd.ErrOrStderr()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := untilHangup(cmd.Context())
+			defer stop()
+			return runAgent(ctx, f, cmd.ErrOrStderr())
+		},
 	}
 	f.declare(cmd.Flags())
 	cmd.AddCommand(teardownCommand())
@@ -89,7 +93,9 @@ have the containers, unless --force is given.`,
 		Example: "  overlayd agent teardown --config /etc/overlay/agent.yaml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
-			return agent.Teardown(cmd.Context(), f.Options, force)
+			ctx, stop := untilHangup(cmd.Context())
+			defer stop()
+			return agent.Teardown(ctx, f.Options, force)
 		},
 	}
 	f.declare(cmd.Flags())

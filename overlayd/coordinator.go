@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"os/signal"
 	"runtime/debug"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -117,6 +120,7 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 	if identity != nil {
 		group.Go(func() error { return identity.Run(ctx) })
 	}
+	group.Go(f.followFile(ctx, c, log))
 	group.Go(func() error { return systemd.New(log).Watch(ctx, c.Alive) })
 	log.Info("listening", "addr", listener.Addr().String())
 	if err := group.Wait(); err != nil {
@@ -148,6 +152,46 @@ func (f *coordinatorFlags) begin(ctx context.Context, o coordinator.Options) (*c
 		return nil, fmt.Errorf("--state-dir: %w", err)
 	}
 	return c, nil
+}
+
+// followFile waits for SIGHUP from now on and returns what applies the file once more
+// whenever one comes, until ctx ends. What cannot be read or applied changes nothing.
+func (f *coordinatorFlags) followFile(ctx context.Context, c *coordinator.Coordinator, log *slog.Logger) func() error {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	return func() error {
+		defer signal.Stop(hangups)
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-hangups:
+			}
+			changes, err := f.applyFile(ctx, c)
+			if err != nil {
+				log.Error("the configuration file was not applied; the configuration stays as it was", "file", f.config, "err", err)
+				continue
+			}
+			log.Info("the cluster's configuration is that of the file as it was read again", "file", f.config, "changes", changes)
+		}
+	}
+}
+
+// applyFile returns how many changes it made.
+func (f *coordinatorFlags) applyFile(ctx context.Context, c *coordinator.Coordinator) (changes int, err error) {
+	network, err := loadNetwork(f.config)
+	if err != nil {
+		return 0, err
+	}
+	plan, err := c.ApplyFile(ctx, network)
+	if err != nil {
+		return 0, err
+	}
+	hash, err := hashOf(network)
+	if err == nil {
+		err = f.store.remember(f.stateDir, c.ClusterID(), hash)
+	}
+	return len(plan.Changes), err
 }
 
 // loadNetwork reads the cluster configuration; its error holds every problem.

@@ -187,6 +187,7 @@ func (s *scanner) overlay(o *conf.AgentOverlay) {
 			s.object(fields{
 				{"allow", &info.Allow},
 				{"antispoof", &info.AntiSpoof},
+				{"draining", &info.Draining},
 				{"enabled", &info.Enabled},
 				{"isolation", &info.Isolation},
 				{"name", &info.Name},

@@ -24,6 +24,7 @@ const (
 	Expired                 // the lease has run out because it could not be renewed
 	Lost                    // the lease is lost to another host
 	NoOverlay               // the overlay is not leased here, or has no bridge of this half
+	Draining                // the overlay is being drained
 )
 
 // Error is every error of this package.
@@ -85,6 +86,9 @@ func Overlay(s conf.State, name string, half conf.Half) (conf.AgentOverlay, *con
 	if problem := ofOverlay(s, o); problem != "" {
 		return o, nil, errorf(Invalid, "published state: %s; restart \"overlayd agent\"", problem)
 	}
+	if err := Drained(o); err != nil {
+		return o, nil, err
+	}
 	if b := o.Bridge(half); b != nil {
 		return o, b, nil
 	}
@@ -95,6 +99,15 @@ func Overlay(s conf.State, name string, half conf.Half) (conf.AgentOverlay, *con
 		return o, nil, errorf(Pending, "overlay %s has no subnet on this host: %s", name, o.State.Error)
 	}
 	return o, nil, errorf(Pending, "overlay %s has no subnet on this host yet", name)
+}
+
+// Drained refuses an overlay that is being drained. The error is an *Error.
+func Drained(o conf.AgentOverlay) error {
+	if !o.Info.Draining {
+		return nil
+	}
+	return errorf(Draining, "overlay %s is being drained: no new container is attached to it on any host, and those that are go on; "+
+		"use another overlay, or end it with \"overlayctl overlays undrain %s\"", o.Info.Name, o.Info.Name)
 }
 
 // Ranges are the half's prefixes, IPv4 before IPv6.

@@ -84,6 +84,7 @@ func TestRefusals(t *testing.T) {
 		"no overlay":             {func(s *conf.State) { s.Overlays = nil }, NoOverlay, "not known on this host"},
 		"no bridge":              {func(s *conf.State) { s.Overlays[0].MesosBridge = nil }, NoOverlay, "other --bridges"},
 		"no subnet":              {func(s *conf.State) { s.Overlays[0] = conf.AgentOverlay{Info: s.Overlays[0].Info} }, Pending, "no subnet on this host yet"},
+		"drained":                {func(s *conf.State) { s.Overlays[0].Info.Draining = true }, Draining, "overlayctl overlays undrain dcos"},
 		"negative MTU":           {func(s *conf.State) { s.MTU = -1 }, Invalid, "mtu is -1"},
 		"no MTU":                 {func(s *conf.State) { s.MTU = 0 }, Invalid, "mtu is 0"},
 		"MTU of no device":       {func(s *conf.State) { s.MTU = 65536 }, Invalid, "mtu is 65536"},

@@ -71,4 +71,5 @@ const (
 	ErrCodeKernel     uint = 107 // the kernel refused; the message names the step
 	ErrCodeStaleState uint = 108 // the lease is lost to another host; new addresses are refused
 	ErrCodeInternal   uint = 109 // a defect of the program itself
+	ErrCodeDraining   uint = 110 // the overlay is being drained; nothing new is attached
 )

@@ -50,6 +50,8 @@ func stateError(err error) error {
 		code, status = ErrCodeStaleState, types.ErrLimitedConnectivity
 	case published.NoOverlay:
 		code = ErrCodeNoOverlay
+	case published.Draining:
+		code = ErrCodeDraining
 	}
 	return &statusError{Errorf(code, "%w", e), status}
 }

@@ -112,6 +112,20 @@ type Overlay struct {
 	Leases     int   `json:"leases"`
 	Pool       *Pool `json:"pool,omitempty"`
 	Pool6      *Pool `json:"pool6,omitempty"`
+	// Containers are those attached, as far as agents have told. Of an overlay that is
+	// drained, Hosts is where they are, and which hosts have not told.
+	Containers int           `json:"containers"`
+	Hosts      []OverlayHost `json:"hosts,omitempty"`
+	// FileDiffers says in a few words that the coordinator's file says otherwise.
+	FileDiffers string `json:"file_differs,omitempty"`
+}
+
+// OverlayHost is what is left of an overlay on a host.
+type OverlayHost struct {
+	AgentID    string     `json:"agent_id"`
+	AgentIP    netip.Addr `json:"agent_ip"`
+	Containers int        `json:"containers"`
+	Unknown    bool       `json:"unknown,omitempty"` // it has set up the overlay and not told its containers
 }
 
 // Pool is how full a pool of agent subnets is.

@@ -54,7 +54,6 @@ type Options struct {
 
 // Coordinator is safe for concurrent use.
 type Coordinator struct {
-	file    conf.Network // what the configuration file says
 	served  atomic.Pointer[network]
 	store   store.Store
 	term    time.Duration
@@ -85,6 +84,7 @@ type Coordinator struct {
 
 	mu        sync.Mutex // guards what follows
 	view      *view
+	file      conf.Network // what the configuration file says
 	waiters   waiters
 	presence  map[string]*presence     // by agent id
 	takenOver map[netip.Addr]time.Time // addresses that went to who spoke from them
@@ -157,7 +157,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 	c.epochBase.Store(c.view.cluster.EpochBase)
 	c.noteEpochLocked()
 	c.hub = newHub(c.view.rev)
-	c.logFileDiffers()
+	c.logFileDiffersLocked()
 	c.logUnconfigured()
 	return c, nil
 }
@@ -201,7 +201,7 @@ func (c *Coordinator) introduce(ctx context.Context, v *view, edited *bool) (wri
 		txn.If = append(txn.If, store.Cond{Key: keyCluster, Mod: v.clusterMod})
 		txn.Then = append(txn.Then, store.Op{Key: keyCluster, Value: encode(cluster)})
 	}
-	if v.network.mod == 0 || *edited && !sameNetwork(v.network.Network, c.file) {
+	if v.network.mod == 0 || *edited && !c.sameAsFile(v.network.Network) {
 		next, err := c.firstNetwork(v)
 		if err != nil {
 			return false, err

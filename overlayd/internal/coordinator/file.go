@@ -1,12 +1,15 @@
 package coordinator
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/api"
 )
 
 // firstNetwork is what an edited file makes of the stored network when a
@@ -16,7 +19,7 @@ func (c *Coordinator) firstNetwork(v *view) (conf.Network, error) {
 	if err := v.fit(c.file); err != nil {
 		return conf.Network{}, err
 	}
-	next := c.file
+	next := withDrains(c.file, v.network.Network)
 	var kept []string
 	for _, was := range v.network.Overlays {
 		i := slices.IndexFunc(next.Overlays, func(o conf.Overlay) bool { return o.Name == was.Name })
@@ -47,6 +50,61 @@ func (c *Coordinator) firstNetwork(v *view) (conf.Network, error) {
 	c.log.Warn("the file no longer has overlays, or a family of them, that hosts have set up; they stay, for containers may be attached. "+
 		"Remove them with overlayctl overlays remove, or have the file applied with SIGHUP", "overlays", strings.Join(kept, ","))
 	return next, v.fit(next)
+}
+
+// sameAsFile reports whether a network is what the file says.
+func (c *Coordinator) sameAsFile(n conf.Network) bool { return sameNetwork(n, withDrains(c.file, n)) }
+
+// ApplyFile makes the configuration file, which was read again, that of the
+// cluster.
+func (c *Coordinator) ApplyFile(ctx context.Context, n conf.Network) (api.NetworkPlan, error) {
+	c.mu.Lock()
+	c.file = n
+	c.mu.Unlock()
+	return c.ApplyNetwork(ctx, n, 0)
+}
+
+// logFileDiffersLocked says that what is served is not what the file says.
+func (c *Coordinator) logFileDiffersLocked() {
+	if !c.sameAsFile(c.view.network.Network) {
+		c.log.Warn("the configuration file differs from the cluster's configuration, which is served; " +
+			"overlayctl overlays plan FILE shows how, overlayctl overlays apply FILE or SIGHUP applies it")
+	}
+}
+
+// fileDiffersLocked says in a few words how the file differs about an overlay; ""
+// where it does not.
+func (c *Coordinator) fileDiffersLocked(o conf.Overlay) string {
+	in, ok := c.file.Overlay(o.Name)
+	in.Draining = o.Draining
+	switch n := c.view.network; {
+	case !ok:
+		return "the file does not have it"
+	case !bytes.Equal(encode(in), encode(o)):
+		return "the file differs"
+	case c.sameAsFile(conf.Network{Overlays: n.Overlays, Reclaim: c.file.Reclaim, VTEPMACOUI: c.file.VTEPMACOUI,
+		VTEPMTU: c.file.VTEPMTU, VTEPSubnet: c.file.VTEPSubnet, VTEPSubnet6: c.file.VTEPSubnet6}) && !c.sameAsFile(n.Network):
+		return "the file differs in settings beside the overlays"
+	}
+	return ""
+}
+
+// hostsOfLocked is what is attached to an overlay, by host: those that have
+// containers, and those that have set it up and have not told whether they have.
+func (c *Coordinator) hostsOfLocked(overlay string) (hosts []api.OverlayHost) {
+	_, byAgent := c.attachedTo(overlay)
+	for id, n := range byAgent {
+		if a := c.view.agents[id]; a != nil && n > 0 {
+			hosts = append(hosts, api.OverlayHost{AgentID: id, AgentIP: a.IP, Containers: n})
+		}
+	}
+	for _, a := range c.view.setUp(overlay) {
+		if !c.book.Has(a.id) {
+			hosts = append(hosts, api.OverlayHost{AgentID: a.id, AgentIP: a.IP, Unknown: true})
+		}
+	}
+	slices.SortFunc(hosts, func(a, b api.OverlayHost) int { return a.AgentIP.Compare(b.AgentIP) })
+	return hosts
 }
 
 // setUp are the agents that have said that they have set up an overlay.

@@ -14,13 +14,27 @@ import (
 // fit says what of the leases does not fit a network that is to follow the present
 // one, or nil.
 func (v *view) fit(next conf.Network) error {
-	return explain(v.network.Network, next, v.reserveAll(newPools(next)), v.explainReused(next))
+	return explain(v.network.Network, next, v.reserveAll(newPools(next)), v.explainRanges(next))
+}
+
+// explainRanges says what forbids ranges that the present network has not got.
+func (v *view) explainRanges(next conf.Network) []error {
+	return append(v.explainReused(next), v.explainAgentIPs(next)...)
 }
 
 // explain turns what is leased and does not fit the configuration into one
 // error, or nil. A block is never granted anew behind an agent's back: its
 // containers would go on using the old one.
-func explain(stored, next conf.Network, misfits []*misfit, errs []error) error {
+func explain(stored, next conf.Network, misfits []*misfit, others []error) error {
+	errs := misfitErrors(stored, next, misfits, others)
+	if len(errs) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrMisfit, errors.Join(errs...))
+}
+
+// misfitErrors makes one error of what does not fit in one place, and adds others.
+func misfitErrors(stored, next conf.Network, misfits []*misfit, errs []error) []error {
 	type group struct {
 		overlay string
 		ipv6    bool
@@ -34,10 +48,7 @@ func explain(stored, next conf.Network, misfits []*misfit, errs []error) error {
 		errs = append(errs, explainGroup(stored, next, g.overlay, g.ipv6, ms))
 	}
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-	if len(errs) == 0 {
-		return nil
-	}
-	return fmt.Errorf("%w: %w", ErrMisfit, errors.Join(errs...))
+	return errs
 }
 
 func explainGroup(stored, next conf.Network, overlay string, ipv6 bool, ms []*misfit) error {
@@ -50,8 +61,8 @@ func explainGroup(stored, next conf.Network, overlay string, ipv6 bool, ms []*mi
 	old, _ := stored.Overlay(overlay)
 	now, _ := next.Overlay(overlay)
 	was, is = describeOverlay(old, ipv6), describeOverlay(now, ipv6)
-	return fmt.Errorf("overlay %s: %s is configured, but leased is %s; put back %s, or delete these agents under the old configuration first, or give the new overlay another name and range",
-		overlay, is, examples(ms), was)
+	return fmt.Errorf("overlay %s: %s is configured, but leased is %s; put back %s, or delete these agents under the old configuration first, or give the new overlay another name and range, and drain this one (overlayctl overlays drain %s)",
+		overlay, is, examples(ms), was, overlay)
 }
 
 func describeVTEP(n conf.Network, ipv6 bool) string {
@@ -101,23 +112,56 @@ func examples(ms []*misfit) string {
 type configuredRange struct {
 	of, key string // of is empty for the VTEPs
 	prefix  netip.Prefix
+	bits    int // of an agent subnet
+}
+
+func (r configuredRange) name() string {
+	if r.of == "" {
+		return r.key
+	}
+	return fmt.Sprintf("overlay %s: %s", r.of, r.key)
+}
+
+// ranges are all those of a network.
+func ranges(n conf.Network) (out []configuredRange) {
+	add := func(overlay, key string, p netip.Prefix, bits int) {
+		if p.IsValid() {
+			out = append(out, configuredRange{overlay, key, p, bits})
+		}
+	}
+	add("", "vtep_subnet", n.VTEPSubnet, 0)
+	add("", "vtep_subnet6", n.VTEPSubnet6, 0)
+	for _, o := range n.Overlays {
+		add(o.Name, "subnet", o.Subnet, o.Prefix)
+		add(o.Name, "subnet6", o.Subnet6, o.Prefix6)
+	}
+	return out
 }
 
 // newRanges are those that the stored configuration has not got.
-func newRanges(stored, next conf.Network) (ranges []configuredRange) {
-	add := func(overlay, key string, now, was netip.Prefix) {
-		if now.IsValid() && now != was {
-			ranges = append(ranges, configuredRange{overlay, key, now})
+func newRanges(stored, next conf.Network) []configuredRange {
+	was := ranges(stored)
+	return slices.DeleteFunc(ranges(next), func(r configuredRange) bool {
+		return slices.ContainsFunc(was, func(w configuredRange) bool { return w.of == r.of && w.key == r.key && w.prefix == r.prefix })
+	})
+}
+
+// explainAgentIPs is about new ranges in which hosts of the cluster have their own
+// addresses: no packet would find such a host any more.
+func (v *view) explainAgentIPs(next conf.Network) (errs []error) {
+	for _, r := range newRanges(v.network.Network, next) {
+		var in []string
+		for ip, id := range v.byIP {
+			if r.prefix.Contains(ip) {
+				in = append(in, fmt.Sprintf("%s (agent %s)", ip, id))
+			}
+		}
+		if in != nil {
+			slices.Sort(in)
+			errs = append(errs, fmt.Errorf("%s %s holds the addresses of hosts themselves: %s; choose another range", r.name(), r.prefix, few(in)))
 		}
 	}
-	add("", "vtep_subnet", next.VTEPSubnet, stored.VTEPSubnet)
-	add("", "vtep_subnet6", next.VTEPSubnet6, stored.VTEPSubnet6)
-	for _, o := range next.Overlays {
-		old, _ := stored.Overlay(o.Name)
-		add(o.Name, "subnet", o.Subnet, old.Subnet)
-		add(o.Name, "subnet6", o.Subnet6, old.Subnet6)
-	}
-	return ranges
+	return errs
 }
 
 // explainReused is about new ranges of which a part is still leased under a name,
@@ -142,14 +186,10 @@ func (v *view) explainReused(next conf.Network) (errs []error) {
 		}
 	}
 	for g, ms := range groups {
-		what := g.key
-		if g.of != "" {
-			what = fmt.Sprintf("overlay %s: %s", g.of, g.key)
-		}
 		slices.SortFunc(ms, func(a, b *misfit) int { return a.block.Addr().Compare(b.block.Addr()) })
 		errs = append(errs, fmt.Errorf("%s %s is configured, but of it overlay %s, which no longer has it, leased %s; "+
 			"put back overlay %s as it was, or choose a range that was not leased before, or stop these agents and delete them under the old configuration first",
-			what, g.prefix, g.was, examples(ms), g.was))
+			g.name(), g.prefix, g.was, examples(ms), g.was))
 	}
 	return errs
 }
@@ -167,14 +207,6 @@ func unconfigured(n conf.Network, owner string, rec record) (kept []*misfit) {
 		}
 	}
 	return kept
-}
-
-// logFileDiffers says that what is served is not what the file says.
-func (c *Coordinator) logFileDiffers() {
-	if !sameNetwork(c.view.network.Network, c.file) {
-		c.log.Warn("the configuration file differs from the cluster's configuration, which is served; " +
-			"overlayctl overlays plan FILE shows how, overlayctl overlays apply FILE applies it")
-	}
 }
 
 // logUnconfigured says which leases are kept and not served because their

@@ -32,7 +32,6 @@ func (c *Coordinator) handler(ended <-chan struct{}) http.Handler {
 		{http.MethodGet, api.PathAgents, reader, c.serveAgents},
 		{http.MethodGet, api.PathBackup, operator, c.serveBackup},
 		{http.MethodPost, api.PathPrune, operator, c.servePrune},
-		{http.MethodGet, api.PathOverlays, reader, c.serveOverlays},
 		{http.MethodPost, api.PathAttachments, self, unpacked(&c.unpackers, speaking(c.serveAttachments))},
 		{http.MethodGet, api.PathContainers, reader, c.serveContainers},
 		{http.MethodGet, api.PathAddresses, reader, c.serveAddresses},
@@ -42,6 +41,7 @@ func (c *Coordinator) handler(ended <-chan struct{}) http.Handler {
 		{http.MethodGet, api.PathMetrics, reader, c.serveMetrics},
 	}
 	routes = append(routes, c.reservedRoutes()...)
+	routes = append(routes, c.networkRoutes()...)
 	routes = append(routes, c.identityRoutes()...)
 	return c.api(routes).Handler()
 }

@@ -112,6 +112,6 @@ func (c *Coordinator) networkChangedLocked(old *network) {
 		}
 	}
 	c.log.Info("the cluster configuration has changed", "revision", n.mod)
-	c.logFileDiffers()
+	c.logFileDiffersLocked()
 	c.logUnconfigured()
 }

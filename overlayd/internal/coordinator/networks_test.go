@@ -5,9 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
@@ -110,18 +114,19 @@ func oneEach(t testing.TB, leases []conf.Lease) {
 	}
 }
 
-// gate is a store that holds the next transaction that writes an agent's record
-// until it is opened.
+// gate is a store that holds the next transaction that writes a key that begins with
+// on until it is opened.
 type gate struct {
 	store.Store
 	once    sync.Once
 	held    chan struct{}
 	release chan struct{}
+	on      string
 }
 
 func (g *gate) Commit(ctx context.Context, txn store.Txn) (uint64, error) {
 	for _, op := range txn.Then {
-		if strings.HasPrefix(op.Key, "agents/") {
+		if strings.HasPrefix(op.Key, g.on) {
 			g.once.Do(func() {
 				close(g.held)
 				<-g.release
@@ -135,7 +140,7 @@ func (g *gate) Commit(ctx context.Context, txn store.Txn) (uint64, error) {
 // and is written after it does not happen as it was planned.
 func TestGrantFromReplacedNetwork(t *testing.T) {
 	s := newStore(t)
-	g := &gate{Store: s, held: make(chan struct{}), release: make(chan struct{})}
+	g := &gate{Store: s, held: make(chan struct{}), release: make(chan struct{}), on: "agents/"}
 	a := start(t, g, networkOf(overlayOne, overlayTwo))
 	leased := make(chan conf.Lease, 1)
 	go func() {
@@ -213,4 +218,266 @@ func TestFileAtStart(t *testing.T) {
 	if !errors.Is(err, coordinator.ErrMisfit) || !strings.Contains(err.Error(), "overlay one") {
 		t.Errorf("a range of an overlay that stays was given to another: %v", err)
 	}
+}
+
+func (n *node) apply(t testing.TB, network string) (api.NetworkPlan, error) {
+	t.Helper()
+	return n.client.OverlaysApply(t.Context(), api.ConfigRequest{Config: network})
+}
+
+func (n *node) mustApply(t testing.TB, network string) api.NetworkPlan {
+	t.Helper()
+	p, err := n.apply(t, network)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// changes are the changes of a plan, a line each.
+func changes(p api.NetworkPlan) string {
+	var out []string
+	for _, c := range p.Changes {
+		out = append(out, strings.TrimSpace(c.Overlay+" "+c.What))
+	}
+	return strings.Join(out, "\n")
+}
+
+// Every change that may be made while traffic flows reaches agents that watch, at
+// this coordinator and at another one on the same store.
+func TestApply(t *testing.T) {
+	s := newStore(t)
+	a := start(t, s, networkOf(overlayOne))
+	b := start(t, s, networkOf(overlayOne))
+	a.register(t, nth(1))
+	b.register(t, nth(2))
+	streams := []*stream{a.watch(t, nth(1).AgentID, 0), b.watch(t, nth(2).AgentID, 0)}
+	peers := []map[string]conf.Peer{{}, {}}
+	const two, dual = overlayTwo, `{"name": "one", "subnet": "8.0.0.0/7", "prefix": 24, "subnet6": "fd01:b::/64", "prefix6": 80}`
+	for _, tt := range []struct{ network, changes, first, peer string }{
+		{networkOf(overlayOne, two), "two added, with 10.0.0.0/16", "one 9.0.0.0/24, two 10.0.0.0/24", "[9.0.0.0/24 10.0.0.0/24]"},
+		{networkOf(strings.Replace(overlayOne, "9.0.0.0/8", "8.0.0.0/7", 1), two), "one subnet 9.0.0.0/8 -> 8.0.0.0/7", "one 9.0.0.0/24, two 10.0.0.0/24", "[9.0.0.0/24 10.0.0.0/24]"},
+		{strings.Replace(networkOf(dual, two), `"overlays"`, `"vtep_subnet6": "fd01:a::/64", "overlays"`, 1),
+			"vtep_subnet6 (none) -> fd01:a::/64\none subnet6 (none) -> fd01:b::/64", "one 9.0.0.0/24 fd01:b::/80, two 10.0.0.0/24", "[9.0.0.0/24 fd01:b::/80 10.0.0.0/24]"},
+		{strings.Replace(networkOf(strings.Replace(dual, "}", `, "isolation": "none", "antispoof": false}`, 1), strings.Replace(two, "}", `, "enabled": false, "allow": ["one"]}`, 1)), `"overlays"`, `"vtep_subnet6": "fd01:a::/64", "reclaim": "never", "overlays"`, 1),
+			"reclaim (none) -> never\none isolation (none) -> none\none antispoof (none) -> false\ntwo enabled (none) -> false\ntwo allow (none) -> one", "one 9.0.0.0/24 fd01:b::/80, two 10.0.0.0/24", "[9.0.0.0/24 fd01:b::/80 10.0.0.0/24]"},
+		{strings.Replace(networkOf(dual), `"overlays"`, `"vtep_subnet6": "fd01:a::/64", "overlays"`, 1),
+			"reclaim never -> (none)\none isolation none -> (none)\none antispoof false -> (none)\ntwo removed", "one 9.0.0.0/24 fd01:b::/80", "[9.0.0.0/24 fd01:b::/80]"},
+	} {
+		plan, err := b.client.OverlaysPlan(t.Context(), api.ConfigRequest{Config: tt.network})
+		if err != nil || plan.Applied || plan.Refused != nil {
+			t.Fatalf("plan %+v, error %v", plan, err)
+		}
+		applied, err := b.client.OverlaysApply(t.Context(), api.ConfigRequest{Config: tt.network, Revision: plan.Revision})
+		if err != nil || !applied.Applied || applied.Revision <= plan.Revision {
+			t.Fatalf("applied %+v, error %v", applied, err)
+		}
+		for _, p := range []api.NetworkPlan{plan, applied} {
+			if diff := cmp.Diff(tt.changes, changes(p)); diff != "" {
+				t.Errorf("changes (-want +got):\n%s", diff)
+			}
+		}
+		for i, n := range []*node{a, b} {
+			for asked := false; !asked; {
+				e := streams[i].next(t)
+				asked = e.Register
+				take(peers[i], e)
+			}
+			if got := granted(n.register(t, nth(1+i))); i == 0 && got != tt.first {
+				t.Errorf("after %q the agent has %s, want %s", tt.changes, got, tt.first)
+			}
+		}
+		streams[1].follow(t, peers[1], func() bool { return fmt.Sprint(peers[1][nth(1).AgentID].Subnets) == tt.peer })
+		streams[0].follow(t, peers[0], func() bool { return len(peers[0][nth(2).AgentID].Subnets) == strings.Count(tt.peer, " ")+1 })
+		again, err := a.client.OverlaysPlan(t.Context(), api.ConfigRequest{Config: tt.network})
+		if err != nil || len(again.Changes) != 0 {
+			t.Errorf("planned once more: %+v, error %v", again, err)
+		}
+	}
+}
+
+// take applies an event to a set of peers.
+func take(peers map[string]conf.Peer, e api.PeerEvent) {
+	if e.Snapshot {
+		clear(peers)
+	}
+	for _, p := range e.Put {
+		peers[p.AgentID] = p
+	}
+	for _, id := range e.Delete {
+		delete(peers, id)
+	}
+}
+
+// attach has an agent that is registered say that it has set up overlays and what
+// containers it has there.
+func (n *node) attach(t testing.TB, req api.RegisterRequest, containers map[string]int) {
+	t.Helper()
+	status := api.StatusReport{AgentID: req.AgentID, Overlays: map[string]conf.OverlayStatus{}}
+	report := api.AttachmentReport{AgentID: req.AgentID, Instance: req.Instance, Sequence: 1, Snapshot: true}
+	for overlay, count := range containers {
+		status.Overlays[overlay] = conf.OverlayStatus{Status: conf.StatusOK}
+		for i := range count {
+			report.Put = append(report.Put, api.Attachment{Network: overlay, ID: fmt.Sprintf("c%d", i), IfName: "eth0", Overlay: overlay, Half: conf.Mesos})
+		}
+	}
+	if err := n.client.Report(t.Context(), status); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.TakeAttachments(report); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What would take something from under containers is refused, with the reason and
+// the way, and nothing is stored.
+func TestChangeRefused(t *testing.T) {
+	s := newStore(t)
+	n := start(t, s, networkOf(overlayOne, overlayTwo))
+	req := nth(1)
+	req.Instance = "first"
+	n.register(t, req)
+	n.attach(t, req, map[string]int{"one": 0, "two": 3})
+	unknown := n.register(t, nth(2))
+	before := storedNetworkText(t, s)
+	moved := strings.Replace(overlayOne, "9.0.0.0/8", "11.0.0.0/8", 1)
+	for _, tt := range []struct {
+		name, network string
+		words         []string
+	}{
+		{"subnet under leases", networkOf(moved, overlayTwo), []string{"overlay one: subnet 11.0.0.0/8 with prefix 24", "9.0.0.0/24 by agent agent-1", "another name", "overlayctl overlays drain one"}},
+		{"prefix under leases", networkOf(strings.Replace(overlayOne, `"prefix": 24`, `"prefix": 25`, 1), overlayTwo), []string{"prefix 25", "put back"}},
+		{"removed under containers", networkOf(overlayOne), []string{"overlay two is to go while containers are attached: 3 on 172.16.0.2 (agent agent-1)", "overlayctl overlays drain two", "remove two --force"}},
+		{"renamed", networkOf(overlayOne, strings.Replace(overlayTwo, "two", "three", 1)), []string{"overlay three: subnet 10.0.0.0/16", "overlay two"}},
+		{"range of hosts", networkOf(overlayOne, overlayTwo, `{"name": "three", "subnet": "172.16.0.0/16", "prefix": 24}`), []string{"overlay three: subnet 172.16.0.0/16 holds the addresses of hosts", "172.16.0.2 (agent agent-1)", "choose another range"}},
+	} {
+		plan, err := n.client.OverlaysPlan(t.Context(), api.ConfigRequest{Config: tt.network})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = n.apply(t, tt.network)
+		refused(t, err, http.StatusConflict, tt.words...)
+		for _, w := range tt.words {
+			if !strings.Contains(strings.Join(plan.Refused, "\n"), w) {
+				t.Errorf("%s: the plan does not say %q: %q", tt.name, w, plan.Refused)
+			}
+		}
+	}
+	if err := n.client.Report(t.Context(), api.StatusReport{AgentID: unknown.AgentID, Overlays: map[string]conf.OverlayStatus{"one": {Status: conf.StatusOK}}}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := n.client.OverlayRemove(t.Context(), api.OverlayRequest{Name: "one"})
+	refused(t, err, http.StatusConflict, "have not told whether containers are attached: 172.16.0.3 (agent agent-2)", "--force")
+	_, err = n.client.OverlayRemove(t.Context(), api.OverlayRequest{Name: "none"})
+	refused(t, err, http.StatusNotFound, `no overlay "none"`)
+	_, err = n.client.OverlaysApply(t.Context(), api.ConfigRequest{Config: networkOf(overlayOne, overlayTwo), Revision: 99999})
+	refused(t, err, http.StatusConflict, "changed since this was planned")
+
+	_, err = n.apply(t, `{"vtep_subnet": "44.128.0.0/20", "overlays": [{"name": "bridge", "subnet": "9.0.0.0/8", "prefix": 4}], "colour": 1}`)
+	refused(t, err, http.StatusUnprocessableEntity)
+	var bad *api.Error
+	if errors.As(err, &bad); bad.Kind != api.KindBadConfig || len(bad.Problems) < 4 {
+		t.Errorf("kind %q, problems %q", bad.Kind, bad.Problems)
+	}
+	for _, path := range []string{"vtep_mac_oui: ", "overlays[0].name: ", "overlays[0].prefix: ", "colour: "} {
+		if !slices.ContainsFunc(bad.Problems, func(p string) bool { return strings.HasPrefix(p, path) }) {
+			t.Errorf("no problem of %s in %q", path, bad.Problems)
+		}
+	}
+	if after := storedNetworkText(t, s); after != before {
+		t.Errorf("what was refused is stored: %s, before %s", after, before)
+	}
+
+	// The containers have gone, or somebody takes the network from under them.
+	p, err := n.client.OverlayRemove(t.Context(), api.OverlayRequest{Name: "two", Force: true})
+	if err != nil || !p.Applied || changes(p) != "two removed" || p.Changes[0].Containers != 3 || p.Changes[0].Hosts != 2 {
+		t.Errorf("%+v, error %v", p, err)
+	}
+	_, err = n.client.OverlayRemove(t.Context(), api.OverlayRequest{Name: "one", Force: true})
+	refused(t, err, http.StatusConflict, "is the only one")
+}
+
+func storedNetworkText(t testing.TB, s store.Store) string {
+	t.Helper()
+	kvs, _, err := s.List(t.Context(), "network")
+	if err != nil || len(kvs) != 1 {
+		t.Fatal(kvs, err)
+	}
+	return fmt.Sprint(kvs[0].Mod, string(kvs[0].Value))
+}
+
+// A drained overlay is told to agents as such, stays drained whatever file is applied
+// and however coordinators start, and shows what is left.
+func TestDrain(t *testing.T) {
+	s := newStore(t)
+	n := start(t, s, networkOf(overlayOne, strings.Replace(overlayTwo, "}", `, "allow": ["one"]}`, 1)))
+	req := nth(1)
+	req.Instance = "first"
+	n.register(t, req)
+	n.attach(t, req, map[string]int{"one": 2, "two": 0})
+	if p, err := n.client.OverlayDrain(t.Context(), "one", false); err != nil || changes(p) != "one drained" || p.Changes[0].Containers != 2 {
+		t.Fatalf("%+v, error %v", p, err)
+	}
+	draining := func(n *node) string {
+		t.Helper()
+		var out []string
+		for _, g := range n.register(t, req).Grants {
+			out = append(out, fmt.Sprint(g.Overlay.Name, " ", g.Overlay.Draining))
+		}
+		return strings.Join(out, ", ")
+	}
+	if got := draining(n); got != "one true, two false" {
+		t.Errorf("granted: %s", got)
+	}
+	overlays, err := n.client.Overlays(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o := overlays[0]; !o.Draining || o.Containers != 2 || len(o.Hosts) != 1 || o.Hosts[0].Containers != 2 || o.FileDiffers != "" {
+		t.Errorf("listed as %+v", o)
+	}
+	n.mustApply(t, networkOf(overlayOne, overlayTwo))
+	if got := draining(n); got != "one true, two false" {
+		t.Errorf("after a file was applied: %s", got)
+	}
+	n.stop()
+	again := start(t, s, networkOf(overlayOne, strings.Replace(overlayTwo, "}", `, "allow": ["one"]}`, 1)))
+	if got := draining(again); got != "one true, two false" {
+		t.Errorf("after a start with an edited file: %s", got)
+	}
+	again.attach(t, req, map[string]int{"one": 0, "two": 1})
+	if p, err := again.client.OverlayRemove(t.Context(), api.OverlayRequest{Name: "one"}); err != nil || changes(p) != "one removed\ntwo allow one -> (none)" {
+		t.Errorf("%+v, error %v", p, err)
+	}
+	if p, err := again.client.OverlayDrain(t.Context(), "two", true); err != nil || p.Applied || len(p.Changes) != 0 {
+		t.Errorf("%+v, error %v", p, err)
+	}
+	overlays, err = again.client.Overlays(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(overlays) != 2 || overlays[0].FileDiffers != "the file differs" || overlays[1].Name != "one" || overlays[1].FileDiffers != "in the file alone, not applied" || overlays[1].Leases != 1 {
+		t.Errorf("listed: %+v", overlays)
+	}
+}
+
+// A range that shrinks while a coordinator grants from it: what was granted in the
+// last moment is seen, and the change refused.
+func TestShrinkWhileGranting(t *testing.T) {
+	s := newStore(t)
+	a := start(t, s, networkOf(overlayOne))
+	g := &gate{Store: s, held: make(chan struct{}), release: make(chan struct{}), on: "network"}
+	b := start(t, g, networkOf(overlayOne))
+	done := make(chan error, 1)
+	go func() {
+		_, err := b.apply(t, networkOf(strings.Replace(overlayOne, "9.0.0.0/8", "9.0.0.0/23", 1)))
+		done <- err
+	}()
+	<-g.held
+	for i := range 3 {
+		a.register(t, nth(i))
+	}
+	close(g.release)
+	refused(t, <-done, http.StatusConflict, "9.0.2.0/24 by agent agent-2")
+	b.mustApply(t, networkOf(strings.Replace(overlayOne, "9.0.0.0/8", "9.0.0.0/22", 1)))
 }

@@ -195,6 +195,12 @@ func forgeries(t *testing.T, n *secureNode, victim, rogue, reader *person) []for
 		{"an agent reads the state", asRogue, get, api.PathMasterState, "", 403, "may not do that"},
 
 		{"a reader deletes", asReader, post, api.PathAgentsDelete, deleteVictim, 403, "may not do that"},
+		{"a reader plans a configuration", asReader, post, api.PathOverlaysPlan, `{"config": "{}"}`, 403, "may not do that"},
+		{"a reader applies a configuration", asReader, post, api.PathOverlaysApply, `{"config": "{}"}`, 403, "may not do that"},
+		{"a reader drains an overlay", asReader, post, api.PathOverlaysDrain, `{"name": "dcos"}`, 403, "may not do that"},
+		{"an agent ends the draining of an overlay", asRogue, post, api.PathOverlaysUndrain, `{"name": "dcos"}`, 403, "may not do that"},
+		{"an agent removes an overlay", asRogue, post, api.PathOverlaysRemove, `{"name": "dcos", "force": true}`, 403, "may not do that"},
+		{"nobody applies a configuration", nobody, post, api.PathOverlaysApply, `{"config": "{}"}`, 401, "certificate"},
 		{"a reader makes a token", asReader, post, api.PathTokens, createToken, 403, "may not do that"},
 		{"a reader registers", asReader, post, api.PathRegister, registerVictim, 403, "may not do that"},
 

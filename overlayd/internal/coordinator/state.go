@@ -119,11 +119,22 @@ func (c *Coordinator) Overlays() []api.Overlay {
 	out := []api.Overlay{}
 	for _, o := range c.network().Overlays {
 		p := c.view.pools.overlays[o.Name]
-		out = append(out, api.Overlay{
+		row := api.Overlay{
 			Overlay: o, Configured: true, Leases: leases[o.Name],
-			Pool: poolOf(p.v4), Pool6: poolOf(p.v6),
-		})
+			Pool: poolOf(p.v4), Pool6: poolOf(p.v6), FileDiffers: c.fileDiffersLocked(o),
+		}
+		row.Containers, _ = c.attachedTo(o.Name)
+		if o.Draining {
+			row.Hosts = c.hostsOfLocked(o.Name)
+		}
+		out = append(out, row)
 		delete(leases, o.Name)
+	}
+	for _, o := range c.file.Overlays { // those that only the file has
+		if _, ok := c.network().Overlay(o.Name); !ok {
+			out = append(out, api.Overlay{Overlay: o, Leases: leases[o.Name], FileDiffers: "in the file alone, not applied"})
+			delete(leases, o.Name)
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(leases)) {
 		out = append(out, api.Overlay{Overlay: conf.Overlay{Name: name}, Leases: leases[name]})

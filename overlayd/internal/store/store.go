@@ -32,10 +32,12 @@ type KV struct {
 }
 
 // Cond holds when Key was last modified at revision Mod; Mod 0 means the key
-// does not exist.
+// does not exist. With Prefix it holds when no key that begins with Key was
+// modified after Mod; one that was deleted does not count.
 type Cond struct {
-	Key string
-	Mod uint64
+	Key    string
+	Mod    uint64
+	Prefix bool
 }
 
 // Op puts Value at Key, or deletes Key.

@@ -341,6 +341,10 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 			m.state.Overlays[0].DockerBridge = nil
 			m.publish()
 		}, cni.ErrCodeNoOverlay, "has no bridge for the docker half"},
+		{"overlay drained", func(m *machine, _ namespace, _ *call) {
+			m.state.Overlays[0].Info.Draining = true
+			m.publish()
+		}, cni.ErrCodeDraining, "overlay dcos is being drained: no new container is attached to it on any host"},
 		{"overlay failed", func(m *machine, _ namespace, _ *call) {
 			m.state.Overlays[0].State = &conf.OverlayStatus{Status: conf.StatusFailed, Error: "no VXLAN in this kernel"}
 			m.publish()

@@ -229,6 +229,7 @@ func TestStatus(t *testing.T) {
 		{"ready", ok, 0, ""},
 		{"nothing published", func(m *machine, _ *call) { os.Remove(filepath.Join(m.run, "state.json")) }, 50, "has not published"},
 		{"lease lost", func(m *machine, _ *call) { m.state.Lease.Lost = "granted to another"; m.publish() }, 51, "granted to another"},
+		{"overlay drained", func(m *machine, _ *call) { m.state.Overlays[0].Info.Draining = true; m.publish() }, 50, "is being drained"},
 		{"bridge missing", func(m *machine, _ *call) { m.deleteLink("d-dcos") }, 51, "bridge d-dcos is missing"},
 		{"VTEP missing", func(m *machine, _ *call) { m.deleteLink("vtep1024") }, 51, "vtep1024 is missing or down"},
 		{"the plugin for addresses is not ready", func(m *machine, c *call) {

@@ -333,6 +333,7 @@ func TestNoAddressWithoutALease(t *testing.T) {
 			s.Overlays[1].DockerBridge.IP = netip.MustParsePrefix("9.0.7.128/25")
 			s.Overlays[1].MesosBridge = nil
 		}, "the network was made for 9.0.1.128/25, and overlay dcos has 9.0.7.128/25 on this host now"},
+		{"drained", func(s *conf.State) { s.Overlays[1].Info.Draining = true }, "overlay dcos is being drained: no new container is attached to it on any host"},
 		{"not ready", func(s *conf.State) {
 			s.Overlays[1].State = &conf.OverlayStatus{Status: conf.StatusFailed, Error: "no bridge"}
 		}, "overlay dcos is not ready on this host: no bridge"},

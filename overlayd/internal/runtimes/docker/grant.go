@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/conf/published"
 	"overlayd.internal/overlay/internal/conntrack"
 	"overlayd.internal/overlay/ipam"
 )
@@ -75,6 +76,12 @@ func (d *driver) requestAddress(ctx context.Context, r addressRequest) (any, err
 func (d *driver) allocate(ctx context.Context, p pool, want netip.Addr) (netip.Addr, error) {
 	state, o, err := d.ready(ctx, p)
 	if err != nil {
+		return netip.Addr{}, err
+	}
+	if err := published.Drained(o); err != nil {
+		if d.confirm(ctx, p.overlay, want) {
+			return want, nil
+		}
 		return netip.Addr{}, err
 	}
 	r := ipam.SingleRequest{

@@ -1,6 +1,7 @@
 package bbolt
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"time"
@@ -186,6 +187,12 @@ func (s *Store) readBack(cause error, rev uint64) error {
 // has no revision of its own.
 func apply(kv *records, txn store.Txn, rev uint64) (change, error) {
 	for _, c := range txn.If {
+		if c.Prefix {
+			if err := kv.unchanged([]byte(c.Key), c.Mod); err != nil {
+				return change{}, err
+			}
+			continue
+		}
 		var mod uint64
 		if b := kv.Get([]byte(c.Key)); b != nil {
 			r, err := decode([]byte(c.Key), b)
@@ -234,6 +241,22 @@ func apply(kv *records, txn store.Txn, rev uint64) (change, error) {
 type records struct {
 	*bbolt.Bucket
 	change uint64
+}
+
+// unchanged fails with ErrConflict when a key that begins with prefix was modified
+// after a revision.
+func (r *records) unchanged(prefix []byte, after uint64) error {
+	c := r.Cursor()
+	for key, b := c.Seek(prefix); bytes.HasPrefix(key, prefix); key, b = c.Next() {
+		kv, err := decode(key, b)
+		if err != nil {
+			return err
+		}
+		if kv.Mod > after {
+			return fmt.Errorf("%w: key %q is at revision %d, after %d", store.ErrConflict, key, kv.Mod, after)
+		}
+	}
+	return nil
 }
 
 // put and delete take what Get returns for the key.

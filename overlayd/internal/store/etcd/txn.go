@@ -123,6 +123,10 @@ func (s *Store) Commit(ctx context.Context, txn store.Txn) (uint64, error) {
 	}
 	var conds []clientv3.Cmp
 	for _, c := range txn.If {
+		if c.Prefix {
+			conds = append(conds, clientv3.Compare(clientv3.ModRevision(s.prefix+c.Key), "<", int64(c.Mod)+1).WithPrefix())
+			continue
+		}
 		conds = append(conds, clientv3.Compare(clientv3.ModRevision(s.prefix+c.Key), "=", int64(c.Mod)))
 	}
 	var ops []clientv3.Op

@@ -23,6 +23,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"Revisions", testRevisions},
 		{"ConflictWritesNothing", testConflict},
 		{"CheckOnly", testCheckOnly},
+		{"PrefixCondition", testPrefixCondition},
 		{"DeleteAndRecreate", testRecreate},
 		{"ListOrderAndPrefix", testList},
 		{"BadTransaction", testBad},

@@ -60,6 +60,39 @@ func testConflict(t *testing.T, s store.Store) {
 	wantList(t, s, "", kv("b", "2", r1, r2), kv("c", "2", r2, r2))
 }
 
+func testPrefixCondition(t *testing.T, s store.Store) {
+	r1 := mustPut(t, s, put("a/1", "1"), put("b", "1"))
+	r2 := mustPut(t, s, put("a/2", "1"))
+	holds := func(prefix string, after uint64) bool {
+		t.Helper()
+		_, err := s.Commit(t.Context(), store.Txn{If: []store.Cond{{Key: prefix, Mod: after, Prefix: true}}})
+		if err != nil && !errors.Is(err, store.ErrConflict) {
+			t.Fatal(err)
+		}
+		return err == nil
+	}
+	for _, tt := range []struct {
+		prefix string
+		after  uint64
+		want   bool
+	}{
+		{"a/", r2, true}, {"a/", r2 + 5, true}, {"a/", r1, false}, {"a/1", r1, true}, {"a", r1, false}, {"b", r1, true}, {"b", r1 - 1, false}, {"none/", 1, true},
+	} {
+		if got := holds(tt.prefix, tt.after); got != tt.want {
+			t.Errorf("nothing under %q after %d of %d and %d: %v, want %v", tt.prefix, tt.after, r1, r2, got, tt.want)
+		}
+	}
+	_, err := s.Commit(t.Context(), store.Txn{If: []store.Cond{{Key: "a/", Mod: r1, Prefix: true}}, Then: []store.Op{put("b", "2")}})
+	if !errors.Is(err, store.ErrConflict) {
+		t.Errorf("error %v, want ErrConflict", err)
+	}
+	wantList(t, s, "b", kv("b", "1", r1, r1))
+	r3 := mustCommit(t, s, store.Txn{If: []store.Cond{{Key: "a/", Mod: r2, Prefix: true}}, Then: []store.Op{put("b", "2"), del("a/2")}})
+	if !holds("a/", r1) || !holds("b", r3) {
+		t.Error("a key that was deleted counts")
+	}
+}
+
 func testCheckOnly(t *testing.T, s store.Store) {
 	r1 := mustPut(t, s, put("a", "1"))
 	if rev := mustCommit(t, s, store.Txn{If: []store.Cond{{Key: "a", Mod: r1}}}); rev != r1 {
