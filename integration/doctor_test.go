@@ -135,10 +135,10 @@ func TestDoctor(t *testing.T) {
 		}
 		before := strings.TrimSuffix(otherSubnet.String(), ".0/24") + ".128/25"
 		script(t, h, `
-iptables -w -A INPUT -i lo -j ACCEPT
-iptables -w -A INPUT -p tcp -j ACCEPT
-iptables -w -A INPUT -p icmp -j ACCEPT
-iptables -w -P INPUT DROP
+iptables-legacy -w -A INPUT -i lo -j ACCEPT
+iptables-legacy -w -A INPUT -p tcp -j ACCEPT
+iptables-legacy -w -A INPUT -p icmp -j ACCEPT
+iptables-legacy -w -P INPUT DROP
 iptables -w -t raw -A PREROUTING -d `+gone.Addr().String()+` ! -i d-dcos -j DROP
 nft add table inet firewalld
 ip route add `+before+` via 172.17.0.2
@@ -146,28 +146,29 @@ ip route add `+before+` via 172.17.0.2
 		must(t, os.WriteFile(filepath.Join(h.CNIConfDir, "10-other.conflist"), []byte(`{"cniVersion":"1.0.0","name":"other","plugins":[{"type":"bridge"}]}`), 0o644))
 		must(t, os.Remove(filepath.Join(h.Lab.Bin, "portmap")))
 		must(t, os.Remove(filepath.Join(h.Lab.Bin, "m-overlay")))
-		wantFindings(t, h, []string{"overlay"}, "vxlan-input", "docker-options", "firewalld", "route", "cni-order", "portmap", "plugins", "address-use")
+		wantFindings(t, h, []string{"overlay"}, "vxlan-input", "iptables-flavours", "docker-options", "firewalld", "route", "cni-order", "portmap", "plugins", "address-use")
 
 		must(t, os.Symlink(filepath.Join(binDir, "m-overlay"), filepath.Join(h.Lab.Bin, "m-overlay")))
 		must(t, os.Symlink("/usr/lib/cni/portmap", filepath.Join(h.Lab.Bin, "portmap")))
 		must(t, os.Remove(filepath.Join(h.CNIConfDir, "10-other.conflist")))
-		script(t, h, `nft delete table inet firewalld; iptables -w -t raw -F PREROUTING; iptables -w -N ufw-user-input`)
+		script(t, h, `nft delete table inet firewalld; iptables -w -t raw -F PREROUTING; iptables-legacy -w -N ufw-user-input`)
 		for _, c := range full {
 			must(t, c.Remove(t.Context()))
 		}
 		// What is printed for the route cures it. Addresses are cooling, and count.
-		for _, f := range wantFindings(t, h, []string{"overlay", "address-use"}, "ufw", "route") {
+		for _, f := range wantFindings(t, h, []string{"overlay", "address-use", "iptables-flavours"}, "ufw", "route") {
 			if f.Check == "route" {
 				script(t, h, f.Fix)
 			}
 		}
-		script(t, h, `iptables -w -X ufw-user-input`)
+		script(t, h, `iptables-legacy -w -X ufw-user-input`)
 		// --fix opens the port.
 		for _, f := range doctor(t, h, "--fix") {
-			if f.Check != "address-use" {
+			if f.Check != "address-use" && f.Check != "iptables-flavours" {
 				t.Errorf("after --fix: %+v", f)
 			}
 		}
+		script(t, h, `iptables-legacy -w -F; iptables-legacy -w -P INPUT ACCEPT`)
 	})
 
 	t.Run("the way", func(t *testing.T) {

@@ -12,9 +12,12 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
-// driftQuiet is how long the same repair is not logged again: somebody may undo
-// it every second.
-const driftQuiet = time.Minute
+// The same repair over and over, because somebody undoes it every second, is
+// logged a few times and then once in a while.
+const (
+	driftAlike = 3
+	driftQuiet = time.Minute
+)
 
 // driftLog counts what others changed of ours and was put back, and logs it.
 type driftLog struct {
@@ -22,7 +25,8 @@ type driftLog struct {
 	count  func(kind string, n int)
 	state  *conf.DriftState // nil: nothing yet
 	counts map[string]int   // of state
-	logged time.Time        // when state.Last was logged
+	alike  int              // how often in a row it was state.Last
+	logged time.Time        // when it was last logged
 }
 
 // take takes in what one round put back.
@@ -31,7 +35,10 @@ func (d *driftLog) take(drift datapath.Drift, now time.Time) {
 		return
 	}
 	s := &conf.DriftState{Last: strings.Join(drift.What, "; "), LastAt: now.UTC().Format(time.RFC3339)}
-	again := d.state != nil && d.state.Last == s.Last && now.Sub(d.logged) < driftQuiet
+	if d.state != nil && d.state.Last != s.Last {
+		d.alike = 0
+	}
+	d.alike++
 	if d.counts == nil {
 		d.counts = map[string]int{}
 	}
@@ -45,7 +52,7 @@ func (d *driftLog) take(drift datapath.Drift, now time.Time) {
 		s.Counts = append(s.Counts, conf.DriftCount{Kind: kind, Objects: d.counts[kind]})
 	}
 	d.state = s // replaced, not changed: the last one is being served
-	if again {
+	if d.alike > driftAlike && now.Sub(d.logged) < driftQuiet {
 		return
 	}
 	d.logged = now

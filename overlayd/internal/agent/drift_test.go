@@ -12,7 +12,8 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/datapath"
 )
 
-// Every repair counts; the same one over and over is logged once a minute.
+// Every repair counts; the same one over and over is logged three times, then once
+// a minute.
 func TestDriftLog(t *testing.T) {
 	var out bytes.Buffer
 	counted := map[string]int{}
@@ -27,10 +28,16 @@ func TestDriftLog(t *testing.T) {
 	}{
 		{datapath.Drift{}, 0, 0},
 		{link, time.Second, 1},
-		{link, time.Second, 1},
-		{both, time.Second, 2},
+		{link, time.Second, 2},
 		{link, time.Second, 3},
-		{link, driftQuiet, 4},
+		{link, time.Second, 3},
+		{link, time.Second, 3},
+		{both, time.Second, 4},
+		{link, time.Second, 5},
+		{link, driftQuiet, 6},
+		{link, time.Second, 7},
+		{link, time.Second, 7},
+		{link, driftQuiet, 8},
 	} {
 		now = now.Add(step.later)
 		d.take(step.drift, now)
@@ -38,7 +45,7 @@ func TestDriftLog(t *testing.T) {
 			t.Errorf("logged %d times, want %d:\n%s", got, step.logged, &out)
 		}
 	}
-	if counted["link"] != 5 || counted["sysctl"] != 2 || !slices.Equal(d.state.Counts, []conf.DriftCount{{Kind: "link", Objects: 5}, {Kind: "sysctl", Objects: 2}}) {
+	if counted["link"] != 11 || counted["sysctl"] != 2 || !slices.Equal(d.state.Counts, []conf.DriftCount{{Kind: "link", Objects: 11}, {Kind: "sysctl", Objects: 2}}) {
 		t.Errorf("counted %v, published %v", counted, d.state)
 	}
 	if !strings.Contains(out.String(), `objects=3 kinds=link,sysctl what="link set m-dcos up; sysctl x=1"`) {

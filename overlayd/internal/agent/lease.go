@@ -27,6 +27,7 @@ const (
 	publishProblem     = "publishing"
 	filesProblem       = "files of the container runtimes"
 	followProblem      = "following the peers"
+	stoppedProblem     = "rules of others"
 	fastProblem        = "fast path"
 	hostProblem        = "host"
 	overlayProblem     = "overlay " // and its name

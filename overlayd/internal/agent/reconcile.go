@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"overlayd.internal/overlay/conf"
@@ -74,6 +75,11 @@ func (l *loop) takeReport(report datapath.Report, lost string) {
 	}
 	o.lost = lost
 	o.failing = l.reportFailures()
+	var stopped error
+	if len(report.Stopped) > 0 {
+		stopped = errors.New(strings.Join(report.Stopped, "; "))
+	}
+	l.problems.Report(stoppedProblem, stopped)
 	o.healthy = o.healthy || !o.failing
 	l.logPhase()
 }

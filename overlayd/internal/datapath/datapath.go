@@ -60,6 +60,7 @@ type Report struct {
 	Changed   int              // kernel objects added, changed or removed
 	PeersOnly bool             // only peers had to be looked at
 	Notices   []string         // what somebody should look at, though overlays work without it
+	Stopped   []string         // which rules of others stop packets of the overlays
 	// Drift is what of Changed others had done, where nothing new was asked for.
 	Drift Drift
 }
@@ -80,6 +81,7 @@ type Datapath struct {
 	firewalld firewalld.Client
 
 	warned  warned
+	others  others
 	settled *settled // what the last Apply of everything came to; nil: there was none
 	drift   *drift   // of the Apply under way
 }
@@ -235,6 +237,7 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	if err != nil {
 		failed = append(failed, plan.Problem{Err: err})
 	}
+	d.lookAtOthers(ctx, p.Wanted)
 	// Last: a firewalld that does not answer takes seconds.
 	n, err = d.passFirewalld(ctx, p.Wanted, have)
 	changed += n
@@ -261,7 +264,7 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	problems := append(p.Problems, failed...)
 	d.settle(w, p.MTU, peers, problems)
 	r := newReport(problems, p.MTU, changed, err)
-	r.Refused, r.Notices = p.Refused, p.Notices
+	r.Refused, r.Notices, r.Stopped = p.Refused, p.Notices, d.others.found
 	return r, err
 }
 
@@ -292,7 +295,7 @@ func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report
 	}
 	m.replace(old, now)
 	r = newReport(append(slices.Clip(m.problems), failed...), m.mtu, result.Changed, err)
-	r.PeersOnly, r.Refused, r.Notices = true, m.refused, m.notices
+	r.PeersOnly, r.Refused, r.Notices, r.Stopped = true, m.refused, m.notices, d.others.found
 	return r, true
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -215,6 +216,9 @@ func (d *Datapath) rulesAltered() bool {
 	if d.rules.active == nil {
 		return false
 	}
+	if d.others.skipped && time.Since(d.others.at) >= othersPause {
+		return true
+	}
 	altered, err := d.rules.active.Altered()
 	if err != nil && !d.warned.altered {
 		d.log.Warn("cannot ask whether the rules were changed; they are repaired at the next look", logkey.Err, err)
@@ -245,15 +249,16 @@ func concernsFirewall(h rtnl.Message) bool {
 	}
 	switch h.Type & 0xff {
 	case unix.NFT_MSG_DELTABLE:
-		return ours || theirs && (table == "filter" || table == "nat" || table == "raw")
+		return ours || theirs && (table == "filter" || table == "nat" || table == "raw") || family == unix.NFPROTO_INET
 	case unix.NFT_MSG_DELCHAIN:
 		return ours || theirs && mark.IsOurChain(names[unix.NFTA_CHAIN_NAME])
 	case unix.NFT_MSG_DELRULE:
 		return ours && chain != mark.UserChain || theirs && (mark.IsOurChain(chain) || isHook(chain))
 	case unix.NFT_MSG_NEWRULE:
 		return ours && chain != mark.UserChain || theirs && (mark.IsOurChain(chain) || isHook(chain))
-	case unix.NFT_MSG_NEWCHAIN: // a policy
-		return ours
+	case unix.NFT_MSG_NEWCHAIN: // a policy; of others, it may drop what is ours
+		_, base := names[unix.NFTA_CHAIN_HOOK]
+		return ours || base && (theirs || family == unix.NFPROTO_INET)
 	case unix.NFT_MSG_DELSET:
 		return ours
 	case unix.NFT_MSG_DELSETELEM:

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/firewall/foreign"
 	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/audit"
@@ -75,9 +76,7 @@ func TestChecks(t *testing.T) {
 	hour := time.Hour
 	rules := func(command, text string) func(*testing.T, *host) {
 		return func(_ *testing.T, h *host) {
-			r := ruleset{command: command}
-			r.parse(text)
-			h.rules = append(h.rules, r)
+			h.rules.Sets = append(h.rules.Sets, foreign.Parse(command, text))
 		}
 	}
 	for _, tt := range []struct {
@@ -149,7 +148,7 @@ func TestChecks(t *testing.T) {
 		{"FORWARD drops", checkForwardPolicy, rules("iptables-nft", "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -j DOCKER-USER\n"), "policy of FORWARD"},
 		{"FORWARD drops behind ours", checkForwardPolicy, rules("iptables-nft", "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -j OVERLAY-FORWARD\n"), ""},
 		{"a drop before ours", checkForwardPolicy, rules("iptables-nft", "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j REJECT --reject-with icmp-host-prohibited\n-A FORWARD -j OVERLAY-FORWARD\n"), "stands before"},
-		{"INPUT drops", checkInput, rules("iptables-nft", "*filter\n:INPUT DROP [0:0]\n"), "INPUT drops"},
+		{"INPUT drops", checkInput, rules("iptables-nft", "*filter\n:INPUT DROP [0:0]\n"), "policy of INPUT is DROP"},
 		{"INPUT drops all but ours", checkInput, rules("iptables-nft", "*filter\n:INPUT DROP [0:0]\n-A INPUT -p udp -m udp --dport 64000 -j ACCEPT\n"), ""},
 		{"ufw", checkUFW, rules("iptables-nft", "*filter\n:INPUT DROP [0:0]\n:ufw-user-input - [0:0]\n"), "ufw is active"},
 		{"ufw allows", checkUFW, rules("iptables-nft", "*filter\n:ufw-user-input - [0:0]\n-A ufw-user-input -p udp -m udp --dport 64000 -j ACCEPT\n"), ""},

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/firewall/foreign"
 	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/overlayd/internal/audit"
 )
@@ -34,7 +35,7 @@ type host struct {
 
 	links        map[string]rtnl.Link // by name
 	addresses    map[int][]netip.Prefix
-	rules        []ruleset // of iptables, each flavour and family
+	rules        foreign.Rules // of others
 	coordinators []Coordinator
 
 	found []Finding // by the checks before
@@ -64,7 +65,7 @@ func read(ctx context.Context, o Options) (*host, error) {
 		h.conn.Close()
 		return nil, err
 	}
-	h.rules = readRules(ctx)
+	h.rules = foreign.Read(ctx)
 	if h.Coordinators != nil && h.stateErr == nil {
 		h.coordinators = h.Coordinators(ctx, h.state.Coordinators)
 	}

@@ -12,17 +12,6 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/audit/echo"
 )
 
-// loaded reports whether the legacy flavour of iptables has tables in this
-// namespace.
-func loaded(family string) bool {
-	name := "ip_tables_names"
-	if family == "ip6tables" {
-		name = "ip6_tables_names"
-	}
-	b, err := os.ReadFile("/proc/self/net/" + name)
-	return err == nil && len(b) > 0
-}
-
 func checkConntrack(h *host) []Finding {
 	count, ok := h.sysctlNumber("net/netfilter/nf_conntrack_count")
 	limit, ok2 := h.sysctlNumber("net/netfilter/nf_conntrack_max")

@@ -175,7 +175,7 @@ func (a *applier) sysctl(o plan.Op) {
 func encode(b *rtnl.Batch, o plan.Op, index, master int) {
 	switch o.Obj {
 	case plan.VTEPLink, plan.BridgeLink, plan.LinkAlias, plan.LinkMTU, plan.LinkMAC, plan.LinkUp,
-		plan.LinkMaster, plan.BridgePort, plan.BridgeSTPOff, plan.VXLANLearning:
+		plan.LinkMaster, plan.BridgePort, plan.BridgeSTPOff, plan.BridgeNoDelay, plan.VXLANLearning:
 		encodeLink(b, o, index, master)
 	case plan.Address:
 		if o.Act == plan.Del {
@@ -225,6 +225,8 @@ func encodeLink(b *rtnl.Batch, o plan.Op, index, master int) {
 		b.Attr32(unix.IFLA_MASTER, uint32(master))
 	case plan.BridgeSTPOff:
 		encodeKind(b, "bridge", func(b *rtnl.Batch) { b.Attr32(unix.IFLA_BR_STP_STATE, 0) })
+	case plan.BridgeNoDelay: // refused in the message that turns the spanning tree off
+		encodeKind(b, "bridge", func(b *rtnl.Batch) { b.Attr32(unix.IFLA_BR_FORWARD_DELAY, 0) })
 	case plan.VXLANLearning:
 		encodeKind(b, "vxlan", func(b *rtnl.Batch) { b.Attr(unix.IFLA_VXLAN_LEARNING, 0) })
 	case plan.BridgePort:

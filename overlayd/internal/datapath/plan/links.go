@@ -103,6 +103,7 @@ func (p *Plan) planBridge(d Device, have *State) bool {
 	}
 	if l.STP {
 		p.add(Op{Act: Set, Obj: BridgeSTPOff, Dev: d.Name, Overlay: d.Overlay})
+		p.add(Op{Act: Set, Obj: BridgeNoDelay, Dev: d.Name, Overlay: d.Overlay})
 	}
 	if l.Master != 0 {
 		p.add(Op{Act: Set, Obj: LinkMaster, Dev: d.Name, Overlay: d.Overlay})

@@ -52,6 +52,7 @@ const (
 	LinkMaster    // a port into its bridge, or a device out of one
 	BridgePort    // how a bridge treats a port
 	BridgeSTPOff  // no spanning tree
+	BridgeNoDelay // before a port forwards, as bridges are made; only without spanning tree
 	VXLANLearning // off
 	Sysctl
 	Address
@@ -94,7 +95,7 @@ func (o Op) IsLink() bool { return o.Obj == VTEPLink || o.Obj == BridgeLink }
 // until the operation is done.
 func (o Op) ChangesLink() bool {
 	switch o.Obj {
-	case VTEPLink, BridgeLink, LinkAlias, LinkMTU, LinkMAC, LinkUp, LinkMaster, VXLANLearning, BridgeSTPOff:
+	case VTEPLink, BridgeLink, LinkAlias, LinkMTU, LinkMAC, LinkUp, LinkMaster, VXLANLearning, BridgeSTPOff, BridgeNoDelay:
 		return true
 	}
 	return false
@@ -118,7 +119,7 @@ func (o Op) NeedsIndex() bool {
 // String is the change as one would type it after "ip" (or "bridge", "sysctl").
 func (o Op) String() string {
 	switch o.Obj {
-	case VTEPLink, BridgeLink, LinkAlias, LinkMTU, LinkMAC, LinkUp, LinkMaster, BridgePort, BridgeSTPOff, VXLANLearning:
+	case VTEPLink, BridgeLink, LinkAlias, LinkMTU, LinkMAC, LinkUp, LinkMaster, BridgePort, BridgeSTPOff, BridgeNoDelay, VXLANLearning:
 		return o.linkString()
 	case Sysctl:
 		return fmt.Sprintf("sysctl %s=%s", o.Key, o.Value)
@@ -176,6 +177,8 @@ func (o Op) linkString() string {
 		return set + "hairpin on learning on flood on mcast_flood on bcast_flood on isolated off"
 	case BridgeSTPOff:
 		return set + "type bridge stp_state 0"
+	case BridgeNoDelay:
+		return set + "type bridge forward_delay 0"
 	case VXLANLearning:
 		return set + "type vxlan nolearning"
 	}
