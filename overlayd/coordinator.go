@@ -29,7 +29,8 @@ type coordinatorFlags struct {
 	store                    storeFlags
 	advertise                []string
 	pkiDir, joinToken        string
-	statePublic, insecure    bool
+	statePublic, pagePublic  bool
+	insecure                 bool
 }
 
 // declare declares the flags. A new flag of the coordinator is one more line here.
@@ -43,6 +44,7 @@ func (f *coordinatorFlags) declare(fs *pflag.FlagSet) {
 	fs.Var(cli.String(&f.pkiDir, "", "DIR"), "pki-dir", "where a CA lies that is to be the cluster's: ca.crt and ca.key (default: one is made)")
 	fs.Var(cli.Func("TOKEN", "", setToken(&f.joinToken)), "join-token", "of role coordinator: what a further coordinator on the same store starts with, once")
 	fs.BoolVar(&f.statePublic, "state-public", false, "serve /overlay-master/state to anybody, to be read by DC/OS tools")
+	fs.BoolVar(&f.pagePublic, "page-public", false, "show the page to anybody, with the agents, containers, addresses and events that it reads")
 	fs.BoolVar(&f.insecure, "insecure", false, "plain HTTP without any identity, for a laboratory")
 }
 
@@ -101,7 +103,7 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 	}
 	defer witness.Close()
 	c, err := f.begin(ctx, coordinator.Options{
-		Network: network, Store: st, Log: log, Version: version, Shared: shared, Identity: identity, StatePublic: f.statePublic,
+		Network: network, Store: st, Log: log, Version: version, Shared: shared, Identity: identity, StatePublic: f.statePublic, PagePublic: f.pagePublic,
 		Adopt: coordinator.Adopt{Cluster: f.store.adopt, Witness: witness},
 	})
 	if err != nil {

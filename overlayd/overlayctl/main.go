@@ -41,6 +41,7 @@ func (e *env) commands() []*cobra.Command {
 		e.explainCommand(),
 		e.pingCommand(),
 		e.reportCommand(),
+		e.pageCommand(),
 		e.versionCommand(),
 	}
 }

@@ -145,8 +145,7 @@ func (c *Coordinator) admit(w http.ResponseWriter, r *http.Request, need access)
 	case from.may(need):
 		return r.WithContext(context.WithValue(r.Context(), askerKey{}, from)), nil
 	case !from.identified():
-		return nil, refuse(http.StatusUnauthorized, "this coordinator serves those that have joined the cluster, with a certificate; "+
-			"join with a token: overlayd agent --join-token for a host, overlayctl login --token for a person")
+		return nil, stranger(r)
 	}
 	return nil, refuse(http.StatusForbidden, "%s may not do that (%s %.200q); it needs another role: overlayctl login with a token of role operator", from.who, r.Method, r.URL.Path)
 }

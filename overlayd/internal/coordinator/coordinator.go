@@ -50,6 +50,7 @@ type Options struct {
 
 	Identity    *pki.Registry // nil: nobody has to say who it is
 	StatePublic bool          // anybody may read the state of the cluster
+	PagePublic  bool          // anybody may see the page, and read what it reads
 }
 
 // Coordinator is safe for concurrent use.
@@ -64,6 +65,7 @@ type Coordinator struct {
 
 	identity    *pki.Registry // nil: insecure
 	statePublic bool
+	pagePublic  bool
 
 	counts *counts
 	pace   pace
@@ -115,7 +117,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 		file: o.Network, counts: counts, store: store.Timed(o.Store, counts.storeTook), term: o.Term, log: o.Log,
 		version: o.Version, shared: o.Shared,
 		started:  time.Now(),
-		identity: o.Identity, statePublic: o.StatePublic,
+		identity: o.Identity, statePublic: o.StatePublic, pagePublic: o.PagePublic,
 		run:       rand.Text(),
 		pace:      defaultPace,
 		body:      serve.BodyTimeout,

@@ -43,7 +43,7 @@ func (c *Coordinator) handler(ended <-chan struct{}) http.Handler {
 	routes = append(routes, c.reservedRoutes()...)
 	routes = append(routes, c.networkRoutes()...)
 	routes = append(routes, c.identityRoutes()...)
-	return c.api(routes).Handler()
+	return c.api(c.withPage(routes)).Handler()
 }
 
 // code is the status of an error that is no refusal; 0: none in particular.

@@ -1,0 +1,149 @@
+// What the page knows of the cluster: asked for once, and again after events.
+
+const stream = '/v1/events';
+
+// How long at least between two readings of the same thing. A large cluster's
+// answers are large, so a reading also rests for twenty times as long as it took.
+const rest = 1000, restFactor = 20;
+const kept = 5000; // events
+
+export class Model extends EventTarget {
+  constructor() {
+    super();
+    this.agents = [];
+    this.overlays = [];
+    this.usage = {overlays: [], agents: []};
+    this.containers = 0;
+    this.events = []; // the newest last
+    this.seen = 0; // events ever received
+    this.loaded = new Set();
+    this.live = 'off';
+    this.incoming = [];
+    this.readings = {
+      agents: new Reading(() => this.get('/v1/agents'), list => { this.agents = list || []; this.index(); }, this),
+      overlays: new Reading(() => this.get('/v1/overlays'), list => { this.overlays = list || []; }, this),
+      usage: new Reading(() => this.get('/v1/addresses'), u => { this.usage = {overlays: u.overlays || [], agents: u.agents || []}; }, this),
+      containers: new Reading(() => this.get('/v1/containers?limit=1'), l => { this.containers = l.total; }, this),
+    };
+    this.byID = new Map();
+  }
+
+  index() {
+    this.byID = new Map(this.agents.map(a => [a.agent_id, a]));
+  }
+
+  // colour is the index of an overlay's colour: its place in the configuration.
+  colour(overlay) {
+    return Math.max(0, this.overlays.findIndex(o => o.name === overlay));
+  }
+
+  async get(path, signal) {
+    const answer = await fetch(path, {signal, headers: {Accept: 'application/json'}, cache: 'no-store'});
+    if (!answer.ok) {
+      const said = await answer.json().catch(() => ({}));
+      const why = said.error || answer.statusText || 'no reason given';
+      throw Object.assign(new Error(`the coordinator answers ${answer.status}: ${why}`), {status: answer.status});
+    }
+    return answer.json();
+  }
+
+  start() {
+    for (const r of Object.values(this.readings)) r.want();
+    this.listen();
+    setInterval(() => { if (!document.hidden) for (const r of Object.values(this.readings)) r.want(); }, 30000);
+    setInterval(() => this.take(), 250);
+    document.addEventListener('visibilitychange', () => { if (!document.hidden) for (const r of Object.values(this.readings)) r.want(); });
+  }
+
+  listen() {
+    const last = this.events.length ? '?after=' + encodeURIComponent(this.events[this.events.length - 1].id) : '';
+    const s = new EventSource(stream + last);
+    s.onopen = () => this.setLive('on');
+    s.onerror = () => {
+      this.setLive('off');
+      if (s.readyState === EventSource.CLOSED) setTimeout(() => this.listen(), 5000);
+    };
+    const got = m => this.incoming.push(m.data);
+    for (const kind of kinds) s.addEventListener(kind, got);
+    s.onmessage = got;
+  }
+
+  setLive(live) {
+    if (live === this.live) return;
+    this.live = live;
+    this.tell('live');
+    if (live === 'on') for (const r of Object.values(this.readings)) r.want(); // what happened in between
+  }
+
+  // take takes over the events that have come since the last time, at once.
+  take() {
+    if (!this.incoming.length) return;
+    const raw = this.incoming;
+    this.incoming = [];
+    const fresh = [];
+    for (const data of raw) {
+      try {
+        const e = JSON.parse(data);
+        fresh.push(e);
+        for (const name of touches(e.kind)) this.readings[name].want();
+      } catch (err) {
+        console.warn('an event cannot be read', err);
+      }
+    }
+    this.seen += fresh.length;
+    this.events = this.events.concat(fresh);
+    if (this.events.length > kept) this.events = this.events.slice(-kept);
+    this.dispatchEvent(new CustomEvent('events', {detail: fresh}));
+  }
+
+  tell(what) { this.dispatchEvent(new CustomEvent('change', {detail: what})); }
+
+  failed(err) { this.dispatchEvent(new CustomEvent('failed', {detail: err})); }
+}
+
+export const kinds = ['agent_joined', 'agent_gone', 'agent_changed', 'agent_connected', 'agent_disconnected', 'container_attached', 'container_detached',
+  'overlay_changed', 'addresses_warning', 'addresses_full', 'addresses_ok', 'problem_begun', 'problem_ended'];
+
+// touches says what an event makes old.
+function touches(kind) {
+  if (kind.startsWith('container_')) return ['containers', 'usage'];
+  if (kind.startsWith('addresses_')) return ['usage'];
+  if (kind.startsWith('problem_')) return ['agents'];
+  if (kind === 'agent_connected' || kind === 'agent_disconnected') return ['agents'];
+  return ['agents', 'overlays', 'usage'];
+}
+
+// Reading asks for one thing whenever it is wanted, never twice at a time, and
+// not too often.
+class Reading {
+  constructor(ask, take, model) {
+    Object.assign(this, {ask, take, model, wanted: false, busy: false, next: 0, timer: 0});
+  }
+
+  want() {
+    this.wanted = true;
+    if (this.busy || this.timer || document.hidden && this.next) return;
+    this.timer = setTimeout(() => this.run(), Math.max(0, this.next - performance.now()));
+  }
+
+  async run() {
+    this.timer = 0;
+    this.busy = true;
+    this.wanted = false;
+    const began = performance.now();
+    const name = Object.keys(this.model.readings).find(k => this.model.readings[k] === this);
+    try {
+      const answer = await this.ask();
+      this.take(answer);
+      this.model.loaded.add(name);
+      this.model.failed(null);
+      this.model.tell(name);
+    } catch (err) {
+      this.model.failed(err);
+    }
+    const took = performance.now() - began;
+    this.next = performance.now() + Math.max(rest, restFactor * took);
+    this.busy = false;
+    if (this.wanted) this.want();
+  }
+}
