@@ -1,6 +1,7 @@
 package conf
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 )
@@ -19,6 +20,7 @@ type Lease struct {
 	Bridges     []Half  `json:"bridges"` // the halves for which the host has bridges
 	VTEP        VTEP    `json:"vtep"`
 	Grants      []Grant `json:"overlays"` // in configuration order
+	Underlay
 	// Signed is this lease as the agent is to show it, should the store be lost.
 	Signed *SignedLease `json:"signed,omitempty"`
 }
@@ -31,6 +33,47 @@ type SignedLease struct {
 	// Signatures are by the keys of the cluster of then; one of them will do. There
 	// is none in a cluster without identities.
 	Signatures [][]byte `json:"signatures,omitempty"`
+}
+
+// Underlay is what a host says about itself that others have to know before they
+// send to it. A host of an earlier release says nothing.
+type Underlay struct {
+	// Direct: it takes packets of peers on its links without VXLAN.
+	Direct bool `json:"direct,omitempty"`
+	// MTU is that of an overlay packet that its underlay interface takes; 0: not
+	// known.
+	MTU int `json:"mtu,omitempty"`
+}
+
+// CheckUnderlay says what is wrong with it, or nil.
+func CheckUnderlay(u Underlay) error {
+	if u.MTU != 0 && (u.MTU < minOverlayMTU || u.MTU > maxMTU) {
+		return fmt.Errorf("mtu %d: want %d to %d, or 0 where it is not known", u.MTU, minOverlayMTU, maxMTU)
+	}
+	return nil
+}
+
+// The least that any IPv4 host takes, and the most that an IP packet can have.
+const (
+	minOverlayMTU = 68
+	maxMTU        = 65535
+)
+
+// Routing is how a host sends to its peers.
+type Routing string
+
+// The ways.
+const (
+	RoutingVXLAN  Routing = "vxlan"  // to all of them in VXLAN
+	RoutingDirect Routing = "direct" // to those on its link by a plain route, where both hosts are for it
+)
+
+// ParseRouting turns "vxlan" or "direct" into a Routing.
+func ParseRouting(s string) (Routing, error) {
+	if r := Routing(s); r == RoutingVXLAN || r == RoutingDirect {
+		return r, nil
+	}
+	return "", fmt.Errorf("%q: want %s or %s", s, RoutingVXLAN, RoutingDirect)
 }
 
 // Term is TermSeconds as a duration.
@@ -63,13 +106,27 @@ type Peer struct {
 	VTEPIP6 netip.Addr     `json:"vtep_ip6,omitzero"`
 	VTEPMAC MAC            `json:"vtep_mac"`
 	Subnets []netip.Prefix `json:"subnets,omitempty"` // agent subnets of every overlay and family
+	Underlay
+}
+
+// VTEPOf is the peer's VTEP address of the family of a, as a prefix; invalid where
+// it has none.
+func (p Peer) VTEPOf(a netip.Addr) netip.Prefix {
+	vtep := p.VTEPIP
+	if a.Is6() {
+		vtep = p.VTEPIP6
+	}
+	if !vtep.IsValid() {
+		return netip.Prefix{}
+	}
+	return netip.PrefixFrom(vtep, vtep.BitLen())
 }
 
 // Peer returns the lease as others see it.
 func (l Lease) Peer() Peer {
 	p := Peer{
 		AgentID: l.AgentID, AgentIP: l.AgentIP, Epoch: l.Epoch,
-		VTEPIP: l.VTEP.IP.Addr(), VTEPMAC: l.VTEP.MAC,
+		VTEPIP: l.VTEP.IP.Addr(), VTEPMAC: l.VTEP.MAC, Underlay: l.Underlay,
 	}
 	if l.VTEP.IP6.IsValid() {
 		p.VTEPIP6 = l.VTEP.IP6.Addr()

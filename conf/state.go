@@ -114,6 +114,9 @@ type DatapathState struct {
 	Mode   string `json:"mode"`             // auto, kernel or ebpf: what the operator wants
 	Taken  string `json:"taken"`            // kernel or ebpf
 	Reason string `json:"reason,omitempty"` // why not ebpf
+	// Routing is how the host sends to its peers; a host of an earlier release has
+	// vxlan and says nothing.
+	Routing Routing `json:"routing,omitempty"`
 }
 
 // DriftState is what others changed or removed of the agent's kernel objects and

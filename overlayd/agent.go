@@ -52,6 +52,8 @@ func (f *agentFlags) declare(fs *pflag.FlagSet) {
 		"address and port to serve the state on; empty: only the socket in the run directory")
 	fs.Var(cli.Func("auto|kernel|ebpf", string(fast.Auto), setDatapath(&f.Datapath)), "datapath",
 		"which way traffic between hosts takes: past the kernel's VXLAN device by BPF programs, where the host suits it (auto), wherever it can (ebpf) or not (kernel)")
+	fs.Var(cli.Func("vxlan|direct", string(conf.RoutingVXLAN), setRouting(&f.Routing)), "routing",
+		"how to send to other hosts: all of them in VXLAN, or those on the same link by a plain route (direct), where they are set so as well")
 	fs.Var(cli.Func("DURATION", (conf.DefaultCoolingSeconds*time.Second).String(), setCooling(&f.Cooling)), "cooling",
 		"how long a released address rests before it is used again; 0: not at all")
 	fs.Var(cli.Func("KIND", "auto", setFirewall(&f.Firewall)), "firewall",
@@ -176,6 +178,13 @@ func setBridges(to *[]conf.Half) func(string) error {
 func setDatapath(to *fast.Mode) func(string) error {
 	return func(s string) (err error) {
 		*to, err = fast.ParseMode(s)
+		return err
+	}
+}
+
+func setRouting(to *conf.Routing) func(string) error {
+	return func(s string) (err error) {
+		*to, err = conf.ParseRouting(s)
 		return err
 	}
 }

@@ -128,7 +128,7 @@ func scanState(b []byte, st *conf.State) bool {
 		{"cooling_seconds", &st.CoolingSeconds},
 		{"coordinators", &st.Coordinators},
 		{"datapath", func() {
-			s.object(fields{{"mode", &st.Datapath.Mode}, {"taken", &st.Datapath.Taken}, {"reason", &st.Datapath.Reason}})
+			s.object(fields{{"mode", &st.Datapath.Mode}, {"taken", &st.Datapath.Taken}, {"reason", &st.Datapath.Reason}, {"routing", (*string)(&st.Datapath.Routing)}})
 		}},
 		{"directories", func() {
 			s.object(fields{

@@ -29,6 +29,7 @@ type Host struct {
 	FindsIP  bool   // the agent is not told its IP
 	Bin      string // directory of the programs of another build; empty: those of the lab
 	Datapath string // which way traffic takes (--datapath); empty: the agent decides
+	Routing  string // how it sends to other hosts (--routing); empty: as by default
 
 	RunDir, StateDir, CNIConfDir, UCRConfDir string
 	cniCache                                 string
@@ -181,6 +182,9 @@ func (h *Host) StartAgent(coordinator string, args ...string) (err error) {
 	if h.Datapath != "" {
 		argv = append(argv, "--datapath", h.Datapath)
 	}
+	if h.Routing != "" {
+		argv = append(argv, "--routing", h.Routing)
+	}
 	h.Proc, err = h.Lab.Start(h.Netns, "agent-"+filepath.Base(h.Dir), argv...)
 	return err
 }
@@ -303,7 +307,7 @@ func WaitMesh(ctx context.Context, hosts ...*Host) error {
 						if !p.IsValid() {
 							continue
 						}
-						if err := h.viaVTEP(ctx, p.Addr().Next()); err != nil {
+						if err := h.leadsTo(ctx, p.Addr().Next(), to); err != nil {
 							return h.alive(err)
 						}
 					}
@@ -318,13 +322,21 @@ func WaitMesh(ctx context.Context, hosts ...*Host) error {
 	return nil
 }
 
-func (h *Host) viaVTEP(ctx context.Context, to netip.Addr) error {
-	route, err := h.Run(ctx, "ip", "route", "get", to.String())
+// leadsTo checks the way to an address of another host: by the VTEP or, where both
+// are told to send direct and the underlay is of the address's family, without.
+func (h *Host) leadsTo(ctx context.Context, addr netip.Addr, to *Host) error {
+	route, err := h.Run(ctx, "ip", "route", "get", addr.String())
 	if err != nil {
 		return err
 	}
 	f := strings.Fields(route)
 	hop := field(f, "via")
+	if under := to.Underlay(); h.Routing == "direct" && to.Routing == "direct" && under.Is6() == addr.Is6() {
+		if hop != under.String() {
+			return fmt.Errorf("the route is %q, not via %s", strings.TrimSpace(route), under)
+		}
+		return nil
+	}
 	if field(f, "dev") != "vtep1024" || hop == "" {
 		return fmt.Errorf("the route is %q", strings.TrimSpace(route))
 	}

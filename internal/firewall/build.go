@@ -25,13 +25,14 @@ const (
 	strictSet    = "strict"    // strictly isolated overlays
 	strictOwnSet = "strictown" // such an overlay and its bridges
 	linkSet      = "link"      // what never leaves a link
+	DirectSet    = "direct"    // what peers send from without VXLAN, and the device they send to
 )
 
 // SetNames are the names of all sets that Build may make.
 func SetNames() []string {
 	return []string{
 		PeersSet, devicesSet, bridgesSet, overlaysSet, poolsSet, oursSet, staySet, ownSet,
-		reachSet, openSet, openOwnSet, guestsSet, strictSet, strictOwnSet, linkSet,
+		reachSet, openSet, openOwnSet, guestsSet, strictSet, strictOwnSet, linkSet, DirectSet,
 	}
 }
 
@@ -43,6 +44,13 @@ type Config struct {
 	Peers     []netip.Addr // underlay addresses that may send VXLAN
 	Local     []netip.Addr // addresses of this host: gateways, VTEP, underlay
 	Underlay6 bool         // VXLAN comes in IPv6
+	Direct    *Direct      // nil: overlay packets come in VXLAN only
+}
+
+// Direct is what is taken without VXLAN.
+type Direct struct {
+	// Sources are subnets of peers, each with the device that it sends to.
+	Sources []Element
 }
 
 // Overlay is one overlay network.
@@ -141,6 +149,9 @@ func (b *builder) sets() {
 	b.set(staySet, Prefixes, prefixes(slices.Concat(all, b.VTEPPools, linkLocal())...))
 	b.pairs()
 	b.set(openSet, Prefixes, prefixes(open...))
+	if b.Direct != nil {
+		b.set(DirectSet, SourcesOnDevice, b.Direct.Sources)
+	}
 	if b.strict {
 		b.set(strictSet, Prefixes, prefixes(strict...))
 		b.set(poolsSet, Prefixes, prefixes(b.VTEPPools...))

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -136,6 +137,19 @@ func config(overlays, peers int, isolation conf.Isolation) firewall.Config {
 	return c
 }
 
+// direct is a configuration in which peers may send without VXLAN, to eth0.
+func direct(c firewall.Config) firewall.Config {
+	c.Direct = &firewall.Direct{}
+	for i := range c.Peers {
+		c.Direct.Sources = append(c.Direct.Sources, source(fmt.Sprintf("10.0.%d.0/26", i)), source(fmt.Sprintf("fd02:0:0:0:%x::/80", i)))
+	}
+	return c
+}
+
+func source(subnet string) firewall.Element {
+	return firewall.Element{Prefix: netip.MustParsePrefix(subnet), Device: "eth0"}
+}
+
 func TestContract(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
@@ -161,7 +175,7 @@ func testSet(t *testing.T, kind string) {
 	allow.Overlays[0].Allow = []string{"o1", "o2"}
 	for i, c := range []firewall.Config{
 		config(2, 3, conf.IsolationOverlay), config(3, 1, conf.IsolationNone), config(1, 0, conf.IsolationStrict),
-		six, allow, {}, config(2, 3, conf.IsolationOverlay),
+		six, allow, direct(allow), direct(config(2, 3, conf.IsolationOverlay)), {}, config(2, 3, conf.IsolationOverlay), direct(config(2, 3, conf.IsolationOverlay)),
 	} {
 		r := firewall.Build(c)
 		if n := s.set(r); n == 0 {
@@ -196,7 +210,7 @@ func newSpaceIn(s *space, kind string) *space {
 // Whatever somebody does to our rules is undone.
 func testRepair(t *testing.T, kind string) {
 	s := newSpace(t, kind)
-	r := firewall.Build(config(2, 3, conf.IsolationStrict))
+	r := firewall.Build(direct(config(2, 3, conf.IsolationStrict)))
 	s.set(r)
 	want := s.all()
 	damages := []string{
@@ -204,6 +218,7 @@ func testRepair(t *testing.T, kind string) {
 		"iptables -I OVERLAY-FORWARD 1 -j DROP", "iptables -A OVERLAY-FROM -j ACCEPT", "iptables -D OVERLAY-REACH 1",
 		"iptables -t raw -D PREROUTING -j OVERLAY-RAW", "iptables -I FORWARD -j OVERLAY-FORWARD",
 		"ipset del overlay-peers4 172.16.0.1", "ipset add overlay-peers4 1.2.3.4", "ipset flush overlay-reach4",
+		"ipset del overlay-direct4 10.0.1.0/26,eth0", "ipset add overlay-direct6 fd02::/64,eth0",
 		"iptables -I INPUT -j ACCEPT",
 	}
 	if kind == "nftables" {
@@ -212,6 +227,8 @@ func testRepair(t *testing.T, kind string) {
 			"nft insert rule inet overlay OVERLAY-FORWARD drop", "nft add rule inet overlay OVERLAY-FROM accept",
 			"nft delete element inet overlay peers4 { 172.16.0.1 }", "nft add element inet overlay peers4 { 1.2.3.4 }",
 			"nft add element inet overlay open6 { fd02::/64 }", "nft flush set inet overlay reach4",
+			`nft delete element inet overlay direct4 { 10.0.1.0/26 . "eth0" }`, `nft add element inet overlay direct4 { 10.1.0.0/16 . "eth1" }`,
+			`nft "delete element inet overlay direct4 { 10.0.1.0/26 . \"eth0\" }; add element inet overlay direct4 { 10.0.1.0/25 . \"eth0\" }"`,
 			"nft flush chain inet overlay OVERLAY-FORWARD && nft add chain inet overlay OVERLAY-FORWARD '{ policy drop; }'",
 		}
 	}
@@ -241,7 +258,19 @@ func testElements(t *testing.T, kind string) {
 	})
 	c.Peers = []netip.Addr{more, c.Peers[0], c.Peers[2]}
 	s.mustBeIdle(firewall.Build(c))
+	c = direct(c)
+	r := firewall.Build(c)
+	s.set(r)
+	added := []firewall.Element{source("10.1.4.0/26"), source("fd02:0:0:0:9::/80"), c.Direct.Sources[0]}
+	s.do(func() error {
+		return s.Elements(t.Context(), firewall.DirectSet, added, []firewall.Element{c.Direct.Sources[2], source("10.1.77.0/26")})
+	})
+	c.Direct.Sources = append(slices.Delete(slices.Clone(c.Direct.Sources), 2, 3), added[:2]...)
+	s.mustBeIdle(firewall.Build(c))
 	all := s.all()
+	if !strings.Contains(all, "10.1.4.0/26") || strings.Contains(all, "10.0.1.0/26") {
+		t.Errorf("the set of subnets was not changed:\n%s", all)
+	}
 	if !strings.Contains(all, "172.17.0.9") || strings.Contains(all, gone.String()+"\n") {
 		t.Errorf("the set was not changed:\n%s", all)
 	}
@@ -350,12 +379,17 @@ func testSize(t *testing.T, kind string) {
 		}
 		return strings.Count(s.all(), "-A ")
 	}
-	s.set(firewall.Build(config(2, 2, conf.IsolationOverlay)))
+	s.set(firewall.Build(direct(config(2, 2, conf.IsolationOverlay))))
 	few := rules()
-	r := firewall.Build(config(200, 1000, conf.IsolationOverlay))
+	many := config(200, 1000, conf.IsolationOverlay)
+	many.Direct = &firewall.Direct{}
+	for i := range 4000 {
+		many.Direct.Sources = append(many.Direct.Sources, source(fmt.Sprintf("10.%d.%d.%d/26", i>>10, i>>2&255, i<<6&255)))
+	}
+	r := firewall.Build(many)
 	s.set(r)
 	s.mustBeIdle(r)
-	if many := rules(); many != few {
-		t.Errorf("%d rules for 2 overlays and 2 peers, %d for 200 and 1000", few, many)
+	if n := rules(); n != few {
+		t.Errorf("%d rules for 2 overlays and 2 peers, %d for 200 and 1000", few, n)
 	}
 }

@@ -21,8 +21,8 @@ type Firewall interface {
 	// to be changed. There is no moment without rules: a chain is replaced in one
 	// transaction. It reads what is there first, so that it also repairs.
 	Set(ctx context.Context, r Ruleset) (changed int, err error)
-	// Elements changes one set of single addresses of the last Set in place. It costs what is in add
-	// and remove, whatever is in the set. To add what is there, or remove what is
+	// Elements changes one set of the last Set, of a kind that Changes, in place. It
+	// costs what is in add and remove, whatever is in the set. To add what is there, or remove what is
 	// not, is no error.
 	Elements(ctx context.Context, set string, add, remove []Element) error
 	// Altered reports whether somebody changed what the last Set made, as far as
@@ -114,7 +114,15 @@ const (
 	Prefixes                         // that do not overlap
 	Devices                          // names
 	PrefixesOnDevice                 // a prefix and a name
+	SourcesOnDevice                  // the same; tens of thousands are fine
 )
+
+// Changes reports whether the elements of such a set change by themselves, with
+// Firewall.Elements.
+func (k Kind) Changes() bool { return k == Addresses || k == SourcesOnDevice }
+
+// OnDevice reports whether an element has a device beside its prefix.
+func (k Kind) OnDevice() bool { return k == PrefixesOnDevice || k == SourcesOnDevice }
 
 // Set is a named set. Its two families are kept apart by the implementations
 // where the kernel wants that.

@@ -16,7 +16,7 @@ import (
 // rules of the host.
 func (b *builder) forward() {
 	b.r.Chains = append(b.r.Chains, Chain{Name: mark.UserChain, Table: Forward, Foreign: true})
-	b.chain(mark.EncapChain, Forward, encapsulated()...)
+	b.chain(mark.EncapChain, Forward, b.encapsulated()...)
 
 	from := []Rule{
 		{UDPPort: conf.VXLANPort, Action: Jump, Chain: mark.EncapChain},
@@ -25,23 +25,33 @@ func (b *builder) forward() {
 	}
 	to := []Rule{{Established: true, Action: Accept}}
 	if b.strict {
-		from = append(from, strictFrom()...)
+		from = append(from, b.strictFrom()...)
 		to = append(to, strictTo()...)
 	}
-	from = append(from, admission()...)
+	from = append(from, b.admission()...)
 	from = append(from,
 		Rule{In: bridgesSet, Src: overlaysSet, Action: Accept},
 		Rule{InDevice: conf.VTEPName, Dst: overlaysSet, Action: Accept},
 		// Bridged frames come here too where br_netfilter asks for it, also those of
 		// neighbour discovery, which have other sources.
 		Rule{In: bridgesSet, Out: bridgesSet, Action: Accept})
+	if b.Direct != nil {
+		from = append(from, Rule{SrcIn: DirectSet, Dst: overlaysSet, Action: Accept})
+	}
 	to = append(to, Rule{Dst: overlaysSet, Redirected: true, Action: Accept})
+	if b.Direct != nil { // hosts themselves, which come with the address of their VTEP otherwise
+		to = append(to, Rule{Src: PeersSet, Dst: overlaysSet, Action: Accept})
+	}
 	b.chain(mark.FromChain, Forward, from...)
 	b.chain(mark.ToChain, Forward, to...)
-	b.hook(mark.ForwardChain, Forward,
-		Rule{Action: Jump, Chain: mark.UserChain},
-		Rule{In: devicesSet, Action: Goto, Chain: mark.FromChain},
-		Rule{Out: devicesSet, Action: Goto, Chain: mark.ToChain})
+	forward := []Rule{
+		{Action: Jump, Chain: mark.UserChain},
+		{In: devicesSet, Action: Goto, Chain: mark.FromChain},
+	}
+	if b.Direct != nil {
+		forward = append(forward, Rule{SrcIn: DirectSet, Action: Goto, Chain: mark.FromChain})
+	}
+	b.hook(mark.ForwardChain, Forward, append(forward, Rule{Out: devicesSet, Action: Goto, Chain: mark.ToChain})...)
 }
 
 // masquerade gives what leaves the overlays the address of the host. Packets

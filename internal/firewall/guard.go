@@ -14,30 +14,48 @@ import (
 // nothing. A container that claims the address of a peer gets through it, and
 // is stopped on the way to this host, as is what containers of other hosts send
 // to the VXLAN port at an overlay address.
+//
+// Where peers may send without VXLAN, their subnets are sources at the device
+// that leads to them, and what comes so is treated as if it came from the VTEP.
 func (b *builder) guard() {
-	b.hook(mark.RawChain, Raw,
-		Rule{UDPPort: conf.VXLANPort, Src: PeersSet, Action: Return},
-		Rule{In: devicesSet, Action: Return},
-		Rule{UDPPort: conf.VXLANPort, Local: true, Action: Drop},
-		Rule{NotLoopback: true, Src: oursSet, Action: Drop})
+	raw := []Rule{
+		{UDPPort: conf.VXLANPort, Src: PeersSet, Action: Return},
+		{In: devicesSet, Action: Return},
+		{UDPPort: conf.VXLANPort, Local: true, Action: Drop},
+	}
+	if b.Direct != nil {
+		raw = append(raw, Rule{SrcIn: DirectSet, Action: Return})
+	}
+	b.hook(mark.RawChain, Raw, append(raw, Rule{NotLoopback: true, Src: oursSet, Action: Drop})...)
 
 	rules := []Rule{
 		{Established: true, Action: Return},
 		{Action: Jump, Chain: mark.ReachChain},
 	}
 	if b.strict {
-		rules = append(rules, strictInput()...)
+		rules = append(rules, b.strictInput()...)
 	}
 	b.chain(mark.HostInChain, Input, rules...)
-	b.hook(mark.InputChain, Input,
-		Rule{UDPPort: conf.VXLANPort, In: devicesSet, Action: Drop},
-		Rule{UDPPort: conf.VXLANPort, Src: PeersSet, Action: Accept},
-		Rule{In: devicesSet, Action: Goto, Chain: mark.HostInChain})
+	input := []Rule{
+		{UDPPort: conf.VXLANPort, In: devicesSet, Action: Drop},
+		{UDPPort: conf.VXLANPort, Src: PeersSet, Action: Accept},
+		{In: devicesSet, Action: Goto, Chain: mark.HostInChain},
+	}
+	if b.Direct != nil {
+		input = append(input, Rule{SrcIn: DirectSet, Action: Goto, Chain: mark.HostInChain})
+	}
+	b.hook(mark.InputChain, Input, input...)
 }
 
 // encapsulated stops VXLAN that a container made on its way to another host,
 // where it would have the address of this one: every packet, also those of a
-// flow that was let through.
-func encapsulated() []Rule {
-	return []Rule{{Out: devicesSet, Action: Return}, {Action: Drop}}
+// flow that was let through. What goes to containers is theirs; it leaves by the
+// underlay where their host is sent to without VXLAN, and that host drops what is
+// for its own port.
+func (b *builder) encapsulated() []Rule {
+	rules := []Rule{{Out: devicesSet, Action: Return}}
+	if b.Direct != nil {
+		rules = append(rules, Rule{Src: overlaysSet, Dst: overlaysSet, Action: Return})
+	}
+	return append(rules, Rule{Action: Drop})
 }

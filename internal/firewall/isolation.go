@@ -83,26 +83,34 @@ func reach() []Rule {
 // admission asks whether a packet may be delivered to a bridge. Its own host
 // asked its reach chain before; this still holds where that is of an older
 // release. Overlays that any other allows are taken on trust.
-func admission() []Rule {
-	return []Rule{
+func (b *builder) admission() []Rule {
+	rules := []Rule{
 		{SrcOut: ownSet, Action: Accept},
 		{Src: openSet, Dst: openSet, Action: Accept},
 		{Src: guestsSet, Dst: overlaysSet, Action: Accept},
 		{InDevice: conf.VTEPName, Src: overlaysSet, Dst: overlaysSet, Action: Drop},
 	}
+	if b.Direct != nil {
+		rules = append(rules, Rule{SrcIn: DirectSet, Src: overlaysSet, Dst: overlaysSet, Action: Drop})
+	}
+	return rules
 }
 
 // strictFrom are the rules for what containers of strictly isolated overlays
 // send to hosts of the cluster, and hosts to them. Who lies about his source
 // might be one of them.
-func strictFrom() []Rule {
-	return []Rule{
+func (b *builder) strictFrom() []Rule {
+	rules := []Rule{
 		{SrcIn: strictOwnSet, Dst: poolsSet, Action: Drop},
 		{SrcIn: strictOwnSet, Dst: PeersSet, Action: Drop},
 		{In: bridgesSet, NotSrcIn: ownSet, Dst: poolsSet, Action: Drop},
 		{In: bridgesSet, NotSrcIn: ownSet, Dst: PeersSet, Action: Drop},
 		{InDevice: conf.VTEPName, Src: poolsSet, Dst: strictSet, Action: Drop},
 	}
+	if b.Direct != nil {
+		rules = append(rules, Rule{SrcIn: DirectSet, Src: poolsSet, Dst: strictSet, Action: Drop})
+	}
+	return rules
 }
 
 // strictTo are the rules for what comes to strictly isolated overlays from
@@ -116,14 +124,18 @@ func strictTo() []Rule {
 
 // strictInput are the rules for packets to this host: a container of a
 // strictly isolated overlay may ping its gateway and look for its MAC.
-func strictInput() []Rule {
-	return []Rule{
+func (b *builder) strictInput() []Rule {
+	rules := []Rule{
 		{DstIn: reachSet, ICMP: true, Action: Return},
 		{Dst: linkSet, ICMP: true, Action: Return},
 		{SrcIn: strictOwnSet, Action: Drop},
 		{In: bridgesSet, NotSrcIn: ownSet, Action: Drop},
 		{InDevice: conf.VTEPName, Src: strictSet, Action: Drop},
 	}
+	if b.Direct != nil {
+		rules = append(rules, Rule{Src: strictSet, SrcIn: DirectSet, Action: Drop})
+	}
+	return rules
 }
 
 // output is asked about what this host sends itself, where an overlay is

@@ -57,15 +57,19 @@ func WithoutCounters(b []byte) []byte {
 	}
 }
 
+// nftaSetElemKeyEnd is NFTA_SET_ELEM_KEY_END of linux/netfilter/nf_tables.h.
+const nftaSetElemKeyEnd = 10
+
 // Elements calls fn for the key of every element in the objects that
-// NFT_MSG_GETSETELEM lists, and with the element as a whole.
+// NFT_MSG_GETSETELEM lists, which of a range has its end after its beginning, and
+// with the element as a whole.
 func Elements(parts []map[uint16][]byte, fn func(key, element []byte)) {
 	for _, p := range parts {
 		EachAttr(p[unix.NFTA_SET_ELEM_LIST_ELEMENTS], func(_ uint16, element []byte) {
 			var key []byte
 			EachAttr(element, func(typ uint16, data []byte) {
-				if typ == unix.NFTA_SET_ELEM_KEY {
-					EachAttr(data, func(_ uint16, data []byte) { key = data })
+				if typ == unix.NFTA_SET_ELEM_KEY || typ == nftaSetElemKeyEnd { // in this order
+					EachAttr(data, func(_ uint16, data []byte) { key = append(key, data...) })
 				}
 			})
 			fn(key, element)

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -99,28 +100,48 @@ func (b *bus) daemon(method string, args ...any) *dbus.Call {
 	return b.call(b.conn.Object(name, path), method, args...)
 }
 
-// Ensure puts the devices into our zone and opens the VXLAN port towards the
-// underlay device. It returns how much it changed; where no firewalld runs,
+// Traffic is what is to be let through.
+type Traffic struct {
+	Devices []string
+	// Sources are addresses that come in by the underlay without VXLAN. Our own
+	// rules say from whom.
+	Sources  []netip.Prefix
+	Underlay string // the device that VXLAN comes in by
+}
+
+// Ensure puts devices and sources into our zone and opens the VXLAN port towards
+// the underlay device. It returns how much it changed; where no firewalld runs,
 // nothing.
-func (c Client) Ensure(ctx context.Context, devices []string, underlay string) (changed int, err error) {
+func (c Client) Ensure(ctx context.Context, t Traffic) (changed int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	b, err := c.open(ctx)
 	if b == nil || err != nil {
-		return 0, explain(err, devices)
+		return 0, explain(err, t)
 	}
 	defer b.conn.Close()
 	n, err := b.zone()
 	changed += n
 	if err == nil {
-		n, err = b.members(devices)
+		n, err = b.members(interfaces, t.Devices)
 		changed += n
 	}
 	if err == nil {
-		n, err = b.port(underlay)
+		n, err = b.members(sources, t.sources())
 		changed += n
 	}
-	return changed, explain(err, devices)
+	if err == nil {
+		n, err = b.port(t.Underlay)
+		changed += n
+	}
+	return changed, explain(err, t)
+}
+
+func (t Traffic) sources() (out []string) {
+	for _, s := range t.Sources {
+		out = append(out, s.String())
+	}
+	return out
 }
 
 // zone makes our zone where it is not there. A zone is made in the permanent
@@ -144,32 +165,40 @@ func (b *bus) zone() (changed int, err error) {
 	return 1, b.daemon(name + ".reload").Err
 }
 
-// members puts the devices into our zone, and takes others out.
-func (b *bus) members(devices []string) (changed int, err error) {
+// members puts things of one kind into our zone, and takes others out.
+func (b *bus) members(kind membership, want []string) (changed int, err error) {
 	var have []string
-	if err := b.daemon(zones+".getInterfaces", mark.FirewalldZone).Store(&have); err != nil {
+	if err := b.daemon(zones+kind.list, mark.FirewalldZone).Store(&have); err != nil {
 		return 0, err
 	}
-	for _, d := range devices {
-		if slices.Contains(have, d) {
+	for _, m := range want {
+		if slices.Contains(have, m) {
 			continue
 		}
-		if err := b.daemon(zones+".changeZoneOfInterface", mark.FirewalldZone, d).Err; err != nil {
+		if err := b.daemon(zones+kind.move, mark.FirewalldZone, m).Err; err != nil {
 			return changed, err
 		}
 		changed++
 	}
-	for _, d := range have {
-		if slices.Contains(devices, d) {
+	for _, m := range have {
+		if slices.Contains(want, m) {
 			continue
 		}
-		if err := b.daemon(zones+".removeInterface", mark.FirewalldZone, d).Err; err != nil {
+		if err := b.daemon(zones+kind.remove, mark.FirewalldZone, m).Err; err != nil {
 			return changed, err
 		}
 		changed++
 	}
 	return changed, nil
 }
+
+// membership names the methods for what a zone may have.
+type membership struct{ list, move, remove string }
+
+var (
+	interfaces = membership{".getInterfaces", ".changeZoneOfInterface", ".removeInterface"}
+	sources    = membership{".getSources", ".changeZoneOfSource", ".removeSource"}
+)
 
 // underlayZone is the zone of the underlay device.
 func (b *bus) underlayZone(device string) (zone string, err error) {
@@ -225,7 +254,7 @@ func (c Client) Remove(ctx context.Context, underlay string) (changed int, err e
 }
 
 // explain says what to do by hand where we may not.
-func explain(err error, devices []string) error {
+func explain(err error, t Traffic) error {
 	if err == nil {
 		return nil
 	}
@@ -234,8 +263,11 @@ func explain(err error, devices []string) error {
 	}
 	var hint strings.Builder
 	fmt.Fprintf(&hint, "firewall-cmd --permanent --new-zone=%[1]s; firewall-cmd --permanent --zone=%[1]s --set-target=ACCEPT; firewall-cmd --permanent --zone=%[1]s", mark.FirewalldZone)
-	for _, d := range devices {
+	for _, d := range t.Devices {
 		fmt.Fprintf(&hint, " --add-interface=%s", d)
+	}
+	for _, s := range t.sources() {
+		fmt.Fprintf(&hint, " --add-source=%s", s)
 	}
 	fmt.Fprintf(&hint, "; firewall-cmd --permanent --add-port=%d/udp; firewall-cmd --reload", conf.VXLANPort)
 	return fmt.Errorf("firewalld runs and stops traffic between hosts, and it does not let us change that (%w); type: %s", err, hint.String())

@@ -3,6 +3,7 @@ package firewalld
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,6 +25,7 @@ type lab struct {
 	ns      ns.NetNS
 	dir     string
 	address string
+	sources []netip.Prefix // that come in without VXLAN
 }
 
 func newLab(t *testing.T, policy string) *lab {
@@ -117,7 +119,7 @@ func (l *lab) cmd(args string) string { l.t.Helper(); return l.sh("firewall-cmd 
 func (l *lab) ensure(devices ...string) (changed int, err error) {
 	l.t.Helper()
 	_ = l.ns.Do(func(ns.NetNS) error {
-		changed, err = Client{l.address}.Ensure(context.Background(), devices, "eth0")
+		changed, err = Client{l.address}.Ensure(context.Background(), Traffic{Devices: devices, Sources: l.sources, Underlay: "eth0"})
 		return nil
 	})
 	return changed, err
@@ -148,13 +150,22 @@ func TestFirewalld(t *testing.T) {
 		}
 	}
 	check("at first")
+	l.sources = []netip.Prefix{netip.MustParsePrefix("9.0.0.0/8"), netip.MustParsePrefix("fd01:b::/64")}
+	check("without VXLAN")
+	if got := l.cmd("--zone=overlay --list-sources"); got != "9.0.0.0/8 fd01:b::/64" {
+		t.Errorf("sources are %q", got)
+	}
 	l.cmd("--reload")
 	check("after a reload")
 	stop()
 	l.startFirewalld()
 	check("after a restart")
+	l.sources = nil
 	if _, err := l.ensure("vtep1024"); err != nil {
 		t.Error(err)
+	}
+	if got := l.cmd("--zone=overlay --list-sources"); got != "" {
+		t.Errorf("sources that are no longer wanted stay: %s", got)
 	}
 	if got := l.cmd("--zone=overlay --list-interfaces"); got != "vtep1024" {
 		t.Errorf("a device that is no longer ours stays: %s", got)
@@ -169,7 +180,7 @@ func TestFirewalld(t *testing.T) {
 		t.Errorf("Remove left\n%s\nbefore:\n%s", got, before)
 	}
 	// The firewalld of another namespace is none of ours.
-	if n, err := (Client{l.address}).Ensure(t.Context(), []string{"vtep1024"}, "eth0"); n != 0 || err != nil {
+	if n, err := (Client{l.address}).Ensure(t.Context(), Traffic{Devices: []string{"vtep1024"}, Underlay: "eth0"}); n != 0 || err != nil {
 		t.Errorf("from another namespace: %d, %v", n, err)
 	}
 }

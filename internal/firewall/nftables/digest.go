@@ -19,12 +19,12 @@ import (
 // the last Set finds every change that somebody else made, whatever it is. The
 // rules of the administrator's chain do not count.
 //
-// Sets of single addresses may be large and change often. Their elements are
+// Some sets may be large and change often. Their elements are
 // returned as they are instead, by the name of the set.
 func (f *Firewall) digest(r firewall.Ruleset) (sum []byte, addresses map[string]map[string]bool, err error) {
 	addresses = map[string]map[string]bool{}
 	for _, s := range r.Sets {
-		if s.Kind == firewall.Addresses {
+		if s.Kind.Changes() {
 			addresses[setName(s.Name, false)] = map[string]bool{}
 			addresses[setName(s.Name, true)] = map[string]bool{}
 		}
@@ -40,11 +40,11 @@ func (f *Firewall) digest(r firewall.Ruleset) (sum []byte, addresses map[string]
 	return sum, addresses, nil
 }
 
-// filled reports whether the sets of single addresses have the elements that
-// they should.
+// filled reports whether the sets that change by themselves have the elements
+// that they should.
 func (f *Firewall) filled(r firewall.Ruleset, have map[string]map[string]bool) bool {
 	for _, s := range r.Sets {
-		if s.Kind != firewall.Addresses {
+		if !s.Kind.Changes() {
 			continue
 		}
 		for _, part := range f.parts(s) {
@@ -53,7 +53,7 @@ func (f *Firewall) filled(r firewall.Ruleset, have map[string]map[string]bool) b
 				return false
 			}
 			for _, e := range part.elements {
-				if !got[string(e.Key)] {
+				if !got[string(e.Key)+string(e.KeyEnd)] {
 					return false
 				}
 			}

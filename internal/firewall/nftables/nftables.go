@@ -190,8 +190,7 @@ func addElements(c *nftables.Conn, s *nftables.Set, elements []nftables.SetEleme
 	return nil
 }
 
-// Elements is described with firewall.Firewall. It is for sets of single
-// addresses.
+// Elements is described with firewall.Firewall.
 func (f *Firewall) Elements(_ context.Context, name string, add, remove []firewall.Element) error {
 	if f.wanted == nil {
 		return errors.New("nftables: no ruleset was set yet")

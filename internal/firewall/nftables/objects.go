@@ -56,7 +56,7 @@ func (f *Firewall) parts(s firewall.Set) []part {
 			p.set.KeyType = nftables.TypeIP6Addr
 		}
 		p.set.Interval = s.Kind != firewall.Addresses
-		if s.Kind == firewall.PrefixesOnDevice {
+		if s.Kind.OnDevice() {
 			p.set.KeyType = nftables.MustConcatSetType(p.set.KeyType, nftables.TypeIFName)
 			p.set.Concatenation = true
 		}
@@ -94,7 +94,7 @@ func element(kind firewall.Kind, e firewall.Element) []nftables.SetElement {
 	for bit := e.Prefix.Bits(); bit < 8*len(last); bit++ {
 		last[bit/8] |= 0x80 >> (bit % 8)
 	}
-	if kind == firewall.PrefixesOnDevice {
+	if kind.OnDevice() {
 		d := device(e.Device)
 		return []nftables.SetElement{{Key: append(first, d...), KeyEnd: append(last, d...)}}
 	}

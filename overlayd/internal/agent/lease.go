@@ -69,6 +69,7 @@ func (l *loop) recall() {
 		s.Lease.Bridges = l.opts.Bridges
 		l.hold(&heldLease{Lease: s.Lease, renewed: l.boot.adopt(s.Renewed, s.Lease.Term())})
 		l.lease.stored = l.expires()
+		l.lease.listening = s.Lease.Direct
 		if s.Renewed.BootID != l.boot.id {
 			l.saveLease() // so that a restart does not count from a later moment
 		}
@@ -110,6 +111,9 @@ func (l *loop) registered(ctx context.Context, r registration) {
 	l.problems.Report(storeInstanceProblem, l.instance.accepted())
 
 	r.lease.Bridges = l.opts.Bridges
+	if l.lease.listening && !r.lease.Direct {
+		l.direct.in(l.timing.direct) // the peers hear of it now
+	}
 	before := l.lease.held
 	changed := before == nil || !sameLease(before.Lease, r.lease)
 	signed := before == nil || !reflect.DeepEqual(before.Signed, r.lease.Signed)

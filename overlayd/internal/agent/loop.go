@@ -49,6 +49,9 @@ type loop struct {
 	look   *deadline // compare the document with the one on disk
 	tidy   *deadline // give back memory
 
+	// direct ends the time in which peers are still listened to without VXLAN.
+	direct *deadline
+
 	atHome chan struct{} // capacity 1: the client is back at its own coordinator
 }
 
@@ -70,6 +73,9 @@ type leaseState struct {
 	// so it may be that of the host whose disk this one has a copy of. It is
 	// applied when the coordinator has accepted it or does not answer.
 	unconfirmed bool
+	// listening: peers may still send without VXLAN, though this host no longer
+	// wants them to.
+	listening bool
 
 	refusal string // why the last registration failed; "" if it did not
 	// unreachable: it failed without an answer of the coordinator.
@@ -153,7 +159,7 @@ func (a *Agent) newLoop(p loopParts) *loop {
 			backlog: newDeadline(), silent: newDeadline(), save: newDeadline(),
 		},
 		outcome: outcome{retry: backoff{min: a.timing.retryMin, max: a.timing.resync}},
-		apply:   newDeadline(), resync: newDeadline(), look: newDeadline(), tidy: newDeadline(),
+		apply:   newDeadline(), direct: newDeadline(), resync: newDeadline(), look: newDeadline(), tidy: newDeadline(),
 	}
 	l.drift = driftLog{log: p.log, count: a.counts.drifted}
 	l.setIP(o.IP)
@@ -166,6 +172,7 @@ func (a *Agent) newLoop(p loopParts) *loop {
 		again:  o.Coordinator.Reconnect,
 		req: api.RegisterRequest{
 			AgentID: p.id, Bridges: o.Bridges, Version: o.Version, Instance: p.instance.own, Previous: p.instance.previous,
+			Underlay: conf.Underlay{Direct: o.Routing == conf.RoutingDirect},
 		},
 		boot:   l.boot,
 		timing: a.timing,
@@ -225,6 +232,9 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 			l.beat()
 		case <-l.apply.timer.C:
 			l.applyPeers(ctx)
+		case <-l.direct.timer.C:
+			l.direct.clear()
+			l.stopDirect(ctx)
 		case <-l.peers.backlog.timer.C:
 			l.peers.backlog.clear()
 			l.peers.complete = true

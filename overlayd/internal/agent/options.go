@@ -40,7 +40,8 @@ type Options struct {
 	Listen  string        // TCP address of the HTTP server; empty: socket only
 	Cooling time.Duration // how long a released address rests; 0: not at all
 
-	Datapath fast.Mode // empty: auto
+	Datapath fast.Mode    // empty: auto
+	Routing  conf.Routing // empty: vxlan
 
 	Coordinator     *api.Client
 	CoordinatorURLs []string // what Coordinator talks to; tells the agent IP
@@ -106,9 +107,7 @@ func New(o Options) (*Agent, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if o.Datapath == "" {
-		o.Datapath = fast.Auto
-	}
+	o.Datapath, o.Routing = cmp.Or(o.Datapath, fast.Auto), cmp.Or(o.Routing, conf.RoutingVXLAN)
 	a := &Agent{opts: o, log: o.Log, timing: defaultTiming, counts: newCounts(o.Version), firewall: make(chan struct{}, 1), fast: fast.New(o.Datapath, o.Log)}
 	if o.DockerHost != "" {
 		var err error

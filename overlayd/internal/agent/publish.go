@@ -152,6 +152,7 @@ func (l *loop) compose() conf.State {
 		IP:          l.lease.ip, MTU: l.outcome.report.MTU, Version: l.opts.Version,
 		Lease: conf.LeaseState{Error: l.lease.refusal, Lost: l.lost()},
 	}
+	state.Datapath.Routing = l.opts.Routing
 	held := l.lease.held
 	if held == nil {
 		state.Lease.Lost = "there is no lease yet"

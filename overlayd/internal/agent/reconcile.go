@@ -128,6 +128,7 @@ func (l *loop) program(ctx context.Context, resync bool) (report datapath.Report
 	claims := l.peers.claims
 	claims.setOwn(l.lease.held.Lease, l.lease.ip)
 	cfg := desired(l.lease.held.Lease, l.lease.ip)
+	cfg.Direct = l.routing()
 	// The peers are written now and then: who was killed may have forgotten one
 	// that containers talk to.
 	cfg.Partial = !l.peers.complete

@@ -26,6 +26,7 @@ type timing struct {
 	lookPause    time.Duration // least time between two looks at it because of changes
 	report       time.Duration // least time between two reports of what is attached
 	spread       time.Duration // within which agents report to a coordinator that comes back
+	direct       time.Duration // how long peers may go on sending without VXLAN after they were told to stop
 	abandoned    time.Duration // how long a container must be gone before its addresses are released
 }
 
@@ -52,5 +53,6 @@ var defaultTiming = timing{
 	lookPause:    500 * time.Millisecond,
 	report:       250 * time.Millisecond,
 	spread:       2 * time.Second,
+	direct:       time.Minute,
 	abandoned:    time.Minute,
 }

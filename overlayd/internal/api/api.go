@@ -47,6 +47,7 @@ type RegisterRequest struct {
 	AgentIP netip.Addr  `json:"agent_ip"`
 	Bridges []conf.Half `json:"bridges"` // empty: no bridges
 	Version string      `json:"version"`
+	conf.Underlay
 	// ClusterID is of the lease that the agent holds; empty: it holds none.
 	ClusterID string `json:"cluster_id,omitempty"`
 	// Instance is another one at every start of the agent; Previous are those that

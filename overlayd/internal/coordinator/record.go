@@ -50,6 +50,7 @@ type record struct {
 	// Adopted is the epoch of the lease that was adopted, when all the agent holds was
 	// in it; 0: it was granted it at the revision of this record, or before.
 	Adopted uint64 `json:"adopted,omitempty"`
+	conf.Underlay
 	// Superseded is the id of the agent that has the IP now.
 	Superseded string `json:"superseded,omitempty"`
 }

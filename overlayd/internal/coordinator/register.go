@@ -96,7 +96,7 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 	if p.old != nil {
 		p.next = p.old.record
 	}
-	p.next.IP, p.next.Bridges, p.next.Superseded = req.AgentIP, req.Bridges, ""
+	p.next.IP, p.next.Bridges, p.next.Superseded, p.next.Underlay = req.AgentIP, req.Bridges, "", req.Underlay
 	c.takeReservedLocked(p)
 	c.adoptLocked(p, req.Shown)
 	if err := c.takeVTEPLocked(p); err != nil {
@@ -340,7 +340,7 @@ func (c *Coordinator) finish(p *plan, req api.RegisterRequest, done bool) (a *ag
 	if a == nil && pres.registering == 0 && len(pres.watches) == 0 {
 		delete(c.presence, req.AgentID)
 	}
-	if !done || a == nil || a.IP != req.AgentIP || a.Superseded != "" || !slices.Equal(a.Bridges, req.Bridges) || p.network != c.view.network {
+	if !done || a == nil || a.IP != req.AgentIP || a.Superseded != "" || !slices.Equal(a.Bridges, req.Bridges) || a.Underlay != req.Underlay || p.network != c.view.network {
 		return nil, false
 	}
 	pres.told, pres.toldNetwork = a.mod, p.network.mod

@@ -30,6 +30,7 @@ type (
 	VTEP    = plan.VTEP
 	Bridge  = plan.Bridge
 	Overlay = plan.Overlay
+	Direct  = plan.Direct
 )
 
 // Wanted is what Apply is to make of the host.
@@ -207,12 +208,16 @@ func (d *Datapath) whole(ctx context.Context, w Host) (Report, error) {
 // should and no other. Then reading is enough, and whatever has to be done
 // concerns the host or its devices. ok is false when it is another case.
 func (d *Datapath) look(ctx context.Context, w Host) (r Report, ok bool) {
+	if d.moved() {
+		return Report{}, false
+	}
 	w.Peers = nil
 	entries := d.kernel.Expected.Entries // which nobody changes while we are locked
 	have, err := d.kernel.Read(w, &entries)
 	if err != nil || !have.Compare.Equal() {
 		return Report{}, false
 	}
+	have.Ways = d.memory.possible.Ways
 	p := plan.ForLook(w, have, entries)
 	if p.Fresh[conf.VTEPName] || !plan.SameHost(p.Wanted, d.memory.possible) || p.TouchedBy(have.Foreign) {
 		return Report{}, false
@@ -227,7 +232,7 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	d.warned.warn(d.log, p, w.VTEP.MTU)
 	// The firewall comes first, so that isolation is there before traffic is.
 	var failed []plan.Problem
-	changed, err := d.rules.set(ctx, p.Wanted, underlay(peers, p.Wanted, have.FDB), have.IPv6)
+	changed, err := d.rules.set(ctx, p.Wanted, sendersOf(peers, p.Wanted, have), have.IPv6)
 	d.drift.add(driftFirewall, changed, "rules of "+d.rules.name())
 	if err != nil {
 		failed = append(failed, plan.Problem{Err: err})
@@ -272,13 +277,16 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 // is false when it is not so simple; then the kernel has to be read.
 func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report, ok bool) {
 	m := &d.memory
+	if !d.locate(old, now) {
+		return Report{}, false
+	}
 	p, had, ok := plan.ForPeers(m.possible, old, now)
 	if !ok || p.TouchedBy(m.foreign) || p.Takes(d.kernel.Expected.Entries, had) {
 		return Report{}, false
 	}
 	d.kernel.Expected.Update(had, p.Entries)
 	var failed []plan.Problem
-	if err := d.rules.change(ctx, old, now); err != nil {
+	if err := d.rules.change(ctx, m.possible, old, now); err != nil {
 		failed = append(failed, plan.Problem{Err: err})
 	}
 	result, err := d.kernel.Apply(ctx, p.Ops, m.index, nil)

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/firewall"
 	"overlayd.internal/overlay/internal/firewall/iptables"
 	"overlayd.internal/overlay/internal/firewall/nftables"
@@ -32,7 +32,7 @@ type rules struct {
 	// iptables is one of active and others; it holds a socket.
 	iptables *iptables.Firewall
 	others   []firewall.Firewall // left to be removed, once
-	peers    map[netip.Addr]int  // how many peers have an underlay address
+	senders  *senders            // of the last set
 	policy   *firewall.Config    // of the last set, as far as connections depend on it
 }
 
@@ -87,19 +87,22 @@ func (r *rules) close() {
 	}
 }
 
-// set makes the rules what they should be. peers are the underlay addresses of
-// other hosts; without IPv6 in the kernel there are no rules for it.
-func (r *rules) set(ctx context.Context, cfg Host, peers map[netip.Addr]int, ipv6 bool) (changed int, err error) {
+// set makes the rules what they should be. from is who may send; without IPv6 in
+// the kernel there are no rules for it.
+func (r *rules) set(ctx context.Context, cfg Host, from *senders, ipv6 bool) (changed int, err error) {
 	if err := r.open(); err != nil {
 		return 0, err
 	}
 	c := firewallConfig(cfg)
-	for a := range peers {
+	for a := range from.hosts {
 		c.Peers = append(c.Peers, a)
+	}
+	if cfg.Direct.Take {
+		c.Direct = &firewall.Direct{Sources: slices.Collect(maps.Keys(from.direct))}
 	}
 	want := firewall.Build(c)
 	want.IPv6 = want.IPv6 && ipv6
-	r.peers = peers
+	r.senders = from
 	changed, err = r.active.Set(ctx, want)
 	if err != nil {
 		return changed, err
@@ -119,63 +122,6 @@ func (r *rules) set(ctx context.Context, cfg Host, peers map[netip.Addr]int, ipv
 		r.others = r.others[1:]
 	}
 	return changed, nil
-}
-
-// change takes old peers out of the rules and new ones in.
-func (r *rules) change(ctx context.Context, old, now []conf.Peer) error {
-	if r.active == nil || r.peers == nil {
-		return errors.New("the rules were not set yet")
-	}
-	touched := map[netip.Addr]bool{}
-	had := map[netip.Addr]bool{}
-	count := func(p conf.Peer, n int) {
-		if _, ok := touched[p.AgentIP]; !ok {
-			touched[p.AgentIP], had[p.AgentIP] = true, r.peers[p.AgentIP] > 0
-		}
-		r.peers[p.AgentIP] += n
-	}
-	for _, p := range old {
-		count(p, -1)
-	}
-	for _, p := range now {
-		count(p, 1)
-	}
-	var add, remove []firewall.Element
-	for a := range touched {
-		switch has := r.peers[a] > 0; {
-		case has && !had[a]:
-			add = append(add, firewall.Address(a))
-		case !has:
-			delete(r.peers, a)
-			if had[a] {
-				remove = append(remove, firewall.Address(a))
-			}
-		}
-	}
-	if len(add)+len(remove) == 0 {
-		return nil
-	}
-	return r.active.Elements(ctx, firewall.PeersSet, add, remove)
-}
-
-// underlay counts the underlay addresses of peers. Where there may be more peers
-// than are given, those that the kernel already forwards to count as well.
-func underlay(peers map[string]conf.Peer, cfg Host, fdb map[conf.MAC]netip.Addr) map[netip.Addr]int {
-	n := make(map[netip.Addr]int, len(peers))
-	for _, p := range peers {
-		n[p.AgentIP]++
-	}
-	if peers == nil {
-		for _, p := range cfg.Peers {
-			n[p.AgentIP]++
-		}
-	}
-	if cfg.Partial {
-		for _, a := range fdb {
-			n[a] = max(n[a], 1)
-		}
-	}
-	return n
 }
 
 // firewallConfig is what the rules depend on, without the peers.

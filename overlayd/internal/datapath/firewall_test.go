@@ -185,8 +185,9 @@ func TestOverlaySourcesFromOutside(t *testing.T) {
 
 // Containers on two hosts and an outsider, with every host dropping what it is
 // not told to forward.
-func TestForwardPolicyDrop(t *testing.T) {
-	n := bothIP
+func TestForwardPolicyDrop(t *testing.T) { eachRouting(t, bothIP, testForwardPolicyDrop) }
+
+func testForwardPolicyDrop(t *testing.T, n network) {
 	l, hosts := n.plugHosts(t, 2)
 	outside := newNS(t, "out")
 	l.plug(outside, "172.16.9.9/12", "fd00:9::9/64")
@@ -221,10 +222,11 @@ func TestForwardPolicyDrop(t *testing.T) {
 }
 
 // Who leaves the overlays has the address of the host, who stays keeps his own.
-func TestMasquerade(t *testing.T) { eachFirewall(t, testMasquerade) }
+func TestMasquerade(t *testing.T) {
+	eachFirewall(t, func(t *testing.T) { eachRouting(t, bothIP, testMasquerade) })
+}
 
-func testMasquerade(t *testing.T) {
-	n := bothIP
+func testMasquerade(t *testing.T, n network) {
 	l, hosts := n.plugHosts(t, 2)
 	outside := newNS(t, "out")
 	l.plug(outside, "172.16.9.9/12", "fd00:9::9/64")

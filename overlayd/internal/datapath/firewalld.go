@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"context"
+	"slices"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/firewall/firewalld"
@@ -16,14 +17,23 @@ func (d *Datapath) UseFirewalld(address string) {
 	d.firewalld = firewalld.Client{Address: address}
 }
 
-// passFirewalld puts our devices into a zone of firewalld.
+// passFirewalld puts our devices into a zone of firewalld, and what comes from
+// containers without VXLAN.
 func (d *Datapath) passFirewalld(ctx context.Context, w plan.Wanted, have *plan.State) (changed int, err error) {
 	if len(w.Overlays) == 0 {
 		return d.firewalld.Remove(ctx, have.Underlay)
 	}
-	devices := []string{conf.VTEPName}
+	t := firewalld.Traffic{Devices: []string{conf.VTEPName}, Underlay: have.Underlay}
 	for _, b := range w.Bridges {
-		devices = append(devices, b.Name)
+		t.Devices = append(t.Devices, b.Name)
 	}
-	return d.firewalld.Ensure(ctx, devices, have.Underlay)
+	if w.Direct.Take {
+		whole, _, pools := w.Ranges()
+		for _, s := range slices.Concat(whole, pools) {
+			if s.Addr().Is6() == w.VTEP.Local.Is6() {
+				t.Sources = append(t.Sources, s)
+			}
+		}
+	}
+	return d.firewalld.Ensure(ctx, t)
 }

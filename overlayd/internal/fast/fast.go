@@ -89,6 +89,7 @@ func (p *Path) Recall(s conf.DatapathState) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.wanted == nil && s.Mode == p.state.Mode {
+		s.Routing = p.state.Routing // which is not ours to say
 		p.state = s
 	}
 }

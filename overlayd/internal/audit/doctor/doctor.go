@@ -108,6 +108,7 @@ func checks() []check {
 		{"conntrack-full", checkConntrack},
 		{"neighbour-thresholds", checkNeighbourTable},
 		{"path-mtu", checkPathMTU},
+		{"direct", checkDirect},
 		{"checksum-offload", checkChecksums},
 		{"cni-order", checkCNIOrder},
 		{"portmap", checkPortmap},

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/audit"
 	"overlayd.internal/overlay/overlayd/internal/datapath"
 )
@@ -26,6 +27,8 @@ func checkDrift(h *host) []Finding {
 	}
 	want := datapath.HostOf(lease, h.state.IP)
 	want.Peers, want.Partial = h.peers, true
+	direct := h.state.Datapath.Routing == conf.RoutingDirect
+	want.Direct = datapath.Direct{Take: direct, Send: direct}
 	p, err := datapath.Inspect(want)
 	if err != nil {
 		return unread("objects", err)

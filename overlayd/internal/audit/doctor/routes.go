@@ -27,16 +27,16 @@ func checkRoutes(h *host) (out []Finding) {
 	if err != nil {
 		return unread("routes", err)
 	}
-	ours := map[netip.Prefix]bool{}
+	ours := map[netip.Prefix]rtnl.Route{}
 	for _, r := range routes {
-		if r.Protocol == mark.RouteProtocol && r.OIF == vtep.Index {
-			ours[r.Dst] = true
+		if r.Protocol == mark.RouteProtocol && r.OIF != 0 {
+			ours[r.Dst] = r
 		}
 	}
 	missing := 0
 	for _, p := range h.peers {
 		for _, s := range p.Subnets {
-			if ours[s] || !h.carries(s) {
+			if r, there := ours[s]; there && (r.OIF == vtep.Index || plain(r, p)) || !h.carries(s) {
 				continue
 			}
 			if missing++; missing > most {
@@ -44,7 +44,7 @@ func checkRoutes(h *host) (out []Finding) {
 			}
 			out = append(out, Finding{
 				Severity: Error, What: fmt.Sprintf("the containers of host %s are not reached: the route to %s is missing", p.AgentIP, s),
-				Evidence: "ip route show " + s.String() + " dev " + conf.VTEPName + " prints nothing", Fix: restart, Object: p.AgentIP.String(),
+				Evidence: "ip route show " + s.String() + " proto " + fmt.Sprint(mark.RouteProtocol) + " prints nothing that leads there", Fix: restart, Object: p.AgentIP.String(),
 			})
 		}
 	}

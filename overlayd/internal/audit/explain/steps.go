@@ -195,6 +195,9 @@ func (w *walk) route() bool {
 		return w.stop("route", "the kernel does not say: %v", errors.Join(err, lerr))
 	case !ok || r.OIF == 0 || !there:
 		return w.stop("route", "there is no route to %s; overlayctl doctor says why", w.b.addr)
+	case r.Protocol == mark.RouteProtocol && w.b.peer != nil && r.Via == w.b.peer.AgentIP:
+		out, _, _ := w.conn.LinkByIndex(r.OIF) // for the text alone
+		return w.pass("route", "%s via %s dev %s, without VXLAN", r.Dst, r.Via, out.Name)
 	case r.OIF != vtep.Index:
 		out, _, _ := w.conn.LinkByIndex(r.OIF) // for the text alone
 		return w.stop("route", "%s through %s takes the packets, a route that is not ours; ip route delete %s", r.Dst, out.Name, r.Dst)

@@ -323,7 +323,7 @@ func encodeRoute(b *rtnl.Batch, o plan.Op, index int) {
 	case o.Kind == plan.Unreachable:
 		r.Kind = unix.RTN_UNREACHABLE
 	case o.Addr.IsValid():
-		r.OIF, r.Kind, r.Flags = index, unix.RTN_UNICAST, unix.RTNH_F_ONLINK
+		r.OIF, r.Kind, r.Flags, r.PrefSrc = index, unix.RTN_UNICAST, unix.RTNH_F_ONLINK, o.Source
 	}
 	switch o.Act {
 	case plan.Del:

@@ -52,7 +52,10 @@ func (k *Kernel) Read(want plan.Wanted, compare *plan.Entries) (*plan.State, err
 		}
 	}
 	r.readSysctls()
-	return r.State, r.askWays()
+	if err := r.askWays(); err != nil {
+		return nil, err
+	}
+	return r.State, r.findPeers()
 }
 
 // reader is one Read.
@@ -142,7 +145,7 @@ func (r *reader) readRoutes(family uint8) error {
 		d, onOurs := r.devices[k.OIF]
 		switch {
 		case k.Protocol == mark.RouteProtocol:
-			r.addRoute(k.Dst, asOurs(k, vtep))
+			r.addRoute(k.Dst, asOurs(k, vtep, r.names[k.OIF], r.want.VTEP.Local))
 		case onOurs && k.Protocol == unix.RTPROT_KERNEL:
 			for _, a := range d.Addrs {
 				if a.Masked() == k.Dst {
@@ -235,12 +238,19 @@ func (r *reader) wants(k plan.AddrKey) bool {
 	return slices.Contains(r.devices[r.Links[k.Dev].Index].Addrs, k.Prefix)
 }
 
-// asOurs is a route with our protocol as one of our own.
-func asOurs(k rtnl.Route, vtep int) plan.Route {
+// asOurs is a route with our protocol as one of our own. device is the name of
+// that which it leads to.
+func asOurs(k rtnl.Route, vtep int, device string, local netip.Addr) plan.Route {
 	r := plan.Route{Metric: k.Metric, Via: k.Via}
 	switch k.Kind {
 	case unix.RTN_UNICAST:
-		if !k.Via.IsValid() || k.OIF != vtep || k.Multipath {
+		switch {
+		case !k.Via.IsValid() || k.Multipath:
+			r.Kind = plan.Alien
+		case k.OIF == vtep:
+		case k.PrefSrc == local && device != "":
+			r.Kind, r.Dev = plan.Plain, device
+		default:
 			r.Kind = plan.Alien
 		}
 	case unix.RTN_BLACKHOLE:

@@ -89,7 +89,7 @@ func (r *reader) samples() (out []netip.Prefix) {
 	}
 	var all []netip.Prefix
 	for dst, route := range routes {
-		if route.Kind == plan.ToPeer {
+		if route.Kind == plan.ToPeer || route.Kind == plan.Plain && r.want.OverlayOf(dst) != "" {
 			all = append(all, dst)
 		}
 	}

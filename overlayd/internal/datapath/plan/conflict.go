@@ -158,9 +158,9 @@ func (p *Plan) takenFromPeers(foreign map[netip.Prefix]ForeignRoute) {
 			if err != nil {
 				continue // longer than an IPv4 address
 			}
-			if r, ok := p.Entries.Routes[subnet]; ok && r.Kind == ToPeer {
-				p.complain(p.Wanted.OverlayOf(dst), "route %s is not ours and takes traffic of peer subnet %s, which is via VTEP %s; remove it (%s)",
-					foreign[dst].Text, subnet, r.Via, showRoute(dst))
+			if r, ok := p.Entries.Routes[subnet]; ok && r.leads() {
+				p.complain(p.Wanted.OverlayOf(dst), "route %s is not ours and takes traffic of peer subnet %s, which is via %s; remove it (%s)",
+					foreign[dst].Text, subnet, r.gateway(), showRoute(dst))
 			}
 		}
 	}
@@ -207,7 +207,7 @@ func unreachableRange() Route { return Route{Metric: mark.UnreachableMetric, Kin
 func (p *Plan) TouchedBy(foreign map[netip.Prefix]ForeignRoute) bool {
 	for dst := range foreign {
 		for subnet, r := range p.Entries.Routes {
-			if r.Kind == ToPeer && inside(dst, subnet) {
+			if r.leads() && inside(dst, subnet) {
 				return true
 			}
 		}

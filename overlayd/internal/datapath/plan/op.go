@@ -20,6 +20,7 @@ type Op struct {
 	Metric  uint32       //
 	MTU     int          //
 	Kind    RouteKind    // of a route
+	Source  netip.Addr   // that this host sends from by a route; invalid: the kernel chooses
 	Master  string       // the bridge of a port; empty: none
 	Blocked bool         // a port that is to forward again
 	Key     string       // sysctl, as a path below /proc/sys
@@ -140,7 +141,11 @@ func (o Op) String() string {
 		case !o.Addr.IsValid():
 			return fmt.Sprintf("route %s blackhole %s proto %d metric %d", o.Act, o.Prefix, mark.RouteProtocol, o.Metric)
 		}
-		return fmt.Sprintf("route %s %s via %s dev %s proto %d metric %d", o.Act, o.Prefix, o.Addr, o.Dev, mark.RouteProtocol, o.Metric)
+		text := fmt.Sprintf("route %s %s via %s dev %s proto %d metric %d", o.Act, o.Prefix, o.Addr, o.Dev, mark.RouteProtocol, o.Metric)
+		if o.Source.IsValid() {
+			text += " src " + o.Source.String()
+		}
+		return text
 	}
 	return fmt.Sprintf("unknown operation %d", o.Obj)
 }

@@ -128,7 +128,9 @@ func (w *expanded) addPeer(p *conf.Peer, c Wanted) {
 	metric := mark.PeerMetric(p.VTEPIP, own.IP)
 	for _, s := range p.Subnets {
 		r := Route{Metric: metric, Via: p.VTEPIP}
-		if is6(s) {
+		if way, ok := c.plainWay(p, s); ok {
+			r = Route{Metric: metric, Via: p.AgentIP, Kind: Plain, Dev: way}
+		} else if is6(s) {
 			if !ip6 {
 				continue
 			}
@@ -137,13 +139,34 @@ func (w *expanded) addPeer(p *conf.Peer, c Wanted) {
 		if slices.ContainsFunc(c.Refused, func(r netip.Prefix) bool { return inside(s, r) }) {
 			continue
 		}
-		if old, dup := w.Routes[s]; !dup {
-			w.order.routes = append(w.order.routes, s)
-		} else if old != r {
-			w.disputed = true
-		}
-		w.Routes[s] = r
+		w.addRoute(s, r)
 	}
+	// Its VTEP address goes the same way, so that packets to and from it do.
+	if vtep := p.VTEPOf(p.AgentIP); vtep.IsValid() {
+		if way, ok := c.plainWay(p, vtep); ok {
+			w.addRoute(vtep, Route{Metric: metric, Via: p.AgentIP, Kind: Plain, Dev: way})
+		}
+	}
+}
+
+func (w *expanded) addRoute(dst netip.Prefix, r Route) {
+	if old, dup := w.Routes[dst]; !dup {
+		w.order.routes = append(w.order.routes, dst)
+	} else if old != r {
+		w.disputed = true
+	}
+	w.Routes[dst] = r
+}
+
+// plainWay is the device by which a peer gets what is for one of its subnets
+// without VXLAN: both are for it, the peer is on a link of this host, and subnet
+// and agent IP are of one family.
+func (c *Wanted) plainWay(p *conf.Peer, s netip.Prefix) (device string, ok bool) {
+	if !c.Direct.Send || !p.Direct || is6(s) != p.AgentIP.Is6() {
+		return "", false
+	}
+	device, ok = c.Ways[p.AgentIP]
+	return device, ok
 }
 
 func (w *expanded) addNeigh(ip netip.Addr, mac conf.MAC) {
@@ -175,6 +198,7 @@ func (p *Plan) planEntries(have Entries, more []RouteTo, foreign map[netip.Prefi
 	for _, m := range more {
 		extra[m.Dst] = append(extra[m.Dst], m.Route)
 	}
+	p.removeVTEPRoutes(have)
 	for _, dst := range p.order.routes {
 		r := w.Routes[dst]
 		old, there := have.Routes[dst]
@@ -186,8 +210,8 @@ func (p *Plan) planEntries(have Entries, more []RouteTo, foreign map[netip.Prefi
 		if there {
 			olds = append(olds, old)
 		}
-		if rival && r.Kind == ToPeer && f.Metric <= r.Metric {
-			p.complain(p.Wanted.OverlayOf(dst), "route %s is not ours and takes the place of the one via VTEP %s; remove it (%s)", f.Text, r.Via, showRoute(dst))
+		if rival && r.leads() && f.Metric <= r.Metric {
+			p.complain(p.Wanted.OverlayOf(dst), "route %s is not ours and takes the place of the one via %s; remove it (%s)", f.Text, r.gateway(), showRoute(dst))
 			if f.Metric == r.Metric {
 				continue
 			}
@@ -196,6 +220,33 @@ func (p *Plan) planEntries(have Entries, more []RouteTo, foreign map[netip.Prefi
 	}
 	p.takenFromPeers(foreign)
 	p.removeLeft(have, extra)
+}
+
+// removeVTEPRoutes removes the routes to VTEP addresses that are not wanted, before
+// a route via such an address is made: IPv6 refuses that while another leads
+// somewhere else. Packets then follow the network of the VTEP.
+func (p *Plan) removeVTEPRoutes(have Entries) {
+	var left []netip.Prefix
+	for dst, r := range have.Routes {
+		if p.isLeftVTEPRoute(dst, r) {
+			left = append(left, dst)
+		}
+	}
+	slices.SortFunc(left, netip.Prefix.Compare)
+	for _, dst := range left {
+		p.add(p.routeOp(Del, dst, have.Routes[dst]))
+	}
+}
+
+// isLeftVTEPRoute: one of a peer that may be missing stays.
+func (p *Plan) isLeftVTEPRoute(dst netip.Prefix, r Route) bool {
+	v := p.Wanted.VTEP
+	if r.Kind != Plain || !dst.IsSingleIP() || !v.IP.Contains(dst.Addr()) && !v.IP6.Contains(dst.Addr()) {
+		return false
+	}
+	_, wanted := p.Entries.Routes[dst]
+	_, known := p.Entries.Neigh[dst.Addr()]
+	return !wanted && (known || !p.Wanted.Partial)
 }
 
 // removeLeft removes what is not wanted, or leaves it where peers may be
@@ -210,7 +261,7 @@ func (p *Plan) removeLeft(have Entries, extra map[netip.Prefix][]Route) {
 		p.add(o)
 	}
 	for _, dst := range slices.SortedFunc(maps.Keys(have.Routes), netip.Prefix.Compare) {
-		if _, keep := w.Routes[dst]; keep {
+		if _, keep := w.Routes[dst]; keep || p.isLeftVTEPRoute(dst, have.Routes[dst]) {
 			continue
 		}
 		for _, r := range append(extra[dst], have.Routes[dst]) {
@@ -252,7 +303,10 @@ func (p *Plan) planRoute(dst netip.Prefix, r Route, olds []Route) {
 
 func (p *Plan) routeOp(act Action, dst netip.Prefix, r Route) Op {
 	o := Op{Act: act, Obj: PeerRoute, Overlay: p.Wanted.OverlayOf(dst), Prefix: dst, Addr: r.Via, Metric: r.Metric, Kind: r.Kind}
-	if r.Via.IsValid() {
+	switch {
+	case r.Kind == Plain:
+		o.Dev, o.Source = r.Dev, p.Wanted.VTEP.Local
+	case r.Via.IsValid():
 		o.Dev = conf.VTEPName
 	}
 	return o
@@ -262,7 +316,7 @@ func (p *Plan) routeOp(act Action, dst netip.Prefix, r Route) Op {
 func withoutVTEP(e Entries) Entries {
 	left := Entries{Routes: map[netip.Prefix]Route{}}
 	for dst, r := range e.Routes {
-		if r.Kind == Blackhole || r.Kind == Unreachable {
+		if r.Kind != ToPeer {
 			left.Routes[dst] = r
 		}
 	}

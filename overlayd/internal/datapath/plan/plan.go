@@ -73,6 +73,10 @@ func Make(want Wanted, have *State) *Plan {
 // is attached to them.
 func ForDevices(want Wanted, have *State) *Plan {
 	p := &Plan{}
+	want.Underlay = have.Underlay
+	if want.Underlay != "" { // what is sent without VXLAN comes from there
+		want.Ways = have.Ways
+	}
 	p.chooseMTU(want.VTEP, have)
 	p.Wanted = p.possible(want, have)
 	p.Wanted = p.withoutIPv6(p.Wanted, have)

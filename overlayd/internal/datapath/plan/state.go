@@ -19,6 +19,8 @@ type State struct {
 	Connected map[AddrKey]struct{}
 	Local     map[AddrKey]struct{}
 	Others    []AddrKey // global addresses on links that are not ours
+	// Ways are as in Wanted.
+	Ways map[netip.Addr]string
 	Entries
 	More    []RouteTo // further routes of ours to a prefix in Routes
 	Compare *Comparison
@@ -68,6 +70,7 @@ type Route struct {
 	Metric uint32
 	Via    netip.Addr // of a route to a peer
 	Kind   RouteKind
+	Dev    string // of a direct route
 }
 
 // RouteKind says where a route of ours leads.
@@ -77,8 +80,20 @@ const (
 	ToPeer      RouteKind = iota // via a peer's VTEP address
 	Blackhole                    // nowhere: an own agent subnet, as far as no bridge has it
 	Unreachable                  // nowhere, with an answer to the sender: the rest of an overlay
+	Plain                        // via a peer's agent IP
 	Alien                        // as read: something we never make, so it is equal to nothing wanted
 )
+
+// leads reports whether the route leads to a peer.
+func (r Route) leads() bool { return r.Kind == ToPeer || r.Kind == Plain }
+
+// gateway is who the route leads to, for people.
+func (r Route) gateway() string {
+	if r.Kind == Plain {
+		return "host " + r.Via.String()
+	}
+	return "VTEP " + r.Via.String()
+}
 
 // RouteTo is a route with its destination.
 type RouteTo struct {

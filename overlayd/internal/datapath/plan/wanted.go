@@ -24,9 +24,21 @@ type Wanted struct {
 	// those stays.
 	Partial bool
 
+	// Direct is what is done without VXLAN.
+	Direct Direct
+	// Ways are the devices by which peers are on a link of this host, by agent IP,
+	// and Underlay the one that has its own. The kernel is asked for them.
+	Ways     map[netip.Addr]string
+	Underlay string
 	// Refused are ranges of overlays that this host cannot have; no peer's route
 	// leads there. A plan fills it in.
 	Refused []netip.Prefix
+}
+
+// Direct is how a host deals with peers on its links. Who sends takes as well.
+type Direct struct {
+	Take bool // what they send without VXLAN is taken
+	Send bool // those that take it are sent to without VXLAN
 }
 
 // VTEP is the host's VXLAN device.
@@ -125,7 +137,7 @@ func inside(p, s netip.Prefix) bool { return s.Bits() <= p.Bits() && s.Contains(
 
 // SameHost reports whether two wanted states differ in peers at most.
 func SameHost(a, b Wanted) bool {
-	return a.VTEP == b.VTEP &&
+	return a.VTEP == b.VTEP && a.Direct == b.Direct &&
 		slices.EqualFunc(a.Bridges, b.Bridges, func(a, b Bridge) bool {
 			return a.Name == b.Name && a.Overlay == b.Overlay && slices.Equal(a.Addrs, b.Addrs)
 		}) &&
@@ -138,5 +150,5 @@ func SameHost(a, b Wanted) bool {
 // grows with every renewal of interest to others, and matters only in a dispute.
 func SamePeer(a, b *conf.Peer) bool {
 	return a.AgentIP == b.AgentIP && a.VTEPIP == b.VTEPIP && a.VTEPIP6 == b.VTEPIP6 && a.VTEPMAC == b.VTEPMAC &&
-		slices.Equal(a.Subnets, b.Subnets)
+		a.Underlay == b.Underlay && slices.Equal(a.Subnets, b.Subnets)
 }

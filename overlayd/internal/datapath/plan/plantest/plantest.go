@@ -15,6 +15,7 @@ type Network struct {
 	Length   int // of IPv4 agent subnets
 	Length6  int // of IPv6 agent subnets
 	Under6   bool
+	Direct   bool // every host sends without VXLAN where it can
 }
 
 func Overlay4(name string, subnet string) plan.Overlay {
@@ -61,7 +62,7 @@ func (n Network) Peer(i int) conf.Peer {
 		VTEPIP:  Nth(vtepPool, 32, i+1).Addr(),
 		VTEPIP6: Nth(vtepPool6, 128, i+1).Addr(),
 	}
-	p.VTEPMAC = conf.VTEPMAC(OUI, p.VTEPIP)
+	p.VTEPMAC, p.Direct = conf.VTEPMAC(OUI, p.VTEPIP), n.Direct
 	for _, o := range n.Overlays {
 		p.Subnets = append(p.Subnets, n.AgentSubnet(o, i))
 	}
@@ -83,6 +84,7 @@ func (n Network) Host(i, size int) plan.Wanted {
 		IP:  netip.PrefixFrom(self.VTEPIP, vtepPool.Bits()),
 		IP6: netip.PrefixFrom(self.VTEPIP6, vtepPool6.Bits()),
 	}}
+	c.Direct = plan.Direct{Take: n.Direct, Send: n.Direct}
 	for _, o := range n.Overlays {
 		own := n.AgentSubnet(o, i)
 		for _, h := range conf.Halves {

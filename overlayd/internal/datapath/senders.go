@@ -1,0 +1,198 @@
+package datapath
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/firewall"
+	"overlayd.internal/overlay/overlayd/internal/datapath/plan"
+)
+
+// senders are who may send overlay packets to this host.
+type senders struct {
+	hosts tally[netip.Addr] // underlay addresses, which send VXLAN
+	// Subnets of peers, which send without, and the device that they reach.
+	direct tally[firewall.Element]
+}
+
+// tally counts who has a thing.
+type tally[K comparable] map[K]int
+
+// change takes things of the old ones out and of the new ones in, and returns
+// what nobody had before and what nobody has now.
+func (t tally[K]) change(old, now []K) (add, remove []K) {
+	had := map[K]bool{}
+	count := func(k K, n int) {
+		if _, touched := had[k]; !touched {
+			had[k] = t[k] > 0
+		}
+		t[k] += n
+	}
+	for _, k := range old {
+		count(k, -1)
+	}
+	for _, k := range now {
+		count(k, 1)
+	}
+	for k, before := range had {
+		switch has := t[k] > 0; {
+		case has && !before:
+			add = append(add, k)
+		case !has:
+			delete(t, k)
+			if before {
+				remove = append(remove, k)
+			}
+		}
+	}
+	return add, remove
+}
+
+// sendersOf counts those of peers. Where there may be more peers than are given,
+// those that the kernel already forwards to count as well.
+func sendersOf(peers map[string]conf.Peer, cfg Host, have *plan.State) *senders {
+	s := &senders{hosts: make(tally[netip.Addr], len(peers)), direct: tally[firewall.Element]{}}
+	add := func(p *conf.Peer) {
+		s.hosts[p.AgentIP]++
+		for _, e := range directOf(p, cfg) {
+			s.direct[e]++
+		}
+	}
+	for _, p := range peers {
+		add(&p)
+	}
+	if peers == nil {
+		for i := range cfg.Peers {
+			add(&cfg.Peers[i])
+		}
+	}
+	if !cfg.Partial {
+		return s
+	}
+	for _, a := range have.FDB {
+		s.hosts[a] = max(s.hosts[a], 1)
+	}
+	for dst, r := range have.Routes {
+		if r.Kind == plan.Plain && cfg.Direct.Take && cfg.Underlay != "" {
+			e := firewall.Element{Prefix: dst, Device: cfg.Underlay}
+			s.direct[e] = max(s.direct[e], 1)
+		}
+	}
+	return s
+}
+
+// directOf are the sources that a peer may send from without VXLAN: its subnets
+// and its VTEP address, of the underlay's family, at the device that has our agent IP, which is where it
+// arrives whatever our own way to the peer is. The peer need not have said that it
+// does so already: whoever begins must not have to wait until all have heard it.
+func directOf(p *conf.Peer, cfg Host) (out []firewall.Element) {
+	if cfg.Underlay == "" || !cfg.Direct.Take || p.AgentIP == cfg.VTEP.Local {
+		return nil
+	}
+	for _, s := range append([]netip.Prefix{p.VTEPOf(p.AgentIP)}, p.Subnets...) {
+		if s.IsValid() && s.Addr().Is6() == p.AgentIP.Is6() {
+			out = append(out, firewall.Element{Prefix: s.Masked(), Device: cfg.Underlay})
+		}
+	}
+	return out
+}
+
+// change takes old peers out of the rules and new ones in.
+func (r *rules) change(ctx context.Context, cfg Host, old, now []conf.Peer) error {
+	if r.active == nil || r.senders == nil {
+		return errors.New("the rules were not set yet")
+	}
+	of := func(peers []conf.Peer) (hosts []netip.Addr, direct []firewall.Element) {
+		for i := range peers {
+			hosts = append(hosts, peers[i].AgentIP)
+			direct = append(direct, directOf(&peers[i], cfg)...)
+		}
+		return hosts, direct
+	}
+	oldHosts, oldDirect := of(old)
+	nowHosts, nowDirect := of(now)
+	add, remove := r.senders.hosts.change(oldHosts, nowHosts)
+	if len(add)+len(remove) > 0 {
+		if err := r.active.Elements(ctx, firewall.PeersSet, elements(add), elements(remove)); err != nil {
+			return err
+		}
+	}
+	with, without := r.senders.direct.change(oldDirect, nowDirect)
+	if len(with)+len(without) == 0 {
+		return nil
+	}
+	return r.active.Elements(ctx, firewall.DirectSet, with, without)
+}
+
+func elements(addrs []netip.Addr) (out []firewall.Element) {
+	for _, a := range addrs {
+		out = append(out, firewall.Address(a))
+	}
+	return out
+}
+
+// moved asks the kernel again which peers are on a link, and reports whether that
+// is another answer than before.
+func (d *Datapath) moved() bool {
+	known := d.memory.possible
+	if !known.Direct.Send {
+		return false
+	}
+	ips := make([]netip.Addr, 0, len(d.memory.peers))
+	for _, p := range d.memory.peers {
+		ips = append(ips, p.AgentIP)
+	}
+	ways, err := d.kernel.OnLink(ips)
+	if err != nil {
+		return true
+	}
+	for _, ip := range ips {
+		if ways[ip] != known.Ways[ip] {
+			return true
+		}
+	}
+	return false
+}
+
+// locate finds out which of the peers that changed are on a link. It answers no
+// where that says something new about what is known already.
+func (d *Datapath) locate(old, now []conf.Peer) bool {
+	known := d.memory.possible
+	if !known.Direct.Send {
+		return true
+	}
+	ips := make([]netip.Addr, 0, len(now))
+	for _, p := range now {
+		ips = append(ips, p.AgentIP)
+	}
+	ways, err := d.kernel.OnLink(ips)
+	if err != nil {
+		return false
+	}
+	for _, ip := range ips {
+		was, is := known.Ways[ip], ways[ip]
+		if was == is {
+			continue
+		}
+		another := slices.ContainsFunc(old, func(p conf.Peer) bool { return p.AgentIP == ip })
+		if was != "" || another || !d.leads(is) {
+			return false
+		}
+		known.Ways[ip] = is
+	}
+	return true
+}
+
+// leads reports whether a device is one that leads to peers already, and so is
+// watched.
+func (d *Datapath) leads(device string) bool {
+	for _, known := range d.memory.possible.Ways {
+		if known == device {
+			return true
+		}
+	}
+	return false
+}
