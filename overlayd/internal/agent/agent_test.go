@@ -363,6 +363,23 @@ func TestRepair(t *testing.T) {
 		return h.lines(fmt.Sprintf(`overlay_agent_drift_total{kind="link"} %d`, d.Counts[links].Objects), `overlay_agent_drift_total{kind="firewalld"} 0`)
 	})
 
+	// And the coordinator is told of it.
+	eventually(t, "the coordinator knows", func() error {
+		agents, err := c.client().Agents(t.Context())
+		if err != nil {
+			return err
+		}
+		d, sum := h.document(), 0
+		for _, n := range d.Drift.Counts {
+			sum += n.Objects
+		}
+		i := slices.IndexFunc(agents, func(a api.Agent) bool { return a.AgentID == d.AgentID })
+		if i < 0 || agents[i].Host == nil || agents[i].Host.Drift != sum || agents[i].Host.MTU != d.MTU || agents[i].Host.Datapath != d.Datapath.Taken {
+			return fmt.Errorf("the host is %+v, want drift %d, MTU %d", agents, sum, d.MTU)
+		}
+		return nil
+	})
+
 	// So is the document, at the next look.
 	must(t, os.Remove(h.path(conf.StateFile)))
 	d, err := netlink.LinkByName("d-dcos")

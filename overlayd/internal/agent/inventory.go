@@ -56,6 +56,7 @@ type content struct {
 	put      map[string]api.Attachment
 	usage    map[halfKey]api.HalfUsage
 	problems []string
+	host     api.Host
 }
 
 type halfKey struct {
@@ -82,13 +83,24 @@ func (a *Agent) newInventory(id, instance string, log *slog.Logger) *inventory {
 // reported is the published state, and what is wrong on this host.
 func (a *Agent) reported() (conf.State, []string) {
 	state := a.served.Load().state
-	wrong := slices.Clone(state.Problems)
+	wrong := slices.Concat(state.Problems, state.Notices)
 	for _, o := range state.Overlays {
 		if o.State != nil && o.State.Status == conf.StatusFailed {
 			wrong = append(wrong, "overlay "+o.Info.Name+": "+o.State.Error)
 		}
 	}
 	return state, wrong
+}
+
+// hostOf is what the published state says of the host.
+func hostOf(state conf.State) api.Host {
+	h := api.Host{MTU: state.MTU, Datapath: state.Datapath.Taken}
+	if state.Drift != nil {
+		for _, c := range state.Drift.Counts {
+			h.Drift += c.Objects
+		}
+	}
+	return h
 }
 
 // run waits for the first stream, and then reports until ctx is done.
@@ -173,7 +185,7 @@ func isDir(path string) bool {
 func (v *inventory) look(ctx context.Context) (changed bool) {
 	v.watch()
 	state, wrong := v.state()
-	now := content{put: v.seen.put, usage: v.seen.usage, problems: wrong}
+	now := content{put: v.seen.put, usage: v.seen.usage, problems: wrong, host: hostOf(state)}
 	if v.written() || v.seen.put == nil {
 		v.counts.reads.Add(1)
 		stores, err := audit.ReadAttached(ctx, v.runDir, state)
@@ -185,6 +197,7 @@ func (v *inventory) look(ctx context.Context) (changed bool) {
 			v.files = nil
 		}
 		now = v.compose(ctx, stores, wrong, err != nil)
+		now.host = hostOf(state)
 	}
 	v.seen = now
 	return v.whole || !reflect.DeepEqual(now, v.accepted)
@@ -296,7 +309,7 @@ func (v *inventory) report(ctx context.Context, probe bool) error {
 // accepted. Without a change its sequence is that of the report before.
 func (v *inventory) compare() (r api.AttachmentReport, next content) {
 	r = api.AttachmentReport{AgentID: v.id, Instance: v.own, Sequence: v.sequence, Snapshot: v.whole}
-	next = content{put: maps.Clone(v.accepted.put), usage: v.seen.usage, problems: v.seen.problems}
+	next = content{put: maps.Clone(v.accepted.put), usage: v.seen.usage, problems: v.seen.problems, host: v.seen.host}
 	if v.whole || next.put == nil {
 		next.put = map[string]api.Attachment{}
 	}
@@ -329,7 +342,11 @@ func (v *inventory) compare() (r api.AttachmentReport, next content) {
 		problems := append([]string{}, v.seen.problems...)
 		r.Problems = &problems
 	}
-	if v.whole || len(r.Put) > 0 || len(r.Delete) > 0 || len(r.Usage) > 0 || r.Problems != nil {
+	if v.whole || v.seen.host != v.accepted.host {
+		host := v.seen.host
+		r.Host = &host
+	}
+	if v.whole || r.Host != nil || len(r.Put) > 0 || len(r.Delete) > 0 || len(r.Usage) > 0 || r.Problems != nil {
 		r.Sequence++
 	}
 	return r, next

@@ -104,6 +104,8 @@ type Agent struct {
 	Connected  bool                          `json:"connected"`            // it watches right now
 	LastSeen   time.Time                     `json:"last_seen,omitzero"`   // by the coordinators; now when it is connected
 	Superseded string                        `json:"superseded,omitempty"` // id of the agent that has its IP now
+	Host       *Host                         `json:"host,omitempty"`       // nil: it has not said
+	Problems   []string                      `json:"problems,omitempty"`   // what it says is wrong
 }
 
 // Overlay is one row of PathOverlays.

@@ -31,10 +31,19 @@ type AttachmentReport struct {
 	Usage []HalfUsage `json:"usage,omitempty"`
 	// Problems replace what was said before; null: they are the same.
 	Problems *[]string `json:"problems,omitempty"`
+	// Host replaces what was said before; null: it is the same.
+	Host *Host `json:"host,omitempty"`
 }
 
 // Speaker is the id of the agent that a request speaks for.
 func (r AttachmentReport) Speaker() string { return r.AgentID }
+
+// Host is what an agent says of its host.
+type Host struct {
+	MTU      int    `json:"mtu"`                // of VTEP, bridges and containers
+	Datapath string `json:"datapath,omitempty"` // kernel or ebpf
+	Drift    int    `json:"drift"`              // kernel objects that others changed and the agent put back, since it was started
+}
 
 // Attachment is one interface of a container.
 type Attachment struct {

@@ -41,6 +41,7 @@ type agent struct {
 	records  []byte // see pack.go
 	usage    []byte
 	problems []string
+	host     *api.Host // never changed; nil: it has not said
 }
 
 // New makes an empty book.
@@ -136,7 +137,7 @@ func (old *agent) with(r api.AttachmentReport, source string) (*agent, Change) {
 		now.source = source
 		return &now, change
 	}
-	now := &agent{instance: r.Instance, sequence: r.Sequence, source: source, problems: old.problems}
+	now := &agent{instance: r.Instance, sequence: r.Sequence, source: source, problems: old.problems, host: old.host}
 	before := map[string]api.Attachment{}
 	for a := range old.attachments() {
 		before[a.Key()] = a
@@ -159,6 +160,13 @@ func (old *agent) with(r api.AttachmentReport, source string) (*agent, Change) {
 		now.problems = slices.Clone(*r.Problems)
 	case r.Snapshot:
 		now.problems = nil
+	}
+	switch {
+	case r.Host != nil:
+		host := *r.Host
+		now.host = &host
+	case r.Snapshot:
+		now.host = nil
 	}
 	change.Begun = without(now.problems, old.problems)
 	change.Ended = without(old.problems, now.problems)

@@ -124,6 +124,40 @@ func TestReports(t *testing.T) {
 }
 
 // TestPacking: what is packed comes out as it went in, whatever it is.
+// What an agent says of its host stays until it says something else, or everything
+// without it.
+func TestHost(t *testing.T) {
+	b := attached.New()
+	says := func(want *api.Host) {
+		t.Helper()
+		if got, _ := b.Host(id(0)); !reflect.DeepEqual(got, want) {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+	}
+	says(nil)
+	host := api.Host{MTU: 1450, Datapath: "ebpf", Drift: 3}
+	r := snapshot(0, 2)
+	r.Host = &host
+	_, err := b.Apply(r, most)
+	must(t, err)
+	says(&api.Host{MTU: 1450, Datapath: "ebpf", Drift: 3})
+	host.MTU = 9000 // of the caller; the book has its own
+	_, err = b.Apply(api.AttachmentReport{AgentID: id(0), Instance: r.Instance, Sequence: 2, Delete: []string{container(0, 0).Key()}}, most)
+	must(t, err)
+	says(&api.Host{MTU: 1450, Datapath: "ebpf", Drift: 3})
+	_, err = b.Apply(api.AttachmentReport{AgentID: id(0), Instance: r.Instance, Sequence: 3, Host: &api.Host{MTU: 1500, Datapath: "kernel"}}, most)
+	must(t, err)
+	says(&api.Host{MTU: 1500, Datapath: "kernel"})
+	if whole, ok := b.Report(id(0)); !ok || whole.Host == nil || whole.Host.MTU != 1500 {
+		t.Errorf("another coordinator is told %+v", whole.Host)
+	}
+	r = snapshot(0, 1)
+	r.Sequence = 4
+	_, err = b.Apply(r, most)
+	must(t, err)
+	says(nil)
+}
+
 func TestPacking(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	word := func(n int) string {

@@ -73,5 +73,6 @@ func (b *Book) Report(id string) (r api.AttachmentReport, ok bool) {
 	if a.problems != nil {
 		r.Problems = &a.problems
 	}
+	r.Host = a.host
 	return r, true
 }

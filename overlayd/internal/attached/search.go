@@ -252,6 +252,16 @@ func (b *Book) Usage(id string) (usage []api.HalfUsage, problems []string) {
 	return usage, a.problems
 }
 
+// Host is what an agent says of its host, and what is wrong there; nil where it
+// has not said.
+func (b *Book) Host(id string) (host *api.Host, problems []string) {
+	a := b.get(id)
+	if a == nil {
+		return nil, nil
+	}
+	return a.host, a.problems
+}
+
 // AttachedTo counts the attachments of an overlay, by agent id.
 func (b *Book) AttachedTo(overlay string) (total int, byAgent map[string]int) {
 	b.mu.RLock()

@@ -30,6 +30,7 @@ const (
 	maxWord     = 256
 	maxProblems = 20
 	maxProblem  = 400
+	maxHostWord = 16
 	// maxFurther is how many attachments an agent may have beyond those that fit
 	// its lease: of overlays that it no longer has.
 	maxFurther = 256
@@ -138,6 +139,9 @@ func (c *Coordinator) checkAttachments(r *api.AttachmentReport) (most int, err e
 		for i := range *p {
 			(*p)[i] = clip((*p)[i], maxProblem)
 		}
+	}
+	if h := r.Host; h != nil {
+		h.Datapath = clip(h.Datapath, maxHostWord)
 	}
 	return a.room() + maxFurther, nil
 }

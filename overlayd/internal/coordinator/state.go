@@ -97,9 +97,11 @@ func (c *Coordinator) Agents() []api.Agent {
 	out := []api.Agent{}
 	for _, k := range c.knownAgents(true) {
 		st := k.status.decode()
+		host, problems := c.book.Host(k.id)
 		out = append(out, api.Agent{
 			Lease: c.lease(k.agent, k.missing), Version: st.Version, Status: st.Overlays,
 			Connected: k.connected || k.elsewhere, LastSeen: k.seen.Truncate(time.Second), Superseded: k.Superseded,
+			Host: host, Problems: problems,
 		})
 	}
 	return out

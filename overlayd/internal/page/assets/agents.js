@@ -8,9 +8,9 @@ import {Table} from './table.js';
 function rowOf(a, use) {
   const state = health(a);
   return {
-    id: a.agent_id, ip: a.agent_ip, state, connected: a.connected, seen: a.last_seen, mtu: a.mtu || a.vtep?.mtu || 0, version: a.version || '', datapath: a.datapath || '',
-    drift: a.drift ?? null, used: use?.used || 0, cooling: use?.cooling || 0, total: use?.total || 0, level: use?.level || 'ok',
-    text: [a.agent_id, a.agent_ip, a.version, a.datapath, state.word, ...(a.overlays || []).flatMap(g => [g.subnet, g.subnet6])].join(' ').toLowerCase(),
+    id: a.agent_id, ip: a.agent_ip, state, connected: a.connected, seen: a.last_seen, mtu: a.host?.mtu || a.vtep?.mtu || 0, version: a.version || '', datapath: a.host?.datapath || '',
+    drift: a.host ? a.host.drift : null, used: use?.used || 0, cooling: use?.cooling || 0, total: use?.total || 0, level: use?.level || 'ok',
+    text: [a.agent_id, a.agent_ip, a.version, a.host?.datapath, state.word, ...(a.overlays || []).flatMap(g => [g.subnet, g.subnet6])].join(' ').toLowerCase(),
   };
 }
 
@@ -122,8 +122,9 @@ export function showAgent(model, id) {
     h('header', {}, h('h2', {id: 'about-title'}, a.agent_id), h('button', {type: 'button', class: 'plain', onclick: close}, 'Close')),
     h('p', {}, badge(state.level, state.word), ' ', a.connected ? 'connected' : a.last_seen ? `last seen ${ago(a.last_seen)} ago, at ${clock(a.last_seen)}` : 'never seen'),
     h('dl', {},
-      row('Address', a.agent_ip), row('VTEP', [a.vtep?.ip, a.vtep?.ip6, a.vtep?.mac].filter(Boolean).join(', ')), row('MTU', a.mtu || a.vtep?.mtu || 'not reported'),
-      row('Version', a.version || 'not reported'), row('Datapath', a.datapath || 'not reported'), row('Drift', a.drift === undefined ? 'not reported' : `${plural(a.drift, 'repair')} since the agent started`),
+      row('Address', a.agent_ip), row('VTEP', [a.vtep?.ip, a.vtep?.ip6, a.vtep?.mac].filter(Boolean).join(', ')), row('MTU', a.host?.mtu || a.vtep?.mtu || 'not reported'),
+      row('Version', a.version || 'not reported'), row('Datapath', a.host?.datapath || 'not reported'),
+      row('Drift', a.host ? `${plural(a.host.drift, 'kernel object')} put back since the agent started` : 'not reported'),
       row('Lease', `epoch ${a.epoch}, term ${Math.round(a.term_seconds / 3600)} h`)),
     h('h3', {}, 'Subnets'),
     h('ul', {class: 'plain-list'}, (a.overlays || []).map(g => h('li', {}, swatch(model.colour(g.overlay.name)), ' ', g.overlay.name, ' ',
