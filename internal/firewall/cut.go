@@ -11,15 +11,26 @@ import (
 )
 
 // Cut ends the connections that were let through once and are no longer
-// allowed: rules are asked about the first packet of a connection only. It
-// returns how many it found.
+// allowed, and those that left the overlays with an address of theirs: rules are
+// asked about the first packet of a connection only, and there may have been none.
+// It returns how many it found.
 func Cut(c Config) (int, error) {
 	if len(c.Overlays) == 0 {
 		return 0, nil
 	}
 	return conntrack.Remove(func(f *conntrack.Flow) bool {
-		return !c.allows(f.Src, f.ReplySrc, f.Dst != f.ReplySrc, f.Protocol)
+		return !c.allows(f.Src, f.ReplySrc, f.Dst != f.ReplySrc, f.Protocol) || c.unmasked(f)
 	})
+}
+
+// unmasked reports whether a connection from a container to outside lacks the
+// address of the host. Its packets would never get one, and no answer.
+func (c Config) unmasked(f *conntrack.Flow) bool {
+	in := func(ps []netip.Prefix) bool {
+		return slices.ContainsFunc(ps, func(p netip.Prefix) bool { return p.Contains(f.ReplySrc) })
+	}
+	return f.ReplyDst == f.Src && c.overlayOf(f.Src) != nil && c.overlayOf(f.ReplySrc) == nil &&
+		!in(c.VTEPPools) && !in(linkLocal()) && !slices.Contains(c.Local, f.ReplySrc)
 }
 
 // allows reports whether the rules let a connection be opened from one address

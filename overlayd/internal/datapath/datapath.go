@@ -107,7 +107,7 @@ func (d *Datapath) Close() error {
 // Changes announces that somebody else changed or removed something of ours; see
 // kernel.Watch.
 func (d *Datapath) Changes(ctx context.Context) <-chan struct{} {
-	return d.kernel.Watch(ctx, d.log, kernel.Rules{Concerns: concernsFirewall, Altered: d.rulesAltered})
+	return d.kernel.Watch(ctx, d.log, kernel.Rules{Concerns: concernsFirewall, Unchecked: unchecked, Altered: d.rulesAltered})
 }
 
 // Peers is how many other hosts are forwarded to.

@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"net"
 	"slices"
 	"testing"
 	"time"
@@ -98,4 +99,47 @@ func TestSilentChanges(t *testing.T) {
 			t.Errorf("%s: announced after the repair", damage)
 		}
 	}
+}
+
+// A connection to outside that began while there were no rules has no address of
+// the host, and would never get one.
+func TestFlowsOfNoRules(t *testing.T) {
+	eachFirewall(t, func(t *testing.T) {
+		n := onlyIPv4
+		l, hosts := n.plugHosts(t, 1)
+		outside := newNS(t, "outside")
+		l.plug(outside, "172.16.9.9/12")
+		h, cfg := hosts[0], n.Host(0, 1)
+		c, addr := h.container(cfg.Bridges[0].Name, cfg.Bridges[0].Addrs[0], 5)
+		// The chain stays, so the kernel takes it that nothing is to be translated.
+		h.sh("nft flush chain inet overlay OVERLAY-MASQ 2>/dev/null || iptables -t nat -F POSTROUTING")
+		var icmp net.PacketConn
+		var err error
+		outside.do(func() { icmp, err = net.ListenPacket("ip4:icmp", "0.0.0.0") })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer icmp.Close()
+		if err := icmp.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		// One stream all the time: it has one flow, which traffic keeps.
+		lost := c.pinging("172.16.9.9", 300, func() {
+			// Its packets leave with its own address until then.
+			for seen := 0; seen < 20; {
+				_, from, err := icmp.ReadFrom(make([]byte, 1500))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if from.String() == addr {
+					seen++
+				}
+			}
+			h.mustSet(cfg, true)
+		})
+		if lost == 0 || lost > 200 {
+			t.Errorf("%d of 300 packets were lost, want those before the repair", lost)
+		}
+	})
 }

@@ -107,7 +107,9 @@ func (r *rules) set(ctx context.Context, cfg Host, from *senders, ipv6 bool) (ch
 	if err != nil {
 		return changed, err
 	}
-	if r.policy == nil && changed > 0 || r.policy != nil && !samePolicy(*r.policy, c) {
+	// Where rules were missing, connections began that they would have refused or
+	// translated.
+	if changed > 0 || r.policy != nil && !samePolicy(*r.policy, c) {
 		if _, err := firewall.Cut(c); err != nil {
 			return changed, err
 		}

@@ -1,11 +1,32 @@
 package datapath
 
 import (
+	"golang.org/x/sys/unix"
+
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/antispoof"
 	"overlayd.internal/overlay/internal/mark"
+	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/overlayd/internal/datapath/plan"
 )
+
+// unchecked are the devices of which a notification of nftables says that what
+// they send is no longer checked.
+func unchecked(m rtnl.Message) (devices []string) {
+	const header = 4 // struct nfgenmsg
+	if m.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_DELSETELEM || len(m.Data) < header || m.Data[0] != unix.NFPROTO_BRIDGE {
+		return nil
+	}
+	attrs := map[uint16][]byte{}
+	rtnl.EachAttr(m.Data[header:], func(typ uint16, v []byte) { attrs[typ] = v })
+	if unix.ByteSliceToString(attrs[unix.NFTA_SET_ELEM_LIST_TABLE]) != mark.NFTable {
+		return nil
+	}
+	rtnl.Elements([]map[uint16][]byte{attrs}, func(key, _ []byte) { // every key begins with the device
+		devices = append(devices, unix.ByteSliceToString(key[:min(len(key), unix.IFNAMSIZ)]))
+	})
+	return devices
+}
 
 // checkSources has the kernel check what containers send: those whose host ends
 // say so in their alias, which is where a CNI program leaves it. A kernel that

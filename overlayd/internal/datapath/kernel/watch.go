@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
 )
 
@@ -19,7 +20,10 @@ const silentPause = 6 * time.Second
 // Rules is what a watcher has to know of the firewall.
 type Rules struct {
 	Concerns func(rtnl.Message) bool // a notification of nftables tells of rules of ours
-	Altered  func() bool             // asked now and then: what is not announced is not as it should be
+	// Unchecked are the devices of which a notification says that what they send is
+	// no longer checked: those of containers that go, or that somebody freed.
+	Unchecked func(rtnl.Message) []string
+	Altered   func() bool // asked now and then: what is not announced is not as it should be
 }
 
 // Watch announces that somebody else changed or removed something of ours: link,
@@ -43,7 +47,10 @@ func (k *Kernel) Watch(ctx context.Context, log *slog.Logger, rules Rules) <-cha
 		concerns func(rtnl.Message) bool
 	}{
 		{unix.NETLINK_ROUTE, routeGroups, rtnl.WithoutOwn(k.port), w.concerns},
-		{unix.NETLINK_NETFILTER, []uint{unix.NFNLGRP_NFTABLES}, nil, rules.Concerns},
+		{unix.NETLINK_NETFILTER, []uint{unix.NFNLGRP_NFTABLES}, nil, func(m rtnl.Message) bool {
+			w.ports.lookFor(rules.Unchecked(m))
+			return rules.Concerns(m)
+		}},
 	} {
 		f, err := rtnl.Subscribe(s.family, s.groups, s.filter)
 		if err != nil {
@@ -172,6 +179,43 @@ type ports struct {
 	mu      sync.Mutex
 	conn    *rtnl.Conn // nil: none could be opened, or closed
 	waiting map[int]bool
+	missing map[string]bool // by name: announced where they are still there
+}
+
+// lookFor has links looked for after a moment.
+func (p *ports) lookFor(names []string) {
+	if len(names) == 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.conn == nil {
+		return
+	}
+	if p.missing == nil {
+		p.missing = map[string]bool{}
+		time.AfterFunc(2*portPause, p.lookForAll)
+	}
+	for _, name := range names {
+		p.missing[name] = true
+	}
+}
+
+func (p *ports) lookForAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	missing := p.missing
+	p.missing = nil
+	for name := range missing {
+		if p.conn == nil {
+			return
+		}
+		l, ok, err := p.conn.LinkByName(name)
+		if _, ours := mark.IsHostEnd(l.Name, l.Alias); err != nil || ok && ours {
+			p.announce()
+			return
+		}
+	}
 }
 
 // look has a link looked at after a moment.
