@@ -83,7 +83,7 @@ func TestImportState(t *testing.T) {
 // a mistake of usage.
 func TestImportStateByDaemon(t *testing.T) {
 	out, status := program(t, "overlayd", "import-state", "--help")
-	if status != 0 || !strings.Contains(out, "Reserve for the hosts of a DC/OS cluster") {
+	if status != 0 || !strings.Contains(out, "overlayctl import-state") {
 		t.Errorf("status %d:\n%s", status, out)
 	}
 	bad := filepath.Join(t.TempDir(), "state.json")

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -19,6 +18,7 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/cli"
 	"overlayd.internal/overlay/overlayd/internal/datapath"
 	"overlayd.internal/overlay/overlayd/internal/fast"
+	"overlayd.internal/overlay/overlayd/internal/logging"
 	"overlayd.internal/overlay/overlayd/internal/systemd"
 )
 
@@ -28,6 +28,7 @@ type agentFlags struct {
 	config                   string
 	joinToken, joinTokenFile string
 	insecure                 bool
+	log                      logging.Flags
 }
 
 // declare declares the flags. A new flag of the agent is one more line here.
@@ -61,6 +62,7 @@ func (f *agentFlags) declare(fs *pflag.FlagSet) {
 	fs.Var(cli.Func("TOKEN", "", setToken(&f.joinToken)), "join-token",
 		"what a new host joins with; not needed once it has (overlayctl token create prints one)")
 	fs.Var(cli.String(&f.joinTokenFile, "", "FILE"), "join-token-file", "the same, in a file, which processes of others cannot see")
+	f.log.Declare(fs)
 	cli.ConfigFile(fs, &f.config)
 	fs.BoolVar(&f.insecure, "insecure", false, "plain HTTP without any identity, for a laboratory")
 }
@@ -94,7 +96,7 @@ touched, and the identity of the host stays. The agent has to be stopped, and so
 have the containers, unless --force is given.`,
 		Example: "  overlayd agent teardown --config /etc/overlay/agent.yaml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+			f.Log = f.log.New(cmd.ErrOrStderr()).Logger
 			ctx, stop := untilHangup(cmd.Context())
 			defer stop()
 			return agent.Teardown(ctx, f.Options, force)
@@ -112,7 +114,9 @@ func runAgent(ctx context.Context, f agentFlags, stderr io.Writer) error {
 	if _, err := api.NewClient(f.CoordinatorURLs, nil); err != nil {
 		return cli.Usagef("--coordinator: %w", err)
 	}
-	log := slog.New(slog.NewTextHandler(stderr, nil))
+	leveled := f.log.New(stderr)
+	leveled.Level().ToggleOnSignal(ctx)
+	log := leveled.Logger
 	if f.insecure {
 		warnInsecure(ctx, log)
 	}
@@ -120,7 +124,7 @@ func runAgent(ctx context.Context, f agentFlags, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	f.Coordinator, f.Log, f.Version, f.SocketGroup = client, log, version, socketGroup()
+	f.Coordinator, f.Log, f.LogLevel, f.Version, f.SocketGroup = client, log, leveled.Level(), version, socketGroup()
 	f.Beat = systemd.New(log).Beat
 	a, err := agent.New(f.Options)
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	"overlayd.internal/overlay/conf/clusterfile"
 	"overlayd.internal/overlay/overlayd/internal/cli"
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
+	"overlayd.internal/overlay/overlayd/internal/logging"
 	"overlayd.internal/overlay/overlayd/internal/serve"
 	"overlayd.internal/overlay/overlayd/internal/systemd"
 )
@@ -31,6 +32,7 @@ type coordinatorFlags struct {
 	pkiDir, joinToken        string
 	statePublic, pagePublic  bool
 	insecure                 bool
+	log                      logging.Flags
 }
 
 // declare declares the flags. A new flag of the coordinator is one more line here.
@@ -45,6 +47,7 @@ func (f *coordinatorFlags) declare(fs *pflag.FlagSet) {
 	fs.Var(cli.Func("TOKEN", "", setToken(&f.joinToken)), "join-token", "of role coordinator: what a further coordinator on the same store starts with, once")
 	fs.BoolVar(&f.statePublic, "state-public", false, "serve /overlay-master/state to anybody, to be read by DC/OS tools")
 	fs.BoolVar(&f.pagePublic, "page-public", false, "show the page to anybody, with the agents, containers, addresses and events that it reads")
+	f.log.Declare(fs)
 	fs.BoolVar(&f.insecure, "insecure", false, "plain HTTP without any identity, for a laboratory")
 }
 
@@ -76,7 +79,9 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 	if _, set := env("GOGC"); !set {
 		debug.SetGCPercent(gcPercent)
 	}
-	log := slog.New(slog.NewTextHandler(stderr, nil))
+	leveled := f.log.New(stderr)
+	leveled.Level().ToggleOnSignal(ctx)
+	log := leveled.Logger
 	if err := f.checkIdentity(); err != nil {
 		return err
 	}
@@ -103,7 +108,7 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 	}
 	defer witness.Close()
 	c, err := f.begin(ctx, coordinator.Options{
-		Network: network, Store: st, Log: log, Version: version, Shared: shared, Identity: identity, StatePublic: f.statePublic, PagePublic: f.pagePublic,
+		Network: network, Store: st, Log: log, LogLevel: leveled.Level(), Version: version, Shared: shared, Identity: identity, StatePublic: f.statePublic, PagePublic: f.pagePublic,
 		Adopt: coordinator.Adopt{Cluster: f.store.adopt, Witness: witness},
 	})
 	if err != nil {

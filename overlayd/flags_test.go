@@ -20,6 +20,7 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/agent"
 	"overlayd.internal/overlay/overlayd/internal/cli"
 	"overlayd.internal/overlay/overlayd/internal/fast"
+	"overlayd.internal/overlay/overlayd/internal/logging"
 	"overlayd.internal/overlay/overlayd/internal/store/location"
 )
 
@@ -62,7 +63,7 @@ var agentDefaults = agentFlags{Options: agent.Options{
 	RunDir:  "/run/overlay", StateDir: "/var/lib/overlay", CNIConfDir: "/etc/cni/net.d",
 	CNIBinDirs: []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"},
 	DockerHost: "unix:///var/run/docker.sock", Listen: "127.0.0.1:6441", Cooling: 150 * time.Second, Firewall: "auto", Datapath: fast.Auto, Routing: conf.RoutingVXLAN,
-}}
+}, log: logging.Flags{Level: "info", Format: "text"}}
 
 var compareFlags = cmp.Options{
 	cmp.AllowUnexported(agentFlags{}, coordinatorFlags{}, storeFlags{}, location.Identity{}), cmpopts.EquateComparable(netip.Addr{}),
@@ -84,7 +85,7 @@ func TestCoordinatorDefaults(t *testing.T) {
 	if err := parse(got.declare, nil, nil); err != nil {
 		t.Fatal(err)
 	}
-	want := coordinatorFlags{listen: "0.0.0.0:6440", stateDir: "/var/lib/overlay"}
+	want := coordinatorFlags{listen: "0.0.0.0:6440", stateDir: "/var/lib/overlay", log: logging.Flags{Level: "info", Format: "text"}}
 	if diff := cmp.Diff(want, got, compareFlags); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -128,7 +129,7 @@ func TestUnitExamples(t *testing.T) {
 		}
 		var got coordinatorFlags
 		err = parse(got.declare, argv[2:], nil)
-		want := coordinatorFlags{config: "/etc/overlay/overlay.yaml", listen: "0.0.0.0:6440", stateDir: "/var/lib/overlay"}
+		want := coordinatorFlags{config: "/etc/overlay/overlay.yaml", listen: "0.0.0.0:6440", stateDir: "/var/lib/overlay", log: logging.Flags{Level: "info", Format: "text"}}
 		if err != nil {
 			t.Fatalf("coordinator: %v", err)
 		}
@@ -175,12 +176,12 @@ func TestWhatOverrides(t *testing.T) {
 func TestAgentValues(t *testing.T) {
 	got, err := parseAgent([]string{
 		"--coordinator", "http://a:1,http://b:2", "--agent-ip=fd00::1", "--agent-id=x", "--bridges", "none", "--cni-bin-dir", "/a:/b",
-		"--cooling=0", "--listen", "", "--insecure", "--run-dir=/r", "--state-dir=/s", "--cni-conf-dir=/c", "--ucr-conf-dir=/u", "--docker-host=", "--firewall=nftables", "--datapath=ebpf", "--routing=direct",
+		"--cooling=0", "--listen", "", "--insecure", "--run-dir=/r", "--state-dir=/s", "--cni-conf-dir=/c", "--ucr-conf-dir=/u", "--docker-host=", "--firewall=nftables", "--datapath=ebpf", "--routing=direct", "--log-level=warn", "--log-format=json",
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := agentFlags{insecure: true, Options: agent.Options{
+	want := agentFlags{insecure: true, log: logging.Flags{Level: "warn", Format: "json"}, Options: agent.Options{
 		CoordinatorURLs: []string{"http://a:1", "http://b:2"}, IP: netip.MustParseAddr("fd00::1"), ID: "x",
 		CNIBinDirs: []string{"/a", "/b"}, RunDir: "/r", StateDir: "/s", CNIConfDir: "/c", UCRConfDir: "/u", Firewall: "nftables", Datapath: fast.EBPF, Routing: conf.RoutingDirect,
 	}}
@@ -223,8 +224,8 @@ func TestParseRefuses(t *testing.T) {
 		{"file that is not there", []string{"--config", "/nonexistent/agent.yaml"}, nil, "/nonexistent/agent.yaml: no such file"},
 		{"all problems of a file", []string{"--config", bad}, nil,
 			bad + ": 4 problems\n" +
-				"  colour: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, datapath, routing, cooling, firewall, join-token, join-token-file, insecure (line 1)\n" +
-				"  config: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, datapath, routing, cooling, firewall, join-token, join-token-file, insecure (line 2)\n" +
+				"  colour: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, datapath, routing, cooling, firewall, join-token, join-token-file, log-level, log-format, insecure (line 1)\n" +
+				"  config: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, datapath, routing, cooling, firewall, join-token, join-token-file, log-level, log-format, insecure (line 2)\n" +
 				"  listen: want one value, not a list\n" +
 				"  insecure: want one value, not a list"},
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -15,8 +16,12 @@ import (
 func importStateCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "import-state [FILE] [flags]", Short: "reserve for the hosts of a DC/OS cluster what they hold there; the same as overlayctl import-state",
+		Example:            "  overlayd import-state state.json\n  overlayctl import-state --help",
 		DisableFlagParsing: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if slices.Contains(args, "--help") || slices.Contains(args, "-h") {
+				return cmd.Help()
+			}
 			path, err := overlayctl()
 			if err != nil {
 				return err

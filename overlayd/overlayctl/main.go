@@ -40,6 +40,7 @@ func (e *env) commands() []*cobra.Command {
 		e.doctorCommand(),
 		e.explainCommand(),
 		e.pingCommand(),
+		e.logLevelCommand(),
 		e.reportCommand(),
 		e.pageCommand(),
 		e.versionCommand(),

@@ -32,25 +32,27 @@ func (s *served) reason() string {
 	return s.notReady
 }
 
-// handler serves GET only.
+// handler serves GET, and root the change of the log level.
 func (a *Agent) handler() http.Handler {
 	get := func(path string, h serve.Handler) serve.Route {
 		return serve.Route{Method: http.MethodGet, Path: path, Handler: h}
 	}
-	return serve.API{
-		Name: "the agent of a host of the overlay network",
-		Routes: []serve.Route{
-			get(api.PathAgentOverlay, a.serveDocument),
-			get(api.PathAgentOverlays, a.serveDocument),
-			get(api.PathHealth, func(w http.ResponseWriter, _ *http.Request) error {
-				_, err := fmt.Fprintln(w, "ok")
-				return err
-			}),
-			get(api.PathReady, a.serveReady),
-			get(api.PathMetrics, a.serveMetrics),
-		},
-		Log: a.log,
-	}.Handler()
+	routes := []serve.Route{
+		get(api.PathAgentOverlay, a.serveDocument),
+		get(api.PathAgentOverlays, a.serveDocument),
+		get(api.PathHealth, func(w http.ResponseWriter, _ *http.Request) error {
+			_, err := fmt.Fprintln(w, "ok")
+			return err
+		}),
+		get(api.PathReady, a.serveReady),
+		get(api.PathMetrics, a.serveMetrics),
+	}
+	if a.opts.LogLevel != nil {
+		level, setLevel := serve.LogLevel(a.opts.LogLevel)
+		routes = append(routes, get(api.PathLogLevel, level),
+			serve.Route{Method: http.MethodPost, Path: api.PathLogLevel, Handler: serve.ByRoot(setLevel)})
+	}
+	return serve.API{Name: "the agent of a host of the overlay network", Routes: routes, Log: a.log}.Handler()
 }
 
 func (a *Agent) serveDocument(w http.ResponseWriter, _ *http.Request) error {
@@ -109,7 +111,7 @@ func (ls *listeners) serve(ctx context.Context, h http.Handler, log *slog.Logger
 	s := serve.Server{
 		Handler: h, Log: log,
 		HeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
-		IdleTimeout: time.Minute, Grace: 2 * time.Second,
+		IdleTimeout: time.Minute, Grace: 2 * time.Second, ConnContext: serve.PeerConn,
 	}
 	return s.ServeSocket(ctx, ls.unix, ls.tcp...)
 }

@@ -15,6 +15,7 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/fast"
+	"overlayd.internal/overlay/overlayd/internal/logging"
 	"overlayd.internal/overlay/overlayd/internal/runtimes"
 	"overlayd.internal/overlay/overlayd/internal/runtimes/docker"
 	"overlayd.internal/overlay/overlayd/internal/serve"
@@ -56,8 +57,9 @@ type Options struct {
 	// stored already applied, and then every few seconds; nil: nobody waits.
 	Beat func()
 
-	Log     *slog.Logger
-	Version string
+	Log      *slog.Logger
+	LogLevel *logging.Level // nil: it cannot be changed
+	Version  string
 }
 
 // New checks the options and reports everything that is wrong with them. It

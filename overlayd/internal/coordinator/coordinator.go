@@ -23,6 +23,7 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/attached"
 	"overlayd.internal/overlay/overlayd/internal/events"
+	"overlayd.internal/overlay/overlayd/internal/logging"
 	"overlayd.internal/overlay/overlayd/internal/pki"
 	"overlayd.internal/overlay/overlayd/internal/serve"
 	"overlayd.internal/overlay/overlayd/internal/store"
@@ -51,6 +52,8 @@ type Options struct {
 	Identity    *pki.Registry // nil: nobody has to say who it is
 	StatePublic bool          // anybody may read the state of the cluster
 	PagePublic  bool          // anybody may see the page, and read what it reads
+
+	LogLevel *logging.Level // nil: it cannot be changed
 }
 
 // Coordinator is safe for concurrent use.
@@ -66,6 +69,8 @@ type Coordinator struct {
 	identity    *pki.Registry // nil: insecure
 	statePublic bool
 	pagePublic  bool
+
+	logLevel *logging.Level
 
 	counts *counts
 	pace   pace
@@ -117,6 +122,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 		file: o.Network, counts: counts, store: store.Timed(o.Store, counts.storeTook), term: o.Term, log: o.Log,
 		version: o.Version, shared: o.Shared,
 		started:  time.Now(),
+		logLevel: o.LogLevel,
 		identity: o.Identity, statePublic: o.StatePublic, pagePublic: o.PagePublic,
 		run:       rand.Text(),
 		pace:      defaultPace,

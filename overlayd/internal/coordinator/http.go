@@ -40,6 +40,10 @@ func (c *Coordinator) handler(ended <-chan struct{}) http.Handler {
 		{http.MethodGet, api.PathReady, public, c.serveReady},
 		{http.MethodGet, api.PathMetrics, reader, c.serveMetrics},
 	}
+	if c.logLevel != nil {
+		level, setLevel := serve.LogLevel(c.logLevel)
+		routes = append(routes, route{http.MethodGet, api.PathLogLevel, reader, level}, route{http.MethodPost, api.PathLogLevel, operator, setLevel})
+	}
 	routes = append(routes, c.reservedRoutes()...)
 	routes = append(routes, c.networkRoutes()...)
 	routes = append(routes, c.identityRoutes()...)
