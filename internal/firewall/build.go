@@ -62,7 +62,11 @@ type Overlay struct {
 }
 
 // Bridge is the bridge of one half of an overlay on this host.
-type Bridge struct{ Name, Overlay string }
+type Bridge struct {
+	Name, Overlay string
+	// Only: containers on it reach nothing but this of their overlay; nil: all of it.
+	Only []netip.Prefix
+}
 
 // Build is the firewall of a host. It has the same chains and rules whatever the
 // number of overlays, containers and peers is; those of strict isolation are

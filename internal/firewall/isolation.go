@@ -44,6 +44,11 @@ func (b *builder) pairs() {
 			}
 			return out
 		}
+		if br.Only != nil {
+			left := on(Overlay{Subnets: br.Only})
+			own, reach = append(own, left...), append(reach, left...)
+			continue
+		}
 		own = append(own, on(o)...)
 		reach = append(reach, on(o)...)
 		for _, to := range allows[o.Name] {

@@ -22,11 +22,12 @@ type claims struct {
 	ip   netip.Addr     // agent IP
 
 	peers     map[string]conf.Peer
-	claimants map[claim]uint16 // how often something is claimed
-	contested map[string]bool  // by agent id
-	stale     bool             // contested has to be found anew
-	touched   map[string]bool  // agents that changed since changes or all was called
-	lost      string           // why our lease no longer holds
+	claimants map[claim]uint16        // how often something is claimed
+	contested map[string]bool         // by agent id
+	stale     bool                    // contested has to be found anew
+	touched   map[string]bool         // agents that changed since changes or all was called
+	lost      string                  // why our lease no longer holds
+	elsewhere map[netip.Prefix]string // of ours, those that peers have since, and who
 }
 
 // claim is what only one agent can have. Addresses of both families are in one
@@ -70,7 +71,7 @@ func claimsOf(p *conf.Peer, fn func(claim)) {
 // setOwn says what we have ourselves.
 func (c *claims) setOwn(own conf.Lease, ip netip.Addr) {
 	ours := own.Peer().Subnets
-	if c.own.VTEP != own.VTEP || c.ip != ip || !slices.Equal(c.ours, ours) {
+	if c.own.Epoch != own.Epoch || c.own.VTEP != own.VTEP || c.ip != ip || !slices.Equal(c.ours, ours) {
 		c.stale = true
 	}
 	c.own, c.ours, c.ip = own, ours, ip
@@ -148,7 +149,7 @@ func (c *claims) decide() (resolved []conf.Peer) {
 	for id := range c.contested {
 		contested[id] = c.peers[id]
 	}
-	resolved, c.lost = resolve(c.own, c.ip, contested)
+	resolved, c.elsewhere, c.lost = resolve(c.own, c.ours, c.ip, contested)
 	return resolved
 }
 
@@ -198,8 +199,10 @@ func byVTEP(a, b conf.Peer) int { return a.VTEPIP.Compare(b.VTEPIP) }
 // our own lease: the highest epoch is right. An agent whose VTEP or agent IP
 // somebody newer has is no peer at all; one whose subnet somebody newer has
 // loses that subnet. lost says why our lease no longer holds, if a peer has
-// part of it. The result is in the order of the ids.
-func resolve(own conf.Lease, ip netip.Addr, peers map[string]conf.Peer) (resolved []conf.Peer, lost string) {
+// part of it, and elsewhere the same of each subnet of ours. The result is in the
+// order of the ids.
+func resolve(own conf.Lease, ours []netip.Prefix, ip netip.Addr, peers map[string]conf.Peer) (resolved []conf.Peer, elsewhere map[netip.Prefix]string, lost string) {
+	elsewhere = map[netip.Prefix]string{}
 	n := len(peers)
 	taken := make(map[netip.Addr]bool, 3*n+3)
 	taken[ip] = true
@@ -209,7 +212,7 @@ func resolve(own conf.Lease, ip netip.Addr, peers map[string]conf.Peer) (resolve
 	macs := make(map[conf.MAC]bool, n+1)
 	macs[own.VTEP.MAC] = true
 	subnets := make(map[netip.Prefix]bool, n)
-	ours := own.Peer().Subnets
+	ours = slices.Clone(ours)
 
 	byEpoch := make([]*conf.Peer, 0, n)
 	for _, p := range peers {
@@ -226,6 +229,12 @@ func resolve(own conf.Lease, ip netip.Addr, peers map[string]conf.Peer) (resolve
 		for _, s := range p.Subnets {
 			if p.Epoch > own.Epoch && slices.ContainsFunc(ours, s.Overlaps) {
 				lost = fmt.Sprintf("subnet %s is leased to agent %s (%s) since; its epoch is %d, ours %d", s, p.AgentID, p.AgentIP, p.Epoch, own.Epoch)
+				ours = slices.DeleteFunc(ours, func(o netip.Prefix) bool {
+					if o.Overlaps(s) {
+						elsewhere[o] = lost
+					}
+					return o.Overlaps(s)
+				})
 			}
 		}
 		if taken[p.AgentIP] || taken[p.VTEPIP] || taken[p.VTEPIP6] || macs[p.VTEPMAC] {
@@ -252,5 +261,5 @@ func resolve(own conf.Lease, ip netip.Addr, peers map[string]conf.Peer) (resolve
 	for _, p := range kept {
 		resolved = append(resolved, *p)
 	}
-	return resolved, lost
+	return resolved, elsewhere, lost
 }

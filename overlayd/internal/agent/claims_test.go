@@ -78,7 +78,7 @@ func TestClaimsAgreeWithResolve(t *testing.T) {
 						t.Fatalf("agent %s is both there and gone", id)
 					}
 				}
-				resolved, lost := resolve(own, ip, peers)
+				resolved, _, lost := resolve(own, own.Peer().Subnets, ip, peers)
 				if diff := cmp.Diff(byID(resolved), byID(values(have))); diff != "" {
 					t.Fatalf("from scratch (-), by changes (+):\n%s", diff)
 				}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -94,6 +95,7 @@ func TestResolve(t *testing.T) {
 		name string
 		in   peers
 		want map[string][]string // subnets by id of the peers that are left
+		gone []string            // subnets of ours that are another's
 		lost string
 	}{
 		{
@@ -123,18 +125,27 @@ func TestResolve(t *testing.T) {
 		}, {
 			name: "our subnet, granted to another since",
 			in:   peers{testPeer("b", 3, 11, "9.0.1.0/24")},
-			want: map[string][]string{"b": {}},
+			want: map[string][]string{"b": {"9.0.1.0/24"}},
+			gone: []string{"9.0.1.0/24"},
 			lost: "subnet 9.0.1.0/24 is leased to agent b (172.17.0.3) since; its epoch is 11, ours 10",
 		}, {
 			name: "part of our subnet, granted to another since",
 			in:   peers{testPeer("b", 3, 11, "fd01:b:0:0:1:8000::/81")},
-			want: map[string][]string{"b": {}},
+			want: map[string][]string{"b": {"fd01:b::1:8000:0:0/81"}},
+			gone: []string{"fd01:b:0:0:1::/80"},
 			lost: "subnet fd01:b::1:8000:0:0/81 is leased to agent b (172.17.0.3) since; its epoch is 11, ours 10",
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			l := testLease()
-			resolved, lost := resolve(l, l.AgentIP, peerMap(tc.in...))
+			resolved, elsewhere, lost := resolve(l, l.Peer().Subnets, l.AgentIP, peerMap(tc.in...))
+			var gone []string
+			for s := range elsewhere {
+				gone = append(gone, s.String())
+			}
+			if !slices.Equal(gone, tc.gone) {
+				t.Errorf("elsewhere: %v, want %v", gone, tc.gone)
+			}
 			got := map[string][]string{}
 			var last string
 			for _, p := range resolved {
@@ -161,7 +172,7 @@ func TestResolve(t *testing.T) {
 func TestResolveLeavesPeersAlone(t *testing.T) {
 	l := testLease()
 	peers := peerMap(testPeer("b", 3, 5, "9.0.1.0/24", "10.0.2.0/24"))
-	resolve(l, l.AgentIP, peers)
+	resolve(l, l.Peer().Subnets, l.AgentIP, peers)
 	if got := peers["b"].Subnets; len(got) != 2 || got[0] != prefix("9.0.1.0/24") {
 		t.Errorf("subnets are %v now", got)
 	}

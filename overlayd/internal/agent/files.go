@@ -221,6 +221,8 @@ func newID() string {
 type savedLease struct {
 	Lease   conf.Lease `json:"lease"`
 	Renewed renewal    `json:"renewed"`
+	// Left is leaseState.left.
+	Left map[string][]netip.Prefix `json:"left,omitempty"`
 }
 
 // savedPeers is peers.json.

@@ -68,6 +68,7 @@ func (l *loop) recall() {
 	if s, ok := l.files.loadLease(l.id); ok {
 		s.Lease.Bridges = l.opts.Bridges
 		l.hold(&heldLease{Lease: s.Lease, renewed: l.boot.adopt(s.Renewed, s.Lease.Term())})
+		l.lease.left = s.Left
 		l.lease.stored = l.expires()
 		l.lease.listening = s.Lease.Direct
 		if s.Renewed.BootID != l.boot.id {
@@ -120,6 +121,7 @@ func (l *loop) registered(ctx context.Context, r registration) {
 	l.hold(&heldLease{Lease: r.lease, renewed: r.sent})
 	if changed {
 		l.leaseChanged(before)
+		l.withdraw(before)
 		kick(l.inventory.begun) // it may have been forgotten meanwhile
 	}
 	if changed || signed || l.expires()-l.lease.stored >= worthStoring(l.lease.held.Term()) {
@@ -290,7 +292,7 @@ func sameLease(a, b conf.Lease) bool {
 
 func (l *loop) saveLease() {
 	held := l.lease.held
-	err := conf.WriteJSON(l.files.lease(), savedLease{Lease: held.Lease, Renewed: held.renewed}, 0o600)
+	err := conf.WriteJSON(l.files.lease(), savedLease{Lease: held.Lease, Renewed: held.renewed, Left: l.lease.left}, 0o600)
 	l.problems.Report(storeLeaseProblem, err)
 	if err == nil {
 		l.lease.stored = l.expires()

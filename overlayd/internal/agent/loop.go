@@ -65,10 +65,13 @@ type leaseState struct {
 	rejected  atomic.Pointer[rejection]
 	refusedAt time.Time // when the stream was ended for another address
 
-	held   *heldLease                 // nil: none
-	shown  atomic.Pointer[conf.Lease] // that of held, for the registrar
-	stored time.Duration              // when it ends (as boot.expires) by what is on disk
-	online bool                       // registered since the start
+	held  *heldLease                 // nil: none
+	shown atomic.Pointer[conf.Lease] // that of held, for the registrar
+	// left are the subnets, by overlay, that were this host's before it and are another
+	// host's, and of which containers may be left.
+	left   map[string][]netip.Prefix
+	stored time.Duration // when it ends (as boot.expires) by what is on disk
+	online bool          // registered since the start
 	// unconfirmed: it was recalled at another address than it was granted to,
 	// so it may be that of the host whose disk this one has a copy of. It is
 	// applied when the coordinator has accepted it or does not answer.
@@ -117,6 +120,7 @@ type outcome struct {
 	healthy      bool                          // all was well once since the lease changed
 	failing      bool                          // something failed in the last round
 	lost         string                        // why our lease no longer holds
+	left         map[string]int                // containers on bridges that are not wanted, by overlay
 	reported     map[string]conf.OverlayStatus // to the coordinator
 	retry        backoff
 	resyncedAt   time.Time

@@ -89,7 +89,7 @@ func (l *loop) status() map[string]conf.OverlayStatus {
 		return out
 	}
 	r := l.outcome.report
-	for _, g := range l.lease.held.Grants {
+	for _, g := range l.effective().Grants {
 		s := conf.OverlayStatus{Status: conf.StatusOK}
 		err := errors.Join(r.Overlays[g.Overlay.Name], r.Err)
 		switch {
@@ -163,7 +163,7 @@ func (l *loop) compose() conf.State {
 		expires = later(p.Lease.ExpiresBoottime, expires, held.Term())
 	}
 	state.Lease.Epoch, state.Lease.ExpiresBoottime = held.Epoch, expires
-	state.Overlays = held.AgentOverlays(l.status())
+	state.Overlays = l.effective().AgentOverlays(l.status())
 	l.problems.Report(followProblem, l.notFollowing())
 	state.Problems, state.Notices = l.hostProblems(), l.outcome.report.Notices
 	return state

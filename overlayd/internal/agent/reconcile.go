@@ -32,11 +32,12 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 	l.apply.clear()
 	report := l.program(ctx, resync)
 	peersOnly := report.PeersOnly
-	if !peersOnly && l.takePeerEvent() {
+	if again := l.drained(report); !peersOnly && l.takePeerEvent() || again {
 		// Nearly always the first round: peers came while the host was set up.
 		// They are not to wait for the files, and whoever finds the host ready
 		// finds them.
 		more := l.program(ctx, false)
+		l.drained(more)
 		more.Changed += report.Changed
 		more.Drift = report.Drift
 		report, expected = more, true
@@ -91,7 +92,7 @@ func (l *loop) offer() {
 	state := l.write()
 	if l.published.err == nil {
 		overlays := withoutStatus(state.Overlays)
-		l.runtimes.Set(overlays)
+		l.runtimes.Set(l.withFiles())
 		if l.agent.docker != nil && l.outcome.report.MTU != 0 {
 			l.agent.docker.Set(l.allowed(overlays), l.outcome.report.MTU)
 		}
@@ -127,12 +128,13 @@ func (l *loop) program(ctx context.Context, resync bool) (report datapath.Report
 	defer func(began time.Time) { l.agent.counts.reconciled(began, report) }(time.Now())
 	claims := l.peers.claims
 	claims.setOwn(l.lease.held.Lease, l.lease.ip)
-	cfg := desired(l.lease.held.Lease, l.lease.ip)
+	set, gone := claims.changes()
+	cfg := desired(l.effective(), l.lease.ip)
+	cfg.Withdrawn = l.withdrawn()
 	cfg.Direct = l.routing()
 	// The peers are written now and then: who was killed may have forgotten one
 	// that containers talk to.
 	cfg.Partial = !l.peers.complete
-	set, gone := claims.changes()
 	w := datapath.Wanted{
 		Host: cfg, Resync: resync,
 		Changes: &datapath.Changes{Set: set, Gone: gone, All: claims.all},
@@ -149,6 +151,10 @@ func (l *loop) plan(failed bool) {
 		return
 	}
 	l.outcome.retry.reset()
+	if len(l.outcome.left) > 0 && len(l.withdrawn()) > 0 {
+		l.resync.in(l.timing.drain)
+		return
+	}
 	l.resync.in(jitter(l.timing.resync))
 }
 
@@ -158,7 +164,7 @@ func (l *loop) reportFailures() bool {
 	r := l.outcome.report
 	failed := r.Err != nil
 	l.problems.Report(hostProblem, r.Err)
-	for _, g := range l.lease.held.Grants {
+	for _, g := range l.effective().Grants {
 		err := r.Overlays[g.Overlay.Name]
 		failed = failed || err != nil
 		if err == nil && g.Error != "" {

@@ -14,6 +14,7 @@ type timing struct {
 	kernelPause  time.Duration // least time between two repairs, so that we fight nobody at full speed
 	resync       time.Duration // between two looks at the whole kernel state
 	retryMin     time.Duration // of a configuration that failed
+	drain        time.Duration // between two looks at whether the containers of a withdrawn subnet have gone
 	otherCluster time.Duration // between two tries at coordinators of another cluster
 	home         time.Duration // between two looks at whether our own coordinator is there again
 	savePeers    time.Duration // between two writes of the peers
@@ -40,6 +41,7 @@ var defaultTiming = timing{
 	kernel:       100 * time.Millisecond,
 	kernelPause:  time.Second,
 	resync:       time.Minute,
+	drain:        2 * time.Second,
 	retryMin:     500 * time.Millisecond,
 	otherCluster: 5 * time.Second,
 	home:         30 * time.Second,

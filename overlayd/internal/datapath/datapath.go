@@ -62,6 +62,9 @@ type Report struct {
 	PeersOnly bool             // only peers had to be looked at
 	Notices   []string         // what somebody should look at, though overlays work without it
 	Stopped   []string         // which rules of others stop packets of the overlays
+	// Left is how many containers are on bridges that are not wanted, by overlay; nil:
+	// nobody looked.
+	Left map[string]int
 	// Drift is what of Changed others had done, where nothing new was asked for.
 	Drift Drift
 }
@@ -269,7 +272,7 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	problems := append(p.Problems, failed...)
 	d.settle(w, p.MTU, peers, problems)
 	r := newReport(problems, p.MTU, changed, err)
-	r.Refused, r.Notices, r.Stopped = p.Refused, p.Notices, d.others.found
+	r.Refused, r.Notices, r.Stopped, r.Left = p.Refused, p.Notices, d.others.found, p.Left
 	return r, err
 }
 

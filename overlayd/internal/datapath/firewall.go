@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/firewall"
 	"overlayd.internal/overlay/internal/firewall/iptables"
 	"overlayd.internal/overlay/internal/firewall/nftables"
@@ -144,7 +145,29 @@ func firewallConfig(cfg Host) firewall.Config {
 			c.Local = append(c.Local, a.Addr())
 		}
 	}
+	c.Bridges = append(c.Bridges, withdrawnBridges(cfg)...)
 	return c
+}
+
+// withdrawnBridges are those that may be left with containers whose addresses are
+// another host's now. They go on among themselves.
+func withdrawnBridges(cfg Host) (left []firewall.Bridge) {
+	for _, o := range cfg.Overlays {
+		var only []netip.Prefix
+		for _, w := range cfg.Withdrawn {
+			if cfg.OverlayOf(w) == o.Name {
+				only = append(only, w)
+			}
+		}
+		for _, half := range conf.Halves {
+			name := half.Bridge(o.Name)
+			wanted := slices.ContainsFunc(cfg.Bridges, func(b Bridge) bool { return b.Name == name })
+			if len(only) > 0 && !wanted {
+				left = append(left, firewall.Bridge{Name: name, Overlay: o.Name, Only: only})
+			}
+		}
+	}
+	return left
 }
 
 // samePolicy compares what says which connections are allowed.

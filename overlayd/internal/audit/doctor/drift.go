@@ -25,6 +25,11 @@ func checkDrift(h *host) []Finding {
 	if !ok || named || len(h.healthy()) == 0 {
 		return nil
 	}
+	for i, g := range lease.Grants { // the agent holds some back while containers have addresses of before
+		if o, _ := h.state.Overlay(g.Overlay.Name); !o.Subnet.IsValid() && !o.Subnet6.IsValid() {
+			lease.Grants[i] = conf.Grant{Overlay: g.Overlay}
+		}
+	}
 	want := datapath.HostOf(lease, h.state.IP)
 	want.Peers, want.Partial = h.peers, true
 	direct := h.state.Datapath.Routing == conf.RoutingDirect

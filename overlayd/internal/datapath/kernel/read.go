@@ -114,7 +114,7 @@ func (r *reader) readAddrs() error {
 		key := plan.AddrKey{Dev: name, Prefix: a.Prefix}
 		_, ours := r.devices[a.Index]
 		switch {
-		case ours && a.Scope == unix.RT_SCOPE_UNIVERSE:
+		case (ours || r.Links[name].IsOurs()) && a.Scope == unix.RT_SCOPE_UNIVERSE: // also of bridges that are left
 			r.Addrs[key] = struct{}{}
 		case ours || r.Links[name].IsOurs():
 		default:

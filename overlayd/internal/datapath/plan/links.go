@@ -240,23 +240,38 @@ func WrongPort(l rtnl.Link) bool {
 // blocked: the bridge does not forward for a port that could.
 func blocked(l rtnl.Link) bool { return l.Port != nil && l.Port.Blocked && l.Up() && l.Operational }
 
-// planLeftBridges removes the bridges we made and no longer want.
+// planLeftBridges removes the bridges we made and no longer want. One with
+// containers stays, without the addresses that are another host's now.
 func (p *Plan) planLeftBridges(have *State) {
 	wanted := map[string]bool{}
 	for _, b := range p.Wanted.Bridges {
 		wanted[b.Name] = true
 	}
+	p.Left = map[string]int{}
 	for _, name := range slices.Sorted(maps.Keys(have.Links)) {
 		l := have.Links[name]
 		overlay, _, ours := mark.ParseBridgeAlias(l.Alias)
 		switch {
 		case !ours || l.Kind != "bridge" || wanted[name]:
 		case l.Ports > 0:
+			p.Left[overlay] += l.Ports
+			p.withdrawAddrs(name, overlay, have)
 			// The other half and new containers elsewhere have nothing to do with it.
 			p.Notices = append(p.Notices, fmt.Sprintf("bridge %s of overlay %s is no longer wanted but has %d ports; it is removed when the last container has gone",
 				name, overlay, l.Ports))
 		default:
 			p.add(Op{Act: Del, Obj: BridgeLink, Dev: name, Overlay: overlay})
+		}
+	}
+}
+
+// withdrawAddrs takes the addresses that are another host's off a bridge that is left.
+// With them the kernel takes its routes, so that packets follow the peer's.
+func (p *Plan) withdrawAddrs(bridge, overlay string, have *State) {
+	for _, k := range slices.SortedFunc(maps.Keys(have.Addrs), compareAddrKeys) {
+		others := func(w netip.Prefix) bool { return inside(k.Prefix, w) }
+		if k.Dev == bridge && slices.ContainsFunc(p.Wanted.Withdrawn, others) {
+			p.add(Op{Act: Del, Obj: Address, Dev: bridge, Overlay: overlay, Prefix: k.Prefix})
 		}
 	}
 }

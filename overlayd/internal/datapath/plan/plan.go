@@ -38,6 +38,8 @@ type Plan struct {
 	Disputed bool     // peers contradict each other
 	AtOdds   bool     // some of the problems are with peers
 	Refused  []string // overlays that are not set up here
+	// Left is, by overlay, how many ports the bridges have that are not wanted.
+	Left map[string]int
 	// Kept: something is not wanted and stays, because peers may be missing.
 	Kept    bool
 	Entries Entries // what the kernel has in the end

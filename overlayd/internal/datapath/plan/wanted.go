@@ -30,6 +30,11 @@ type Wanted struct {
 	// and Underlay the one that has its own. The kernel is asked for them.
 	Ways     map[netip.Addr]string
 	Underlay string
+
+	// Withdrawn are agent subnets that this host had and that are another host's now. A
+	// bridge that is left because containers are on it has no address in them.
+	Withdrawn []netip.Prefix
+
 	// Refused are ranges of overlays that this host cannot have; no peer's route
 	// leads there. A plan fills it in.
 	Refused []netip.Prefix
@@ -137,7 +142,7 @@ func inside(p, s netip.Prefix) bool { return s.Bits() <= p.Bits() && s.Contains(
 
 // SameHost reports whether two wanted states differ in peers at most.
 func SameHost(a, b Wanted) bool {
-	return a.VTEP == b.VTEP && a.Direct == b.Direct &&
+	return a.VTEP == b.VTEP && a.Direct == b.Direct && slices.Equal(a.Withdrawn, b.Withdrawn) &&
 		slices.EqualFunc(a.Bridges, b.Bridges, func(a, b Bridge) bool {
 			return a.Name == b.Name && a.Overlay == b.Overlay && slices.Equal(a.Addrs, b.Addrs)
 		}) &&
