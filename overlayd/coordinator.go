@@ -107,10 +107,12 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 		return fmt.Errorf("--state-dir: %w", err)
 	}
 	defer witness.Close()
-	c, err := f.begin(ctx, coordinator.Options{
+	o := coordinator.Options{
 		Network: network, Store: st, Log: log, LogLevel: leveled.Level(), Version: version, Shared: shared, Identity: identity, StatePublic: f.statePublic, PagePublic: f.pagePublic,
 		Adopt: coordinator.Adopt{Cluster: f.store.adopt, Witness: witness},
-	})
+		URLs:  f.urls(listener.Addr(), network), PeerClient: peerClient(identity),
+	}
+	c, err := f.begin(ctx, o)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/user"
@@ -76,6 +77,57 @@ func (f *coordinatorFlags) checkIdentity() error {
 		}
 	}
 	return nil
+}
+
+// peerClient is how the other coordinators are asked, nil with --insecure.
+func peerClient(identity *pki.Registry) *http.Client {
+	if identity == nil {
+		return nil
+	}
+	return identity.Client()
+}
+
+// maxURLs is how many addresses a coordinator names to the others.
+const maxURLs = 8
+
+// urls are where the other coordinators reach this one: the names that were given,
+// or the address that is listened on, or all addresses of the host that are none of
+// the overlays'.
+func (f *coordinatorFlags) urls(listening net.Addr, network conf.Network) (out []string) {
+	hosts := slices.Concat(f.advertise, pki.LocalNames(f.listen))
+	if len(hosts) == 0 {
+		hosts = hostAddresses(network)
+	}
+	_, port, err := net.SplitHostPort(listening.String())
+	if err != nil {
+		return nil
+	}
+	scheme := "https://"
+	if f.insecure {
+		scheme = "http://"
+	}
+	for _, host := range hosts[:min(len(hosts), maxURLs)] {
+		out = append(out, scheme+net.JoinHostPort(host, port))
+	}
+	return out
+}
+
+func hostAddresses(network conf.Network) (out []string) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	for _, a := range addrs {
+		p, err := netip.ParsePrefix(a.String())
+		if err != nil || !p.Addr().IsGlobalUnicast() || network.VTEPSubnet.Contains(p.Addr()) || network.VTEPSubnet6.Contains(p.Addr()) {
+			continue
+		}
+		ours := slices.ContainsFunc(network.Overlays, func(o conf.Overlay) bool { return o.Subnet.Contains(p.Addr()) || o.Subnet6.Contains(p.Addr()) })
+		if !ours {
+			out = append(out, p.Addr().String())
+		}
+	}
+	return out
 }
 
 // setToken checks a token. The error does not repeat it: it is a secret.

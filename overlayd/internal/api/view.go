@@ -9,7 +9,7 @@ import (
 
 // Paths of the coordinator about the whole cluster.
 const (
-	PathAttachments = "/v1/attachments"  // POST AttachmentReport -> 204; GET a stream of AttachmentReport, one a line
+	PathAttachments = "/v1/attachments"  // POST AttachmentReport -> 204; GET a stream of AttachmentLine
 	PathContainers  = "/v1/containers"   // GET ?overlay=&agent=&q=&after=&limit= Containers
 	PathAddresses   = "/v1/addresses"    // GET ?overlay=&agent= Addresses
 	PathEvents      = "/v1/events"       // GET ?after=ID server-sent events, data is an Event
@@ -33,6 +33,17 @@ type AttachmentReport struct {
 	Problems *[]string `json:"problems,omitempty"`
 	// Host replaces what was said before; null: it is the same.
 	Host *Host `json:"host,omitempty"`
+}
+
+// AttachmentLine is one line of the stream of what agents have reported to one
+// coordinator. An empty one is a heartbeat.
+type AttachmentLine struct {
+	Run string `json:"run,omitempty"` // of the coordinator; in the first line alone
+	// Report is everything that an agent has, and Revision what the coordinator
+	// knew of the store then.
+	Report   *AttachmentReport `json:"report,omitempty"`
+	Revision uint64            `json:"revision,omitempty"`
+	Complete bool              `json:"complete,omitempty"` // everything has been told, changes follow
 }
 
 // Speaker is the id of the agent that a request speaks for.

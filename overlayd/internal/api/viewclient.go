@@ -121,8 +121,49 @@ func (c *Client) Events(ctx context.Context, after int64, follow bool, fn func(E
 
 var errEnded = errors.New("the coordinator ended the stream")
 
-// follow reads the lines of a stream as watch does.
+// Attachments calls fn for every line of the stream of what agents have reported to
+// a coordinator, until ctx ends, fn fails, or the stream breaks. It never returns
+// nil.
+func (c *Client) Attachments(ctx context.Context, fn func(AttachmentLine) error) error {
+	err := c.try(ctx, func(base string, limit, silence time.Duration) (bool, error) {
+		return c.open(ctx, base+PathAttachments, "application/x-ndjson", limit, silence, func(r io.Reader) error {
+			lines := json.NewDecoder(r)
+			for {
+				var line AttachmentLine
+				if err := lines.Decode(&line); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+					return errEnded
+				} else if err != nil {
+					return err
+				}
+				if err := fn(line); err != nil {
+					return err
+				}
+			}
+		})
+	})
+	return fmt.Errorf("follow reports: %w", err)
+}
+
+// follow reads the lines of a stream of events.
 func (c *Client) follow(ctx context.Context, target string, limit, silence time.Duration, fn func(line []byte) error) (received bool, err error) {
+	return c.open(ctx, target, "text/event-stream", limit, silence, func(r io.Reader) error {
+		lines := bufio.NewScanner(r)
+		lines.Buffer(nil, maxEventLine)
+		for lines.Scan() {
+			if err := fn(lines.Bytes()); err != nil {
+				return err
+			}
+		}
+		if err := lines.Err(); err != nil {
+			return err
+		}
+		return errEnded
+	})
+}
+
+// open has a stream read until it ends, or nothing is received for limit, and after
+// that for silence.
+func (c *Client) open(ctx context.Context, target, kind string, limit, silence time.Duration, read func(io.Reader) error) (opened bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	quiet := time.AfterFunc(limit, func() { cancel(errors.New("nothing was received from the coordinator in time")) })
@@ -139,19 +180,8 @@ func (c *Client) follow(ctx context.Context, target string, limit, silence time.
 	if resp.StatusCode != http.StatusOK {
 		return false, readError(resp)
 	}
-	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
-		return false, fmt.Errorf("%s answers %q; is it a coordinator?", target, resp.Header.Get("Content-Type"))
+	if got := resp.Header.Get("Content-Type"); !strings.HasPrefix(got, kind) {
+		return false, fmt.Errorf("%s answers %q; is it a coordinator?", target, got)
 	}
-	lines := bufio.NewScanner(&receivedReader{resp.Body, quiet, silence})
-	lines.Buffer(nil, maxEventLine)
-	for lines.Scan() {
-		received = true
-		if err := fn(lines.Bytes()); err != nil {
-			return true, err
-		}
-	}
-	if err := lines.Err(); err != nil {
-		return received, because(ctx, err)
-	}
-	return true, errEnded
+	return true, because(ctx, read(&receivedReader{resp.Body, quiet, silence}))
 }

@@ -232,7 +232,7 @@ func (c *Coordinator) serveContainers(w http.ResponseWriter, r *http.Request) er
 	if err != nil {
 		return refuse(http.StatusBadRequest, "%v", err)
 	}
-	found.Unreported = c.unreported(refs)
+	found.Unreported, found.Incomplete = c.unreported(refs), c.incomplete()
 	serve.WriteJSON(w, http.StatusOK, found)
 	return nil
 }
@@ -268,7 +268,7 @@ func (c *Coordinator) Addresses(overlay, agent string) api.Addresses {
 	slices.SortFunc(out.Overlays, func(a, b api.OverlayAddresses) int {
 		return strings.Compare(a.Overlay+"\x00"+halfOrder(a.Half), b.Overlay+"\x00"+halfOrder(b.Half))
 	})
-	out.Unreported = c.unreported(refs)
+	out.Unreported, out.Incomplete = c.unreported(refs), c.incomplete()
 	return out
 }
 

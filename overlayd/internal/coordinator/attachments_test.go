@@ -191,11 +191,11 @@ func TestReportsOfAnySize(t *testing.T) {
 	var bomb bytes.Buffer
 	w, _ := gzip.NewWriterLevel(&bomb, gzip.BestCompression)
 	_, _ = io.WriteString(w, `{"agent_id":"`)
-	for range 256 {
+	for range 20 {
 		_, _ = w.Write(bytes.Repeat([]byte("a"), 1<<20))
 	}
 	w.Close()
-	t.Logf("%d bytes unpack to 256 MiB", bomb.Len())
+	t.Logf("%d bytes unpack to 20 MiB", bomb.Len())
 	post := func(body io.Reader, encoding string) (int, string) {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, n.url+api.PathAttachments, body)
 		if err != nil {

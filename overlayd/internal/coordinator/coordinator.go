@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"strings"
 	"sync"
@@ -54,6 +55,10 @@ type Options struct {
 	PagePublic  bool          // anybody may see the page, and read what it reads
 
 	LogLevel *logging.Level // nil: it cannot be changed
+	// URLs are where the other coordinators on the store reach this one, and
+	// PeerClient is how it asks them; nil: as nobody.
+	URLs       []string
+	PeerClient *http.Client
 }
 
 // Coordinator is safe for concurrent use.
@@ -76,18 +81,20 @@ type Coordinator struct {
 	pace   pace
 	body   time.Duration // how long a request may take to come; tests in this package shorten it
 
-	clusterID string
-	clockBase int64         // see beat.Clock
-	epochBase atomic.Uint64 // see transfer.Cluster
-	adopt     Adopt
-	adopting  chan struct{} // has a token when there may be an adoption to end
-	run       string        // the run that this start began
-	hub       *hub
-	encoded   encodedState
-	stopped   chan struct{} // closed when Run has ended
-	book      *attached.Book
-	events    *events.Ring
-	unpackers sync.Pool // of *gzip.Reader
+	clusterID  string
+	clockBase  int64         // see beat.Clock
+	epochBase  atomic.Uint64 // see transfer.Cluster
+	adopt      Adopt
+	adopting   chan struct{} // has a token when there may be an adoption to end
+	run        string        // the run that this start began
+	hub        *hub
+	encoded    encodedState
+	stopped    chan struct{} // closed when Run has ended
+	book       *attached.Book
+	events     *events.Ring
+	unpackers  sync.Pool // of *gzip.Reader
+	urls       []string
+	peerClient *http.Client
 
 	mu        sync.Mutex // guards what follows
 	view      *view
@@ -100,7 +107,10 @@ type Coordinator struct {
 	changed   map[string]struct{}      // agents whose peers have not been told yet
 	flushing  bool                     // a flush is between reading changed and publishing
 	running   bool
-	ordered   []attached.Ref // agents as searches go through them; nil: not made yet
+	others    map[string]*other // coordinators at work, by run
+	beaten    chan struct{}     // has a token when somebody has begun to beat
+	followers sync.WaitGroup    // of the others
+	ordered   []attached.Ref    // agents as searches go through them; nil: not made yet
 	announce  announcements
 	failed    error         // of the last write to the store; nil: it was written
 	dirty     chan struct{} // has a token when changed may not be empty
@@ -124,13 +134,16 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 		started:  time.Now(),
 		logLevel: o.LogLevel,
 		identity: o.Identity, statePublic: o.StatePublic, pagePublic: o.PagePublic,
-		run:       rand.Text(),
-		pace:      defaultPace,
-		body:      serve.BodyTimeout,
-		stopped:   make(chan struct{}),
-		book:      attached.New(),
-		events:    events.New(time.Now),
-		announce:  newAnnouncements(),
+		run:      rand.Text(),
+		pace:     defaultPace,
+		body:     serve.BodyTimeout,
+		stopped:  make(chan struct{}),
+		book:     attached.New(),
+		events:   events.New(time.Now),
+		announce: newAnnouncements(),
+		urls:     o.URLs, peerClient: o.PeerClient,
+		others:    map[string]*other{},
+		beaten:    make(chan struct{}, 1),
 		presence:  map[string]*presence{},
 		takenOver: map[netip.Addr]time.Time{},
 		moves:     map[string]struct{}{},
@@ -259,6 +272,7 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	others.Go(func() { c.keepPresence(ctx) })
 	others.Go(func() { c.announcePresence(ctx) })
 	others.Go(func() { c.endAdoptions(ctx) })
+	others.Go(func() { c.followOthers(ctx) })
 	defer func() {
 		cancel()
 		others.Wait()
@@ -316,6 +330,9 @@ func (c *Coordinator) applyAll(rev uint64, events []store.Event) error {
 		}
 		if e.Key == keyCluster {
 			c.clusterChangedLocked()
+		}
+		if run, ok := strings.CutPrefix(e.Key, prefixCoordinator); ok {
+			c.heardLocked(run)
 		}
 	}
 	if c.view.network != old {

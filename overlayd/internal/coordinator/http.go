@@ -23,6 +23,7 @@ func (c *Coordinator) handler(ended <-chan struct{}) http.Handler {
 	}
 	watch := func(w http.ResponseWriter, r *http.Request) error { return c.serveWatch(w, r, ended) }
 	follow := func(w http.ResponseWriter, r *http.Request) error { return c.serveEvents(w, r, ended) }
+	reports := func(w http.ResponseWriter, r *http.Request) error { return c.serveReports(w, r, ended) }
 	routes := []route{
 		{http.MethodGet, api.PathMasterState, stateAccess, c.serveState},
 		{http.MethodPost, api.PathAgentsDelete, operator, c.serveDelete},
@@ -33,6 +34,7 @@ func (c *Coordinator) handler(ended <-chan struct{}) http.Handler {
 		{http.MethodGet, api.PathBackup, operator, c.serveBackup},
 		{http.MethodPost, api.PathPrune, operator, c.servePrune},
 		{http.MethodPost, api.PathAttachments, self, unpacked(&c.unpackers, speaking(c.serveAttachments))},
+		{http.MethodGet, api.PathAttachments, reader, reports},
 		{http.MethodGet, api.PathContainers, reader, c.serveContainers},
 		{http.MethodGet, api.PathAddresses, reader, c.serveAddresses},
 		{http.MethodGet, api.PathEvents, reader, follow},

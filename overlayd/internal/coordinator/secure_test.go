@@ -81,14 +81,17 @@ func startSecure(t testing.TB, s store.Store, path string, options ...func(*pki.
 		t.Fatal(err)
 	}
 	co.Identity = n.registry
-	if n.Coordinator, err = coordinator.New(t.Context(), co); err != nil {
-		t.Fatal(err)
-	}
 	l, err := serve.ListenTCP(t.Context(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	n.url = "https://" + l.Addr().String()
+	if co.Shared {
+		co.URLs, co.PeerClient = []string{n.url}, n.registry.Client()
+	}
+	if n.Coordinator, err = coordinator.New(t.Context(), co); err != nil {
+		t.Fatal(err)
+	}
 	local, err := serve.Socket{Path: filepath.Join(n.dir, coordinator.SocketFile), Perm: 0o600, Look: time.Second}.Listen(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -49,6 +49,8 @@ type beat struct {
 	// Clock is for how many seconds coordinators were at work in all. It never
 	// jumps and stands still while none is, so it is what terms are measured by.
 	Clock int64 `json:"clock,omitempty"`
+	// URLs are where other coordinators reach it.
+	URLs []string `json:"urls,omitempty"`
 }
 
 type storedBeat struct {
@@ -219,7 +221,7 @@ func (c *Coordinator) keepPresence(ctx context.Context) {
 }
 
 func (c *Coordinator) beatOp() store.Op {
-	return store.Op{Key: keyCoordinator(c.run), Value: encode(beat{At: time.Now().Unix(), Clock: c.clock()})}
+	return store.Op{Key: keyCoordinator(c.run), Value: encode(beat{At: time.Now().Unix(), Clock: c.clock(), URLs: c.urls})}
 }
 
 func (c *Coordinator) beat(ctx context.Context) {

@@ -101,6 +101,15 @@ func OpenMember(o MemberOptions) (*Member, error) {
 // member's certificate. It does not heed http_proxy: a proxy would see the
 // cluster's secrets, if it let TLS through at all.
 func (m *Member) newTransport(verify func(host string, shown []*x509.Certificate) error) *http.Transport {
+	return newTransport(verify, func() (*tls.Certificate, error) {
+		if h := m.current(); h != nil {
+			return &h.cert, nil
+		}
+		return &tls.Certificate{}, nil
+	})
+}
+
+func newTransport(verify func(host string, shown []*x509.Certificate) error, show func() (*tls.Certificate, error)) *http.Transport {
 	dialer := &net.Dialer{Timeout: 3 * time.Second, KeepAlive: 15 * time.Second}
 	return &http.Transport{
 		MaxIdleConnsPerHost: 4,
@@ -120,14 +129,9 @@ func (m *Member) newTransport(verify func(host string, shown []*x509.Certificate
 				ServerName: host,
 				NextProtos: []string{"http/1.1"},
 				// VerifyConnection does it, with the CAs of the moment.
-				InsecureSkipVerify: true,
-				VerifyConnection:   func(state tls.ConnectionState) error { return verify(host, state.PeerCertificates) },
-				GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-					if h := m.current(); h != nil {
-						return &h.cert, nil
-					}
-					return &tls.Certificate{}, nil
-				},
+				InsecureSkipVerify:   true,
+				VerifyConnection:     func(state tls.ConnectionState) error { return verify(host, state.PeerCertificates) },
+				GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return show() },
 			})
 			shake, cancel := context.WithTimeout(ctx, 10*time.Second)
 			defer cancel()

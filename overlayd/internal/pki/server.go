@@ -3,7 +3,9 @@ package pki
 import (
 	"crypto/ecdsa"
 	"crypto/tls"
+	"crypto/x509"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"slices"
@@ -40,6 +42,17 @@ func (r *Registry) ServerConfig() *tls.Config {
 		SessionTicketsDisabled: true,
 		GetCertificate:         r.serverCertificate,
 	}
+}
+
+// Client makes requests to the other coordinators, with the certificate that this
+// one shows to its clients.
+func (r *Registry) Client() *http.Client {
+	return &http.Client{Transport: newTransport(
+		func(host string, shown []*x509.Certificate) error {
+			return verifyServer(host, shown, r.auth.Load().certs(), r.o.Now())
+		},
+		func() (*tls.Certificate, error) { return r.serverCertificate(nil) },
+	)}
 }
 
 func (r *Registry) serverCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
