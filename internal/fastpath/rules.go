@@ -75,7 +75,7 @@ func ForeignRule(ctx context.Context, overlays []netip.Prefix) (string, error) {
 		return "", err
 	}
 	found, err := s.nftables(out, func(family, table string) bool {
-		return table == mark.NFTable || slices.Contains(saved, family+" "+table)
+		return table == mark.NFTable || table == mark.NFGuardTable || slices.Contains(saved, family+" "+table)
 	})
 	if err != nil {
 		return "", fmt.Errorf("read what nft prints: %w", err)

@@ -47,6 +47,31 @@ func (b *builder) guard() {
 	b.hook(mark.InputChain, Input, input...)
 }
 
+// BuildGuard is the part of Build that keeps VXLAN of others out, for a table of
+// its own that nobody else can flush.
+func BuildGuard(c Config) Ruleset {
+	b := builder{Config: c}
+	whole := Build(c)
+	if len(whole.Chains) == 0 {
+		return Ruleset{}
+	}
+	b.r.IPv4, b.r.IPv6 = whole.IPv4, whole.IPv6
+	for _, name := range []string{PeersSet, devicesSet} {
+		if s, err := whole.Set(name); err == nil {
+			b.r.Sets = append(b.r.Sets, *s)
+		}
+	}
+	b.hook(mark.RawChain, Raw,
+		Rule{UDPPort: conf.VXLANPort, Src: PeersSet, Action: Return},
+		Rule{In: devicesSet, Action: Return},
+		Rule{UDPPort: conf.VXLANPort, Local: true, Action: Drop})
+	b.hook(mark.InputChain, Input, Rule{UDPPort: conf.VXLANPort, In: devicesSet, Action: Drop})
+	b.hook(mark.ForwardChain, Forward,
+		Rule{In: devicesSet, Out: devicesSet, Action: Return},
+		Rule{UDPPort: conf.VXLANPort, In: devicesSet, Action: Drop})
+	return b.r
+}
+
 // encapsulated stops VXLAN that a container made on its way to another host,
 // where it would have the address of this one: every packet, also those of a
 // flow that was let through. What goes to containers is theirs; it leaves by the

@@ -96,6 +96,8 @@ const FirewalldZone = "overlay"
 // The objects of nftables: one table of this name in each family that needs one.
 const (
 	NFTable = "overlay"
+	// NFGuardTable belongs to the agent's process, where the kernel can do that.
+	NFGuardTable = "guard-overlay"
 	// SourcesSet holds, in family bridge, what each host end may send from.
 	SourcesSet = "sources"
 )

@@ -46,7 +46,7 @@ func readChains() ([]Chain, error) {
 	var out []Chain
 	for _, ch := range all {
 		hook := hookOf(ch)
-		if hook == "" || ch.Table.Name == mark.NFTable || ch.Table.Name == "firewalld" || ch.Name == strings.ToUpper(hook) {
+		if hook == "" || ch.Table.Name == mark.NFTable || ch.Table.Name == mark.NFGuardTable || ch.Table.Name == "firewalld" || ch.Name == strings.ToUpper(hook) {
 			continue
 		}
 		family, known := families[ch.Table.Family]

@@ -31,6 +31,7 @@ const sendBuffer = 16 << 20
 // Firewall is the implementation.
 type Firewall struct {
 	table  *nftables.Table
+	owner  *owner            // of the table; nil: it belongs to nobody
 	wanted *firewall.Ruleset // of the last Set; nil: make everything anew
 	made   []byte            // digest of what the kernel had after it
 }
@@ -77,6 +78,7 @@ func (f *Firewall) Set(ctx context.Context, r firewall.Ruleset) (changed int, er
 	}
 	f.wanted = nil
 	n, err := f.replace(r)
+	f.lose(err)
 	if err != nil {
 		return 0, fmt.Errorf("nftables: replace the rules of table inet %s: %w", f.table.Name, err)
 	}
@@ -93,7 +95,7 @@ func (f *Firewall) Set(ctx context.Context, r firewall.Ruleset) (changed int, er
 // replace makes everything anew in one transaction. The administrator's chain
 // is only made where it is not there.
 func (f *Firewall) replace(r firewall.Ruleset) (changed int, err error) {
-	c, err := connect()
+	c, err := f.connect()
 	if err != nil {
 		return 0, err
 	}
@@ -101,7 +103,9 @@ func (f *Firewall) replace(r firewall.Ruleset) (changed int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	c.AddTable(f.table)
+	if err := f.addTable(c); err != nil {
+		return 0, err
+	}
 	wanted := map[string]bool{}
 	for _, ch := range r.Chains {
 		wanted[ch.Name] = true
@@ -199,7 +203,7 @@ func (f *Firewall) Elements(_ context.Context, name string, add, remove []firewa
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
-	c, err := connect()
+	c, err := f.connect()
 	if err != nil {
 		return err
 	}
@@ -222,6 +226,7 @@ func (f *Firewall) Elements(_ context.Context, name string, add, remove []firewa
 	}
 	if err := c.Flush(); err != nil {
 		f.wanted = nil
+		f.lose(err)
 		return fmt.Errorf("nftables: change set %s: %w", name, err)
 	}
 	s.Change(add, remove)
@@ -234,7 +239,7 @@ func (f *Firewall) Altered() (bool, error) { return false, nil }
 // Remove is described with firewall.Firewall.
 func (f *Firewall) Remove(context.Context) (changed int, err error) {
 	f.wanted = nil
-	c, err := connect()
+	c, err := f.connect()
 	if err != nil {
 		return 0, err
 	}
@@ -260,6 +265,7 @@ func (f *Firewall) Remove(context.Context) (changed int, err error) {
 		return 0, nil
 	}
 	if err := c.Flush(); err != nil {
+		f.lose(err)
 		return 0, fmt.Errorf("nftables: remove table inet %s: %w", f.table.Name, err)
 	}
 	return changed, nil

@@ -22,6 +22,7 @@ import (
 	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/overlayd/internal/datapath/kernel"
 	"overlayd.internal/overlay/overlayd/internal/datapath/plan"
+	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
 // The wanted state's words are those of package plan.
@@ -237,6 +238,10 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	var failed []plan.Problem
 	changed, err := d.rules.set(ctx, p.Wanted, sendersOf(peers, p.Wanted, have), have.IPv6)
 	d.drift.add(driftFirewall, changed, "rules of "+d.rules.name())
+	if off := d.rules.guard.off; off != nil && !d.warned.guard {
+		d.log.Info("VXLAN of others is kept out by rules that can be flushed", logkey.Reason, off)
+		d.warned.guard = true
+	}
 	if err != nil {
 		failed = append(failed, plan.Problem{Err: err})
 	}

@@ -33,8 +33,9 @@ type rules struct {
 	// iptables is one of active and others; it holds a socket.
 	iptables *iptables.Firewall
 	others   []firewall.Firewall // left to be removed, once
-	senders  *senders            // of the last set
-	policy   *firewall.Config    // of the last set, as far as connections depend on it
+	guard    guard
+	senders  *senders         // of the last set
+	policy   *firewall.Config // of the last set, as far as connections depend on it
 }
 
 // SelectFirewall chooses one of FirewallKinds, before the first Apply.
@@ -86,6 +87,7 @@ func (r *rules) close() {
 	if r.iptables != nil {
 		r.iptables.Close()
 	}
+	r.guard.close()
 }
 
 // set makes the rules what they should be. from is who may send; without IPv6 in
@@ -104,7 +106,11 @@ func (r *rules) set(ctx context.Context, cfg Host, from *senders, ipv6 bool) (ch
 	want := firewall.Build(c)
 	want.IPv6 = want.IPv6 && ipv6
 	r.senders = from
-	changed, err = r.active.Set(ctx, want)
+	if changed, err = r.guard.set(ctx, c, ipv6); err != nil {
+		return changed, err
+	}
+	n, err := r.active.Set(ctx, want)
+	changed += n
 	if err != nil {
 		return changed, err
 	}

@@ -71,6 +71,7 @@ func testVXLANInjection(t *testing.T) {
 	}
 	// And the packets are ones that would be delivered: without rules they are.
 	for _, h := range hosts {
+		h.dp.Close() // its table is flushed when it belongs to nobody
 		h.sh("nft flush ruleset; for t in iptables-legacy ip6tables-legacy; do for x in raw filter nat; do $t -t $x -F; done; done")
 	}
 	if err := inject(stranger, netip.AddrPortFrom(there.VTEP.Local, conf.VXLANPort), packet, true); err != nil {
@@ -116,8 +117,10 @@ func TestVXLANFromPreparedFlow(t *testing.T) {
 		here, there := n.Host(0, 2), n.Host(1, 2)
 		attacker, source := hosts[0].container(here.Bridges[0].Name, here.Bridges[0].Addrs[0], 5)
 		// The host lets the flow through and answers it before its rules are there.
+		hosts[0].dp.Close()
 		hosts[0].sh("nft flush ruleset; for x in raw filter nat; do iptables-legacy -t $x -F; done")
 		sendUDPFrom(t, attacker, netip.AddrPortFrom(netip.MustParseAddr(source), 5555), netip.AddrPortFrom(there.VTEP.Local, conf.VXLANPort), []byte("prepared"))
+		hosts[0].dp = hosts[0].newDatapath()
 		hosts[0].mustSet(here, true)
 		victim, addr := hosts[1].container(there.Bridges[1].Name, there.Bridges[1].Addrs[0], 5)
 		var got net.PacketConn

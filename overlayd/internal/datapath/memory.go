@@ -146,6 +146,7 @@ type warned struct {
 	mtu      int // configured one that does not fit
 	disputed bool
 	notices  []string
+	guard    bool // that the kernel has no tables that belong to a process
 	altered  bool // that rules which are not announced cannot be looked at
 }
 

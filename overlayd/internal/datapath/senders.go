@@ -116,6 +116,9 @@ func (r *rules) change(ctx context.Context, cfg Host, old, now []conf.Peer) erro
 	nowHosts, nowDirect := of(now)
 	add, remove := r.senders.hosts.change(oldHosts, nowHosts)
 	if len(add)+len(remove) > 0 {
+		if err := r.guard.elements(ctx, firewall.PeersSet, elements(add), elements(remove)); err != nil {
+			return err
+		}
 		if err := r.active.Elements(ctx, firewall.PeersSet, elements(add), elements(remove)); err != nil {
 			return err
 		}

@@ -165,7 +165,7 @@ func removeRules(ctx context.Context) (removed int, err error) {
 	var errs []error
 	var all []firewall.Firewall
 	if nftables.Usable() == nil {
-		all = append(all, nftables.New())
+		all = append(all, nftables.New(), nftables.NewGuard())
 	}
 	if iptables.Usable() == nil {
 		ipt, err := iptables.New()

@@ -1,0 +1,132 @@
+package datapath
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"overlayd.internal/overlay/conf"
+)
+
+// VXLAN that no peer sent is not taken while others flush all rules again and
+// again, nor while the agent is replaced by the next.
+func TestVXLANDuringFlushes(t *testing.T) { eachFirewall(t, testVXLANDuringFlushes) }
+
+func testVXLANDuringFlushes(t *testing.T) {
+	n := onlyIPv4
+	l, hosts := n.plugHosts(t, 2)
+	stranger := newNS(t, "stranger")
+	l.plug(stranger, "172.16.9.9/12")
+	here, there := n.Host(0, 2), n.Host(1, 2)
+	attacker, _ := hosts[0].container(here.Bridges[0].Name, here.Bridges[0].Addrs[0], 5)
+	near, _ := hosts[1].container(there.Bridges[0].Name, there.Bridges[0].Addrs[0], 5)
+	peer, from := hosts[0].container(here.Bridges[1].Name, here.Bridges[1].Addrs[0], 5)
+	victim, addr := hosts[1].container(there.Bridges[1].Name, there.Bridges[1].Addrs[0], 5)
+	peer.mustPing("", addr)
+	var got net.PacketConn
+	var err error
+	victim.do(func() { got, err = net.ListenPacket("udp4", net.JoinHostPort(addr, "0")) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer got.Close()
+	to := got.LocalAddr().(*net.UDPAddr).AddrPort()
+	packet := vxlanPacket(there.VTEP.MAC, netip.MustParseAddr(from), to, "injected")
+
+	// attack has everybody inject while f runs, and afterwards until all is sent.
+	attack := func(when string, f func()) {
+		t.Helper()
+		var senders sync.WaitGroup
+		sent := make(chan struct{})
+		for name, a := range map[string]struct {
+			ns *netNS
+			to netip.Addr
+		}{
+			"stranger": {stranger, there.VTEP.Local}, "container": {attacker, there.VTEP.Local},
+			"container of the host": {near, there.VTEP.Local}, "container, to the VTEP": {attacker, there.VTEP.IP.Addr()},
+		} {
+			senders.Go(func() {
+				if err := injectSlowly(a.ns, netip.AddrPortFrom(a.to, conf.VXLANPort), packet); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			})
+		}
+		go func() { senders.Wait(); close(sent) }()
+		rounds := 0
+		for done := false; !done; rounds++ {
+			f()
+			select {
+			case <-sent:
+				done = true
+			default:
+			}
+		}
+		for i, h := range hosts {
+			h.mustSet(n.Host(i, 2), true)
+		}
+		peer.mustPing("", addr)
+		sendUDP(t, peer, to, []byte("the end"))
+		if err := got.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		delivered := 0
+		for b := make([]byte, 100); ; {
+			size, _, err := got.ReadFrom(b)
+			if err != nil {
+				t.Fatalf("%s: what a peer sends does not arrive: %v", when, err)
+			}
+			if string(b[:size]) == "the end" {
+				break
+			}
+			delivered++
+		}
+		t.Logf("%s, %d times: %d of %d delivered", when, rounds, delivered, 4*injections)
+		if delivered > 0 || rounds < 5 {
+			t.Errorf("%s, %d times: %d of %d injected packets were delivered", when, rounds, delivered, 4*injections)
+		}
+	}
+	attack("rules flushed", func() {
+		for i, h := range hosts {
+			h.sh("nft flush ruleset; for x in raw filter nat; do iptables -w -t $x -F; done; ipset flush")
+			h.mustSet(n.Host(i, 2), true)
+		}
+	})
+	attack("agent replaced", func() {
+		for i, h := range hosts {
+			h.dp.Close()
+			h.dp = h.newDatapath()
+			h.mustSet(n.Host(i, 2), false)
+		}
+	})
+	if out := hosts[1].sh("nft list tables"); !strings.Contains(out, "table inet guard-overlay") {
+		t.Errorf("the tables are %s", out)
+	}
+	// It goes with the last overlay.
+	for i, h := range hosts {
+		h.mustSet(Host{VTEP: n.Host(i, 2).VTEP}, true)
+		h.mustNotHave("nft list ruleset", "guard-overlay")
+	}
+}
+
+// injectSlowly is inject with a pause after every hundred packets.
+func injectSlowly(from *netNS, to netip.AddrPort, packet []byte) (err error) {
+	from.do(func() {
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for range injections / 100 {
+			var c net.Conn
+			if c, err = net.Dial("udp", to.String()); err != nil {
+				return
+			}
+			for range 100 {
+				_, _ = c.Write(packet) // a full queue or an answer of ICMP is no reason to stop
+			}
+			c.Close()
+			<-tick.C
+		}
+	})
+	return err
+}
