@@ -27,6 +27,9 @@ func (l *Lab) operator() *http.Client {
 	return socketClient(filepath.Join(l.coordinatorDir(), "coordinator.sock"))
 }
 
+// Operator speaks HTTP with the coordinator as root of its host.
+func (c *Coordinator) Operator() *http.Client { return c.lab.operator() }
+
 func socketClient(path string) *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,

@@ -4,7 +4,7 @@
 //
 //	bench [-bin DIR] [-base DIR] [-peers DIR] [-rounds N] [-json FILE] [PART ...]
 //
-// Parts: attach burst ipam converge storm steady dataplane crowd fastpath. Without
+// Parts: attach burst ipam converge storm steady dataplane crowd fastpath reach. Without
 // one it runs all. With -base the programs of another build are measured beside ours in
 // attach, burst, ipam, converge and crowd. It exits 1 when a goal is missed, so that a check can rely on it.
 package main
@@ -45,7 +45,7 @@ var parts = []struct {
 	run  func(context.Context, *config) error
 }{
 	{"attach", attach}, {"burst", burst}, {"ipam", ipam}, {"converge", converge},
-	{"storm", storm}, {"steady", steady}, {"dataplane", dataplane}, {"crowd", crowd}, {"fastpath", fastpath},
+	{"storm", storm}, {"steady", steady}, {"dataplane", dataplane}, {"crowd", crowd}, {"fastpath", fastpath}, {"reach", reach},
 }
 
 func main() {
@@ -86,7 +86,7 @@ func run(ctx context.Context) (int, error) {
 		}) bool {
 			return p.name == w
 		}) {
-			return 2, fmt.Errorf("no part %q; there are attach, burst, ipam, converge, storm, steady, dataplane, crowd and fastpath", w)
+			return 2, fmt.Errorf("no part %q; there are attach, burst, ipam, converge, storm, steady, dataplane, crowd, fastpath and reach", w)
 		}
 	}
 	for _, dir := range []*string{&c.bin, &c.base, &c.peers, &c.debian} {
