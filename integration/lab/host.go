@@ -79,6 +79,9 @@ func (l *Lab) StartCoordinator(ctx context.Context, n *Node, config string) (*Co
 	return c, c.Reconfigure(ctx, config)
 }
 
+// File is where its cluster configuration lies.
+func (c *Coordinator) File() string { return c.file }
+
 // Reconfigure starts the coordinator, which must not run, with another cluster
 // configuration.
 func (c *Coordinator) Reconfigure(ctx context.Context, config string) error {

@@ -117,7 +117,7 @@ type Overlay struct {
 	Pool6      *Pool `json:"pool6,omitempty"`
 	// Containers are those attached, as far as agents have told. Of an overlay that is
 	// drained, Hosts is where they are, and which hosts have not told.
-	Containers int           `json:"containers"`
+	Containers int           `json:"containers,omitempty"`
 	Hosts      []OverlayHost `json:"hosts,omitempty"`
 	// FileDiffers says in a few words that the coordinator's file says otherwise.
 	FileDiffers string `json:"file_differs,omitempty"`
