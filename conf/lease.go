@@ -21,6 +21,9 @@ type Lease struct {
 	VTEP        VTEP    `json:"vtep"`
 	Grants      []Grant `json:"overlays"` // in configuration order
 	Underlay
+	// TakenDown are overlays that were removed by force: their bridges go although
+	// containers are attached.
+	TakenDown []string `json:"taken_down,omitempty"`
 	// Signed is this lease as the agent is to show it, should the store be lost.
 	Signed *SignedLease `json:"signed,omitempty"`
 }

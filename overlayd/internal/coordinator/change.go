@@ -19,7 +19,7 @@ import (
 type change struct {
 	next     func(now conf.Network) (conf.Network, error)
 	revision uint64 // that it was planned for; 0: any
-	force    bool
+	takeDown string // overlay that goes although containers are attached
 }
 
 // changeNetwork makes a change, in one transaction that depends on the network that
@@ -61,7 +61,7 @@ func (c *Coordinator) planChange(ch change) (p api.NetworkPlan, txn store.Txn, v
 	if err != nil {
 		return p, txn, 0, err
 	}
-	p = c.planNetworkLocked(next, ch.force)
+	p = c.planNetworkLocked(next, ch.takeDown)
 	if p.Refused != nil {
 		return p, txn, 0, &api.Error{Code: http.StatusConflict, Kind: api.KindRefused, Message: "nothing was changed: " + strings.Join(p.Refused, "; and ")}
 	}
@@ -72,7 +72,11 @@ func (c *Coordinator) planChange(ch change) (p api.NetworkPlan, txn store.Txn, v
 			txn.If = append(txn.If, store.Cond{Key: prefix, Mod: c.view.rev, Prefix: true})
 		}
 	}
-	txn.Then = []store.Op{{Key: keyNetwork, Value: encode(next)}}
+	takenDown := now.takenDown
+	if ch.takeDown != "" {
+		takenDown = append(slices.Clip(takenDown), ch.takeDown)
+	}
+	txn.Then = []store.Op{{Key: keyNetwork, Value: encodeNetwork(next, takenDown...)}}
 	return p, txn, c.view.rev, nil
 }
 
@@ -106,7 +110,7 @@ func withDrains(n, now conf.Network) conf.Network {
 func (c *Coordinator) PlanNetwork(n conf.Network) api.NetworkPlan {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.planNetworkLocked(withDrains(n, c.view.network.Network), false)
+	return c.planNetworkLocked(withDrains(n, c.view.network.Network), "")
 }
 
 // ApplyNetwork makes a configuration the cluster's, that of the given revision if it
@@ -131,7 +135,11 @@ func (c *Coordinator) Drain(ctx context.Context, name string, undo bool) (api.Ne
 // Remove takes an overlay out of the configuration, and out of the lists of overlays
 // that may be reached.
 func (c *Coordinator) Remove(ctx context.Context, name string, force bool) (api.NetworkPlan, error) {
-	return c.changeNetwork(ctx, change{force: force, next: func(now conf.Network) (conf.Network, error) {
+	takeDown := ""
+	if force {
+		takeDown = name
+	}
+	return c.changeNetwork(ctx, change{takeDown: takeDown, next: func(now conf.Network) (conf.Network, error) {
 		i, err := overlayIndex(now, name)
 		if err != nil {
 			return now, err

@@ -229,7 +229,7 @@ func (c *Coordinator) introduce(ctx context.Context, v *view, edited *bool) (wri
 		}
 		if v.network.mod == 0 || !sameNetwork(v.network.Network, next) {
 			txn.If = append(txn.If, store.Cond{Key: keyNetwork, Mod: v.network.mod})
-			txn.Then = append(txn.Then, store.Op{Key: keyNetwork, Value: encode(next)})
+			txn.Then = append(txn.Then, store.Op{Key: keyNetwork, Value: encodeNetwork(next, v.network.takenDown...)})
 		}
 	}
 	if v.deletedMod == 0 { // nobody knows whether, and when, something was deleted before

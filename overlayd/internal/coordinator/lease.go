@@ -25,6 +25,7 @@ func (c *Coordinator) leaseOf(n *network, a *agent, missing map[string]string) c
 		TermSeconds: int(c.term.Seconds()),
 		Bridges:     append([]conf.Half{}, a.Bridges...),
 		Underlay:    a.Underlay,
+		TakenDown:   n.takenDown,
 		VTEP: conf.VTEP{
 			IP:  netip.PrefixFrom(a.VTEP, n.VTEPSubnet.Bits()),
 			MAC: conf.VTEPMAC(n.oui, a.VTEP),

@@ -17,20 +17,44 @@ import (
 // revision is a new network.
 type network struct {
 	conf.Network
-	oui conf.MAC
-	mod uint64 // revision at which it was stored; 0: it is about to be
+	// takenDown are overlays that were removed by force.
+	takenDown []string
+	oui       conf.MAC
+	mod       uint64 // revision at which it was stored; 0: it is about to be
 }
 
 func newNetwork(n conf.Network, mod uint64) *network {
 	return &network{Network: n, oui: n.OUI(), mod: mod}
 }
 
+// networkValue is what is stored under keyNetwork.
+type networkValue struct {
+	conf.Network
+	TakenDown []string `json:"taken_down,omitempty"`
+}
+
+// maxTakenDown is how many overlays that were removed by force are remembered. They
+// are names, and a host that is away learns of them when it is back.
+const maxTakenDown = 64
+
+// encodeNetwork is what is stored of a network that follows the present one. An
+// overlay that is back is no longer taken down.
+func encodeNetwork(next conf.Network, takenDown ...string) []byte {
+	takenDown = slices.DeleteFunc(slices.Clone(takenDown), func(name string) bool {
+		_, back := next.Overlay(name)
+		return back
+	})
+	return encode(networkValue{next, takenDown[max(0, len(takenDown)-maxTakenDown):]})
+}
+
 func decodeNetwork(kv store.KV) (*network, error) {
-	var n conf.Network
-	if err := json.Unmarshal(kv.Value, &n); err != nil {
+	var v networkValue
+	if err := json.Unmarshal(kv.Value, &v); err != nil {
 		return nil, fmt.Errorf("key %s: %w", kv.Key, err)
 	}
-	return newNetwork(n, kv.Mod), nil
+	n := newNetwork(v.Network, kv.Mod)
+	n.takenDown = v.TakenDown
+	return n, nil
 }
 
 // storedNetwork is the network among what a store holds, nil if there is none.

@@ -13,11 +13,11 @@ import (
 )
 
 // planNetworkLocked says what another network would change, whom that concerns,
-// and what forbids it. force: overlays may go although containers are attached.
-func (c *Coordinator) planNetworkLocked(next conf.Network, force bool) api.NetworkPlan {
+// and what forbids it. The overlay takeDown may go although containers are attached.
+func (c *Coordinator) planNetworkLocked(next conf.Network, takeDown string) api.NetworkPlan {
 	v := c.view
 	d := differ{
-		c: c, was: v.network.Network, next: next, force: force, holders: map[string]int{}, hosts: map[string][]api.OverlayHost{},
+		c: c, was: v.network.Network, next: next, takeDown: takeDown, holders: map[string]int{}, hosts: map[string][]api.OverlayHost{},
 		plan: api.NetworkPlan{Revision: v.network.mod, Changes: []api.NetworkChange{}, Capacity: []api.PoolChange{}},
 	}
 	for _, a := range v.agents {
@@ -41,7 +41,7 @@ func (c *Coordinator) planNetworkLocked(next conf.Network, force bool) api.Netwo
 type differ struct {
 	c         *Coordinator
 	was, next conf.Network
-	force     bool
+	takeDown  string
 	agents    int            // that are not superseded
 	holders   map[string]int // agents that hold something of an overlay
 	hosts     map[string][]api.OverlayHost
@@ -133,7 +133,7 @@ func (d *differ) removed(o conf.Overlay) {
 
 // mayGo refuses to take away what containers are attached to.
 func (d *differ) mayGo(overlay, what string) {
-	if d.force {
+	if overlay == d.takeDown {
 		return
 	}
 	var attached, unknown []string

@@ -393,8 +393,15 @@ func TestChangeRefused(t *testing.T) {
 	if err != nil || !p.Applied || changes(p) != "two removed" || p.Changes[0].Containers != 3 || p.Changes[0].Hosts != 2 {
 		t.Errorf("%+v, error %v", p, err)
 	}
+	if lease := n.register(t, req); fmt.Sprint(lease.TakenDown) != "[two]" || granted(lease) != "one 9.0.0.0/24" {
+		t.Errorf("after a removal by force: taken down %s, granted %s", lease.TakenDown, granted(lease))
+	}
 	_, err = n.client.OverlayRemove(t.Context(), api.OverlayRequest{Name: "one", Force: true})
 	refused(t, err, http.StatusConflict, "is the only one")
+	n.mustApply(t, networkOf(overlayOne, overlayTwo))
+	if lease := n.register(t, req); lease.TakenDown != nil || granted(lease) != "one 9.0.0.0/24, two 10.0.0.0/24" {
+		t.Errorf("back again: taken down %s, granted %s", lease.TakenDown, granted(lease))
+	}
 }
 
 func storedNetworkText(t testing.TB, s store.Store) string {

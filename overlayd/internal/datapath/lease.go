@@ -11,6 +11,7 @@ import (
 // agent IP of now (the lease may still carry the last one).
 func HostOf(l conf.Lease, ip netip.Addr) (h Host) {
 	h.VTEP = VTEP{Local: ip, MAC: l.VTEP.MAC, IP: l.VTEP.IP, IP6: l.VTEP.IP6, MTU: l.VTEP.MTU}
+	h.TakenDown = l.TakenDown
 	for _, g := range l.Grants {
 		leased := valid(g.Subnet, g.Subnet6)
 		h.Overlays = append(h.Overlays, Overlay{

@@ -253,7 +253,7 @@ func (p *Plan) planLeftBridges(have *State) {
 		overlay, _, ours := mark.ParseBridgeAlias(l.Alias)
 		switch {
 		case !ours || l.Kind != "bridge" || wanted[name]:
-		case l.Ports > 0:
+		case l.Ports > 0 && !slices.Contains(p.Wanted.TakenDown, overlay):
 			p.Left[overlay] += l.Ports
 			p.withdrawAddrs(name, overlay, have)
 			// The other half and new containers elsewhere have nothing to do with it.

@@ -417,6 +417,17 @@ func TestPlan(t *testing.T) {
 			notices: `bridge d-old of overlay old is no longer wanted but has 2 ports; it is removed when the last container has gone`,
 		},
 		{
+			name: "bridges of an overlay that was removed by force",
+			want: takingDown(v4, "old"),
+			have: kernel(kernelWith(v4), func(s *plan.State) {
+				s.Links["d-old"] = plan.Link{Link: rtnl.Link{Name: "d-old", Kind: "bridge", Alias: "overlay: old/docker"}, Ports: 2}
+				s.Links["d-older"] = plan.Link{Link: rtnl.Link{Name: "d-older", Kind: "bridge", Alias: "overlay: older/docker"}, Ports: 1}
+				s.Links["d-other"] = plan.Link{Link: rtnl.Link{Name: "d-other", Kind: "bridge"}, Ports: 2}
+			}),
+			ops:     `link delete d-old`,
+			notices: `bridge d-older of overlay older is no longer wanted but has 1 ports; it is removed when the last container has gone`,
+		},
+		{
 			name: "what another program put on a bridge of its own stays",
 			want: v4,
 			have: kernel(kernelWith(v4), func(s *plan.State) {
@@ -505,4 +516,10 @@ func TestBridgeMAC(t *testing.T) {
 			t.Errorf("%s: %s, want %s", tc.addrs, got, tc.want)
 		}
 	}
+}
+
+// takingDown is w with overlays that were removed by force.
+func takingDown(w plan.Wanted, overlays ...string) plan.Wanted {
+	w.TakenDown = overlays
+	return w
 }

@@ -35,6 +35,9 @@ type Wanted struct {
 	// bridge that is left because containers are on it has no address in them.
 	Withdrawn []netip.Prefix
 
+	// TakenDown are overlays whose bridges go although they have ports.
+	TakenDown []string
+
 	// Refused are ranges of overlays that this host cannot have; no peer's route
 	// leads there. A plan fills it in.
 	Refused []netip.Prefix
@@ -143,6 +146,7 @@ func inside(p, s netip.Prefix) bool { return s.Bits() <= p.Bits() && s.Contains(
 // SameHost reports whether two wanted states differ in peers at most.
 func SameHost(a, b Wanted) bool {
 	return a.VTEP == b.VTEP && a.Direct == b.Direct && slices.Equal(a.Withdrawn, b.Withdrawn) &&
+		slices.Equal(a.TakenDown, b.TakenDown) &&
 		slices.EqualFunc(a.Bridges, b.Bridges, func(a, b Bridge) bool {
 			return a.Name == b.Name && a.Overlay == b.Overlay && slices.Equal(a.Addrs, b.Addrs)
 		}) &&
