@@ -8,3 +8,11 @@ func (c *Coordinator) SetPace(timeout time.Duration, rate int) { c.pace = pace{t
 
 // SetBodyTimeout is how long a request may take to come from now on.
 func (c *Coordinator) SetBodyTimeout(timeout time.Duration) { c.body = timeout }
+
+// Routes are "METHOD path" of everything that is served beside the page.
+func (c *Coordinator) Routes() (out []string) {
+	for _, r := range c.withDescription(c.routes(nil)) {
+		out = append(out, r.method+" "+r.path)
+	}
+	return out
+}

@@ -17,6 +17,11 @@ func (c *Coordinator) Handler() http.Handler { return c.handler(nil) }
 
 // handler is Handler with streams that end when ended is closed.
 func (c *Coordinator) handler(ended <-chan struct{}) http.Handler {
+	return c.api(c.withPage(c.withDescription(c.routes(ended)))).Handler()
+}
+
+// routes are what is served, beside the page and the description.
+func (c *Coordinator) routes(ended <-chan struct{}) []route {
 	stateAccess := reader
 	if c.statePublic {
 		stateAccess = public
@@ -48,8 +53,7 @@ func (c *Coordinator) handler(ended <-chan struct{}) http.Handler {
 	}
 	routes = append(routes, c.reservedRoutes()...)
 	routes = append(routes, c.networkRoutes()...)
-	routes = append(routes, c.identityRoutes()...)
-	return c.api(c.withPage(routes)).Handler()
+	return append(routes, c.identityRoutes()...)
 }
 
 // code is the status of an error that is no refusal; 0: none in particular.
