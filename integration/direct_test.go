@@ -122,5 +122,27 @@ func TestDirectRouting(t *testing.T) {
 		}
 		t.Logf("%d of %d answered, %d changes", received, sent, changes)
 	})
+	t.Run("on the fast path", func(t *testing.T) {
+		for _, h := range s.Agents {
+			h.Proc.Kill()
+			h.Datapath = "ebpf"
+			must(t, s.StartAgent(h))
+			must(t, h.WaitReady(t.Context()))
+		}
+		for _, h := range s.Agents {
+			waitDatapath(t, h, "ebpf", "")
+			sendsDirect(t, h, 2)
+		}
+		must(t, lab.Wait(t.Context(), "the fast path", 10*time.Second, func() error {
+			before := fastPackets(t, s.Agents[0])
+			if _, err := a.Run(t.Context(), "ping", "-n", "-c", "10", "-i", "0.02", "-W", "1", b.Addr().String()); err != nil {
+				return err
+			}
+			if n := fastPackets(t, s.Agents[0]) - before; n != 20 {
+				return fmt.Errorf("%v packets of 10 pings took it", n)
+			}
+			return nil
+		}))
+	})
 	t.Run("traffic afterwards", func(t *testing.T) { checkTraffic(t, s) })
 }

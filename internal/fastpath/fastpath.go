@@ -37,6 +37,9 @@ type Wanted struct {
 	VTEPMAC  conf.MAC
 	Overlays []Overlay
 	Peers    []conf.Peer // every agent but this one
+	// Send and Take: peers on a link are sent to without VXLAN where they take it,
+	// and may send so.
+	Send, Take bool
 }
 
 // Overlay is one overlay whose traffic may be taken.
@@ -110,6 +113,7 @@ func (p *Path) Apply(_ context.Context, w Wanted, resync bool) error {
 		errs = append(errs, p.applyHost(w), p.applyOverlays(w.Overlays))
 		resync = true
 	}
+	p.peers.send = w.Send
 	errs = append(errs, p.peers.set(w.Peers, w.Local))
 	p.wanted = w
 	p.wanted.Peers = nil // the table has them
@@ -139,7 +143,7 @@ func (p *Path) Links() error {
 
 // sameHost says whether two differ in peers at most.
 func sameHost(a, b Wanted) bool {
-	return a.Local == b.Local && a.VTEPMAC == b.VTEPMAC && slices.EqualFunc(a.Overlays, b.Overlays, func(a, b Overlay) bool {
+	return a.Local == b.Local && a.VTEPMAC == b.VTEPMAC && a.Send == b.Send && a.Take == b.Take && slices.EqualFunc(a.Overlays, b.Overlays, func(a, b Overlay) bool {
 		return a.Name == b.Name && slices.Equal(a.Subnets, b.Subnets)
 	})
 }
@@ -155,6 +159,13 @@ func (p *Path) applyHost(w Wanted) error {
 		h.Family = unix.AF_INET
 	case w.Local.Is6():
 		h.Family = unix.AF_INET6
+	}
+	if w.Take {
+		uplink, err := p.uplink(w.Local)
+		if err != nil {
+			return err
+		}
+		h.Uplink, h.Direct = uint32(uplink), 1
 	}
 	if err := p.objs.Hosts.Put(uint32(0), h); err != nil {
 		return fmt.Errorf("tell the fast path its host: %w", err)

@@ -25,6 +25,7 @@ type peerTable struct {
 
 	peers    map[string]conf.Peer // as last set, by agent id
 	disputed bool                 // two of them claim one subnet
+	send     bool                 // those that take it are sent to without VXLAN
 }
 
 func newPeerTable(subnets4, subnets6, senders *ebpf.Map) peerTable {
@@ -41,7 +42,7 @@ func (t *peerTable) set(peers []conf.Peer, local netip.Addr) error {
 	for i := range peers {
 		t.peers[peers[i].AgentID] = peers[i]
 	}
-	want, senders, disputed := expand(peers, local)
+	want, senders, disputed := t.expand(peers, local)
 	t.disputed = disputed
 	errs := []error{t.putSenders(senders), t.putSubnets(want)}
 	for s := range t.have {
@@ -73,8 +74,8 @@ func (t *peerTable) change(set []conf.Peer, gone []string, local netip.Addr) err
 			delete(t.peers, id)
 		}
 	}
-	had, from, _ := expand(old, local)
-	want, senders, disputed := expand(set, local)
+	had, from, _ := t.expand(old, local)
+	want, senders, disputed := t.expand(set, local)
 	disputed = disputed || t.disputed
 	for s := range want {
 		_, taken := t.have[s]
@@ -120,21 +121,21 @@ func peersError(errs []error) error {
 
 // expand turns peers into entries. Where two claim one subnet, the newer lease
 // has it.
-func expand(peers []conf.Peer, local netip.Addr) (subnets map[netip.Prefix]programsPeer, senders map[netip.Addr]struct{}, disputed bool) {
+func (t *peerTable) expand(peers []conf.Peer, local netip.Addr) (subnets map[netip.Prefix]programsPeer, senders map[netip.Addr]struct{}, disputed bool) {
 	subnets = make(map[netip.Prefix]programsPeer, 2*len(peers))
 	senders = make(map[netip.Addr]struct{}, len(peers))
-	disputed = addPeers(subnets, senders, peers, local)
+	disputed = t.addPeers(subnets, senders, peers, local)
 	if disputed {
 		peers = slices.Clone(peers)
 		slices.SortStableFunc(peers, func(a, b conf.Peer) int { return cmp.Compare(a.Epoch, b.Epoch) })
-		addPeers(subnets, senders, peers, local)
+		t.addPeers(subnets, senders, peers, local)
 	}
 	return subnets, senders, disputed
 }
 
 // addPeers lets a later peer win over an earlier one, and says whether one had
 // to.
-func addPeers(subnets map[netip.Prefix]programsPeer, senders map[netip.Addr]struct{}, peers []conf.Peer, local netip.Addr) (disputed bool) {
+func (t *peerTable) addPeers(subnets map[netip.Prefix]programsPeer, senders map[netip.Addr]struct{}, peers []conf.Peer, local netip.Addr) (disputed bool) {
 	for i := range peers {
 		p := &peers[i]
 		// A peer at our own agent IP is this host under an agent id it once had.
@@ -142,7 +143,10 @@ func addPeers(subnets map[netip.Prefix]programsPeer, senders map[netip.Addr]stru
 			continue
 		}
 		senders[p.AgentIP] = struct{}{}
-		e := programsPeer{Addr: words(p.AgentIP), VtepMac: p.VTEPMAC}
+		e := programsPeer{Addr: words(p.AgentIP), VtepMac: p.VTEPMAC, Mtu: uint16(p.MTU)}
+		if t.send && p.Direct {
+			e.Direct = 1
+		}
 		for _, s := range p.Subnets {
 			s = s.Masked()
 			if old, ok := subnets[s]; ok && old != e {

@@ -31,6 +31,8 @@ type programsHost struct {
 	PortLow  uint16
 	PortSpan uint16
 	Ttl      uint32
+	Uplink   uint32
+	Direct   uint32
 }
 
 type programsOverlay struct {
@@ -46,7 +48,8 @@ type programsPeer struct {
 	_       structs.HostLayout
 	Addr    [4]uint32
 	VtepMac [6]uint8
-	Pad     uint16
+	Mtu     uint16
+	Direct  uint32
 }
 
 type programsPrefix4 struct {

@@ -42,6 +42,21 @@ func (p *Path) applyUplinks() error {
 	return errors.Join(errs...)
 }
 
+// uplink is the index of the device that has the agent IP, 0 if none has: there
+// peers arrive that send without VXLAN.
+func (p *Path) uplink(local netip.Addr) (index int, err error) {
+	addrs, err := p.conn.Addresses(0)
+	if err != nil {
+		return 0, err
+	}
+	for _, a := range addrs {
+		if a.Prefix.Addr() == local {
+			index = a.Index
+		}
+	}
+	return index, nil
+}
+
 // uplinks finds the underlay devices, by index. The programs write and strip
 // Ethernet, so devices of other kinds are left out.
 func uplinks(conn *rtnl.Conn, local netip.Addr, peers map[string]conf.Peer) (map[int]string, error) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
  *
  * The fast path: VXLAN written and stripped here, and not by the kernel's vxlan
- * device.
+ * device; and packets to and from hosts on the same link without it.
  *
  * leave_container runs at the ingress of the host end of a container's
  * interface, enter_host at the ingress of the underlay devices. A packet that
@@ -83,6 +83,48 @@ static __always_inline int hop_less(void *at, void *end, __u16 proto)
 	return 0;
 }
 
+/* counted notes what was sent to a peer. */
+static __always_inline void count_out(__u32 overlay, __u32 packets, __u32 bytes)
+{
+	struct traffic *n = bpf_map_lookup_elem(&counters, &overlay);
+
+	if (n) {
+		n->out_packets += packets;
+		n->out_bytes += bytes;
+	}
+}
+
+/* hand_on gives a packet to the next hop of a way. */
+static __always_inline int hand_on(struct __sk_buff *skb, const struct bpf_fib_lookup *way)
+{
+	struct bpf_redir_neigh hop = {};
+
+	/* The queue was chosen on the container's interface, which has one. */
+	skb->queue_mapping = 0;
+	hop.nh_family = way->family;
+	memcpy(hop.nh, way->dst, sizeof(hop.nh));
+	return bpf_redirect_neigh(way->ifindex, &hop, sizeof(hop), 0);
+}
+
+/* on_link says whether a way leads to the peer itself, and not to a router. */
+static __always_inline int on_link(const struct bpf_fib_lookup *way, const struct peer *to)
+{
+	return way->family == AF_INET ? way->dst[0] == to->addr[0] : same_ip6(way->dst, to->addr);
+}
+
+/* send_plain sends a packet to a peer on the link as it is. */
+static __always_inline int send_plain(struct __sk_buff *skb, const struct bpf_fib_lookup *way, __u32 overlay,
+				      const struct packet *p)
+{
+	__u32 bytes = skb->len, packets = segments(skb);
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	if (hop_less(data + sizeof(struct eth), end, p->proto))
+		return TC_ACT_UNSPEC;
+	count_out(overlay, packets, bytes);
+	return hand_on(skb, way);
+}
+
 #define ROOM_FLAGS                                                                                     \
 	(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH |        \
 	 BPF_F_ADJ_ROOM_ENCAP_L2(sizeof(struct eth)))
@@ -93,19 +135,22 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct host 
 				       __u32 overlay, const struct packet *p)
 {
 	__u32 bytes = skb->len, length = bytes - sizeof(struct eth), packets = segments(skb), hash;
+	__u32 size = skb->gso_size ? p->headers + skb->gso_size : length;
 	struct bpf_fib_lookup way = {};
-	struct bpf_redir_neigh hop = {};
 	int room = h->family == AF_INET ? ROOM4 : ROOM6;
-	struct traffic *n;
 	void *data, *end;
 	__u16 port;
 
+	if (to->mtu && size > to->mtu)
+		return TC_ACT_UNSPEC; /* the kernel tells the sender */
 	/* As the kernel chooses a tunnel's source port. */
 	hash = bpf_get_hash_recalc(skb);
 	hash ^= hash << 16;
 	port = htons(h->port_low + (__u16)(((__u64)hash * h->port_span) >> 32));
-	if (route(skb, h, to, (skb->gso_size ? p->headers + skb->gso_size : length) + room, port, &way))
+	if (route(skb, h, to, size + room, port, &way))
 		return TC_ACT_UNSPEC;
+	if (to->direct && on_link(&way, to) && (p->proto == htons(ETH_P_IP)) == (h->family == AF_INET))
+		return send_plain(skb, &way, overlay, p);
 
 	if (h->family == AF_INET) {
 		struct frame4 *f;
@@ -154,16 +199,8 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct host 
 			return TC_ACT_SHOT;
 	}
 
-	n = bpf_map_lookup_elem(&counters, &overlay);
-	if (n) {
-		n->out_packets += packets;
-		n->out_bytes += bytes;
-	}
-	/* The queue was chosen on the container's interface, which has one. */
-	skb->queue_mapping = 0;
-	hop.nh_family = way.family;
-	memcpy(hop.nh, way.dst, sizeof(hop.nh));
-	return bpf_redirect_neigh(way.ifindex, &hop, sizeof(hop), 0);
+	count_out(overlay, packets, bytes);
+	return hand_on(skb, &way);
 }
 
 SEC("tc")
@@ -203,7 +240,8 @@ int leave_container(struct __sk_buff *skb)
 		struct ip6 *ip = data + sizeof(*eth);
 		struct prefix6 key = { 128 };
 
-		if ((void *)(ip + 1) > end || !same_ip6(ip->src, a->addr6) || !inside6(ip->dst, o->net6, o->mask6))
+		if ((void *)(ip + 1) > end || !given6(a->addr6) || !same_ip6(ip->src, a->addr6) ||
+		    !inside6(ip->dst, o->net6, o->mask6))
 			return TC_ACT_UNSPEC;
 		memcpy(key.addr, ip->dst, sizeof(key.addr));
 		to = bpf_map_lookup_elem(&peers6, &key);
@@ -225,15 +263,35 @@ int leave_container(struct __sk_buff *skb)
 	return verdict;
 }
 
+/* give hands a packet, with its Ethernet header in front, to its container. */
+static __always_inline int give(struct __sk_buff *skb, const struct attachment *to, __u16 proto, __u32 packets)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct eth *eth = data;
+	struct traffic *n;
+
+	if (data + sizeof(*eth) > end)
+		return TC_ACT_SHOT;
+	memcpy(eth->dst, to->mac, 6);
+	memcpy(eth->src, to->gateway, 6);
+	eth->proto = proto;
+	if (hop_less(data + sizeof(*eth), end, proto))
+		return TC_ACT_SHOT;
+
+	n = bpf_map_lookup_elem(&counters, &to->overlay);
+	if (n) {
+		n->in_packets += packets;
+		n->in_bytes += skb->len;
+	}
+	return bpf_redirect_peer(to->ifindex, 0);
+}
+
 /* deliver strips the outer headers and gives a packet to its container. */
 static __always_inline int deliver(struct __sk_buff *skb, const struct attachment *to, int room,
 				   const struct packet *p, int summed, int congested)
 {
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET;
 	__u32 packets = segments(skb), mtu = 0;
-	struct traffic *n;
-	void *data, *end;
-	struct eth *eth;
 
 	/* Not 0: the interface has gone, or is too small. */
 	if (bpf_check_mtu(skb, to->ifindex, &mtu, -room, 0))
@@ -249,24 +307,61 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct attachmen
 		bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
 	if (congested)
 		bpf_skb_ecn_set_ce(skb);
+	return give(skb, to, p->proto, packets);
+}
 
+/* The headers of a packet without a tunnel. */
+#define PLAIN_HEADERS (sizeof(struct eth) + sizeof(struct ip6) + 20)
+
+/* take_plain takes a packet that a peer on the link sent as it is: from one of its
+ * subnets, to a container of the same overlay. Who else sends so is left to the
+ * firewall, which knows the devices. */
+static __always_inline int take_plain(struct __sk_buff *skb, const struct host *h)
+{
+	void *data, *end;
+	__u32 mtu = 0, bytes = skb->len - sizeof(struct eth);
+	struct attachment *to;
+	struct packet p = {};
+	struct overlay *o;
+
+	if (!h->direct || skb->ifindex != h->uplink)
+		return TC_ACT_UNSPEC;
+	if (bpf_skb_pull_data(skb, skb->len < PLAIN_HEADERS ? skb->len : PLAIN_HEADERS))
+		return TC_ACT_UNSPEC;
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
-	eth = data;
-	if (data + sizeof(*eth) > end)
-		return TC_ACT_SHOT;
-	memcpy(eth->dst, to->mac, 6);
-	memcpy(eth->src, to->gateway, 6);
-	eth->proto = p->proto;
-	if (hop_less(data + sizeof(*eth), end, p->proto))
-		return TC_ACT_SHOT;
+	if (h->family == AF_INET) {
+		struct ip4 *ip = data + sizeof(struct eth);
+		struct prefix4 from = { 32 };
+		__u32 key;
 
-	n = bpf_map_lookup_elem(&counters, &to->overlay);
-	if (n) {
-		n->in_packets += packets;
-		n->in_bytes += skb->len;
+		if ((void *)(ip + 1) > end)
+			return TC_ACT_UNSPEC;
+		key = ip->dst;
+		from.addr = ip->src;
+		to = bpf_map_lookup_elem(&containers4, &key);
+		o = to ? overlay_of(to) : NULL;
+		if (!o || (ip->src & o->mask4) != o->net4 || !bpf_map_lookup_elem(&peers4, &from) ||
+		    !plain4(ip, end, bytes, &p))
+			return TC_ACT_UNSPEC;
+	} else {
+		struct ip6 *ip = data + sizeof(struct eth);
+		struct prefix6 from = { 128 };
+		__u32 key[4];
+
+		if ((void *)(ip + 1) > end)
+			return TC_ACT_UNSPEC;
+		memcpy(key, ip->dst, sizeof(key));
+		memcpy(from.addr, ip->src, sizeof(from.addr));
+		to = bpf_map_lookup_elem(&containers6, key);
+		o = to ? overlay_of(to) : NULL;
+		if (!o || !inside6(ip->src, o->net6, o->mask6) || !bpf_map_lookup_elem(&peers6, &from) ||
+		    !plain6(ip, end, bytes, &p))
+			return TC_ACT_UNSPEC;
 	}
-	return bpf_redirect_peer(to->ifindex, 0);
+	if (bpf_check_mtu(skb, to->ifindex, &mtu, 0, 0))
+		return TC_ACT_UNSPEC;
+	return give(skb, to, p.proto, segments(skb));
 }
 
 /* decapsulate takes what is in a VXLAN packet from a peer. */
@@ -330,23 +425,31 @@ int enter_host(struct __sk_buff *skb)
 
 	if (skb->pkt_type != PACKET_HOST || skb->vlan_present)
 		return TC_ACT_UNSPEC;
-	/* Only VXLAN pays for the rest. */
+	h = configured();
+	if (!h)
+		return TC_ACT_UNSPEC;
+	/* Only VXLAN, and what is not for this host itself, pays for the rest. */
 	if (skb->protocol == htons(ETH_P_IP)) {
 		struct frame4 *f = data;
 
-		if ((void *)(&f->ip + 1) > end || f->ip.proto != IPPROTO_UDP)
+		if ((void *)(&f->ip + 1) > end)
+			return TC_ACT_UNSPEC;
+		if (h->direct && h->family == AF_INET && f->ip.dst != h->local[0])
+			return take_plain(skb, h);
+		if (f->ip.proto != IPPROTO_UDP)
 			return TC_ACT_UNSPEC;
 	} else if (skb->protocol == htons(ETH_P_IPV6)) {
 		struct frame6 *f = data;
 
-		if ((void *)(&f->ip + 1) > end || f->ip.proto != IPPROTO_UDP)
+		if ((void *)(&f->ip + 1) > end)
+			return TC_ACT_UNSPEC;
+		if (h->direct && h->family == AF_INET6 && !same_ip6(f->ip.dst, h->local))
+			return take_plain(skb, h);
+		if (f->ip.proto != IPPROTO_UDP)
 			return TC_ACT_UNSPEC;
 	} else {
 		return TC_ACT_UNSPEC;
 	}
-	h = configured();
-	if (!h)
-		return TC_ACT_UNSPEC;
 	if (data + HEADERS > end) {
 		/* The rest may lie in a fragment of the buffer. */
 		if (bpf_skb_pull_data(skb, skb->len < HEADERS ? skb->len : HEADERS))

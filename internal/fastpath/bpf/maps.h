@@ -13,6 +13,8 @@ struct host {
 	__u16 port_low; /* the kernel's range of local ports */
 	__u16 port_span;
 	__u32 ttl;
+	__u32 uplink; /* index of the device that has the agent IP */
+	__u32 direct; /* 1: peers may send without VXLAN, to that device */
 };
 
 /* One overlay: addresses that may talk to each other without a look at the
@@ -44,7 +46,8 @@ struct prefix6 {
 struct peer {
 	__u32 addr[4]; /* agent IP */
 	__u8 vtep_mac[6];
-	__u16 pad;
+	__u16 mtu; /* of the packets that it takes; 0: not known */
+	__u32 direct; /* 1: is sent to without VXLAN where it is on a link */
 };
 
 /* What is behind the host end of a container's interface. */

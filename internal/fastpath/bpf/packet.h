@@ -88,6 +88,12 @@ static __always_inline int same_ip6(const __u32 *a, const __u32 *b)
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
 }
 
+/* Nobody has the address that is all zeros. */
+static __always_inline int given6(const __u32 *a)
+{
+	return (a[0] | a[1] | a[2] | a[3]) != 0;
+}
+
 static __always_inline int inside6(const __u32 *a, const __u32 *net, const __u32 *mask)
 {
 	return (a[0] & mask[0]) == net[0] && (a[1] & mask[1]) == net[1] &&

@@ -3,6 +3,7 @@ package datapath
 import (
 	"flag"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -13,6 +14,9 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/fastpath"
+	"overlayd.internal/overlay/internal/mark"
+	"overlayd.internal/overlay/overlayd/internal/datapath/plan/plantest"
 )
 
 var update = flag.Bool("update", false, "write docs/isolation.md anew")
@@ -28,6 +32,33 @@ var modes = []struct {
 	{"overlay", conf.IsolationOverlay, false},
 	{"strict", conf.IsolationStrict, false},
 	{"overlay, allows B", conf.IsolationOverlay, true},
+}
+
+// setting is how a cluster of the test is set up.
+type setting struct {
+	firewall string
+	direct   bool // without VXLAN where it can be
+	fast     bool // with the fast path
+	under6   bool // agent IPs are IPv6
+}
+
+func (s setting) String() string {
+	return s.firewall + "," + map[bool]string{false: "vxlan", true: "direct"}[s.direct] + "," +
+		map[bool]string{false: "kernel", true: "ebpf"}[s.fast] + map[bool]string{true: ",IPv6"}[s.under6]
+}
+
+// settings are all of them. What the fast path does, and what the family of the
+// underlay changes, does not depend on who makes the rules.
+func settings() (out []setting) {
+	for _, firewall := range firewalls {
+		for _, direct := range []bool{false, true} {
+			out = append(out, setting{firewall: firewall, direct: direct})
+		}
+	}
+	for _, direct := range []bool{false, true} {
+		out = append(out, setting{firewall: "nftables", direct: direct, fast: true})
+	}
+	return append(out, setting{firewall: "nftables", direct: true, under6: true}, setting{firewall: "nftables", direct: true, fast: true, under6: true})
 }
 
 // place is a namespace with its address in one family.
@@ -60,18 +91,19 @@ type matrix struct {
 	n       network
 	hosts   []*host
 	outside *netNS
+	fast    []*fastpath.Path // of each host; nil: without
 	at      map[string]place // by overlay, half, host and family: "A mesos 0 4"
 }
 
-// TestIsolationMatrix: who reaches whom, in every mode, with every firewall, in
-// both families. The outcome is docs/isolation.md.
+// TestIsolationMatrix: who reaches whom, in every mode and every setting, in both
+// families. The outcome is docs/isolation.md.
 func TestIsolationMatrix(t *testing.T) {
 	got := map[string]map[string]bool{} // by row and mode
 	var rows []string
-	for _, fw := range firewalls {
-		t.Run(fw, func(t *testing.T) {
-			useFirewall(t, fw)
-			m := newMatrix(t)
+	for _, s := range settings() {
+		t.Run(s.String(), func(t *testing.T) {
+			useFirewall(t, s.firewall)
+			m := newMatrix(t, s)
 			for _, mode := range modes {
 				m.configure(mode.isolation, mode.allow)
 				for _, a := range m.try() {
@@ -85,6 +117,7 @@ func TestIsolationMatrix(t *testing.T) {
 					got[a.row][mode.name] = a.ok
 				}
 			}
+			m.checkFast(s)
 		})
 	}
 	want := table(rows, got)
@@ -100,8 +133,9 @@ func TestIsolationMatrix(t *testing.T) {
 	}
 }
 
-func newMatrix(t *testing.T) *matrix {
+func newMatrix(t *testing.T, s setting) *matrix {
 	m := &matrix{t: t, n: bothIP, at: map[string]place{}}
+	m.n.Direct, m.n.Under6 = s.direct, s.under6
 	m.n.Overlays = []Overlay{
 		{Name: "a4", Subnets: []netip.Prefix{prefix("9.0.0.0/8")}}, {Name: "a6", Subnets: []netip.Prefix{prefix("fd01:b::/64")}},
 		{Name: "b4", Subnets: []netip.Prefix{prefix("10.8.0.0/16")}}, {Name: "b6", Subnets: []netip.Prefix{prefix("fd02::/64")}},
@@ -110,16 +144,27 @@ func newMatrix(t *testing.T) *matrix {
 	m.hosts = hosts
 	m.outside = newNS(t, "out")
 	l.plug(m.outside, "172.16.9.9/12", "fd00:9::9/64")
+	m.outside.sh("ip route add fd00:1::/64 dev eth0") // where IPv6 agent IPs are
 	for i, h := range hosts {
+		if s.under6 {
+			h.sh(fmt.Sprintf("ip addr add 172.16.0.%d/12 dev eth0", i+2))
+		}
 		h.sh(fmt.Sprintf("ip addr add fd00:9::%d/64 dev eth0 nodad; sysctl -qw net.ipv6.conf.all.forwarding=1", i+1))
+		if s.fast {
+			m.addFast(h)
+		}
 		for _, b := range m.n.Host(i, 2).Bridges {
 			half := map[byte]string{'m': "mesos", 'd': "docker"}[b.Name[0]]
-			c, addr := h.container(b.Name, b.Addrs[0], 5)
+			c, port := h.attach(conf.Half(half), b.Overlay, b.Addrs[0], 5)
+			addr := plantest.Nth(b.Addrs[0].Masked(), b.Addrs[0].Addr().BitLen(), 5).Addr().String()
+			if published := i == 0 && half == "docker"; !published {
+				h.sh(fmt.Sprintf("ip link set %s group %d", port, mark.FastPathGroup))
+			}
 			m.at[fmt.Sprintf("%s %s %d %c", strings.ToUpper(b.Overlay[:1]), half, i, b.Overlay[1])] = place{c, addr}
 		}
 	}
 	for o := range m.n.Overlays {
-		via := map[bool]string{false: m.n.AgentIP(0).String(), true: "fd00:9::1"}[o%2 == 1]
+		via := map[bool]string{false: "172.16.0.2", true: "fd00:9::1"}[o%2 == 1]
 		m.outside.sh(fmt.Sprintf("ip route add %s via %s", m.n.AgentSubnet(m.n.Overlays[o], 0), via))
 	}
 	// Published ports, as a runtime makes them: by a table of its own.
@@ -172,7 +217,59 @@ func (m *matrix) configure(isolation conf.Isolation, allow bool) {
 		}
 	}
 	for i, h := range m.hosts {
-		h.mustSet(m.n.Host(i, 2), false)
+		c := m.n.Host(i, 2)
+		h.mustSet(c, false)
+		if m.fast != nil {
+			m.applyFast(h, m.fast[i], c)
+		}
+	}
+}
+
+// addFast loads the fast path of a host.
+func (m *matrix) addFast(h *host) {
+	m.t.Helper()
+	var p *fastpath.Path
+	var err error
+	h.do(func() { p, err = fastpath.New(slog.New(slog.DiscardHandler)) })
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { p.Close() })
+	m.fast = append(m.fast, p)
+}
+
+// applyFast tells the fast path of a host what the agent would.
+func (m *matrix) applyFast(h *host, p *fastpath.Path, c Host) {
+	m.t.Helper()
+	w := fastpath.Wanted{Local: c.VTEP.Local, VTEPMAC: c.VTEP.MAC, Peers: c.Peers, Send: c.Direct.Send, Take: c.Direct.Take}
+	for _, o := range c.Overlays {
+		w.Overlays = append(w.Overlays, fastpath.Overlay{Name: o.Name, Subnets: o.Subnets})
+	}
+	var err error
+	h.do(func() { err = p.Apply(m.t.Context(), w, true) })
+	if err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// checkFast makes sure that the fast path had a part in it, and that packets
+// without VXLAN were sent so.
+func (m *matrix) checkFast(s setting) {
+	m.t.Helper()
+	for _, p := range m.fast {
+		all, err := p.Traffic()
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		for name, t := range all {
+			if t.Out.Packets == 0 || t.In.Packets == 0 {
+				m.t.Errorf("overlay %s: the fast path took nothing: %+v", name, t)
+			}
+		}
+	}
+	routes := len(m.hosts[0].lines("ip route show proto 44; ip -6 route show proto 44", "dev eth0"))
+	if s.direct != (routes > 0) {
+		m.t.Errorf("%d routes without VXLAN", routes)
 	}
 }
 
@@ -192,13 +289,16 @@ func (m *matrix) try() []*attempt {
 			return h.VTEP.IP.Addr().String()
 		}
 		underlay := func(i int) string {
-			if family == "6" {
-				return fmt.Sprintf("fd00:9::%d", i+1)
+			if m.n.AgentIP(i).Is6() == (family == "6") {
+				return m.n.AgentIP(i).String()
 			}
-			return m.n.AgentIP(i).String()
+			return map[string]string{"4": fmt.Sprintf("172.16.0.%d", i+2), "6": fmt.Sprintf("fd00:9::%d", i+1)}[family]
 		}
 		// Hosts know the agent IPs of each other, and no other address.
-		address := map[string]string{"4": "agent IP", "6": "an address but the agent IP"}[family]
+		address := "an address but the agent IP"
+		if m.n.Under6 == (family == "6") {
+			address = "agent IP"
+		}
 		outside := map[string]string{"4": "172.16.9.9", "6": "fd00:9::9"}[family]
 		for _, x := range []string{"A", "B"} {
 			y := map[string]string{"A": "B", "B": "A"}[x]
@@ -244,7 +344,7 @@ func (m *matrix) try() []*attempt {
 		}
 	}
 	var wg sync.WaitGroup
-	slots := make(chan struct{}, 48)
+	slots := make(chan struct{}, 128)
 	for _, a := range all {
 		wg.Go(func() {
 			slots <- struct{}{}
@@ -284,8 +384,8 @@ func table(rows []string, got map[string]map[string]bool) string {
 	b.WriteString(`# Who reaches whom
 
 Made by ` + "`go test ./overlayd/internal/datapath -run TestIsolationMatrix -update`" + `: two hosts, overlays A and B with containers in both halves, IPv4 and IPv6, a machine outside. Every cell was tried
-with nftables, iptables-nft and iptables-legacy, in both families (agent IPs are IPv4 here) and from and to both halves, with the same outcome; the test fails where it is another. The columns say how A is
-configured; B has ` + "`isolation: overlay`" + `, but in the column none.
+with nftables, iptables-nft and iptables-legacy, in VXLAN and without (` + "`--routing direct`" + `), with nftables also on the fast path (` + "`--datapath ebpf`" + `) and over IPv6, in both families and from and to both halves, with the
+same outcome; the test fails where it is another. The columns say how A is configured; B has ` + "`isolation: overlay`" + `, but in the column none.
 
 The hosts of the test accept what they are not told to drop. Where theirs drop forwarded packets, "outside, with a route" is refused in every column. What [the modes mean](firewall.md#isolation).
 
