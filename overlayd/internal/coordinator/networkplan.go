@@ -2,7 +2,9 @@ package coordinator
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -89,6 +91,7 @@ func (d *differ) settings() {
 	d.setting("", "vtep_mac_oui", was.VTEPMACOUI, next.VTEPMACOUI, d.agents, "every VTEP gets another MAC; traffic between hosts pauses for a moment")
 	d.setting("", "vtep_mtu", number(was.VTEPMTU), number(next.VTEPMTU), d.agents, "VTEPs and bridges get another MTU; containers have it when they are attached anew")
 	d.setting("", "reclaim", was.Reclaim, next.Reclaim, 0, "what becomes of leases of hosts that are gone")
+	d.others("", was, next, d.agents, "vtep_subnet", "vtep_subnet6", "vtep_mac_oui", "vtep_mtu", "reclaim", "overlays")
 }
 
 func (d *differ) overlays() {
@@ -178,11 +181,30 @@ func (d *differ) overlay(was, next conf.Overlay) {
 	d.setting(name, "isolation", string(was.Isolation), string(next.Isolation), holders, "hosts change their rules; new connections are judged by them")
 	d.setting(name, "allow", strings.Join(was.Allow, " "), strings.Join(next.Allow, " "), holders, "hosts change their rules; new connections are judged by them")
 	d.setting(name, "antispoof", flag(was.AntiSpoof), flag(next.AntiSpoof), holders, "hosts change what its containers may send from")
+	d.others(name, was, next, holders, "name", "subnet", "prefix", "subnet6", "prefix6", "enabled", "isolation", "allow", "antispoof", "draining")
 	switch {
 	case next.Draining && !was.Draining:
 		d.change(name, holders, "drained", "nothing new is attached to it on any host; containers that are go on")
 	case was.Draining && !next.Draining:
 		d.change(name, holders, "no longer drained", "containers can be attached to it again")
+	}
+}
+
+// others records the settings beside those that there are words for.
+func (d *differ) others(overlay string, was, next any, hosts int, known ...string) {
+	settings := func(v any) (out map[string]json.RawMessage) {
+		if err := json.Unmarshal(encode(v), &out); err != nil {
+			panic(err) // it was encoded a moment ago
+		}
+		return out
+	}
+	a, b := settings(was), settings(next)
+	all := maps.Clone(a)
+	maps.Copy(all, b)
+	for _, key := range slices.Sorted(maps.Keys(all)) {
+		if !slices.Contains(known, key) {
+			d.setting(overlay, key, string(a[key]), string(b[key]), hosts, "hosts follow it")
+		}
 	}
 }
 
