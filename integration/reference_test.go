@@ -297,3 +297,29 @@ func TestReferenceDefaults(t *testing.T) {
 		}
 	}
 }
+
+// TestConfigurationGuide: docs/configuration.md says of every configuration key how
+// to choose it.
+func TestConfigurationGuide(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join(top, "docs/configuration.md"))
+	must(t, err)
+	found := 0
+	for _, p := range packages(t) {
+		if p.rel() != "conf" {
+			continue
+		}
+		for _, name := range p.GoFiles {
+			file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, name), nil, 0)
+			must(t, err)
+			for _, key := range keysOf("conf", "Network", "Overlay")(file, p.rel()+"/"+name) {
+				found++
+				if key != "overlays" && key != "draining" && !shown(string(b), key) { // draining is in no file
+					t.Errorf("docs/configuration.md says nothing of %s", key)
+				}
+			}
+		}
+	}
+	if found < 12 {
+		t.Errorf("found %d keys; have they moved?", found)
+	}
+}
