@@ -31,7 +31,10 @@ type Link struct {
 	PeerNamed bool
 	VXLAN     VXLAN // of a VXLAN device
 	STP       bool  // of a bridge: the spanning tree protocol is on
-	Port      *Port // of a port of a bridge
+	// MaxLearned is how many MACs a bridge learns, 0: without a limit; nil: this is no
+	// bridge, or the kernel has no limit (before 6.6).
+	MaxLearned *uint32
+	Port       *Port // of a port of a bridge
 }
 
 // Up reports IFF_UP: somebody set it up.
@@ -209,6 +212,10 @@ func (l *Link) parseInfo(b []byte) {
 			EachAttr(v, func(typ uint16, v []byte) {
 				if typ == unix.IFLA_BR_STP_STATE && len(v) == 4 {
 					l.STP = native.Uint32(v) != 0
+				}
+				if typ == unix.IFLA_BR_FDB_MAX_LEARNED && len(v) == 4 {
+					n := native.Uint32(v)
+					l.MaxLearned = &n
 				}
 			})
 		case typ == unix.IFLA_INFO_SLAVE_DATA && master == "bridge":

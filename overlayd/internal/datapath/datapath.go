@@ -238,6 +238,9 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	var failed []plan.Problem
 	changed, err := d.rules.set(ctx, p.Wanted, sendersOf(peers, p.Wanted, have), have.IPv6)
 	d.drift.add(driftFirewall, changed, "rules of "+d.rules.name())
+	if busy := d.rules.guard.busy; busy != nil {
+		d.log.Warn("another process guards the VXLAN port; trying again at the next look", logkey.Err, busy)
+	}
 	if off := d.rules.guard.off; off != nil && !d.warned.guard {
 		d.log.Info("VXLAN of others is kept out by rules that can be flushed", logkey.Reason, off)
 		d.warned.guard = true

@@ -2,7 +2,10 @@ package datapath
 
 import (
 	"context"
+	"errors"
 	"fmt"
+
+	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/internal/firewall"
 	"overlayd.internal/overlay/internal/firewall/nftables"
@@ -14,6 +17,7 @@ import (
 type guard struct {
 	table *nftables.Firewall
 	off   error // why there is none
+	busy  error // another process has it at present
 }
 
 // set makes the table what it should be.
@@ -32,6 +36,13 @@ func (g *guard) set(ctx context.Context, c firewall.Config, ipv6 bool) (changed 
 	changed, err = g.table.Set(ctx, want)
 	if nftables.IsUnsupported(err) {
 		g.off = err
+		g.close()
+		return 0, nil
+	}
+	g.busy = nil
+	if errors.Is(err, unix.EPERM) {
+		// The agent before this one, which has not ended yet; it is as that left it.
+		g.busy = err
 		g.close()
 		return 0, nil
 	}

@@ -130,3 +130,25 @@ func injectSlowly(from *netNS, to netip.AddrPort, packet []byte) (err error) {
 	})
 	return err
 }
+
+// A table that another process has is left to it, and taken over when that ends.
+func TestGuardOfAnother(t *testing.T) {
+	n := onlyIPv4
+	_, hosts := n.plugHosts(t, 1)
+	h, cfg := hosts[0], n.Host(0, 3)
+	h.mustSet(cfg, true)
+	before := h.dp
+	h.dp = h.newDatapath()
+	h.mustSet(cfg, true)
+	if h.dp.rules.guard.busy == nil {
+		t.Error("two have the table")
+	}
+	before.Close()
+	fewer := n.Host(0, 2)
+	h.mustSet(fewer, true)
+	if err := h.dp.rules.guard.busy; err != nil {
+		t.Errorf("the table is not taken over: %v", err)
+	}
+	h.mustNotHave("nft list set inet guard-overlay peers4", n.AgentIP(2).String())
+	h.mustHave("nft list set inet guard-overlay peers4", n.AgentIP(1).String())
+}

@@ -175,7 +175,7 @@ func (a *applier) sysctl(o plan.Op) {
 func encode(b *rtnl.Batch, o plan.Op, index, master int) {
 	switch o.Obj {
 	case plan.VTEPLink, plan.BridgeLink, plan.LinkAlias, plan.LinkMTU, plan.LinkMAC, plan.LinkUp,
-		plan.LinkMaster, plan.BridgePort, plan.BridgeSTPOff, plan.BridgeNoDelay, plan.VXLANLearning:
+		plan.LinkMaster, plan.BridgePort, plan.BridgeSTPOff, plan.BridgeNoDelay, plan.BridgeLimit, plan.VXLANLearning:
 		encodeLink(b, o, index, master)
 	case plan.Address:
 		if o.Act == plan.Del {
@@ -225,6 +225,8 @@ func encodeLink(b *rtnl.Batch, o plan.Op, index, master int) {
 		b.Attr32(unix.IFLA_MASTER, uint32(master))
 	case plan.BridgeSTPOff:
 		encodeKind(b, "bridge", func(b *rtnl.Batch) { b.Attr32(unix.IFLA_BR_STP_STATE, 0) })
+	case plan.BridgeLimit:
+		encodeKind(b, "bridge", encodeLimit)
 	case plan.BridgeNoDelay: // refused in the message that turns the spanning tree off
 		encodeKind(b, "bridge", func(b *rtnl.Batch) { b.Attr32(unix.IFLA_BR_FORWARD_DELAY, 0) })
 	case plan.VXLANLearning:
@@ -268,7 +270,11 @@ func encodeVXLAN(b *rtnl.Batch, o plan.Op) {
 func encodeNoSTP(b *rtnl.Batch) {
 	b.Attr32(unix.IFLA_BR_STP_STATE, 0)
 	b.Attr32(unix.IFLA_BR_FORWARD_DELAY, 0)
+	encodeLimit(b)
 }
+
+// encodeLimit is ignored by kernels before 6.6.
+func encodeLimit(b *rtnl.Batch) { b.Attr32(unix.IFLA_BR_FDB_MAX_LEARNED, plan.MaxLearned) }
 
 // encodePort makes a port as an ADD makes it, where the network does not say
 // otherwise: a container reaches itself through its own mapped ports.

@@ -11,6 +11,11 @@ import (
 	"overlayd.internal/overlay/internal/rtnl"
 )
 
+// MaxLearned is how many MACs a bridge of ours learns: several for each of the
+// 1,023 ports it can have. Frames to others are flooded; without a limit one
+// container that may send from any MAC fills the memory of the host.
+const MaxLearned = 4096
+
 // planLinks makes the devices that are missing and repairs those that are there.
 // Devices whose name somebody else has are left out of Devices.
 func (p *Plan) planLinks(have *State) {
@@ -104,6 +109,9 @@ func (p *Plan) planBridge(d Device, have *State) bool {
 	if l.STP {
 		p.add(Op{Act: Set, Obj: BridgeSTPOff, Dev: d.Name, Overlay: d.Overlay})
 		p.add(Op{Act: Set, Obj: BridgeNoDelay, Dev: d.Name, Overlay: d.Overlay})
+	}
+	if l.MaxLearned != nil && *l.MaxLearned != MaxLearned {
+		p.add(Op{Act: Set, Obj: BridgeLimit, Dev: d.Name, Overlay: d.Overlay})
 	}
 	if l.Master != 0 {
 		p.add(Op{Act: Set, Obj: LinkMaster, Dev: d.Name, Overlay: d.Overlay})

@@ -53,6 +53,7 @@ const (
 	LinkMaster    // a port into its bridge, or a device out of one
 	BridgePort    // how a bridge treats a port
 	BridgeSTPOff  // no spanning tree
+	BridgeLimit   // how many MACs it learns
 	BridgeNoDelay // before a port forwards, as bridges are made; only without spanning tree
 	VXLANLearning // off
 	Sysctl
@@ -96,7 +97,7 @@ func (o Op) IsLink() bool { return o.Obj == VTEPLink || o.Obj == BridgeLink }
 // until the operation is done.
 func (o Op) ChangesLink() bool {
 	switch o.Obj {
-	case VTEPLink, BridgeLink, LinkAlias, LinkMTU, LinkMAC, LinkUp, LinkMaster, VXLANLearning, BridgeSTPOff, BridgeNoDelay:
+	case VTEPLink, BridgeLink, LinkAlias, LinkMTU, LinkMAC, LinkUp, LinkMaster, VXLANLearning, BridgeSTPOff, BridgeNoDelay, BridgeLimit:
 		return true
 	}
 	return false
@@ -120,7 +121,7 @@ func (o Op) NeedsIndex() bool {
 // String is the change as one would type it after "ip" (or "bridge", "sysctl").
 func (o Op) String() string {
 	switch o.Obj {
-	case VTEPLink, BridgeLink, LinkAlias, LinkMTU, LinkMAC, LinkUp, LinkMaster, BridgePort, BridgeSTPOff, BridgeNoDelay, VXLANLearning:
+	case VTEPLink, BridgeLink, LinkAlias, LinkMTU, LinkMAC, LinkUp, LinkMaster, BridgePort, BridgeSTPOff, BridgeNoDelay, BridgeLimit, VXLANLearning:
 		return o.linkString()
 	case Sysctl:
 		return fmt.Sprintf("sysctl %s=%s", o.Key, o.Value)
@@ -182,6 +183,8 @@ func (o Op) linkString() string {
 		return set + "hairpin on learning on flood on mcast_flood on bcast_flood on isolated off"
 	case BridgeSTPOff:
 		return set + "type bridge stp_state 0"
+	case BridgeLimit:
+		return set + fmt.Sprintf("type bridge fdb_max_learned %d", MaxLearned)
 	case BridgeNoDelay:
 		return set + "type bridge forward_delay 0"
 	case VXLANLearning:
