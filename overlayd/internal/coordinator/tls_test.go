@@ -335,3 +335,46 @@ func TestOperatorsCA(t *testing.T) {
 		t.Errorf("CAs %+v, %v", cas, err)
 	}
 }
+
+// An agent whose disk takes nothing learns of a new CA all the same, and is not shut
+// out when the one before is retired.
+func TestRotationWithoutADisk(t *testing.T) {
+	n := secure(t)
+	a := n.agent(t, "a")
+	file := filepath.Join(a.dir, "ca.pem")
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(file, "in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.root.CARotate(t.Context(), api.RotateRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Whoami(t.Context()); err != nil { // says that there is another CA
+		t.Fatal(err)
+	}
+	n.clock.at(time.Minute, func() {
+		if _, err := a.Whoami(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if _, err := n.root.CARotate(t.Context(), api.RotateRequest{Retire: true}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Whoami(t.Context()); err != nil {
+		t.Errorf("after the CA before was retired: %v", err)
+	}
+	// When the disk takes something again, it is there for the next start.
+	if err := os.RemoveAll(file); err != nil {
+		t.Fatal(err)
+	}
+	n.clock.at(3*time.Minute, func() {
+		if _, err := a.Whoami(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if _, err := n.open(t, a.dir, "a", "").Whoami(t.Context()); err != nil {
+		t.Errorf("after a restart: %v", err)
+	}
+}

@@ -188,9 +188,17 @@ func (m *Member) keep(key *ecdsa.PrivateKey, granted api.JoinResponse) error {
 	if err != nil {
 		return fmt.Errorf("the certificate that was granted: %w", err)
 	}
-	if err := writeHeld(m.o.Dir, text, []byte(granted.CA)); err != nil {
+	err = writeHeld(m.o.Dir, text, []byte(granted.CA))
+	if err != nil && m.current() == nil {
 		return fmt.Errorf("keep the certificate: %w", err)
 	}
 	m.set(h)
+	if err != nil {
+		// The one before may soon be good for nothing, as after ca retire.
+		m.o.Log.Warn("cannot keep the certificate that was renewed; it is used until the next start, and renewed again", logkey.Err, err)
+		m.mu.Lock()
+		m.renewAt = m.o.Now().Add(retryRenewal)
+		m.mu.Unlock()
+	}
 	return nil
 }

@@ -53,14 +53,17 @@ type Options struct {
 
 // Registry is a coordinator's side of identity. It is safe for concurrent use.
 type Registry struct {
-	o        Options
-	key      []byte // of the cluster
-	auth     atomic.Pointer[authority]
-	rootsMod atomic.Uint64
-	server   serverCert
-	guesses  guesses
-	joining  sync.Mutex // joins with one token would only conflict
-	conns    connections
+	o       Options
+	key     []byte // of the cluster
+	auth    atomic.Pointer[authority]
+	server  serverCert
+	guesses guesses
+	joining sync.Mutex // joins with one token would only conflict
+	conns   connections
+
+	rootsMu  sync.Mutex
+	rootsMod uint64 // revision of what is in auth
+	unsaved  []byte // of it, while there is no copy in a file
 
 	mu         sync.RWMutex
 	rev        uint64 // of the store
@@ -146,9 +149,12 @@ func (r *Registry) Run(ctx context.Context) error {
 }
 
 func (r *Registry) housekeeping(ctx context.Context) {
-	tick := time.NewTicker(time.Hour)
+	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
 	for {
+		if err := r.saveRoots(); err != nil {
+			r.o.Log.Debug("trying again", logkey.Err, err)
+		}
 		if err := r.dropOld(ctx); err != nil && ctx.Err() == nil {
 			r.o.Log.Warn("cannot end the trust in an old CA; trying again", logkey.Err, err)
 		}
@@ -164,12 +170,17 @@ func (r *Registry) housekeeping(ctx context.Context) {
 // newer, it leaves alone.
 func (r *Registry) apply(e store.Event) {
 	switch {
-	case e.Key == keyRoots && !e.Delete && e.Mod > r.rootsMod.Load():
-		if err := r.setRoots(r.key, e.KV); err != nil {
+	case e.Key == keyRoots && !e.Delete:
+		taken, err := r.setRoots(r.key, e.KV)
+		switch {
+		case err != nil && !taken:
 			r.o.Log.Error("the CA in the store cannot be used; the one before goes on", logkey.Err, err)
-			return
+		case err != nil:
+			r.o.Log.Warn("trying again", logkey.Err, err)
 		}
-		r.conns.check(r.stillAccepted)
+		if taken {
+			r.conns.check(r.stillAccepted)
+		}
 	case strings.HasPrefix(e.Key, prefixIdentity):
 		var record identityRecord
 		if !e.Delete {

@@ -1,8 +1,10 @@
 package pki
 
 import (
+	"bytes"
 	"context"
 	"crypto"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
@@ -247,7 +249,7 @@ func (r *Registry) create(ctx context.Context, key []byte) ([]byte, error) {
 
 // take makes the stored CA ours.
 func (r *Registry) take(ctx context.Context, key []byte, stored store.KV) error {
-	if err := r.setRoots(key, stored); errors.Is(err, errSealed) {
+	if _, err := r.setRoots(key, stored); errors.Is(err, errSealed) {
 		return fmt.Errorf("%s is not the key of the cluster in the store: another coordinator made the CA; remove the file, and start with --join-token and a token of role coordinator",
 			filepath.Join(r.o.Dir, clusterKeyFile))
 	} else if err != nil {
@@ -268,19 +270,45 @@ func (r *Registry) take(ctx context.Context, key []byte, stored store.KV) error 
 	return r.rotateTo(ctx, brought)
 }
 
-// setRoots takes over what the store says, and keeps a copy in a file.
-func (r *Registry) setRoots(key []byte, stored store.KV) error {
+// setRoots takes over what the store says, unless something newer is in force, and
+// keeps a copy in a file. taken says that it is in force now; one whose copy cannot be
+// written is, too.
+func (r *Registry) setRoots(key []byte, stored store.KV) (taken bool, err error) {
 	roots, err := decodeRoots(key, stored.Value)
 	if err != nil {
-		return err
+		return false, err
 	}
 	next := newAuthority(domainOf(key), roots)
 	if next.leaseKeys, err = leaseKeys(key, roots); err != nil {
-		return err
+		return false, err
+	}
+	r.rootsMu.Lock() // who changes them and who follows the store both come here
+	defer r.rootsMu.Unlock()
+	if stored.Mod <= r.rootsMod && r.auth.Load() != nil {
+		return false, nil
 	}
 	r.auth.Store(next)
-	r.rootsMod.Store(stored.Mod)
-	return conf.WriteFile(filepath.Join(r.o.Dir, rootsFile), stored.Value, 0o600, "")
+	r.rootsMod, r.unsaved = stored.Mod, stored.Value
+	return true, r.saveRootsLocked()
+}
+
+// saveRoots writes the copy that could not be written before.
+func (r *Registry) saveRoots() error {
+	r.rootsMu.Lock()
+	defer r.rootsMu.Unlock()
+	return r.saveRootsLocked()
+}
+
+func (r *Registry) saveRootsLocked() error {
+	if r.unsaved == nil {
+		return nil
+	}
+	path := filepath.Join(r.o.Dir, rootsFile)
+	if err := conf.WriteFile(path, r.unsaved, 0o600, ""); err != nil {
+		return fmt.Errorf("keep a copy of the CA, which a lost store would need: %w", err)
+	}
+	r.unsaved = nil
+	return nil
 }
 
 // joinCluster gets the cluster key out of a token of role coordinator. Only the
@@ -310,15 +338,28 @@ func (r *Registry) joinCluster(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("--join-token: the cluster key: %w", err)
 	}
 	record.Left--
-	if err := writeClusterKey(r.o.Dir, key); err != nil {
-		return nil, err
-	}
+	record.Taker = rand.Text()
 	value, err := json.Marshal(record)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := r.o.Store.Commit(ctx, store.Txn{If: []store.Cond{{Key: kv.Key, Mod: kv.Mod}}, Then: []store.Op{{Key: kv.Key, Value: value}}}); err != nil && !errors.Is(err, store.ErrUnknown) {
+	// The key goes to a file when the token is used for sure, and no sooner: of two that
+	// want the last use of a token, one gets nothing.
+	_, err = r.o.Store.Commit(ctx, store.Txn{If: []store.Cond{{Key: kv.Key, Mod: kv.Mod}}, Then: []store.Op{{Key: kv.Key, Value: value}}})
+	if errors.Is(err, store.ErrUnknown) {
+		now, readErr := r.read(ctx, kv.Key)
+		if readErr != nil {
+			return nil, fmt.Errorf("read the store: %w", readErr)
+		}
+		if bytes.Equal(now.Value, value) {
+			err = nil
+		}
+	}
+	if err != nil {
 		return nil, err
+	}
+	if err := writeClusterKey(r.o.Dir, key); err != nil {
+		return nil, fmt.Errorf("the token is used, and the key cannot be kept; make another token: %w", err)
 	}
 	r.o.Log.Info("joined the cluster as a coordinator", logkey.Token, t.ID)
 	return key, nil

@@ -36,6 +36,7 @@ type tokenRecord struct {
 	Uses       int       `json:"uses"`
 	Left       int       `json:"left"`
 	ClusterKey []byte    `json:"cluster_key,omitempty"` // sealed with the secret; of role coordinator alone
+	Taker      string    `json:"taker,omitempty"`       // random, of the coordinator that used it last
 }
 
 // usable says why a token cannot be used, whoever has it.
