@@ -135,6 +135,9 @@ func agentStatus(a api.Agent) string {
 	if a.Superseded != "" {
 		return "superseded by " + a.Superseded
 	}
+	if a.Gone {
+		return "gone; overlayctl agents prune gives its lease back"
+	}
 	var bad []string
 	for _, g := range a.Grants {
 		if g.Error != "" {

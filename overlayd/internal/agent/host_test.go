@@ -158,8 +158,9 @@ type cluster struct {
 
 	addr          string // of the HTTP server, once it has one
 	stop          func()
-	registrations atomic.Int64 // requests so far
-	beforeWatch   func()       // called before a stream begins; nil: nothing is
+	registrations atomic.Int64              // requests so far
+	beforeWatch   func()                    // called before a stream begins; nil: nothing is
+	answer        func(http.ResponseWriter) // to every registration, from the next start on; nil: the coordinator answers
 }
 
 // seedNetwork is the configuration that DC/OS comes with.
@@ -207,10 +208,14 @@ func (c *cluster) start() {
 		return err
 	})
 	c.addr = ln.Addr().String()
-	handler := coord.Handler()
+	handler, answer := coord.Handler(), c.answer
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == api.PathRegister {
 			c.registrations.Add(1)
+			if answer != nil {
+				answer(w)
+				return
+			}
 		}
 		if r.URL.Path == api.PathWatch && c.beforeWatch != nil {
 			c.beforeWatch()

@@ -2,8 +2,10 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -60,6 +62,58 @@ func TestCopiedIdentity(t *testing.T) {
 	h.published("the error has gone", func(s conf.State) bool { return s.Lease.Error == "" })
 	c.join("peer", "172.17.0.5")
 	eventually(t, "peers are followed again", func() error { return hasRoute(prefix("9.0.1.0/24")) })
+}
+
+// That another host has our identity is true until a coordinator accepts us: one that
+// does not answer, or cannot at present, knows nothing about it.
+func TestConflictLasts(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	h := newHost(c)
+	h.opts.ID = "copied"
+	h.renew = 50 * time.Millisecond
+	h.start()
+	h.ready()
+	answer := func(code int, kind, message string) func() {
+		var asked atomic.Int64
+		c.answer = func(w http.ResponseWriter) {
+			asked.Add(1)
+			w.WriteHeader(code)
+			json.NewEncoder(w).Encode(api.Error{Kind: kind, Message: message})
+		}
+		c.stop()
+		c.start()
+		return func() {
+			t.Helper()
+			before := asked.Load()
+			eventually(t, "the agent has asked several times", func() error {
+				if n := asked.Load() - before; n < 3 {
+					return fmt.Errorf("%d times", n)
+				}
+				return nil
+			})
+		}
+	}
+	const inUse = "POST /v1/register: another host has it"
+	lost := func() string { return h.document().Lease.Lost }
+	answer(http.StatusConflict, api.KindIDInUse, "another host has it")()
+	h.published("the conflict", func(s conf.State) bool { return s.Lease.Lost == inUse })
+	for _, code := range []int{http.StatusServiceUnavailable, http.StatusInsufficientStorage, http.StatusForbidden} {
+		answer(code, "", fmt.Sprint("code ", code))()
+		if why := lost(); why != inUse {
+			t.Errorf("after code %d lost is %q", code, why)
+		}
+	}
+	c.answer = nil
+	c.stop()
+	h.published("the coordinator is away", func(s conf.State) bool {
+		return strings.Contains(s.Lease.Error, "connection refused") && s.Lease.Lost == inUse
+	})
+	c.start()
+	h.ready()
+	h.published("it is over", func(s conf.State) bool { return s.Lease.Lost == "" })
 }
 
 // A deleted agent registers anew and lives with what it gets.

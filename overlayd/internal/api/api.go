@@ -104,8 +104,11 @@ type Agent struct {
 	Connected  bool                          `json:"connected"`            // it watches right now
 	LastSeen   time.Time                     `json:"last_seen,omitzero"`   // by the coordinators; now when it is connected
 	Superseded string                        `json:"superseded,omitempty"` // id of the agent that has its IP now
-	Host       *Host                         `json:"host,omitempty"`       // nil: it has not said
-	Problems   []string                      `json:"problems,omitempty"`   // what it says is wrong
+	// Gone: not seen for so long that the lease goes to another host when nothing else
+	// is free, or would if the configuration did not keep it.
+	Gone     bool     `json:"gone,omitempty"`
+	Host     *Host    `json:"host,omitempty"`     // nil: it has not said
+	Problems []string `json:"problems,omitempty"` // what it says is wrong
 }
 
 // Overlay is one row of PathOverlays.

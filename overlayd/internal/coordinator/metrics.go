@@ -48,9 +48,10 @@ func (c *Coordinator) serveMetrics(w http.ResponseWriter, r *http.Request) error
 	return nil
 }
 
-// agentMetrics are about all agents that are not superseded.
+// agentMetrics are about agents, those that are not superseded where nothing else is
+// said.
 func (c *Coordinator) agentMetrics(p *metrics.Page) {
-	agents, connected := 0, 0
+	agents, connected, superseded, gone := 0, 0, 0, 0
 	type key struct {
 		overlay string
 		status  conf.Status
@@ -58,7 +59,11 @@ func (c *Coordinator) agentMetrics(p *metrics.Page) {
 	reported := map[key]int{}
 	for _, k := range c.knownAgents(false) {
 		if k.Superseded != "" {
+			superseded++
 			continue
+		}
+		if k.gone {
+			gone++
 		}
 		agents++
 		if k.connected {
@@ -70,6 +75,8 @@ func (c *Coordinator) agentMetrics(p *metrics.Page) {
 	}
 	p.Gauge("overlay_coordinator_agents", "Agents that have a lease.", float64(agents))
 	p.Gauge("overlay_coordinator_agents_connected", "Agents that follow their peers right now.", float64(connected))
+	p.Gauge("overlay_coordinator_agents_superseded", "Agents whose address another one has; overlayctl agents prune gives their leases back.", float64(superseded))
+	p.Gauge("overlay_coordinator_agents_gone", "Agents that nobody has seen for three terms.", float64(gone))
 	for _, o := range c.network().Overlays {
 		for _, s := range []conf.Status{conf.StatusOK, conf.StatusFailed, conf.StatusConfiguring} {
 			p.Gauge("overlay_coordinator_overlay_agents", "Agents by what they have made of an overlay.",
@@ -83,6 +90,7 @@ func (c *Coordinator) storeMetrics(p *metrics.Page) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p.Bool("overlay_coordinator_ready", "Whether leases can be granted.", c.readyLocked() == nil)
+	p.Gauge("overlay_coordinator_adopting_seconds", "How long only leases that agents show are granted, because the store lacks some; 0: all are.", c.adoptingLocked().Seconds())
 	p.Gauge("overlay_coordinator_store_revision", "Revision of the store.", float64(c.view.rev))
 	each := func(name, help string, value func(*allocate.Pool) uint64) {
 		add := func(pool *allocate.Pool, family string, labels ...string) {

@@ -2,12 +2,15 @@ package coordinator_test
 
 import (
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/coordinator"
 )
 
 // Agents that were superseded or are long gone are given back, and nobody who is
@@ -47,6 +50,38 @@ func TestPrune(t *testing.T) {
 		}
 		_, err := b.Prune(t.Context(), api.PruneRequest{NotSeenSeconds: 60})
 		refused(t, err, http.StatusBadRequest, "want 3600 at least")
+	})
+}
+
+// Who was superseded, or has not been seen for three terms, is counted and listed.
+func TestGoneAgents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := bubbleWith(t, coordinator.Options{Store: newStore(t), Term: time.Hour})
+		b.register("gone", "10.0.0.1")
+		b.register("old", "10.0.0.2")
+		time.Sleep(150 * time.Minute)
+		b.register("new", "10.0.0.2") // supersedes old
+		b.register("here", "10.0.0.3")
+		_, disconnect := b.connect("here")
+		defer disconnect()
+		look := func(words ...string) {
+			t.Helper()
+			w := httptest.NewRecorder()
+			b.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, api.PathMetrics, nil))
+			for _, want := range words {
+				if !strings.Contains(w.Body.String(), want+"\n") {
+					t.Errorf("metrics do not say %q", want)
+				}
+			}
+		}
+		look("overlay_coordinator_agents_superseded 1", "overlay_coordinator_agents_gone 0", "overlay_coordinator_agents 3", "overlay_coordinator_adopting_seconds 0")
+		time.Sleep(40 * time.Minute) // three terms since gone was seen
+		look("overlay_coordinator_agents_superseded 1", "overlay_coordinator_agents_gone 1")
+		for _, a := range b.Agents() {
+			if a.Gone != (a.AgentID == "gone" || a.AgentID == "old") {
+				t.Errorf("agent %s, last seen %s: gone %t", a.AgentID, a.LastSeen, a.Gone)
+			}
+		}
 	})
 }
 

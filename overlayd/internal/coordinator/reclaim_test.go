@@ -68,3 +68,27 @@ func TestReclaimNever(t *testing.T) {
 		}
 	})
 }
+
+// An agent that renews and does not follow its peers is alive, also for the coordinator
+// that comes next, and for another one.
+func TestRenewingIsAlive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := coordinator.Options{Store: newStore(t), Term: 10 * time.Minute}
+		const network = `{"vtep_subnet": "44.128.0.0/20", "vtep_mac_oui": "70:B3:D5:00:00:00",
+			"overlays": [{"name": "dcos", "subnet": "9.0.0.0/22", "prefix": 24}]}`
+		b := bubbleOf(t, o, network)
+		subnets := leased(b, "renews", "gone", "gone2", "gone3")
+		for range 25 {
+			b.register("renews", "10.0.0.1")
+			time.Sleep(2 * time.Minute)
+		}
+		b.stop()
+		b = bubbleOf(t, o, network)
+		for i := range 4 { // one more than are gone
+			b.register(fmt.Sprint("new", i), fmt.Sprint("10.0.1.", i+1))
+		}
+		if g := b.register("renews", "10.0.0.1").Grants[0]; g.Subnet.String() != subnets["renews"] {
+			t.Errorf("got %s (%s), had %s", g.Subnet, g.Error, subnets["renews"])
+		}
+	})
+}

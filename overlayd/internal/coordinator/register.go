@@ -114,6 +114,7 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 	pres := c.presenceLocked(req.AgentID)
 	pres.registering++
 	pres.seen = time.Now()
+	c.noteRenewalLocked(req.AgentID)
 	return p, nil
 }
 

@@ -168,6 +168,15 @@ func (c *Coordinator) noteSeenLocked(id string) {
 	c.move()
 }
 
+// noteRenewalLocked has it written now and then that an agent is alive which renews
+// and is connected nowhere: by what is written its lease would expire.
+func (c *Coordinator) noteRenewalLocked(id string) {
+	s := c.view.seen[id]
+	if s.By == "" && s.Clock != 0 && c.clock()-s.Clock > int64(c.term.Seconds())/4 {
+		c.noteSeenLocked(id)
+	}
+}
+
 // move has moves written soon. It never waits: who takes the token from moved
 // calls it, too.
 func (c *Coordinator) move() {

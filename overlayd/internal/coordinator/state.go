@@ -21,6 +21,7 @@ type known struct {
 	status    storedStatus
 	connected bool // here
 	elsewhere bool
+	gone      bool // see api.Agent
 	seen      time.Time
 	missing   map[string]string
 }
@@ -34,6 +35,7 @@ func (c *Coordinator) knownAgents(withMissing bool) []known {
 		if p := c.presence[id]; p != nil {
 			k.connected = len(p.watches) > 0
 		}
+		k.gone = c.goneLocked(id)
 		if withMissing {
 			k.elsewhere, k.seen = c.connectedElsewhereLocked(id), c.lastSeenLocked(id)
 			k.missing = c.missingLocked(a)
@@ -43,6 +45,13 @@ func (c *Coordinator) knownAgents(withMissing bool) []known {
 	c.mu.Unlock()
 	slices.SortFunc(list, func(a, b known) int { return cmp.Compare(a.create, b.create) })
 	return list
+}
+
+// goneLocked reports whether nobody has seen an agent for as long as its lease is
+// kept for it.
+func (c *Coordinator) goneLocked(id string) bool {
+	seen := c.lastSeenLocked(id)
+	return !seen.IsZero() && time.Since(seen) > graceTerms*c.term
 }
 
 // State is what GET /overlay-master/state shows: every agent that is not
@@ -100,7 +109,7 @@ func (c *Coordinator) Agents() []api.Agent {
 		host, problems := c.book.Host(k.id)
 		out = append(out, api.Agent{
 			Lease: c.lease(k.agent, k.missing), Version: st.Version, Status: st.Overlays,
-			Connected: k.connected || k.elsewhere, LastSeen: k.seen.Truncate(time.Second), Superseded: k.Superseded,
+			Connected: k.connected || k.elsewhere, LastSeen: k.seen.Truncate(time.Second), Superseded: k.Superseded, Gone: k.gone,
 			Host: host, Problems: problems,
 		})
 	}
