@@ -191,8 +191,8 @@ type violation struct {
 	}
 }
 
-// accessible has axe-core look at the page as it is.
-func (b *tab) accessible(what string) {
+// accessible has axe-core look at the page as it is, by some rules or all.
+func (b *tab) accessible(what string, rules ...string) {
 	b.t.Helper()
 	path := filepath.Join(top, "bin/tools/axe/axe.js")
 	source, err := os.ReadFile(path)
@@ -203,8 +203,8 @@ func (b *tab) accessible(what string) {
 	found := eval[struct {
 		Violations []violation
 		Passes     int
-	}](b, `axe.run(document, {resultTypes: ['violations']}).then(r => ({violations: r.violations, passes: r.passes.length}))`)
-	if found.Passes < 10 {
+	}](b, fmt.Sprintf(`axe.run(document, {resultTypes: ['violations'], ...(%[1]s ? {runOnly: %[1]s} : {})}).then(r => ({violations: r.violations, passes: r.passes.length}))`, js(rules)))
+	if least := map[bool]int{true: 10, false: len(rules)}[rules == nil]; found.Passes < least {
 		b.t.Errorf("%s: axe-core looked at nothing: %d rules passed", what, found.Passes)
 	}
 	for _, v := range found.Violations {

@@ -4,12 +4,19 @@ import {ago, clock, halfName, number, percent, plural} from './format.js';
 import {health, findings} from './wrong.js';
 import {Table} from './table.js';
 
+const bases = new WeakMap(); // of agents; a reading makes new ones
+
 // rowOf gathers what the table shows of an agent.
 function rowOf(a, use) {
+  if (!bases.has(a)) bases.set(a, base(a));
+  return {...bases.get(a), used: use?.used || 0, cooling: use?.cooling || 0, total: use?.total || 0, level: use?.level || 'ok'};
+}
+
+function base(a) {
   const state = health(a);
   return {
     id: a.agent_id, ip: a.agent_ip, state, connected: a.connected, seen: a.last_seen, mtu: a.host?.mtu || a.vtep?.mtu || 0, version: a.version || '', datapath: a.host?.datapath || '',
-    drift: a.host ? a.host.drift : null, used: use?.used || 0, cooling: use?.cooling || 0, total: use?.total || 0, level: use?.level || 'ok',
+    drift: a.host ? a.host.drift : null, ipKey: sortable(a.agent_ip),
     text: [a.agent_id, a.agent_ip, a.version, a.host?.datapath, state.word, ...(a.overlays || []).flatMap(g => [g.subnet, g.subnet6])].join(' ').toLowerCase(),
   };
 }
@@ -78,7 +85,7 @@ export class Agents {
     const m = this.model;
     if (what !== undefined || !this.all || this.of !== m.agents) {
       const use = usageByAgent(m);
-      this.all = m.agents.map(a => { const r = rowOf(a, use.get(a.agent_id)); r.ipKey = sortable(r.ip); return r; });
+      this.all = m.agents.map(a => rowOf(a, use.get(a.agent_id)));
       this.of = m.agents;
     }
     const words = this.filter.value.toLowerCase().split(/\s+/).filter(Boolean), only = this.only.value;

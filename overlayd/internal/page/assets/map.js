@@ -178,6 +178,7 @@ export class SpaceMap {
     const i = scene.cells.findIndex(c => holds(c.prefix, inner));
     if (i < 0 || same(from, this.at)) return;
     const rect = {x: i % scene.cols / scene.cols, y: Math.floor(i / scene.cols) / scene.rows, w: 1 / scene.cols, h: 1 / scene.rows};
+    this.drawNow();
     zoom(this.canvas, before, rect, inward, () => this.draw());
   }
 
@@ -280,7 +281,13 @@ export class SpaceMap {
     this.draw();
   }
 
+  // draw draws with the next frame, apart from what has changed the scene.
   draw() {
+    if (this.frame) return;
+    this.frame = requestAnimationFrame(() => { this.frame = 0; this.drawNow(); });
+  }
+
+  drawNow() {
     if (this.scene && this.canvas.isConnected && this.canvas.clientWidth) draw(this.canvas, this.scene, theme(this.canvas));
   }
 }

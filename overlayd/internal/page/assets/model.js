@@ -4,7 +4,7 @@ const stream = '/v1/events';
 
 // How long at least between two readings of the same thing. A large cluster's
 // answers are large, so a reading also rests for twenty times as long as it took.
-const rest = 1000, restFactor = 20;
+const rest = 2000, restFactor = 20;
 const kept = 5000; // events
 
 export class Model extends EventTarget {
@@ -23,7 +23,7 @@ export class Model extends EventTarget {
       agents: new Reading(() => this.get('/v1/agents'), list => { this.agents = list || []; this.index(); }, this),
       overlays: new Reading(() => this.get('/v1/overlays'), list => { this.overlays = list || []; }, this),
       usage: new Reading(() => this.get('/v1/addresses'), u => { this.usage = {overlays: u.overlays || [], agents: u.agents || []}; }, this),
-      containers: new Reading(() => this.get('/v1/containers?limit=1'), l => { this.containers = l.total; }, this),
+      containers: new Reading(() => this.get('/v1/containers?limit=1'), l => { this.containers = l.total; }, this, 500),
     };
     this.byID = new Map();
   }
@@ -56,8 +56,9 @@ export class Model extends EventTarget {
   }
 
   listen() {
-    const last = this.events.length ? '?after=' + encodeURIComponent(this.events[this.events.length - 1].id) : '';
-    const s = new EventSource(stream + last);
+    // What is remembered first. A browser that loses the stream goes on by itself.
+    const last = this.events.length ? this.events[this.events.length - 1].id : 0;
+    const s = new EventSource(stream + '?after=' + encodeURIComponent(last));
     s.onopen = () => this.setLive('on');
     s.onerror = () => {
       this.setLive('off');
@@ -80,16 +81,17 @@ export class Model extends EventTarget {
     if (!this.incoming.length) return;
     const raw = this.incoming;
     this.incoming = [];
-    const fresh = [];
+    const fresh = [], old = new Set();
     for (const data of raw) {
       try {
         const e = JSON.parse(data);
         fresh.push(e);
-        for (const name of touches(e.kind)) this.readings[name].want();
+        for (const name of touches(e.kind)) old.add(name);
       } catch (err) {
         console.warn('an event cannot be read', err);
       }
     }
+    for (const name of old) this.readings[name].want();
     this.seen += fresh.length;
     this.events = this.events.concat(fresh);
     if (this.events.length > kept) this.events = this.events.slice(-kept);
@@ -116,8 +118,8 @@ function touches(kind) {
 // Reading asks for one thing whenever it is wanted, never twice at a time, and
 // not too often.
 class Reading {
-  constructor(ask, take, model) {
-    Object.assign(this, {ask, take, model, wanted: false, busy: false, next: 0, timer: 0});
+  constructor(ask, take, model, least = rest) {
+    Object.assign(this, {ask, take, model, least, wanted: false, busy: false, next: 0, timer: 0});
   }
 
   want() {
@@ -142,7 +144,7 @@ class Reading {
       this.model.failed(err);
     }
     const took = performance.now() - began;
-    this.next = performance.now() + Math.max(rest, restFactor * took);
+    this.next = performance.now() + Math.max(this.least, restFactor * took);
     this.busy = false;
     if (this.wanted) this.want();
   }

@@ -1,9 +1,10 @@
-// A list of which the coordinator gives one page at a time. A page is found by the
-// one before it, so far ones are come by through those in between; what is far from
-// sight is forgotten.
+// A list of which the coordinator gives a part at a time, each after the end of the
+// one before. It is kept in pages; a far one is come by through those in between,
+// many at once, and what is far from sight is forgotten.
 
-export const pageSize = 500;
-const keep = 40; // pages
+export const pageSize = 100;
+const most = 10000; // rows at once
+const keep = 200; // pages
 
 export class Pages {
   // fetch(after, limit, signal) gives {total, next, containers}; changed() is called
@@ -17,8 +18,9 @@ export class Pages {
     this.stop?.abort();
     this.stop = new AbortController();
     this.pages = new Map();
-    this.after = ['']; // what each page comes after, as far as is known
-    this.want = 0;
+    this.after = new Map([[0, '']]); // what a page comes after, of those of which it is known
+    this.end = Infinity; // the page behind the last
+    this.from = this.until = 0; // the pages in sight
     this.busy = false;
     this.round++;
   }
@@ -28,43 +30,44 @@ export class Pages {
     const first = this.pages.get(0);
     this.reset();
     if (first) this.pages.set(0, first);
-    await this.read(0);
+    await this.read(0, 0);
   }
 
   item(i) {
     return this.pages.get(Math.floor(i / pageSize))?.[i % pageSize];
   }
 
-  // wants has the pages from one row to another fetched.
+  // wants has the pages with the rows from one to another fetched.
   wants(from, to) {
-    this.want = Math.floor(from / pageSize);
+    this.from = Math.floor(from / pageSize);
     this.until = Math.floor(Math.max(from, to - 1) / pageSize);
     if (!this.busy) this.next();
   }
 
-  // next fetches the first page that is missing, or the last one that is on the way.
+  // next fetches the first page in sight that is missing.
   next() {
-    for (let p = this.want; p <= this.until; p++) {
+    for (let p = this.from; p <= this.until && p < this.end; p++) {
       if (this.pages.has(p) || p * pageSize >= this.total) continue;
-      const reachable = Math.min(p, this.after.length - 1);
-      if (reachable < p && this.pages.has(reachable)) return; // there are fewer by now
-      this.read(reachable);
+      this.read(this.near(p), p);
       return;
     }
   }
 
-  async read(page) {
-    const round = this.round;
+  // near is the last page up to p of which it is known what it comes after.
+  near(p) {
+    let best = 0;
+    for (const known of this.after.keys()) if (known <= p && known > best) best = known;
+    return best;
+  }
+
+  // read fetches from one page to another, or as much of that as comes at once.
+  async read(page, to) {
+    const round = this.round, limit = Math.min(most, (to - page + 1) * pageSize);
     this.busy = true;
     try {
-      const answer = await this.fetch(this.after[page], pageSize, this.stop.signal);
+      const answer = await this.fetch(this.after.get(page), limit, this.stop.signal);
       if (round !== this.round) return;
-      this.total = answer.total;
-      this.known = true;
-      this.pages.set(page, answer.containers || []);
-      this.after[page + 1] = answer.next || undefined;
-      if (!answer.next) this.after.length = page + 1;
-      this.forget();
+      this.take(page, limit / pageSize, answer);
       this.changed();
     } catch (err) {
       if (round === this.round && err.name !== 'AbortError') this.failed(err);
@@ -75,23 +78,32 @@ export class Pages {
     this.next();
   }
 
+  take(page, count, answer) {
+    const rows = answer.containers || [];
+    this.total = answer.total;
+    this.known = true;
+    for (let i = 0; i < count && (i === 0 || i * pageSize < rows.length); i++) this.pages.set(page + i, rows.slice(i * pageSize, (i + 1) * pageSize));
+    if (answer.next) {
+      this.after.set(page + count, answer.next);
+      if (this.end <= page + count) this.end = Infinity;
+    } else {
+      this.end = page + Math.max(1, Math.ceil(rows.length / pageSize));
+      for (const p of this.pages.keys()) if (p >= this.end) this.pages.delete(p);
+      for (const p of this.after.keys()) if (p >= this.end) this.after.delete(p);
+    }
+    this.forget();
+  }
+
   // again reads the pages in sight anew, and forgets the others.
   async again() {
-    const round = this.round, from = this.want, until = this.until ?? from;
+    const round = this.round, {from, until} = this;
     for (const p of this.pages.keys()) if (p < from || p > until) this.pages.delete(p);
-    for (let p = from; p <= until && round === this.round; p++) {
-      if (this.after[p] !== undefined && !this.busy) await this.read(p);
-    }
+    for (let p = from; p <= until && p < this.end && round === this.round && !this.busy; p++) await this.read(this.near(p), p);
   }
 
   forget() {
-    while (this.pages.size > keep) {
-      let far = -1, distance = -1;
-      for (const p of this.pages.keys()) {
-        const d = Math.abs(p - this.want);
-        if (d > distance) { far = p; distance = d; }
-      }
-      this.pages.delete(far);
-    }
+    if (this.pages.size <= keep) return;
+    const far = [...this.pages.keys()].sort((a, b) => Math.abs(b - this.from) - Math.abs(a - this.from));
+    for (const p of far.slice(0, this.pages.size - keep)) this.pages.delete(p);
   }
 }

@@ -1,7 +1,17 @@
 // Address space: prefixes of both families as numbers, and what lies in one.
 
+const known = new Map(); // the same prefixes come again and again
+
 // parse reads a prefix such as 9.0.0.0/8; null when it is none.
 export function parse(text) {
+  if (known.has(text)) return known.get(text);
+  if (known.size > 500000) known.clear();
+  const p = read(text);
+  known.set(text, p);
+  return p;
+}
+
+function read(text) {
   const [ip, len] = String(text || '').split('/');
   const value = ip.includes(':') ? parse6(ip) : parse4(ip);
   const bits = ip.includes(':') ? 128 : 32, n = len === undefined ? bits : Number(len);
@@ -90,36 +100,58 @@ export function spaces(overlays) {
   return list;
 }
 
-// blocks are the agent subnets of a space, with how full they are.
-export function blocks(model, space) {
+// layouts are the blocks of spaces without how full they are, which changes all the
+// time while the blocks seldom do.
+let layouts = {of: null, by: new Map()};
+
+function layout(model, space) {
+  if (layouts.of !== model.agents) layouts = {of: model.agents, by: new Map()};
+  const key = space.key + ' ' + write(space.root);
+  if (layouts.by.has(key)) return layouts.by.get(key);
   const colours = new Map(space.ranges.map(r => [r.overlay, r.colour])), found = new Map();
-  const use = new Map();
-  for (const u of model.usage.agents) {
-    const subnet = parse(space.root.bits === 32 ? u.subnet : u.subnet6);
-    const key = u.agent_id + '/' + u.overlay;
-    if (!use.has(key)) use.set(key, []);
-    use.get(key).push({...u, prefix: subnet});
-  }
   for (const a of model.agents) {
     for (const g of a.overlays || []) {
       const name = g.overlay.name;
-      const list = space.root.bits === 32 ? [g, ...(g.blocks || [])].map(b => b.subnet) : [g, ...(g.blocks || [])].map(b => b.subnet6);
+      if (!colours.has(name)) continue;
+      const list = [g, ...(g.blocks || [])].map(b => space.root.bits === 32 ? b.subnet : b.subnet6).filter(Boolean);
       for (const text of list) {
-        const prefix = text && colours.has(name) ? parse(text) : null;
+        const prefix = parse(text);
         if (!prefix || !holds(space.root, prefix)) continue;
-        const halves = (use.get(a.agent_id + '/' + name) || []).filter(u => !u.prefix || holds(prefix, u.prefix) || holds(u.prefix, prefix));
-        const b = {prefix, overlay: name, colour: colours.get(name), agent: a.agent_id, ip: a.agent_ip, halves, used: 0, cooling: 0, total: 0, level: 'ok'};
-        for (const u of halves) {
-          b.used += u.used;
-          b.cooling += u.cooling;
-          b.total += u.total;
-          if (u.level === 'full' || u.level === 'warning' && b.level === 'ok') b.level = u.level;
-        }
-        found.set(write(prefix), b);
+        found.set(text, {prefix, overlay: name, colour: colours.get(name), agent: a.agent_id, ip: a.agent_ip, key: a.agent_id + '/' + name, alone: list.length === 1});
       }
     }
   }
-  return [...found.values()].sort((a, b) => a.prefix.addr < b.prefix.addr ? -1 : a.prefix.addr > b.prefix.addr ? 1 : a.prefix.len - b.prefix.len);
+  const list = [...found.values()].sort((x, y) => x.prefix.addr < y.prefix.addr ? -1 : x.prefix.addr > y.prefix.addr ? 1 : x.prefix.len - y.prefix.len);
+  layouts.by.set(key, list);
+  return list;
+}
+
+// blocks are the agent subnets of a space, in the order of addresses, with how full
+// they are.
+export function blocks(model, space) {
+  const use = new Map();
+  for (const u of model.usage.agents) {
+    const key = u.agent_id + '/' + u.overlay, list = use.get(key);
+    if (list) list.push(u);
+    else use.set(key, [u]);
+  }
+  return layout(model, space).map(l => {
+    const b = {...l, halves: use.get(l.key) || [], used: 0, cooling: 0, total: 0, level: 'ok'};
+    if (!b.alone) b.halves = b.halves.filter(u => lies(u, b.prefix));
+    for (const u of b.halves) {
+      b.used += u.used;
+      b.cooling += u.cooling;
+      b.total += u.total;
+      if (u.level === 'full' || u.level === 'warning' && b.level === 'ok') b.level = u.level;
+    }
+    return b;
+  });
+}
+
+// lies reports whether a half lies in a block, or the block in what the half counts.
+function lies(u, block) {
+  const p = parse(block.bits === 32 ? u.subnet : u.subnet6);
+  return !p || holds(block, p) || holds(p, block);
 }
 
 const most = 8; // bits of a step: 16 by 16 cells

@@ -53,6 +53,7 @@ export function wrong(model) {
       });
     }
   }
+  for (const a of model.agents) list.push(...health(a).findings);
   for (const u of model.usage.agents) {
     if (u.level !== 'warning' && u.level !== 'full') continue;
     const full = u.level === 'full';
@@ -63,7 +64,6 @@ export function wrong(model) {
       fix: 'overlayctl ipam check   (on that host)',
     });
   }
-  for (const a of model.agents) list.push(...health(a).findings);
   return list.sort((a, b) => (a.severity === 'error' ? 0 : 1) - (b.severity === 'error' ? 0 : 1));
 }
 
