@@ -202,7 +202,9 @@ func (n *networks) gone(t *testing.T, overlay, subnet string, looks [][]string) 
 // TestNetworksAtRunTime: every change of the configuration while the cluster runs,
 // under pings between containers that it does not concern.
 func TestNetworksAtRunTime(t *testing.T) {
-	n := &networks{Seed: upSeed(t, `
+	o := options()
+	o.Secure = true
+	n := &networks{Seed: makeSeed(t, `
 dcos_overlay_network:
   vtep_subnet: 44.128.0.0/20
   vtep_subnet6: fd01:a::/64
@@ -210,7 +212,9 @@ dcos_overlay_network:
   overlays:
     - {name: dcos, subnet: 9.0.0.0/8, prefix: 24}
     - {name: dcos6, subnet6: fd01:b::/64, prefix6: 80}
-`)}
+`, o)}
+	must(t, n.Agents[1].Configure(t.Context(), "route add 14.1.0.0/16 dev eth0"))
+	must(t, n.Up(t.Context()))
 	for _, overlay := range lab.SeedOverlays {
 		a := place(t, n.Seed, 0, overlay+"-a", overlay, lab.Mesos)
 		b := place(t, n.Seed, 1, overlay+"-b", overlay, lab.Docker)
@@ -263,6 +267,10 @@ dcos_overlay_network:
 		})
 	}
 	n.during(t, "refused", func(t *testing.T) {
+		other := n.file(t, dual, "    - {name: other, subnet: 14.0.0.0/12, prefix: 24}\n")
+		if plan := n.ctl(t, "plan", other); !strings.Contains(plan, "Overlap: 14.0.0.0/12 of other, and host 172.17.0.3 (agent") {
+			t.Errorf("the plan does not name the route of a host:\n%s", plan)
+		}
 		n.refuses(t, "", "apply", n.file(t, moved))
 		n.refuses(t, "", "apply", n.file(t))
 		n.refuses(t, "drain it (overlayctl overlays drain late)", "remove", "late")

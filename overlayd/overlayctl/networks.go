@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -187,7 +188,7 @@ func (e *env) printPlan(p api.NetworkPlan) error {
 	}
 	var b strings.Builder
 	for _, o := range p.Overlaps {
-		fmt.Fprintf(&b, "\nOverlap: host %s (agent %s) has a route of its own to %s, which lies in %s of overlay %s", o.AgentIP, o.AgentID, o.Route, o.Range, o.Overlay)
+		fmt.Fprintf(&b, "\nOverlap: %s of %s, and host %s (agent %s) has a route of its own to %s", o.Range, cmp.Or(o.Overlay, "the VTEPs"), o.AgentIP, o.AgentID, o.Route)
 	}
 	for _, note := range p.Notes {
 		b.WriteString("\nNote: " + note)

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"overlayd.internal/overlay/conf"
@@ -17,6 +18,7 @@ import (
 type served struct {
 	document []byte // state, as in the published file
 	state    conf.State
+	routes   []netip.Prefix // see datapath.Report
 	// notReady says why new containers cannot be attached; empty: they can,
 	// until CLOCK_BOOTTIME expires.
 	notReady string

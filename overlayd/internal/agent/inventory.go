@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -33,6 +34,7 @@ const maxChanges = 4000
 type inventory struct {
 	send   func(context.Context, api.AttachmentReport) (int, error)
 	state  func() (conf.State, []string) // that is published, and what is wrong
+	routes func() []netip.Prefix         // see datapath.Report
 	name   func(context.Context, []api.Attachment) []api.Attachment
 	runDir string
 	id     string
@@ -73,7 +75,7 @@ type fileMark struct {
 
 func (a *Agent) newInventory(id, instance string, log *slog.Logger) *inventory {
 	v := &inventory{
-		send: a.opts.Coordinator.ReportAttachments, state: a.reported, runDir: a.opts.RunDir, id: id, own: instance, timing: a.timing, counts: a.counts,
+		send: a.opts.Coordinator.ReportAttachments, state: a.reported, routes: a.routes, runDir: a.opts.RunDir, id: id, own: instance, timing: a.timing, counts: a.counts,
 		name:     func(_ context.Context, list []api.Attachment) []api.Attachment { return list },
 		problems: problems.New(log), watched: dirwatch.New(), begun: make(chan struct{}, 1), whole: true,
 	}
@@ -92,9 +94,12 @@ func (a *Agent) reported() (conf.State, []string) {
 	return state, wrong
 }
 
-// hostOf is what the published state says of the host.
-func hostOf(state conf.State) api.Host {
-	h := api.Host{MTU: state.MTU, Datapath: state.Datapath.Taken}
+// routes are the ranges that routes of others lead to.
+func (a *Agent) routes() []netip.Prefix { return a.served.Load().routes }
+
+// hostOf is what is to be said of the host.
+func (v *inventory) hostOf(state conf.State) api.Host {
+	h := api.Host{MTU: state.MTU, Datapath: state.Datapath.Taken, Routes: v.routes()}
 	if state.Drift != nil {
 		for _, c := range state.Drift.Counts {
 			h.Drift += c.Objects
@@ -185,7 +190,7 @@ func isDir(path string) bool {
 func (v *inventory) look(ctx context.Context) (changed bool) {
 	v.watch()
 	state, wrong := v.state()
-	now := content{put: v.seen.put, usage: v.seen.usage, problems: wrong, host: hostOf(state)}
+	now := content{put: v.seen.put, usage: v.seen.usage, problems: wrong, host: v.hostOf(state)}
 	if v.written() || v.seen.put == nil {
 		v.counts.reads.Add(1)
 		stores, err := audit.ReadAttached(ctx, v.runDir, state)
@@ -197,7 +202,7 @@ func (v *inventory) look(ctx context.Context) (changed bool) {
 			v.files = nil
 		}
 		now = v.compose(ctx, stores, wrong, err != nil)
-		now.host = hostOf(state)
+		now.host = v.hostOf(state)
 	}
 	v.seen = now
 	return v.whole || !reflect.DeepEqual(now, v.accepted)
@@ -342,7 +347,7 @@ func (v *inventory) compare() (r api.AttachmentReport, next content) {
 		problems := append([]string{}, v.seen.problems...)
 		r.Problems = &problems
 	}
-	if v.whole || v.seen.host != v.accepted.host {
+	if v.whole || !reflect.DeepEqual(v.seen.host, v.accepted.host) {
 		host := v.seen.host
 		r.Host = &host
 	}

@@ -210,7 +210,7 @@ func (l *loop) notReady() string {
 // serve has HTTP show the document.
 func (l *loop) serve(state conf.State) {
 	l.agent.served.Store(&served{
-		document: mustMarshal(state), state: state, notReady: l.notReady(), late: cmp.Or(l.lease.refusal, "the coordinator did not answer"),
+		document: mustMarshal(state), state: state, routes: l.outcome.report.Routes, notReady: l.notReady(), late: cmp.Or(l.lease.refusal, "the coordinator did not answer"),
 		expires: time.Duration(state.Lease.ExpiresBoottime), now: l.boot.now,
 	})
 }

@@ -54,6 +54,9 @@ type Host struct {
 	MTU      int    `json:"mtu"`                // of VTEP, bridges and containers
 	Datapath string `json:"datapath,omitempty"` // kernel or ebpf
 	Drift    int    `json:"drift"`              // kernel objects that others changed and the agent put back, since it was started
+	// Routes are ranges outside of the overlays that routes of others lead to there,
+	// the largest of them.
+	Routes []netip.Prefix `json:"routes,omitempty"`
 }
 
 // Attachment is one interface of a container.

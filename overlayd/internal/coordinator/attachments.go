@@ -31,6 +31,7 @@ const (
 	maxProblems = 20
 	maxProblem  = 400
 	maxHostWord = 16
+	maxRoutes   = 32
 	// maxFurther is how many attachments an agent may have beyond those that fit
 	// its lease: of overlays that it no longer has.
 	maxFurther = 256
@@ -142,6 +143,7 @@ func (c *Coordinator) checkAttachments(r *api.AttachmentReport) (most int, err e
 	}
 	if h := r.Host; h != nil {
 		h.Datapath = clip(h.Datapath, maxHostWord)
+		h.Routes = slices.DeleteFunc(h.Routes[:min(len(h.Routes), maxRoutes)], func(p netip.Prefix) bool { return !p.IsValid() })
 	}
 	return a.room() + maxFurther, nil
 }

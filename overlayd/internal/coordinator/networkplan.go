@@ -33,6 +33,7 @@ func (c *Coordinator) planNetworkLocked(next conf.Network, takeDown string) api.
 	d.settings()
 	d.overlays()
 	d.capacity()
+	d.overlaps()
 	for _, err := range misfitErrors(d.was, next, v.reserveAll(newPools(next)), v.explainRanges(next)) {
 		d.plan.Refused = append(d.plan.Refused, err.Error())
 	}
@@ -226,6 +227,37 @@ func (d *differ) family(name, key string, was, next netip.Prefix, wasBits, nextB
 		d.change(name, holders, fmt.Sprintf("%s %s -> %s", key, was, next), "it hands out another range")
 	}
 	d.setting(name, bits, number(wasBits), number(nextBits), holders, "agents get subnets of another length")
+}
+
+// maxOverlaps bounds what is listed of them.
+const maxOverlaps = 100
+
+// overlaps lists routes of others, on hosts, into ranges that are new or larger.
+func (d *differ) overlaps() {
+	added := newRanges(d.was, d.next)
+	if len(added) == 0 {
+		return
+	}
+	for id, a := range d.c.view.agents {
+		host, _ := d.c.book.Host(id)
+		if host == nil {
+			continue
+		}
+		for _, route := range host.Routes {
+			for _, r := range added {
+				if r.prefix.Overlaps(route) {
+					d.plan.Overlaps = append(d.plan.Overlaps, api.RouteOverlap{Overlay: r.of, Range: r.prefix, AgentID: id, AgentIP: a.IP, Route: route})
+				}
+			}
+		}
+	}
+	slices.SortFunc(d.plan.Overlaps, func(a, b api.RouteOverlap) int {
+		return cmp.Or(a.Range.Addr().Compare(b.Range.Addr()), a.AgentIP.Compare(b.AgentIP), a.Route.Addr().Compare(b.Route.Addr()))
+	})
+	if more := len(d.plan.Overlaps) - maxOverlaps; more > 0 {
+		d.plan.Overlaps = d.plan.Overlaps[:maxOverlaps]
+		d.plan.Notes = append(d.plan.Notes, fmt.Sprintf("%d further routes of hosts overlap with new ranges", more))
+	}
 }
 
 // capacity compares the pools.

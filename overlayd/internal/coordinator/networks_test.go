@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -411,6 +412,33 @@ func storedNetworkText(t testing.TB, s store.Store) string {
 		t.Fatal(kvs, err)
 	}
 	return fmt.Sprint(kvs[0].Mod, string(kvs[0].Value))
+}
+
+// A plan names routes of hosts into ranges that are new, whatever else it says.
+func TestPlanOverlaps(t *testing.T) {
+	n := start(t, newStore(t), networkOf(overlayOne))
+	for i := range 2 {
+		req := nth(i)
+		req.Instance = "first"
+		n.register(t, req)
+		routes := []netip.Prefix{netip.MustParsePrefix("10.0.4.0/22"), netip.MustParsePrefix("9.0.0.0/24"), netip.MustParsePrefix("12.0.0.0/8")}
+		report := api.AttachmentReport{AgentID: req.AgentID, Instance: req.Instance, Sequence: 1, Snapshot: true, Host: &api.Host{MTU: 1450, Routes: routes[i:]}}
+		if err := n.TakeAttachments(report); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plan, err := n.client.OverlaysPlan(t.Context(), api.ConfigRequest{Config: networkOf(overlayOne, overlayTwo, `{"name": "three", "subnet": "12.1.0.0/16", "prefix": 24}`)})
+	if err != nil || plan.Refused != nil {
+		t.Fatalf("refused %q, error %v", plan.Refused, err)
+	}
+	var got []string
+	for _, o := range plan.Overlaps {
+		got = append(got, fmt.Sprint(o.Overlay, " ", o.Range, " ", o.AgentID, " ", o.Route))
+	}
+	want := []string{"two 10.0.0.0/16 agent-0 10.0.4.0/22", "three 12.1.0.0/16 agent-0 12.0.0.0/8", "three 12.1.0.0/16 agent-1 12.0.0.0/8"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("overlaps (-want +got):\n%s", diff)
+	}
 }
 
 // A drained overlay is told to agents as such, stays drained whatever file is applied

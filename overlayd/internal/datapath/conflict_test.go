@@ -300,3 +300,36 @@ func TestSpanningTreeOfOthers(t *testing.T) {
 	h.mustSet(cfg, true)
 	h.mustBeIdle(cfg)
 }
+
+// Where routes of others lead outside of the overlays is reported, the largest
+// ranges first, and stays so in rounds that only look at peers.
+func TestRoutesElsewhere(t *testing.T) {
+	l := newLAN(t)
+	h := newHost(t, "h")
+	l.plug(h.netNS, "172.16.0.2/12")
+	h.sh("ip link add x0 type veth peer name x1; ip link set x0 up; ip link set x1 up; ip addr add 10.1.1.1/24 dev x0")
+	cfg := bothIP.Host(0, 3)
+	h.sh("ip route add 198.51.100.0/24 via 10.1.1.9; ip route add 198.18.0.0/15 dev x0; ip route add blackhole 203.0.113.0/24; ip -6 route add 2001:db8::/48 dev x0; ip route add default via 10.1.1.9")
+	var want string
+	for _, resync := range []bool{true, false, true} {
+		var got []string
+		for _, p := range h.set(cfg, resync).Routes {
+			got = append(got, p.String())
+		}
+		text := strings.Join(got, " ")
+		if want == "" {
+			want = text
+		}
+		if text != want {
+			t.Errorf("resync %t: %s, before %s", resync, text, want)
+		}
+	}
+	for _, p := range []string{"198.51.100.0/24", "198.18.0.0/15", "2001:db8::/48"} {
+		if !strings.Contains(want, p) {
+			t.Errorf("%s is not among %s", p, want)
+		}
+	}
+	if !strings.HasPrefix(want, "172.16.0.0/12 198.18.0.0/15 ") || strings.Contains(want, "/0") || strings.Contains(want, "203.0.113") || strings.Contains(want, " 9.0.") || strings.Contains(want, "44.128") {
+		t.Errorf("routes %s", want)
+	}
+}

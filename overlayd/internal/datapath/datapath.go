@@ -9,10 +9,12 @@
 package datapath
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 
@@ -66,6 +68,9 @@ type Report struct {
 	// Left is how many containers are on bridges that are not wanted, by overlay; nil:
 	// nobody looked.
 	Left map[string]int
+	// Routes are the largest ranges outside of the overlays that routes of others lead
+	// to, as when the kernel was read last.
+	Routes []netip.Prefix
 	// Drift is what of Changed others had done, where nothing new was asked for.
 	Drift Drift
 }
@@ -87,8 +92,9 @@ type Datapath struct {
 
 	warned  warned
 	others  others
-	settled *settled // what the last Apply of everything came to; nil: there was none
-	drift   *drift   // of the Apply under way
+	routes  []netip.Prefix // see Report
+	settled *settled       // what the last Apply of everything came to; nil: there was none
+	drift   *drift         // of the Apply under way
 }
 
 // New opens what is needed to talk to the kernel. It changes nothing.
@@ -281,6 +287,8 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	d.settle(w, p.MTU, peers, problems)
 	r := newReport(problems, p.MTU, changed, err)
 	r.Refused, r.Notices, r.Stopped, r.Left = p.Refused, p.Notices, d.others.found, p.Left
+	d.routes = largest(have.Elsewhere)
+	r.Routes = d.routes
 	return r, err
 }
 
@@ -314,8 +322,30 @@ func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report
 	}
 	m.replace(old, now)
 	r = newReport(append(slices.Clip(m.problems), failed...), m.mtu, result.Changed, err)
-	r.PeersOnly, r.Refused, r.Notices, r.Stopped = true, m.refused, m.notices, d.others.found
+	r.PeersOnly, r.Refused, r.Notices, r.Stopped, r.Routes = true, m.refused, m.notices, d.others.found, d.routes
 	return r, true
+}
+
+// maxRoutes bounds Report.Routes.
+const maxRoutes = 32
+
+// largest are the largest of some ranges, of each family half of them at most.
+func largest(ranges map[netip.Prefix]struct{}) (out []netip.Prefix) {
+	var families [2][]netip.Prefix
+	for p := range ranges {
+		i := 0
+		if p.Addr().Is6() {
+			i = 1
+		}
+		families[i] = append(families[i], p)
+	}
+	for _, f := range families {
+		slices.SortFunc(f, func(a, b netip.Prefix) int {
+			return cmp.Or(cmp.Compare(a.Bits(), b.Bits()), a.Addr().Compare(b.Addr()))
+		})
+		out = append(out, f[:min(len(f), maxRoutes/2)]...)
+	}
+	return out
 }
 
 // maxReported is how many failures of one overlay are reported in full.

@@ -25,6 +25,7 @@ func (k *Kernel) Read(want plan.Wanted, compare *plan.Entries) (*plan.State, err
 		Connected: map[plan.AddrKey]struct{}{},
 		Local:     map[plan.AddrKey]struct{}{},
 		Foreign:   map[netip.Prefix]plan.ForeignRoute{},
+		Elsewhere: map[netip.Prefix]struct{}{},
 		Entries:   plan.MakeEntries(len(want.Peers)),
 	}}
 	if compare != nil {
@@ -152,7 +153,12 @@ func (r *reader) readRoutes(family uint8) error {
 					r.Connected[plan.AddrKey{Dev: d.Name, Prefix: a}] = struct{}{}
 				}
 			}
-		case !onOurs && r.want.OverlayOf(k.Dst) != "" && !r.Links[r.names[k.OIF]].IsOurs():
+		case onOurs || r.Links[r.names[k.OIF]].IsOurs():
+		case r.want.OverlayOf(k.Dst) == "":
+			if a := k.Dst.Addr(); k.Dst.Bits() > 0 && k.Kind == unix.RTN_UNICAST && !a.IsLinkLocalUnicast() && !a.IsMulticast() {
+				r.Elsewhere[k.Dst] = struct{}{}
+			}
+		default:
 			if f, dup := r.Foreign[k.Dst]; !dup || k.Metric < f.Metric {
 				r.Foreign[k.Dst] = plan.ForeignRoute{
 					Metric: k.Metric, Dev: r.names[k.OIF], Text: text(k, r.names),
@@ -181,6 +187,7 @@ func (r *reader) dropRoutes(family uint8, kept plan.Comparison) {
 	of := func(p netip.Prefix) bool { return p.Addr().Is4() == (family == unix.AF_INET) }
 	maps.DeleteFunc(r.Routes, func(p netip.Prefix, _ plan.Route) bool { return of(p) })
 	maps.DeleteFunc(r.Foreign, func(p netip.Prefix, _ plan.ForeignRoute) bool { return of(p) })
+	maps.DeleteFunc(r.Elsewhere, func(p netip.Prefix, _ struct{}) bool { return of(p) })
 	maps.DeleteFunc(r.Connected, func(k plan.AddrKey, _ struct{}) bool { return of(k.Prefix) })
 	r.More = slices.DeleteFunc(r.More, func(r plan.RouteTo) bool { return of(r.Dst) })
 	if r.Compare != nil {

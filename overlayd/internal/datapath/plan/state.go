@@ -27,6 +27,9 @@ type State struct {
 	// Foreign are routes of others to prefixes inside overlays and inside the
 	// VTEP pool, the one with the lowest metric of each prefix.
 	Foreign map[netip.Prefix]ForeignRoute
+	// Elsewhere are ranges outside of overlays and VTEP pool that routes of others
+	// lead to, less the default route and what no overlay can be in.
+	Elsewhere map[netip.Prefix]struct{}
 	// Diverted are peers' subnets to which packets take another way than ours,
 	// although no route in the main table says so: because of a rule (ip rule).
 	Diverted []Diverted
