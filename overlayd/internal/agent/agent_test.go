@@ -229,7 +229,7 @@ func TestExhaustedOverlay(t *testing.T) {
 	c.join("first", "172.17.0.3")
 	h := newHost(c)
 	h.start()
-	h.ready()
+	h.notReady("overlay tiny: no free agent subnet") // to which no container can be attached
 	s := h.document()
 	tiny, _ := s.Overlay("tiny")
 	if tiny.State == nil || tiny.State.Status != conf.StatusFailed || !strings.Contains(tiny.State.Error, "10.6.0.0/24") {
@@ -255,6 +255,7 @@ func TestExhaustedOverlay(t *testing.T) {
 		o, _ := s.Overlay("tiny")
 		return o.State != nil && o.State.Status == conf.StatusOK
 	})
+	h.ready()
 }
 
 // No lease at all: the reason is to be seen, and nothing is promised.

@@ -204,7 +204,24 @@ func (l *loop) notReady() string {
 	case l.peers.position.Revision == 0 && following != "":
 		return followProblem + ": " + following
 	}
-	return ""
+	return l.failedOverlays()
+}
+
+// failedOverlays names those that have no subnet on this host, or that could not be
+// set up, as far as containers are to be attached here at all.
+func (l *loop) failedOverlays() string {
+	if len(l.lease.held.Bridges) == 0 {
+		return ""
+	}
+	var failed []string
+	for name, s := range l.status() {
+		if s.Status == conf.StatusFailed {
+			what := overlayProblem + name
+			failed = append(failed, what+": "+strings.TrimPrefix(s.Error, what+": "))
+		}
+	}
+	slices.Sort(failed)
+	return strings.Join(failed, "; ")
 }
 
 // serve has HTTP show the document.

@@ -243,7 +243,7 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	// The firewall comes first, so that isolation is there before traffic is.
 	var failed []plan.Problem
 	changed, err := d.rules.set(ctx, p.Wanted, sendersOf(peers, p.Wanted, have), have.IPv6)
-	d.drift.add(driftFirewall, changed, "rules of "+d.rules.name())
+	d.drift.add(driftFirewall, changed, fmt.Sprintf("%d chains and sets of %s", changed, d.rules.name()))
 	if busy := d.rules.guard.busy; busy != nil {
 		d.log.Warn("another process guards the VXLAN port; trying again at the next look", logkey.Err, busy)
 	}
