@@ -96,8 +96,38 @@ type Grant struct {
 	Overlay Overlay      `json:"overlay"` // as configured when the lease was last renewed
 	Subnet  netip.Prefix `json:"subnet,omitzero"`
 	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
+	// Blocks are further agent subnets, granted because the first one was full, in
+	// the order they were granted.
+	Blocks []Block `json:"blocks,omitempty"`
 	// Error says why there is no subnet (a pool is exhausted); it names the pool.
 	Error string `json:"error,omitempty"`
+}
+
+// Block is one agent subnet, in each family that it has.
+type Block struct {
+	Subnet  netip.Prefix `json:"subnet,omitzero"`
+	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
+}
+
+// Prefixes are the subnets of the block, IPv4 first.
+func (b Block) Prefixes() (out []netip.Prefix) {
+	for _, p := range [...]netip.Prefix{b.Subnet, b.Subnet6} {
+		if p.IsValid() {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// All are the agent subnets of the grant, the first block before the further ones.
+func (g Grant) All() []Block { return allBlocks(g.Subnet, g.Subnet6, g.Blocks) }
+
+// allBlocks puts a first block before further ones; none where there is no first.
+func allBlocks(subnet, subnet6 netip.Prefix, further []Block) (out []Block) {
+	if !subnet.IsValid() && !subnet6.IsValid() {
+		return nil
+	}
+	return append([]Block{{Subnet: subnet, Subnet6: subnet6}}, further...)
 }
 
 // Peer is another agent's lease as a forwarding target.
@@ -135,11 +165,8 @@ func (l Lease) Peer() Peer {
 		p.VTEPIP6 = l.VTEP.IP6.Addr()
 	}
 	for _, g := range l.Grants {
-		if g.Subnet.IsValid() {
-			p.Subnets = append(p.Subnets, g.Subnet)
-		}
-		if g.Subnet6.IsValid() {
-			p.Subnets = append(p.Subnets, g.Subnet6)
+		for _, b := range g.All() {
+			p.Subnets = append(p.Subnets, b.Prefixes()...)
 		}
 	}
 	return p

@@ -26,21 +26,38 @@ const (
 // Overlay is one named virtual network. At least one family is configured; in
 // each, Prefix is the length of an agent subnet cut from Subnet.
 type Overlay struct {
-	Allow     []string     `json:"allow,omitempty"`     // overlays whose containers may reach this one
-	AntiSpoof *bool        `json:"antispoof,omitempty"` // nil: on, and not printed
-	Draining  bool         `json:"draining,omitempty"`  // nothing new is attached; of the cluster, not of a file
-	Enabled   *bool        `json:"enabled,omitempty"`   // nil: enabled, and not printed
-	Isolation Isolation    `json:"isolation,omitzero"`  // empty: overlay, and not printed
-	Name      string       `json:"name"`
-	Prefix    int          `json:"prefix,omitzero"`
-	Prefix6   int          `json:"prefix6,omitzero"`
-	Subnet    netip.Prefix `json:"subnet,omitzero"`
-	Subnet6   netip.Prefix `json:"subnet6,omitzero"`
+	Allow     []string `json:"allow,omitempty"`     // overlays whose containers may reach this one
+	AntiSpoof *bool    `json:"antispoof,omitempty"` // nil: on, and not printed
+	// BlocksPerAgent is how many agent subnets one agent can have; 0: DefaultBlocksPerAgent, and not printed.
+	BlocksPerAgent int          `json:"blocks_per_agent,omitzero"`
+	Draining       bool         `json:"draining,omitempty"` // nothing new is attached; of the cluster, not of a file
+	Enabled        *bool        `json:"enabled,omitempty"`  // nil: enabled, and not printed
+	Isolation      Isolation    `json:"isolation,omitzero"` // empty: overlay, and not printed
+	Name           string       `json:"name"`
+	Prefix         int          `json:"prefix,omitzero"`
+	Prefix6        int          `json:"prefix6,omitzero"`
+	Subnet         netip.Prefix `json:"subnet,omitzero"`
+	Subnet6        netip.Prefix `json:"subnet6,omitzero"`
 }
 
 // IsEnabled reports whether new leases of this overlay are given out. An agent
 // that has one keeps it.
 func (o Overlay) IsEnabled() bool { return o.Enabled == nil || *o.Enabled }
+
+// DefaultBlocksPerAgent is how many agent subnets of an overlay one agent can have
+// where the configuration does not say it. MaxBlocksPerAgent is the most it can say.
+const (
+	DefaultBlocksPerAgent = 4
+	MaxBlocksPerAgent     = 64
+)
+
+// Blocks is how many agent subnets of the overlay one agent can have.
+func (o Overlay) Blocks() int {
+	if o.BlocksPerAgent == 0 {
+		return DefaultBlocksPerAgent
+	}
+	return o.BlocksPerAgent
+}
 
 // ChecksSources reports whether containers of the overlay may only send from
 // their own addresses, where the configuration of a network says nothing else.

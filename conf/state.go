@@ -21,6 +21,7 @@ type MasterAgent struct {
 // AgentOverlay is one overlay on one agent.
 type AgentOverlay struct {
 	Backend      Backend        `json:"backend"`
+	Blocks       []Block        `json:"blocks,omitempty"` // further agent subnets, each with the same halves
 	DockerBridge *Bridge        `json:"docker_bridge,omitempty"`
 	Info         Overlay        `json:"info"`
 	MesosBridge  *Bridge        `json:"mesos_bridge,omitempty"`
@@ -60,6 +61,49 @@ func (o AgentOverlay) Bridge(h Half) *Bridge {
 	return o.DockerBridge
 }
 
+// Ranges are the prefixes of one half, those of the first block before those of the
+// further ones, and IPv4 before IPv6; none where there is no such bridge.
+func (o AgentOverlay) Ranges(h Half) []netip.Prefix {
+	b := o.Bridge(h)
+	if b == nil {
+		return nil
+	}
+	v4, v6 := make([]netip.Prefix, 0, 2*(1+len(o.Blocks))), []netip.Prefix(nil)
+	if b.IP.IsValid() {
+		v4 = append(v4, b.IP)
+	}
+	if b.IP6.IsValid() {
+		v6 = append(v6, b.IP6)
+	}
+	for _, block := range o.Blocks {
+		if p := h.Of(block.Subnet); p.IsValid() {
+			v4 = append(v4, p)
+		}
+		if p := h.Of(block.Subnet6); p.IsValid() {
+			v6 = append(v6, p)
+		}
+	}
+	return append(v4, v6...)
+}
+
+// Parts are the parts of a further block that the halves have; a half without a
+// bridge has none.
+func (o AgentOverlay) Parts(b Block) map[Half][]netip.Prefix {
+	parts := map[Half][]netip.Prefix{}
+	for _, half := range Halves {
+		if o.Bridge(half) == nil {
+			continue
+		}
+		for _, p := range b.Prefixes() {
+			parts[half] = append(parts[half], half.Of(p))
+		}
+	}
+	return parts
+}
+
+// All are the agent subnets, the first block before the further ones.
+func (o AgentOverlay) All() []Block { return allBlocks(o.Subnet, o.Subnet6, o.Blocks) }
+
 // AgentOverlays renders a lease in DC/OS's shape. status may be nil; an overlay
 // it does not name gets no state.
 func (l Lease) AgentOverlays(status map[string]OverlayStatus) []AgentOverlay {
@@ -69,7 +113,7 @@ func (l Lease) AgentOverlays(status map[string]OverlayStatus) []AgentOverlay {
 	}}
 	var out []AgentOverlay
 	for _, g := range l.Grants {
-		o := AgentOverlay{Backend: backend, Info: g.Overlay, Subnet: g.Subnet, Subnet6: g.Subnet6}
+		o := AgentOverlay{Backend: backend, Blocks: g.Blocks, Info: g.Overlay, Subnet: g.Subnet, Subnet6: g.Subnet6}
 		if g.Subnet.IsValid() || g.Subnet6.IsValid() {
 			for _, h := range l.Bridges {
 				b := &Bridge{IP: h.Of(g.Subnet), IP6: h.Of(g.Subnet6), Name: h.Bridge(g.Overlay.Name)}
@@ -106,6 +150,7 @@ type State struct {
 	Notices               []string       `json:"notices,omitempty"` // what somebody should look at, though overlays work
 	Overlays              []AgentOverlay `json:"overlays,omitempty"`
 	Problems              []string       `json:"problems,omitempty"` // that concern the host and stand nowhere else
+	Room                  []string       `json:"room,omitempty"`     // overlays that a further block can be had of
 	Version               string         `json:"version"`
 }
 

@@ -174,6 +174,10 @@ func (c *checker) overlay(path string, o Overlay) {
 	}
 	c.family(path, "subnet", "prefix", o.Subnet, o.Prefix, true)
 	c.family(path, "subnet6", "prefix6", o.Subnet6, o.Prefix6, false)
+	if o.BlocksPerAgent < 0 || o.BlocksPerAgent > MaxBlocksPerAgent {
+		c.add(path+".blocks_per_agent", "%d: want 1 to %d, or leave it out for %d; with 1 an agent never has more than one subnet",
+			o.BlocksPerAgent, MaxBlocksPerAgent, DefaultBlocksPerAgent)
+	}
 }
 
 // family checks one family of an overlay; prefix 0 means that it is not given.

@@ -80,7 +80,7 @@ vtep_mac_oui: 70:B3:D5:00:00:00
 overlays:
   - {name: dcos, subnet: 9.0.0.0/8, prefix: 24}
   - {name: dcos6, subnet6: "fd01:b::/64", prefix6: 80}
-  - {name: small, subnet: 10.77.0.0/16, prefix: 28}
+  - {name: small, subnet: 10.77.0.0/16, prefix: 28, blocks_per_agent: 1}
 `
 
 // doctorSeed is a lab whose directory of programs has portmap too and can be

@@ -63,6 +63,10 @@ func (s *Store) confirmAllocated(r Request, out Allocation, unknown error) error
 	return nil
 }
 
+// maxRanges is two families of as many blocks as an agent can have, and Docker's
+// bystander.
+const maxRanges = 2*conf.MaxBlocksPerAgent + 1
+
 // checked returns the request with masked ranges, or says what is wrong.
 func (r Request) checked() (Request, error) {
 	if err := checkAttachment(r.Attachment); err != nil {
@@ -71,8 +75,8 @@ func (r Request) checked() (Request, error) {
 	if _, err := conf.ParseHalf(string(r.Half)); err != nil {
 		return r, err
 	}
-	if len(r.Ranges) == 0 || len(r.Ranges) > 2 {
-		return r, fmt.Errorf("%d ranges, want one per family", len(r.Ranges))
+	if len(r.Ranges) == 0 || len(r.Ranges) > maxRanges {
+		return r, fmt.Errorf("%d ranges, want 1 to %d", len(r.Ranges), maxRanges)
 	}
 	r.Ranges = slices.Clone(r.Ranges)
 	for i, p := range r.Ranges {
@@ -80,9 +84,9 @@ func (r Request) checked() (Request, error) {
 			return r, fmt.Errorf("range %s has no address for a container", p)
 		}
 		r.Ranges[i] = p.Masked()
-	}
-	if len(r.Ranges) == 2 && r.Ranges[0].Addr().BitLen() == r.Ranges[1].Addr().BitLen() {
-		return r, fmt.Errorf("ranges %s and %s are of the same family", r.Ranges[0], r.Ranges[1])
+		if j := slices.IndexFunc(r.Ranges[:i], p.Overlaps); j >= 0 {
+			return r, fmt.Errorf("ranges %s and %s overlap", r.Ranges[j], p)
+		}
 	}
 	if r.Exact && len(r.Want) == 0 {
 		return r, errors.New("no address is wanted")

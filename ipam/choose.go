@@ -40,24 +40,23 @@ func (h *half) allocate(o Options, r Request) (Allocation, error) {
 		}
 	}
 	a := Allocation{}
-	for _, s := range spans {
+	for _, f := range byFamily(spans) {
 		var addr netip.Addr
 		var early bool
-		switch want := wanted(r.Want, s); {
+		switch want := wanted(r.Want, f); {
 		case want.IsValid():
-			addr, early, err = h.takeNamed(s, want)
+			addr, early, err = h.takeNamed(f, want)
 		case r.Exact:
 			continue
 		default:
-			addr, early, err = h.takeNext(o, s)
+			addr, early, err = h.takeNext(o, f)
 		}
 		if err != nil {
 			return Allocation{}, err
 		}
 		a.Addrs = append(a.Addrs, addr)
 		if early {
-			s.early++
-			s.changed = true
+			f.countEarly(addr)
 			a.Flush = append(a.Flush, addr)
 		}
 	}
@@ -89,31 +88,32 @@ func (r Request) fits(addrs []netip.Addr, spans []*span) bool {
 	return len(addrs) == len(r.Want) && !slices.ContainsFunc(r.Want, func(a netip.Addr) bool { return !slices.Contains(addrs, a) })
 }
 
-// inSpans reports whether there is exactly one address for each range, in order.
+// inSpans reports whether there is exactly one address for each family, in order.
 func inSpans(addrs []netip.Addr, spans []*span) bool {
-	if len(addrs) != len(spans) {
+	families := byFamily(spans)
+	if len(addrs) != len(families) {
 		return false
 	}
-	for i, s := range spans {
-		if !s.contains(addrs[i]) {
+	for i, f := range families {
+		if f.of(addrs[i]) == nil {
 			return false
 		}
 	}
 	return true
 }
 
-func wanted(want []netip.Addr, s *span) netip.Addr {
+func wanted(want []netip.Addr, f spans) netip.Addr {
 	for _, a := range want {
-		if a.BitLen() == s.first.BitLen() {
+		if a.BitLen() == f[0].first.BitLen() {
 			return a
 		}
 	}
 	return netip.Addr{}
 }
 
-func (h *half) takeNamed(s *span, a netip.Addr) (_ netip.Addr, early bool, err error) {
-	if !s.contains(a) {
-		return a, false, &UnavailableError{a, whyNot(s.prefix, a)}
+func (h *half) takeNamed(f spans, a netip.Addr) (_ netip.Addr, early bool, err error) {
+	if f.of(a) == nil {
+		return a, false, &UnavailableError{a, f.whyNot(a)}
 	}
 	owner, ok, err := h.owner(a)
 	if err != nil {
@@ -148,42 +148,44 @@ func (h *half) proveAbsence() error {
 	return h.walk()
 }
 
-func whyNot(p netip.Prefix, a netip.Addr) string {
-	switch {
-	case !p.Contains(a):
-		return "is outside " + p.String()
-	case a == p.Addr():
-		return "is the network address of " + p.String()
-	case a == conf.Gateway(p):
-		return "is the gateway of " + p.String()
-	}
-	return "is the broadcast address of " + p.String()
-}
-
-// takeNext takes the next never-used address of the range, else the one that
-// was released first.
-func (h *half) takeNext(o Options, s *span) (a netip.Addr, early bool, err error) {
-	if s.sparse() {
-		if err := h.dropCooled(s); err != nil {
+// takeNext takes a never-used or a cooled address of the first range that has one,
+// else the one of all that was released first.
+func (h *half) takeNext(o Options, f spans) (a netip.Addr, early bool, err error) {
+	for _, s := range f {
+		if s.sparse() {
+			if err := h.dropCooled(s); err != nil {
+				return netip.Addr{}, false, err
+			}
+		}
+		if a, ok, err := h.advance(s); ok || err != nil {
+			return a, false, err
+		}
+		t, ok, err := h.oldest(spans{s}, len(f) > 1)
+		if err != nil {
 			return netip.Addr{}, false, err
 		}
-	}
-	if a, ok, err := h.advance(s); ok || err != nil {
-		return a, false, err
-	}
-	t, ok, err := h.oldest(s)
-	if err != nil {
-		return netip.Addr{}, false, err
-	}
-	if !ok {
+		if ok {
+			return h.takeReleased(t)
+		}
 		if s.sparse() && s.used < conf.Containers(s.prefix) {
 			s.restart()
 			if a, ok, err := h.advance(s); ok || err != nil {
 				return a, false, err
 			}
 		}
-		return netip.Addr{}, false, h.exhausted(o, s)
 	}
+	t, ok, err := h.oldest(f, false)
+	if err != nil {
+		return netip.Addr{}, false, err
+	}
+	if !ok {
+		return netip.Addr{}, false, h.exhausted(o, f)
+	}
+	return h.takeReleased(t)
+}
+
+// takeReleased takes an address out of the queue.
+func (h *half) takeReleased(t ticket) (a netip.Addr, early bool, err error) {
 	if _, taken, err := h.owner(t.addr); err != nil {
 		return netip.Addr{}, false, err
 	} else if taken {
@@ -194,9 +196,13 @@ func (h *half) takeNext(o Options, s *span) (a netip.Addr, early bool, err error
 
 // hasPort fails where the half's bridge has no port left. Addresses of other main
 // plugins' interfaces take none; they are told apart only when it matters.
-func (h *half) hasPort(o Options, spans []*span) error {
-	for _, s := range spans {
-		if s.used < conf.BridgePorts {
+func (h *half) hasPort(o Options, all spans) error {
+	for _, f := range byFamily(all) {
+		used := uint64(0)
+		for _, s := range f {
+			used += s.used
+		}
+		if used < conf.BridgePorts {
 			continue
 		}
 		recs, err := h.attachments()
@@ -205,24 +211,28 @@ func (h *half) hasPort(o Options, spans []*span) error {
 		}
 		ports := 0
 		for _, rec := range recs {
-			if rec.NetNS.Path == "" && slices.ContainsFunc(rec.Addrs, s.contains) {
+			if rec.NetNS.Path == "" && slices.ContainsFunc(rec.Addrs, func(a netip.Addr) bool { return f.of(a) != nil }) {
 				ports++
 			}
 		}
 		if ports >= conf.BridgePorts {
-			return h.exhausted(o, s)
+			return h.exhausted(o, f)
 		}
 	}
 	return nil
 }
 
-// exhausted is the error of a range that has nothing left.
-func (h *half) exhausted(o Options, s *span) error {
-	cooling, err := h.cooling(s)
-	if err != nil {
-		return err
+// exhausted is the error of a family that has nothing left.
+func (h *half) exhausted(o Options, f spans) error {
+	var all []Stats
+	for _, s := range f {
+		cooling, err := h.cooling(s)
+		if err != nil {
+			return err
+		}
+		all = append(all, s.stats(cooling))
 	}
-	return &ExhaustedError{Overlay: o.Overlay, Half: h.name, Stats: s.stats(cooling)}
+	return &ExhaustedError{Overlay: o.Overlay, Half: h.name, Stats: Sum(all)[0]}
 }
 
 // advance moves the frontier to behind the next address that is neither in use

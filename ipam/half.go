@@ -37,7 +37,7 @@ type half struct {
 
 	walk func() error // proves that the file is whole; nil: that is known
 
-	spans      []*span
+	spans      spans
 	sum, count uint64 // digest of all entries
 	sumRead    bool
 }

@@ -26,7 +26,8 @@ import (
 type Request struct {
 	conf.Attachment
 	Half conf.Half
-	// Ranges are the half's prefixes, one per family: conf.Half.Of the agent subnets.
+	// Ranges are the half's prefixes: conf.AgentOverlay.Ranges. Of several of one
+	// family the first is filled before the next.
 	Ranges []netip.Prefix
 	// Want are addresses asked for by name, at most one per family. Each is
 	// granted or refused with a reason, never ignored.
@@ -38,7 +39,8 @@ type Request struct {
 	NetNS netns.Ref
 }
 
-// Allocation is the answer: addresses in the order of Request.Ranges.
+// Allocation is the answer: an address of each family, in the order in which the
+// families stand in Request.Ranges.
 type Allocation struct {
 	Addrs []netip.Addr
 	// Existing: the attachment had these addresses already, so that whoever
@@ -62,25 +64,6 @@ type Record struct {
 	NetNS netns.Ref `json:"netns,omitzero"`
 }
 
-// Stats is how full a half is, per family.
-type Stats struct {
-	Range   netip.Prefix `json:"range"`
-	Total   uint64       `json:"total"` // containers that fit: conf.Capacity
-	Used    uint64       `json:"used"`
-	Cooling uint64       `json:"cooling"`
-	Early   uint64       `json:"early"` // times a cooling address was used before its time
-}
-
-// Free is how many containers fit without taking an address that is cooling.
-func (s Stats) Free() uint64 {
-	less := func(a, b uint64) uint64 { return a - min(a, b) }
-	return min(less(conf.Containers(s.Range), s.Used+s.Cooling), less(s.Total, s.Used))
-}
-
-// PortLimited reports whether it is not addresses that run out first, but the ports
-// of the half's bridge.
-func (s Stats) PortLimited() bool { return s.Total < conf.Containers(s.Range) }
-
 // Errors a caller branches on.
 var (
 	// ErrBusy: the store could not be locked in time. Try again later.
@@ -88,23 +71,6 @@ var (
 	// ErrDamaged: the file cannot be trusted and was not touched.
 	ErrDamaged = errors.New("address store is damaged")
 )
-
-// ExhaustedError says that a half has no address left, neither free nor cooling, or
-// that its bridge has no port left.
-type ExhaustedError struct {
-	Overlay string
-	Half    conf.Half
-	Stats   Stats
-}
-
-func (e *ExhaustedError) Error() string {
-	text := fmt.Sprintf("overlay %s: no %%s left in the %s half %s: %d used, %d cooling, %d in all%%s; remove containers or %%s",
-		e.Overlay, e.Half, e.Stats.Range, e.Stats.Used, e.Stats.Cooling, e.Stats.Total)
-	if e.Stats.PortLimited() {
-		return fmt.Sprintf(text, "place", fmt.Sprintf(" because a Linux bridge has at most %d ports", conf.BridgePorts), "start them on another host")
-	}
-	return fmt.Sprintf(text, "address", "", "give the overlay a shorter prefix")
-}
 
 // UnavailableError says why an address asked for by name was refused.
 type UnavailableError struct {

@@ -54,20 +54,24 @@ func (h *half) dequeue(t ticket) error {
 	return h.remove(addrKey(kindReleased, t.addr))
 }
 
-// oldest finds the address of the range that was released first. Cooled ones
-// outside every range (left from an earlier lease) are dropped on the way.
-func (h *half) oldest(s *span) (t ticket, ok bool, err error) {
+// oldest finds the address of the ranges that was released first, if it has cooled
+// in case that is asked for. Cooled ones outside every range of the half (left from
+// an earlier lease) are dropped on the way.
+func (h *half) oldest(f spans, cooled bool) (t ticket, ok bool, err error) {
 	var drop []ticket
-	err = h.each([]byte{kindQueue, family(s.first)}, func(k, payload []byte) (bool, error) {
+	err = h.each([]byte{kindQueue, family(f[0].first)}, func(k, payload []byte) (bool, error) {
 		q, err := decodeTicket(k, payload)
 		if err != nil {
 			return false, err
 		}
-		if s.contains(q.addr) {
+		rested := q.cooled(h.now, h.cool)
+		switch {
+		case cooled && !rested: // the queue is in order of release
+			return false, nil
+		case f.of(q.addr) != nil:
 			t, ok = q, true
 			return false, nil
-		}
-		if q.cooled(h.now, h.cool) {
+		case rested && h.spans.of(q.addr) == nil:
 			drop = append(drop, q)
 		}
 		return true, nil

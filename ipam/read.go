@@ -3,8 +3,6 @@ package ipam
 import (
 	"context"
 	"fmt"
-	"net/netip"
-	"slices"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -65,48 +63,4 @@ func (s *Store) List(ctx context.Context) ([]Record, error) {
 		return nil, fmt.Errorf("list attachments: %w", err)
 	}
 	return out, nil
-}
-
-// Stats says how full the ranges of a half are, in their order. It looks at
-// every address that is cooling and, for a range that nothing was ever
-// allocated from, at those in use; otherwise its cost is constant.
-func (s *Store) Stats(ctx context.Context, name conf.Half, ranges []netip.Prefix) ([]Stats, error) {
-	var out []Stats
-	err := s.run(ctx, func() error {
-		out = nil
-		return s.db.view(func(tx *bolt.Tx) error {
-			h, err := s.half(tx, name)
-			if err != nil {
-				return err
-			}
-			if err := h.loadSpans(); err != nil {
-				return err
-			}
-			for _, p := range ranges {
-				st, err := h.stats(p.Masked())
-				if err != nil {
-					return err
-				}
-				out = append(out, st)
-			}
-			return nil
-		})
-	})
-	if err != nil {
-		return nil, fmt.Errorf("statistics of the %s half: %w", name, err)
-	}
-	return out, nil
-}
-
-func (h *half) stats(p netip.Prefix) (Stats, error) {
-	i := slices.IndexFunc(h.spans, func(s *span) bool { return s.prefix == p })
-	var s *span
-	var err error
-	if i >= 0 {
-		s = h.spans[i]
-	} else if s, err = h.freshSpan(p); err != nil {
-		return Stats{}, err
-	}
-	cooling, err := h.cooling(s)
-	return s.stats(cooling), err
 }

@@ -24,6 +24,7 @@ const (
 	kindQueue      = 'q' // family, sequence number -> address, time of release
 	kindReleased   = 'c' // address -> sequence number in the queue
 	kindRange      = 'r' // prefix -> frontier and counters
+	kindRetired    = 'x' // prefix -> nothing: no address of it is given out any more
 	kindSum        = 's' // (alone) -> digest of all the others
 	kindBoot       = 'b' // (alone, in bucketStore) -> boot id, time of a rebuild
 )
@@ -96,8 +97,10 @@ func queueKey(fam byte, seq uint64) []byte {
 	return binary.BigEndian.AppendUint64([]byte{kindQueue, fam}, seq)
 }
 
-func rangeKey(p netip.Prefix) []byte {
-	return append(addrKey(kindRange, p.Addr()), byte(p.Bits()), family(p.Addr()))
+func rangeKey(p netip.Prefix) []byte { return prefixKey(kindRange, p) }
+
+func prefixKey(kind byte, p netip.Prefix) []byte {
+	return append(addrKey(kind, p.Addr()), byte(p.Bits()), family(p.Addr()))
 }
 
 // keyAddr is the address in a key made by addrKey.

@@ -20,7 +20,8 @@ import (
 type SingleRequest struct {
 	Half   conf.Half
 	Ranges []netip.Prefix // the half's prefixes, one per family, as in Request
-	// From is one of the Ranges or a part of one; the address is taken from it.
+	// From is one of the Ranges, and then the address is taken from all of its
+	// family in their order; or a part of one, and then it is taken from that.
 	From netip.Prefix
 	// Want is an address asked for by name, from anywhere in the Ranges; zero:
 	// any of From.
@@ -85,8 +86,10 @@ func (r SingleRequest) checked() (SingleRequest, error) {
 	if i < 0 || r.From.Bits() < r.Ranges[i].Bits() {
 		return r, fmt.Errorf("allocate an address: range %s is in none of %v", r.From, r.Ranges)
 	}
-	if r.Want.IsValid() && r.rangeOf(r.Want) != i {
-		return r, &UnavailableError{r.Want, whyNot(r.Ranges[i], r.Want)}
+	if r.Want.IsValid() && (r.rangeOf(r.Want) < 0 || r.Want.BitLen() != r.From.Addr().BitLen()) {
+		return r, &UnavailableError{r.Want, whyNot(slices.DeleteFunc(slices.Clone(r.Ranges), func(p netip.Prefix) bool {
+			return p.Addr().BitLen() != r.From.Addr().BitLen()
+		}), r.Want)}
 	}
 	return r, nil
 }
@@ -98,19 +101,31 @@ func (r SingleRequest) rangeOf(a netip.Addr) int {
 
 // single takes one address and binds it to the name it gets.
 func (h *half) single(o Options, r SingleRequest) (a netip.Addr, early bool, err error) {
-	spans, err := h.useRanges(r.Ranges)
+	all, err := h.useRanges(r.Ranges)
 	if err != nil {
 		return a, false, err
 	}
-	s := spans[r.rangeOf(r.From.Addr())]
-	if err := h.hasPort(o, []*span{s}); err != nil {
+	var f spans
+	var s *span
+	for _, x := range all {
+		if x.first.BitLen() == r.From.Addr().BitLen() {
+			f = append(f, x)
+		}
+		if x.prefix.Contains(r.From.Addr()) {
+			s = x
+		}
+	}
+	if s == nil {
+		return a, false, fmt.Errorf("allocate an address: %s is being given back", r.From)
+	}
+	if err := h.hasPort(o, f); err != nil {
 		return a, false, err
 	}
 	switch {
 	case r.Want.IsValid():
-		a, early, err = h.takeNamed(s, r.Want)
+		a, early, err = h.takeNamed(f, r.Want)
 	case r.From == s.prefix:
-		a, early, err = h.takeNext(o, s)
+		a, early, err = h.takeNext(o, f)
 	default:
 		a, early, err = h.takeFrom(o, s, r.From)
 	}
@@ -118,8 +133,7 @@ func (h *half) single(o Options, r SingleRequest) (a netip.Addr, early bool, err
 		return a, false, err
 	}
 	if early {
-		s.early++
-		s.changed = true
+		f.countEarly(a)
 	}
 	att := r.Name(a)
 	if err := checkAttachment(att); err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"overlayd.internal/overlay/conf"
 )
@@ -23,13 +24,16 @@ func (h *half) loadSpans() error {
 
 // useRanges makes the stored ranges those of the request. A range that is new
 // starts at its first address and counts what is in use in it already.
-func (h *half) useRanges(want []netip.Prefix) ([]*span, error) {
+func (h *half) useRanges(want []netip.Prefix) (spans, error) {
 	if err := h.loadSpans(); err != nil {
 		return nil, err
 	}
 	stored := h.spans
 	h.spans = make([]*span, 0, len(want))
 	for _, p := range want {
+		if h.isRetired(p) {
+			continue
+		}
 		i := slices.IndexFunc(stored, func(s *span) bool { return s.prefix == p })
 		if i >= 0 {
 			h.spans = append(h.spans, stored[i])
@@ -55,6 +59,66 @@ func (h *half) freshSpan(p netip.Prefix) (*span, error) {
 	s := newSpan(p)
 	err := h.between(kindInUse, s.first, s.last, func(netip.Addr) { s.used++ })
 	return s, err
+}
+
+// spans are ranges of a half; where it matters, of one family.
+type spans []*span
+
+// byFamily sorts ranges into those of each family, in order.
+func byFamily(all spans) (out []spans) {
+	for _, s := range all {
+		i := slices.IndexFunc(out, func(f spans) bool { return f[0].first.BitLen() == s.first.BitLen() })
+		if i < 0 {
+			out = append(out, spans{s})
+			continue
+		}
+		out[i] = append(out[i], s)
+	}
+	return out
+}
+
+// of is the range that the address is in; nil: none.
+func (f spans) of(a netip.Addr) *span {
+	for _, s := range f {
+		if s.contains(a) {
+			return s
+		}
+	}
+	return nil
+}
+
+// countEarly counts that an address was taken before it had cooled.
+func (f spans) countEarly(a netip.Addr) {
+	if s := f.of(a); s != nil {
+		s.early++
+		s.changed = true
+	}
+}
+
+// whyNot says why an address is none that a container can get.
+func (f spans) whyNot(a netip.Addr) string {
+	var all []netip.Prefix
+	for _, s := range f {
+		all = append(all, s.prefix)
+	}
+	return whyNot(all, a)
+}
+
+func whyNot(ranges []netip.Prefix, a netip.Addr) string {
+	var all []string
+	for _, p := range ranges {
+		all = append(all, p.String())
+		switch {
+		case !p.Contains(a):
+		case a == p.Addr():
+			return "is the network address of " + p.String()
+		case a == conf.Gateway(p):
+			return "is the gateway of " + p.String()
+		default:
+			return "is the broadcast address of " + p.String()
+		}
+	}
+	return "is outside " + strings.Join(all, ", ")
 }
 
 // A span is what the store keeps about one prefix of the half.

@@ -290,13 +290,13 @@ func TestBadRequests(t *testing.T) {
 	long := strings.Repeat("x", 5000)
 	for name, r := range map[string]Request{
 		"no range":        req("c", nil),
-		"same family":     req("c", prefixes("9.0.1.0/25", "9.0.2.0/25")),
+		"overlapping":     req("c", prefixes("9.0.1.0/25", "9.0.1.64/26")),
 		"no room":         req("c", prefixes("9.0.1.0/31")),
 		"no id":           req("", small),
 		"long id":         req(long, small),
 		"no such half":    {Attachment: att("c"), Half: "left", Ranges: small},
 		"mapped":          req("c", prefixes("::ffff:9.0.1.0/121")),
-		"too many ranges": req("c", prefixes("9.0.1.0/25", "fd01::/64", "fd02::/64")),
+		"too many ranges": req("c", manyRanges(maxRanges+1)),
 	} {
 		if _, err := b.allocate(r); err == nil {
 			t.Errorf("%s: accepted", name)

@@ -57,6 +57,8 @@ func (f *agentFlags) declare(fs *pflag.FlagSet) {
 		"how to send to other hosts: all of them in VXLAN, or those on the same link by a plain route (direct), where they are set so as well")
 	fs.Var(cli.Func("DURATION", (conf.DefaultCoolingSeconds*time.Second).String(), setCooling(&f.Cooling)), "cooling",
 		"how long a released address rests before it is used again; 0: not at all")
+	fs.Var(cli.Func("DURATION", "1h0m0s", setCooling(&f.BlockIdle)), "block-idle",
+		"how long a further agent subnet has to be empty before it is given back")
 	fs.Var(cli.Func("KIND", "auto", setFirewall(&f.Firewall)), "firewall",
 		"auto, iptables or nftables: what makes the rules; auto: iptables where it is installed")
 	fs.Var(cli.Func("TOKEN", "", setToken(&f.joinToken)), "join-token",

@@ -62,7 +62,7 @@ var agentDefaults = agentFlags{Options: agent.Options{
 	Bridges: []conf.Half{conf.Mesos, conf.Docker},
 	RunDir:  "/run/overlay", StateDir: "/var/lib/overlay", CNIConfDir: "/etc/cni/net.d",
 	CNIBinDirs: []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"},
-	DockerHost: "unix:///var/run/docker.sock", Listen: "127.0.0.1:6441", Cooling: 150 * time.Second, Firewall: "auto", Datapath: fast.Auto, Routing: conf.RoutingVXLAN,
+	DockerHost: "unix:///var/run/docker.sock", Listen: "127.0.0.1:6441", Cooling: 150 * time.Second, BlockIdle: time.Hour, Firewall: "auto", Datapath: fast.Auto, Routing: conf.RoutingVXLAN,
 }, log: logging.Flags{Level: "info", Format: "text"}}
 
 var compareFlags = cmp.Options{
@@ -176,14 +176,14 @@ func TestWhatOverrides(t *testing.T) {
 func TestAgentValues(t *testing.T) {
 	got, err := parseAgent([]string{
 		"--coordinator", "http://a:1,http://b:2", "--agent-ip=fd00::1", "--agent-id=x", "--bridges", "none", "--cni-bin-dir", "/a:/b",
-		"--cooling=0", "--listen", "", "--insecure", "--run-dir=/r", "--state-dir=/s", "--cni-conf-dir=/c", "--ucr-conf-dir=/u", "--docker-host=", "--firewall=nftables", "--datapath=ebpf", "--routing=direct", "--log-level=warn", "--log-format=json",
+		"--cooling=0", "--block-idle=5m", "--listen", "", "--insecure", "--run-dir=/r", "--state-dir=/s", "--cni-conf-dir=/c", "--ucr-conf-dir=/u", "--docker-host=", "--firewall=nftables", "--datapath=ebpf", "--routing=direct", "--log-level=warn", "--log-format=json",
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := agentFlags{insecure: true, log: logging.Flags{Level: "warn", Format: "json"}, Options: agent.Options{
 		CoordinatorURLs: []string{"http://a:1", "http://b:2"}, IP: netip.MustParseAddr("fd00::1"), ID: "x",
-		CNIBinDirs: []string{"/a", "/b"}, RunDir: "/r", StateDir: "/s", CNIConfDir: "/c", UCRConfDir: "/u", Firewall: "nftables", Datapath: fast.EBPF, Routing: conf.RoutingDirect,
+		CNIBinDirs: []string{"/a", "/b"}, RunDir: "/r", StateDir: "/s", CNIConfDir: "/c", UCRConfDir: "/u", Firewall: "nftables", Datapath: fast.EBPF, Routing: conf.RoutingDirect, BlockIdle: 5 * time.Minute,
 	}}
 	if diff := cmp.Diff(want, got, compareFlags); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -224,8 +224,8 @@ func TestParseRefuses(t *testing.T) {
 		{"file that is not there", []string{"--config", "/nonexistent/agent.yaml"}, nil, "/nonexistent/agent.yaml: no such file"},
 		{"all problems of a file", []string{"--config", bad}, nil,
 			bad + ": 4 problems\n" +
-				"  colour: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, datapath, routing, cooling, firewall, join-token, join-token-file, log-level, log-format, insecure (line 1)\n" +
-				"  config: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, datapath, routing, cooling, firewall, join-token, join-token-file, log-level, log-format, insecure (line 2)\n" +
+				"  colour: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, datapath, routing, cooling, block-idle, firewall, join-token, join-token-file, log-level, log-format, insecure (line 1)\n" +
+				"  config: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, datapath, routing, cooling, block-idle, firewall, join-token, join-token-file, log-level, log-format, insecure (line 2)\n" +
 				"  listen: want one value, not a list\n" +
 				"  insecure: want one value, not a list"},
 	}

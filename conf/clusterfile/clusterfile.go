@@ -27,7 +27,7 @@ const Key = "dcos_overlay_network"
 
 var (
 	networkKeys = []string{"vtep_subnet", "vtep_subnet6", "vtep_mac_oui", "vtep_mtu", "reclaim", "overlays"}
-	overlayKeys = []string{"name", "subnet", "prefix", "subnet6", "prefix6", "enabled", "isolation", "allow", "antispoof"}
+	overlayKeys = []string{"name", "subnet", "prefix", "subnet6", "prefix6", "enabled", "isolation", "allow", "antispoof", "blocks_per_agent"}
 )
 
 // LoadFile is Load of the file at path.
@@ -240,6 +240,8 @@ func (l *loader) overlay(path string, node *yaml.Node) conf.Overlay {
 			o.Isolation = l.isolation(at, value)
 		case "allow":
 			o.Allow = l.names(at, value)
+		case "blocks_per_agent":
+			o.BlocksPerAgent = l.number(at, value, 1, conf.MaxBlocksPerAgent)
 		case "antispoof":
 			o.AntiSpoof = l.boolean(at, value)
 		}

@@ -151,6 +151,7 @@ func scanState(b []byte, st *conf.State) bool {
 		{"notices", &st.Notices},
 		{"overlays", listOf(s, &st.Overlays, s.overlay)},
 		{"problems", &st.Problems},
+		{"room", &st.Room},
 		{"version", &st.Version},
 	})
 }
@@ -182,11 +183,15 @@ func (s *scanner) overlay(o *conf.AgentOverlay) {
 				})
 			}}})
 		}},
+		{"blocks", listOf(s, &o.Blocks, func(b *conf.Block) {
+			s.object(fields{{"subnet", &b.Subnet}, {"subnet6", &b.Subnet6}})
+		})},
 		{"docker_bridge", func() { o.DockerBridge = s.bridge() }},
 		{"info", func() {
 			s.object(fields{
 				{"allow", &info.Allow},
 				{"antispoof", &info.AntiSpoof},
+				{"blocks_per_agent", &info.BlocksPerAgent},
 				{"draining", &info.Draining},
 				{"enabled", &info.Enabled},
 				{"isolation", &info.Isolation},

@@ -59,13 +59,28 @@ func ofOverlay(s conf.State, o conf.AgentOverlay) string {
 			if same++; same > 1 {
 				return fmt.Sprintf("overlay %s is there twice", o.Info.Name)
 			}
-		case overlap(other.Subnet, o.Subnet):
-			return fmt.Sprintf("overlays %s and %s have the subnets %s and %s, which overlap", o.Info.Name, other.Info.Name, o.Subnet, other.Subnet)
-		case overlap(other.Subnet6, o.Subnet6):
-			return fmt.Sprintf("overlays %s and %s have the subnets %s and %s, which overlap", o.Info.Name, other.Info.Name, o.Subnet6, other.Subnet6)
+		default:
+			if a, b, found := common(o.All(), other.All()); found {
+				return fmt.Sprintf("overlays %s and %s have the subnets %s and %s, which overlap", o.Info.Name, other.Info.Name, a, b)
+			}
 		}
 	}
 	return ""
+}
+
+// common finds two subnets that overlap, one of each list.
+func common(ours, others []conf.Block) (a, b netip.Prefix, found bool) {
+	for _, x := range ours {
+		for _, y := range others {
+			switch {
+			case overlap(x.Subnet, y.Subnet):
+				return x.Subnet, y.Subnet, true
+			case overlap(x.Subnet6, y.Subnet6):
+				return x.Subnet6, y.Subnet6, true
+			}
+		}
+	}
+	return a, b, false
 }
 
 func inItself(o conf.AgentOverlay) string {
@@ -76,6 +91,9 @@ func inItself(o conf.AgentOverlay) string {
 		if family.subnet.IsValid() && family.overlay.IsValid() && !inside(family.subnet, family.overlay) {
 			return fmt.Sprintf("the subnet of this host, %s, is not in the overlay's, %s", family.subnet, family.overlay)
 		}
+	}
+	if problem := ofBlocks(o); problem != "" {
+		return problem
 	}
 	for _, half := range conf.Halves {
 		b := o.Bridge(half)
@@ -93,6 +111,26 @@ func inItself(o conf.AgentOverlay) string {
 			case conf.Containers(family.half) == 0:
 				return fmt.Sprintf("the %s half, %s, has no address for a container", half, family.half)
 			}
+		}
+	}
+	return ""
+}
+
+// ofBlocks looks at the further blocks: parts of the overlay, each of its own, with
+// addresses for containers in both halves.
+func ofBlocks(o conf.AgentOverlay) string {
+	for i, b := range o.Blocks {
+		for _, family := range [...]struct{ subnet, overlay netip.Prefix }{{b.Subnet, o.Info.Subnet}, {b.Subnet6, o.Info.Subnet6}} {
+			switch {
+			case !family.subnet.IsValid():
+			case family.overlay.IsValid() && !inside(family.subnet, family.overlay):
+				return fmt.Sprintf("the further subnet of this host, %s, is not in the overlay's, %s", family.subnet, family.overlay)
+			case conf.Containers(conf.Mesos.Of(family.subnet)) == 0:
+				return fmt.Sprintf("the further subnet of this host, %s, has no address for a container", family.subnet)
+			}
+		}
+		if a, b, found := common(o.All()[:i+1], []conf.Block{b}); found {
+			return fmt.Sprintf("the subnets of this host, %s and %s, overlap", a, b)
 		}
 	}
 	return ""

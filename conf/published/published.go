@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"path/filepath"
+	"slices"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/conf/document"
@@ -110,13 +110,7 @@ func Drained(o conf.AgentOverlay) error {
 		"use another overlay, or end it with \"overlayctl overlays undrain %s\"", o.Info.Name, o.Info.Name)
 }
 
-// Ranges are the half's prefixes, IPv4 before IPv6.
-func Ranges(b *conf.Bridge) []netip.Prefix {
-	var out []netip.Prefix
-	for _, p := range [...]netip.Prefix{b.IP, b.IP6} {
-		if p.IsValid() {
-			out = append(out, p)
-		}
-	}
-	return out
+// HasRoom reports whether the agent can get a further block of the overlay now.
+func HasRoom(s conf.State, overlay string) bool {
+	return s.Lease.Error == "" && slices.Contains(s.Room, overlay)
 }

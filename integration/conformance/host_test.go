@@ -32,9 +32,9 @@ overlays:
   - {name: v4, subnet: 9.0.0.0/8, prefix: 24}
   - {name: v6, subnet6: "fd01:b::/64", prefix6: 80}
   - {name: dual, subnet: 10.1.0.0/16, prefix: 24, subnet6: "fd01:c::/64", prefix6: 80}
-  - {name: tiny, subnet: 10.2.0.0/16, prefix: 29}
-  - {name: duo, subnet: 10.3.0.0/16, prefix: 29, subnet6: "fd01:d::/64", prefix6: 80}
-  - {name: small, subnet: 10.4.0.0/16, prefix: 28}
+  - {name: tiny, subnet: 10.2.0.0/16, prefix: 29, blocks_per_agent: 1}
+  - {name: duo, subnet: 10.3.0.0/16, prefix: 29, subnet6: "fd01:d::/64", prefix6: 80, blocks_per_agent: 1}
+  - {name: small, subnet: 10.4.0.0/16, prefix: 28, blocks_per_agent: 1}
 `
 
 // host is a lab host with a mount namespace of its own, in which the boot id is

@@ -7,7 +7,6 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/conf/published"
 	"overlayd.internal/overlay/ipam"
 )
 
@@ -19,15 +18,15 @@ func (c *Call) Attachment() conf.Attachment {
 // AddressRequest is what to ask the store for: an address of every family the
 // half has, by name where the runtime gave one.
 func AddressRequest(c *Call, half conf.Half, o conf.AgentOverlay) (ipam.Request, error) {
-	b := o.Bridge(half)
-	if b == nil {
+	ranges := o.Ranges(half)
+	if ranges == nil {
 		return ipam.Request{}, Errorf(ErrCodeNoOverlay, "overlay %s has no bridge for the %s half on this host", o.Info.Name, half)
 	}
 	want, err := wantedAddrs(c)
 	if err != nil {
 		return ipam.Request{}, Errorf(types.ErrInvalidNetworkConfig, "requested address: %w", err)
 	}
-	return ipam.Request{Attachment: c.Attachment(), Half: half, Ranges: published.Ranges(b), Want: want}, nil
+	return ipam.Request{Attachment: c.Attachment(), Half: half, Ranges: ranges, Want: want}, nil
 }
 
 // wantedAddrs collects the four ways to ask for an address. Runtimes use more

@@ -14,21 +14,19 @@ import (
 	"github.com/containernetworking/cni/pkg/types/create"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/conf/published"
 	"overlayd.internal/overlay/ipam"
 )
 
-// Addresses are the result's ips and routes: every address with the half's mask
-// and gateway, and the given routes. A family without any has a default route.
-func Addresses(b *conf.Bridge, addrs []netip.Addr, given []Route) (ips []*types100.IPConfig, routes []*types.Route) {
-	for i, p := range published.Ranges(b) {
-		if i >= len(addrs) {
-			break
-		}
+// Addresses are the result's ips and routes: every address with the mask and gateway
+// of the range that it is from, and the given routes. A family without any has a
+// default route.
+func Addresses(ranges []netip.Prefix, addrs []netip.Addr, given []Route) (ips []*types100.IPConfig, routes []*types.Route) {
+	for _, addr := range addrs {
+		p := RangeOf(ranges, addr)
 		bits := p.Addr().BitLen()
 		gateway := net.IP(conf.Gateway(p).AsSlice())
 		ips = append(ips, &types100.IPConfig{
-			Address: net.IPNet{IP: addrs[i].AsSlice(), Mask: net.CIDRMask(p.Bits(), bits)},
+			Address: net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(p.Bits(), bits)},
 			Gateway: gateway,
 		})
 		routed := false
@@ -48,6 +46,16 @@ func Addresses(b *conf.Bridge, addrs []netip.Addr, given []Route) (ips []*types1
 		}
 	}
 	return ips, routes
+}
+
+// RangeOf is the range that an address is from.
+func RangeOf(ranges []netip.Prefix, a netip.Addr) netip.Prefix {
+	for _, p := range ranges {
+		if p.Contains(a) {
+			return p
+		}
+	}
+	return netip.PrefixFrom(a, a.BitLen()) // none; the store gives no such address
 }
 
 // ForVersion is the result without what came to the specification later than the

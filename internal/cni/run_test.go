@@ -60,9 +60,9 @@ func (r *recorder) plugin() Plugin {
 }
 
 func newRecorder() *recorder {
-	b := &conf.Bridge{IP: netip.MustParsePrefix("9.0.1.0/25")}
+	ranges := []netip.Prefix{netip.MustParsePrefix("9.0.1.0/25")}
 	r := &types100.Result{CNIVersion: "1.1.0"}
-	r.IPs, r.Routes = Addresses(b, []netip.Addr{netip.MustParseAddr("9.0.1.2")}, nil)
+	r.IPs, r.Routes = Addresses(ranges, []netip.Addr{netip.MustParseAddr("9.0.1.2")}, nil)
 	return &recorder{result: r}
 }
 

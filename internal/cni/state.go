@@ -66,7 +66,7 @@ func Status(ctx context.Context, c *Call, half conf.Half, ports bool) error {
 	if err != nil {
 		return StatusError(err)
 	}
-	o, b, err := Overlay(state, c.Conf.OverlayName(), half)
+	o, _, err := Overlay(state, c.Conf.OverlayName(), half)
 	if err != nil {
 		return StatusError(err)
 	}
@@ -78,15 +78,15 @@ func Status(ctx context.Context, c *Call, half conf.Half, ports bool) error {
 		return StatusError(err)
 	}
 	defer s.Close()
-	stats, err := s.Stats(ctx, half, published.Ranges(b))
+	stats, err := s.Stats(ctx, half, o.Ranges(half))
 	if err != nil {
 		return StatusError(StoreError(err))
 	}
-	for _, st := range stats {
+	for _, st := range ipam.Sum(stats) {
 		if !ports {
-			st.Total = conf.Containers(st.Range)
+			st.Total = st.Addresses()
 		}
-		if st.Used >= st.Total { // cooling addresses are used early
+		if st.Used >= st.Total && !published.HasRoom(state, o.Info.Name) { // cooling addresses are used early
 			return StatusError(StoreError(&ipam.ExhaustedError{Overlay: o.Info.Name, Half: half, Stats: st}))
 		}
 	}

@@ -132,15 +132,18 @@ func HalfOf(bridge string) (half conf.Half, ok bool) {
 	return "", false
 }
 
-// BridgeMAC is the MAC of a bridge with these gateway addresses. It is the same
-// at every start, so that containers need not learn a new one when a bridge is
-// made anew, and given at creation, so that neither the first port nor
-// systemd-udevd changes it.
+// BridgeMAC is the MAC of a bridge with these gateway addresses: it follows from the
+// first of IPv4, or else of IPv6. It is the same at every start, so that containers
+// need not learn a new one when a bridge is made anew, and given at creation, so
+// that neither the first port nor systemd-udevd changes it.
 func BridgeMAC(addrs []netip.Prefix) conf.MAC {
 	var m conf.MAC
 	for _, a := range addrs {
 		if a.Addr().Is4() {
 			return macOfIPv4(a.Addr())
+		}
+		if m != (conf.MAC{}) {
+			continue // a further one, which comes and goes
 		}
 		h := sha256.Sum256(a.Addr().AsSlice())
 		m = conf.MAC{0x02, h[0], h[1], h[2], h[3], h[4]}

@@ -63,7 +63,7 @@ func add(ctx context.Context, c *cni.Call) (*types100.Result, func(), error) {
 		return nil, nil, err
 	}
 	c.BootID = state.BootID
-	o, bridge, err := cni.Overlay(state, c.Conf.OverlayName(), h)
+	o, _, err := cni.Overlay(state, c.Conf.OverlayName(), h)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -81,21 +81,16 @@ func add(ctx context.Context, c *cni.Call) (*types100.Result, func(), error) {
 	}
 	// The only way to find out, should DEL never come, that the container is gone.
 	request.NetNS = netns.Look(c.NetNS)
-	store, err := cni.OpenStore(ctx, c, state.CoolingSeconds)
+	got, o, err := cni.Allocate(ctx, c, state, o, request)
 	if err != nil {
 		return nil, nil, err
-	}
-	defer store.Close()
-	got, err := store.Allocate(ctx, request)
-	if err != nil {
-		return nil, nil, cni.StoreError(err)
 	}
 	undo := func() {
 		if !got.Existing {
 			_, _ = cni.Release(ctx, c) // it cannot be reported any more; GC finds it
 		}
 	}
-	r.IPs, r.Routes = cni.Addresses(bridge, got.Addrs, routes)
+	r.IPs, r.Routes = cni.Addresses(o.Ranges(h), got.Addrs, routes)
 	return r, undo, nil
 }
 

@@ -107,6 +107,15 @@ func prefixes(ps ...netip.Prefix) string {
 	return strings.Join(out, " ")
 }
 
+// blockTexts prints agent subnets, the first block before the further ones.
+func blockTexts(blocks []conf.Block) string {
+	var all []netip.Prefix
+	for _, b := range blocks {
+		all = append(all, b.Prefixes()...)
+	}
+	return prefixes(all...)
+}
+
 // statusText prints a status in few words.
 func statusText(s *conf.OverlayStatus) string {
 	if s == nil {

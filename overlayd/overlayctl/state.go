@@ -28,7 +28,7 @@ func (e *env) runState(ctx context.Context) error {
 	var rows [][]string
 	for _, a := range state.Agents {
 		for _, o := range a.Overlays {
-			rows = append(rows, []string{a.IP.String(), o.Info.Name, prefixes(o.Subnet, o.Subnet6),
+			rows = append(rows, []string{a.IP.String(), o.Info.Name, blockTexts(o.All()),
 				prefixes(o.Backend.VXLAN.VTEPIP, o.Backend.VXLAN.VTEPIP6), o.Backend.VXLAN.VTEPMAC.String(), statusText(o.State)})
 		}
 		if len(a.Overlays) == 0 {

@@ -211,7 +211,7 @@ func (e *env) printStatus(s hostStatus) error {
 	fmt.Fprintln(e.stdout)
 	var rows [][]string
 	for _, o := range s.Agent.Overlays {
-		rows = append(rows, []string{o.Info.Name, prefixes(o.Subnet, o.Subnet6), bridge(o.MesosBridge), bridge(o.DockerBridge), statusText(o.State)})
+		rows = append(rows, []string{o.Info.Name, blockTexts(o.All()), bridge(o.MesosBridge), bridge(o.DockerBridge), statusText(o.State)})
 	}
 	return e.printTable([]string{"OVERLAY", "AGENT SUBNET", "MESOS BRIDGE", "DOCKER BRIDGE", "STATUS"}, rows)
 }

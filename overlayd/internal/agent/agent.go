@@ -104,16 +104,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	l.recall()
 
 	group.Go(func() error { return listeners.serve(ctx, a.handler(), a.log) })
-	group.Go(func() error { return only.answer(ctx) })
-	group.Go(func() error { return l.registrar.run(ctx) })
-	group.Go(func() error { return l.reporter.run(ctx) })
-	group.Go(func() error { return l.goHome(ctx) })
-	group.Go(func() error { return l.runtimes.Run(ctx) })
-	group.Go(func() error { return a.newSweeper(log).run(ctx) })
-	group.Go(func() error { return l.inventory.run(ctx) })
-	group.Go(func() error { return a.fast.Run(ctx) })
+	running := []func(context.Context) error{
+		only.answer, l.registrar.run, l.reporter.run, l.goHome, l.runtimes.Run,
+		a.newSweeper(log).run, l.inventory.run, l.room.run, a.fast.Run,
+	}
 	if a.docker != nil {
-		group.Go(func() error { return a.docker.Run(ctx) })
+		running = append(running, a.docker.Run)
+	}
+	for _, run := range running {
+		group.Go(func() error { return run(ctx) })
 	}
 	changes := dp.Changes(ctx)
 	group.Go(func() error { return l.run(ctx, changes) })

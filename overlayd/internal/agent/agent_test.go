@@ -120,6 +120,9 @@ func TestJoin(t *testing.T) {
       "subnet6": "fd01:b:0:0:1::/80"
     }
   ],
+  "room": [
+    "dcos"
+  ],
   "version": "1.2.3"
 }`, h.id(), boot, c.urls()[0], h.opts.CNIConfDir, h.opts.StateDir, doc.Lease.Epoch, doc.Lease.ExpiresBoottime)
 	raw, err := os.ReadFile(h.path(conf.StateFile))

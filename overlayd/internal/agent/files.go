@@ -223,6 +223,8 @@ type savedLease struct {
 	Renewed renewal    `json:"renewed"`
 	// Left is leaseState.left.
 	Left map[string][]netip.Prefix `json:"left,omitempty"`
+	// Returned are blocks that must not be used again, whatever Lease says.
+	Returned []returnedBlock `json:"returned,omitempty"`
 }
 
 // savedPeers is peers.json.
@@ -300,7 +302,11 @@ func checkLease(l conf.Lease, id string) error {
 		if err := conf.CheckName(g.Overlay.Name); err != nil {
 			return fmt.Errorf("lease with overlay name: %w", err)
 		}
-		for _, s := range []netip.Prefix{g.Subnet, g.Subnet6} {
+		subnets := []netip.Prefix{g.Subnet, g.Subnet6}
+		for _, b := range g.Blocks {
+			subnets = append(subnets, b.Prefixes()...)
+		}
+		for _, s := range subnets {
 			if s.IsValid() && (s != s.Masked() || s.Bits() > s.Addr().BitLen()-3) {
 				return fmt.Errorf("lease of overlay %s with subnet %s", g.Overlay.Name, s)
 			}

@@ -67,7 +67,7 @@ func (l *loop) recall() {
 	l.recallDocument()
 	if s, ok := l.files.loadLease(l.id); ok {
 		s.Lease.Bridges = l.opts.Bridges
-		l.hold(&heldLease{Lease: s.Lease, renewed: l.boot.adopt(s.Renewed, s.Lease.Term())})
+		l.hold(&heldLease{Lease: s.Lease, renewed: l.boot.adopt(s.Renewed, s.Lease.Term()), returned: s.Returned})
 		l.lease.left = s.Left
 		l.lease.stored = l.expires()
 		l.lease.listening = s.Lease.Direct
@@ -118,7 +118,8 @@ func (l *loop) registered(ctx context.Context, r registration) {
 	before := l.lease.held
 	changed := before == nil || !sameLease(before.Lease, r.lease)
 	signed := before == nil || !reflect.DeepEqual(before.Signed, r.lease.Signed)
-	l.hold(&heldLease{Lease: r.lease, renewed: r.sent})
+	l.hold(&heldLease{Lease: r.lease, renewed: r.sent, returned: stillReturned(before, r.lease)})
+	l.takeAnswer(r)
 	if changed {
 		l.leaseChanged(before)
 		l.withdraw(before)
@@ -292,7 +293,7 @@ func sameLease(a, b conf.Lease) bool {
 
 func (l *loop) saveLease() {
 	held := l.lease.held
-	err := conf.WriteJSON(l.files.lease(), savedLease{Lease: held.Lease, Renewed: held.renewed, Left: l.lease.left}, 0o600)
+	err := conf.WriteJSON(l.files.lease(), savedLease{Lease: held.Lease, Renewed: held.renewed, Left: l.lease.left, Returned: held.returned}, 0o600)
 	l.problems.Report(storeLeaseProblem, err)
 	if err == nil {
 		l.lease.stored = l.expires()

@@ -32,6 +32,7 @@ type loop struct {
 	dp       *datapath.Datapath
 	group    *errgroup.Group // of the goroutines of Run
 
+	room      *room
 	registrar *registrar
 	reporter  *reporter
 	inventory *inventory
@@ -79,6 +80,11 @@ type leaseState struct {
 	// listening: peers may still send without VXLAN, though this host no longer
 	// wants them to.
 	listening bool
+
+	// asks is what the next registration asks for besides the lease; nil: nothing.
+	asks atomic.Pointer[roomAsks]
+	// short are the overlays of which the last answer gave less than was wanted.
+	short map[string]bool
 
 	refusal string // why the last registration failed; "" if it did not
 	// unreachable: it failed without an answer of the coordinator.
@@ -172,6 +178,7 @@ func (a *Agent) newLoop(p loopParts) *loop {
 		ask:    o.Coordinator.Register,
 		find:   l.findIP,
 		held:   func() conf.Lease { return *l.lease.shown.Load() },
+		asks:   l.lease.asks.Load,
 		moveOn: o.Coordinator.MoveOn,
 		again:  o.Coordinator.Reconnect,
 		req: api.RegisterRequest{
@@ -183,6 +190,7 @@ func (a *Agent) newLoop(p loopParts) *loop {
 		kick:   make(chan struct{}, 1),
 		out:    make(chan registration),
 	}
+	l.room = a.newRoom(p.log)
 	l.reporter = &reporter{
 		send:   o.Coordinator.Report,
 		timing: a.timing, problems: problems.New(p.log),
@@ -213,6 +221,8 @@ func (l *loop) run(ctx context.Context, changes <-chan struct{}) error {
 			l.registered(ctx, r)
 		case p := <-l.peers.in:
 			l.peersChanged(p)
+		case n := <-l.room.out:
+			l.roomChanged(ctx, n)
 		case _, ok := <-changes:
 			if !ok {
 				changes = nil

@@ -110,7 +110,7 @@ func (a *Agent) readMetrics(ctx context.Context, p *metrics.Page) {
 	defer cancel()
 	usage, err := audit.ReadUsage(ctx, a.opts.RunDir, s.state)
 	p.Bool("overlay_agent_address_stores_ok", "Whether all address stores could be read.", err == nil)
-	usageMetrics(p, usage)
+	usageMetrics(p, audit.Sum(usage))
 }
 
 // trafficMetrics say what crossed hosts by the fast path, and what it left to the

@@ -40,6 +40,8 @@ type Options struct {
 
 	Listen  string        // TCP address of the HTTP server; empty: socket only
 	Cooling time.Duration // how long a released address rests; 0: not at all
+	// BlockIdle is how long a further block has to be empty before it is given back.
+	BlockIdle time.Duration
 
 	Datapath fast.Mode    // empty: auto
 	Routing  conf.Routing // empty: vxlan
@@ -94,6 +96,9 @@ func New(o Options) (*Agent, error) {
 	}
 	if o.Cooling < 0 {
 		bad("cooling %s: must not be negative", o.Cooling)
+	}
+	if o.BlockIdle < 0 {
+		bad("block idle time %s: must not be negative", o.BlockIdle)
 	}
 	if o.Coordinator == nil {
 		bad("coordinator: missing")

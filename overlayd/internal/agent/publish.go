@@ -164,6 +164,7 @@ func (l *loop) compose() conf.State {
 	}
 	state.Lease.Epoch, state.Lease.ExpiresBoottime = held.Epoch, expires
 	state.Overlays = l.effective().AgentOverlays(l.status())
+	state.Room = l.hasRoom()
 	l.problems.Report(followProblem, l.notFollowing())
 	state.Problems, state.Notices = l.hostProblems(), l.outcome.report.Notices
 	return state

@@ -98,6 +98,7 @@ func (l *loop) offer() {
 		}
 	}
 	l.serve(state)
+	l.showRoom(state.Overlays)
 	l.reportStatus(false)
 	l.plan(l.outcome.failing || l.published.err != nil)
 }
@@ -127,7 +128,7 @@ func (l *loop) takePeerEvent() bool {
 func (l *loop) program(ctx context.Context, resync bool) (report datapath.Report) {
 	defer func(began time.Time) { l.agent.counts.reconciled(began, report) }(time.Now())
 	claims := l.peers.claims
-	claims.setOwn(l.lease.held.Lease, l.lease.ip)
+	claims.setOwn(l.lease.held.inUse(), l.lease.ip)
 	set, gone := claims.changes()
 	cfg := desired(l.effective(), l.lease.ip)
 	cfg.Withdrawn = l.withdrawn()

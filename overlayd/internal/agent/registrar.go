@@ -18,6 +18,7 @@ type registration struct {
 	ip    netip.Addr // agent IP asked with; zero if none was found
 	lease conf.Lease
 	sent  renewal // just before the request: the term counts from here
+	want  map[string]int
 	err   error
 }
 
@@ -27,6 +28,7 @@ type registrar struct {
 	find   func(context.Context) (netip.Addr, error) // agent IP
 	req    api.RegisterRequest                       // without what may change
 	held   func() conf.Lease                         // zero: none
+	asks   func() *roomAsks                          // besides the lease; nil: never anything
 	moveOn func()                                    // to the next coordinator
 	again  func()                                    // the next request makes a connection of its own
 	last   netip.Addr                                // agent IP asked with last
@@ -104,6 +106,10 @@ func (r *registrar) try(ctx context.Context) registration {
 	req := r.req
 	held := r.held()
 	req.AgentIP, req.ClusterID = ip, held.ClusterID
+	if asks := r.wanted(); asks != nil {
+		req.Want, req.Return = asks.want, asks.back
+		o.want = asks.want
+	}
 	if s := held.Signed; s != nil && len(s.Lease) <= api.MaxPresented {
 		req.Presented = s
 	}
@@ -116,6 +122,14 @@ func (r *registrar) try(ctx context.Context) registration {
 			"this coordinator is of cluster %s, and the lease of this host is of cluster %s", o.lease.ClusterID, req.ClusterID)}
 	}
 	return o
+}
+
+// wanted is what to ask for besides the lease; nil: nothing.
+func (r *registrar) wanted() *roomAsks {
+	if r.asks == nil {
+		return nil
+	}
+	return r.asks()
 }
 
 // isKind reports whether the coordinator refused for that reason.

@@ -73,4 +73,7 @@ func later(published, actual int64, term time.Duration) int64 {
 type heldLease struct {
 	conf.Lease
 	renewed renewal
+	// returned are further blocks of it that this host no longer uses and the
+	// coordinator may not have taken back yet.
+	returned []returnedBlock
 }

@@ -28,6 +28,8 @@ type timing struct {
 	report       time.Duration // least time between two reports of what is attached
 	spread       time.Duration // within which agents report to a coordinator that comes back
 	direct       time.Duration // how long peers may go on sending without VXLAN after they were told to stop
+	room         time.Duration // between two looks at how full the halves are
+	roomPause    time.Duration // least time between two looks at it because of changes
 	abandoned    time.Duration // how long a container must be gone before its addresses are released
 }
 
@@ -56,5 +58,7 @@ var defaultTiming = timing{
 	report:       250 * time.Millisecond,
 	spread:       2 * time.Second,
 	direct:       time.Minute,
+	room:         10 * time.Second,
+	roomPause:    100 * time.Millisecond,
 	abandoned:    time.Minute,
 }

@@ -21,8 +21,13 @@ import (
 //	a registration answers with another subnet ---------> withheld, until drained
 //	no container is left on the bridges ----------------> set up as leased
 
-// subnetsOf are the subnets of a grant.
-func subnetsOf(g conf.Grant) []netip.Prefix { return valid(g.Subnet, g.Subnet6) }
+// subnetsOf are the subnets of a grant, with those of further blocks.
+func subnetsOf(g conf.Grant) (out []netip.Prefix) {
+	for _, b := range g.All() {
+		out = append(out, b.Prefixes()...)
+	}
+	return out
+}
 
 // withdraw takes in that a lease has other subnets than the one before. What it has
 // again is no longer withdrawn, nor is what an overlay had that is not served now: its
@@ -33,8 +38,9 @@ func (l *loop) withdraw(before *heldLease) {
 		name, now := g.Overlay.Name, subnetsOf(g)
 		was := slices.Clone(l.lease.left[name])
 		if before != nil {
-			if i := slices.IndexFunc(before.Grants, func(b conf.Grant) bool { return b.Overlay.Name == name }); i >= 0 {
-				was = append(was, subnetsOf(before.Grants[i])...)
+			used := before.inUse().Grants // a block that was given back is no loss
+			if i := slices.IndexFunc(used, func(b conf.Grant) bool { return b.Overlay.Name == name }); i >= 0 {
+				was = append(was, subnetsOf(used[i])...)
 			}
 		}
 		for _, s := range was {
@@ -87,7 +93,7 @@ func (l *loop) stillOn(overlay string) string {
 // effective is the lease less the overlays that are withheld, which have the reason
 // in place of their subnets.
 func (l *loop) effective() conf.Lease {
-	lease := l.lease.held.Lease
+	lease := l.lease.held.inUse()
 	lease.Grants = slices.Clone(lease.Grants)
 	for i, g := range lease.Grants {
 		if why := l.withheld(g); why != "" {

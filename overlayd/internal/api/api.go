@@ -58,8 +58,21 @@ type RegisterRequest struct {
 	Presented *conf.SignedLease `json:"presented,omitempty"`
 	// Shown is what Presented says, once its signature was found good.
 	Shown *conf.Lease `json:"-"`
+	// Want is how many blocks of an overlay the agent would like to have in all, by
+	// overlay name, where one is not enough. It gets what can be had.
+	Want map[string]int `json:"want,omitempty"`
+	// Return are further blocks that the agent no longer uses.
+	Return *Return `json:"return,omitempty"`
 	// Source is the address that the request came from, as the coordinator sees it.
 	Source netip.Addr `json:"-"`
+}
+
+// Return gives further blocks back. It is carried out only while the lease has still
+// the epoch in which the agent decided it: a request that was long on its way must
+// not take what has been granted anew since.
+type Return struct {
+	Epoch  uint64                  `json:"epoch"`
+	Blocks map[string][]conf.Block `json:"blocks"` // by overlay name
 }
 
 // Speaker is the id of the agent that a request speaks for.

@@ -27,15 +27,6 @@ func (c *comparison) overlays() []string {
 	return slices.Sorted(maps.Keys(names))
 }
 
-func ranges(b *conf.Bridge) (out []netip.Prefix) {
-	for _, p := range [...]netip.Prefix{b.IP, b.IP6} {
-		if p.IsValid() {
-			out = append(out, p)
-		}
-	}
-	return out
-}
-
 // entry is an attachment as the store and the kernel know it.
 type entry struct {
 	rec  *ipam.Record
@@ -139,9 +130,7 @@ func (c *comparison) lease(overlay string, rec ipam.Record) {
 	}
 	var in []netip.Prefix
 	if o, ok := c.State.Overlay(overlay); ok {
-		if b := o.Bridge(rec.Half); b != nil {
-			in = ranges(b)
-		}
+		in = o.Ranges(rec.Half)
 	}
 	for _, a := range rec.Addrs {
 		if rec.IsDocker() && a.Is4() && a.IsLinkLocalUnicast() {

@@ -68,11 +68,11 @@ func (h Host) Usage() (out []Usage) {
 
 func usage(ctx context.Context, o conf.AgentOverlay, stats func(context.Context, conf.Half, []netip.Prefix) ([]ipam.Stats, error)) (out []Usage, _ error) {
 	for _, half := range conf.Halves {
-		b := o.Bridge(half)
-		if b == nil {
+		ranges := o.Ranges(half)
+		if ranges == nil {
 			continue
 		}
-		list, err := stats(ctx, half, ranges(b))
+		list, err := stats(ctx, half, ranges)
 		if err != nil {
 			return nil, err
 		}
@@ -81,6 +81,22 @@ func usage(ctx context.Context, o conf.AgentOverlay, stats func(context.Context,
 		}
 	}
 	return out, nil
+}
+
+// Sum adds up the ranges of one family of a half: they are one pool.
+func Sum(all []Usage) (out []Usage) {
+	for len(all) > 0 {
+		first, n := all[0], 1
+		stats := []ipam.Stats{first.Stats}
+		for ; n < len(all) && all[n].Overlay == first.Overlay && all[n].Half == first.Half; n++ {
+			stats = append(stats, all[n].Stats)
+		}
+		for _, st := range ipam.Sum(stats) {
+			out = append(out, Usage{first.Overlay, first.Half, st})
+		}
+		all = all[n:]
+	}
+	return out
 }
 
 // neverUsed is ipam.Store.Stats of a store that nobody has made yet. To make one

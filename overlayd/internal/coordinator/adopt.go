@@ -257,6 +257,18 @@ func (c *Coordinator) judgeLocked(shown *conf.Lease, rev uint64) (lost bool, riv
 // each calls fn for every block of a lease: the overlay it is of, empty for the VTEP,
 // and the key it is stored under.
 func each(l *conf.Lease, fn func(overlay, key string, block netip.Prefix)) {
+	eachFirst(l, fn)
+	for _, g := range l.Grants {
+		for _, b := range g.Blocks {
+			for _, s := range b.Prefixes() {
+				fn(g.Overlay.Name, keySubnet(g.Overlay.Name, s), s)
+			}
+		}
+	}
+}
+
+// eachFirst is each without the further blocks of the overlays.
+func eachFirst(l *conf.Lease, fn func(overlay, key string, block netip.Prefix)) {
 	if a := l.VTEP.IP.Addr(); a.IsValid() {
 		fn("", keyVTEP(a), netip.PrefixFrom(a, a.BitLen()))
 	}
@@ -300,7 +312,7 @@ func (c *Coordinator) adoptLocked(p *plan, shown *conf.Lease) {
 		return
 	}
 	p.next.Adopted = shown.Epoch
-	each(shown, func(overlay, key string, block netip.Prefix) {
+	eachFirst(shown, func(overlay, key string, block netip.Prefix) {
 		switch {
 		case p.next.owns(key):
 		case len(p.claimed)+len(p.dropped) >= maxBlocks:
@@ -309,6 +321,9 @@ func (c *Coordinator) adoptLocked(p *plan, shown *conf.Lease) {
 			p.next = p.next.instead(p, overlay, block)
 		}
 	})
+	for _, g := range shown.Grants {
+		c.adoptFurtherLocked(p, shown.Epoch, g)
+	}
 }
 
 // claimLocked takes a block out of its pool for the plan, if it can be had.

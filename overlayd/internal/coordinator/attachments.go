@@ -156,13 +156,14 @@ func (r record) has(overlay string) bool {
 // room is how many containers fit what the agent was leased.
 func (r record) room() (n int) {
 	for _, h := range r.Subnets {
-		fit := uint64(0)
-		for _, p := range [...]netip.Prefix{h.Subnet, h.Subnet6} {
-			if p.IsValid() {
-				fit = max(fit, min(conf.Containers(p), uint64(len(conf.Halves))*conf.BridgePorts))
+		var fit [2]uint64 // by family
+		for _, b := range h.all() {
+			for _, p := range b.Prefixes() {
+				f := &fit[p.Addr().BitLen()>>7]
+				*f = min(*f+conf.Containers(p), uint64(len(conf.Halves))*conf.BridgePorts)
 			}
 		}
-		n += int(fit)
+		n += int(max(fit[0], fit[1]))
 	}
 	return n
 }

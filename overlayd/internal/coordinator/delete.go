@@ -90,10 +90,9 @@ func (c *Coordinator) planDelete(name string) (txn store.Txn, viewRev uint64, mo
 	txn.If = []store.Cond{{Key: keyAgent(a.id), Mod: a.mod}}
 	remove := func(key string) { txn.Then = append(txn.Then, store.Op{Key: key, Delete: true}) }
 	if len(a.resources()) > maxBlocks {
-		less := a.record
-		less.Subnets = a.Subnets[maxBlocks/2:]
+		less, keys := a.shed(maxBlocks)
 		txn.Then = append(txn.Then, store.Op{Key: keyAgent(a.id), Value: encode(less)})
-		for _, key := range (record{Subnets: a.Subnets[:maxBlocks/2]}).subnetKeys() {
+		for _, key := range keys {
 			remove(key)
 		}
 		return txn, c.view.rev, true, true

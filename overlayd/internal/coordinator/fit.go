@@ -199,11 +199,13 @@ func (v *view) explainReused(next conf.Network) (errs []error) {
 func unconfigured(n conf.Network, owner string, rec record) (kept []*misfit) {
 	for _, h := range rec.Subnets {
 		o, _ := n.Overlay(h.Overlay)
-		if h.Subnet.IsValid() && !o.Subnet.IsValid() {
-			kept = append(kept, &misfit{resource: resource{overlay: h.Overlay, block: h.Subnet}, owner: owner})
-		}
-		if h.Subnet6.IsValid() && !o.Subnet6.IsValid() {
-			kept = append(kept, &misfit{resource: resource{overlay: h.Overlay, block: h.Subnet6}, owner: owner})
+		for _, b := range h.all() {
+			if b.Subnet.IsValid() && !o.Subnet.IsValid() {
+				kept = append(kept, &misfit{resource: resource{overlay: h.Overlay, block: b.Subnet}, owner: owner})
+			}
+			if b.Subnet6.IsValid() && !o.Subnet6.IsValid() {
+				kept = append(kept, &misfit{resource: resource{overlay: h.Overlay, block: b.Subnet6}, owner: owner})
+			}
 		}
 	}
 	return kept

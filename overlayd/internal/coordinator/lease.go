@@ -44,6 +44,7 @@ func (c *Coordinator) leaseOf(n *network, a *agent, missing map[string]string) c
 		if o.Subnet6.IsValid() {
 			g.Subnet6 = h.Subnet6
 		}
+		g.Blocks = h.configured(o)
 		if g.Subnet.IsValid() || g.Subnet6.IsValid() || g.Error != "" {
 			l.Grants = append(l.Grants, g)
 		}

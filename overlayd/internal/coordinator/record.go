@@ -60,6 +60,23 @@ type held struct {
 	Overlay string       `json:"overlay"`
 	Subnet  netip.Prefix `json:"subnet,omitzero"`
 	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
+	// Blocks are further ones, in the order they were granted.
+	Blocks []conf.Block `json:"blocks,omitempty"`
+}
+
+// all are the blocks held, the first one first.
+func (h held) all() []conf.Block {
+	return append([]conf.Block{{Subnet: h.Subnet, Subnet6: h.Subnet6}}, h.Blocks...)
+}
+
+// keys are those of the blocks.
+func (h held) keys(blocks ...conf.Block) (keys []string) {
+	for _, b := range blocks {
+		for _, p := range b.Prefixes() {
+			keys = append(keys, keySubnet(h.Overlay, p))
+		}
+	}
+	return keys
 }
 
 // held returns what the agent has of an overlay.
@@ -97,12 +114,7 @@ func (r record) resources() []string {
 
 func (r record) subnetKeys() (keys []string) {
 	for _, h := range r.Subnets {
-		if h.Subnet.IsValid() {
-			keys = append(keys, keySubnet(h.Overlay, h.Subnet))
-		}
-		if h.Subnet6.IsValid() {
-			keys = append(keys, keySubnet(h.Overlay, h.Subnet6))
-		}
+		keys = append(keys, h.keys(h.all()...)...)
 	}
 	return keys
 }

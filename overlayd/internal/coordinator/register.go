@@ -74,6 +74,7 @@ type plan struct {
 	next     record
 	claimed  []string     // keys of the blocks that were taken for it
 	dropped  []string     // keys of those that it holds in place of others no longer
+	freed    []string     // keys of those that it gives back
 	reserved *reservation // what waited for its IP, and is its own now; nil: nothing
 	missing  map[string]string
 	gone     map[string]string // by overlay, whose subnet it would have got back
@@ -103,12 +104,14 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 		c.view.settle(p.claimed)
 		return nil, err
 	}
+	c.takeBackLocked(p, req.Return)
 	for _, o := range p.network.Overlays {
 		if len(p.claimed)+p.reserved.size() >= maxBlocks {
 			p.more = true
 			break
 		}
 		c.takeSubnetsLocked(p, o)
+		c.takeFurtherLocked(p, o, req.Want[o.Name])
 	}
 	c.composeLocked(p, req)
 	pres := c.presenceLocked(req.AgentID)
@@ -214,7 +217,7 @@ func (c *Coordinator) composeLocked(p *plan, req api.RegisterRequest) {
 		p.txn.If = append(p.txn.If, store.Cond{Key: key})
 		put(key, []byte(id))
 	}
-	for _, key := range p.dropped {
+	for _, key := range append(p.dropped, p.freed...) { // the agent's record says that they are its own
 		p.txn.Then = append(p.txn.Then, store.Op{Key: key, Delete: true})
 	}
 	if s := c.view.seen[id]; c.expiredLocked(id) {

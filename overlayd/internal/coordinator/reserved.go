@@ -137,7 +137,7 @@ func (c *Coordinator) Reserved() []api.Reservation {
 func (r record) row() api.Reservation {
 	row := api.Reservation{AgentIP: r.IP, VTEP: r.VTEP, VTEP6: r.VTEP6, Subnets: []api.ReservedSubnet{}}
 	for _, h := range r.Subnets {
-		row.Subnets = append(row.Subnets, api.ReservedSubnet(h))
+		row.Subnets = append(row.Subnets, api.ReservedSubnet{Overlay: h.Overlay, Subnet: h.Subnet, Subnet6: h.Subnet6})
 	}
 	return row
 }

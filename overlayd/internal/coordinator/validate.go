@@ -60,6 +60,9 @@ func (c *Coordinator) validateRegister(req *api.RegisterRequest) error {
 	if err := conf.CheckUnderlay(req.Underlay); err != nil {
 		return refuse(http.StatusBadRequest, "agent %s: %v", req.AgentID, err)
 	}
+	if err := c.validateRoom(req); err != nil {
+		return err
+	}
 	req.Version = clip(req.Version, maxVersion)
 	return c.checkShown(req)
 }

@@ -13,7 +13,10 @@ func HostOf(l conf.Lease, ip netip.Addr) (h Host) {
 	h.VTEP = VTEP{Local: ip, MAC: l.VTEP.MAC, IP: l.VTEP.IP, IP6: l.VTEP.IP6, MTU: l.VTEP.MTU}
 	h.TakenDown = l.TakenDown
 	for _, g := range l.Grants {
-		leased := valid(g.Subnet, g.Subnet6)
+		var leased []netip.Prefix
+		for _, b := range g.All() {
+			leased = append(leased, b.Prefixes()...)
+		}
 		h.Overlays = append(h.Overlays, Overlay{
 			Name:      g.Overlay.Name,
 			Subnets:   valid(g.Overlay.Subnet, g.Overlay.Subnet6),

@@ -234,17 +234,11 @@ func (a *attaching) address(ctx context.Context) (addressing, error) {
 	if delegates(a.call.Conf) {
 		return a.addressByPlugin(ctx)
 	}
-	store, err := cni.OpenStore(ctx, a.call, a.state.CoolingSeconds)
+	got, overlay, err := cni.Allocate(ctx, a.call, a.state, a.overlay, a.request)
 	if err != nil {
 		return addressing{}, err
 	}
-	got, err := store.Allocate(ctx, a.request)
-	// Others need not wait for what follows: a large connection table takes longer
-	// to read than they would.
-	store.Close()
-	if err != nil {
-		return addressing{}, cni.StoreError(err)
-	}
+	a.overlay, a.ranges = overlay, overlay.Ranges(a.half)
 	// An address that the attachment had before belongs to an ADD that was
 	// killed, or whose result got lost; DEL releases it.
 	if !got.Existing {
@@ -254,10 +248,10 @@ func (a *attaching) address(ctx context.Context) (addressing, error) {
 		return addressing{}, kernelError(err)
 	}
 	var out addressing
-	for i, ip := range got.Addrs {
-		gateway := conf.Gateway(a.ranges[i])
-		out.addrs = append(out.addrs, netip.PrefixFrom(ip, a.ranges[i].Bits()))
-		out.gateways = append(out.gateways, gateway)
+	for _, ip := range got.Addrs {
+		in := cni.RangeOf(a.ranges, ip)
+		out.addrs = append(out.addrs, netip.PrefixFrom(ip, in.Bits()))
+		out.gateways = append(out.gateways, conf.Gateway(in))
 	}
 	for _, r := range a.routes {
 		out.routes = append(out.routes, route{dst: r.Dst, gw: r.GW})

@@ -22,7 +22,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/conf/published"
 	"overlayd.internal/overlay/internal/cni"
 	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/ipam"
@@ -57,7 +56,7 @@ type place struct {
 	state   conf.State
 	overlay conf.AgentOverlay
 	bridge  string
-	ranges  []netip.Prefix // of the half, one per family
+	ranges  []netip.Prefix // of the half; conf.AgentOverlay.Ranges
 }
 
 // place reads the published state. Its error says what the agent has not done
@@ -74,7 +73,7 @@ func (p program) place(n conf.NetConf) (place, error) {
 	if s := overlay.State; s != nil && s.Status != conf.StatusOK {
 		return place{}, cni.Errorf(types.ErrTryAgainLater, "overlay %s is not ready on this host: %s", overlay.Info.Name, why(*s))
 	}
-	return place{state: state, overlay: overlay, bridge: bridge.Name, ranges: published.Ranges(bridge)}, nil
+	return place{state: state, overlay: overlay, bridge: bridge.Name, ranges: overlay.Ranges(p.half)}, nil
 }
 
 func why(s conf.OverlayStatus) string {

@@ -51,8 +51,12 @@ func (p program) status(ctx context.Context, c *cni.Call) error {
 // ports need be of ours: only the kernel knows them. A half that runs out of
 // addresses first is not asked about.
 func (p place) hasPort(c *rtnl.Conn, bridge int) error {
+	addresses := map[int]uint64{}
 	for _, r := range p.ranges {
-		if conf.Containers(r) < conf.BridgePorts {
+		addresses[r.Addr().BitLen()] += min(conf.Containers(r), conf.BridgePorts)
+	}
+	for _, n := range addresses {
+		if n < conf.BridgePorts {
 			return nil
 		}
 	}

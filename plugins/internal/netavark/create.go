@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/conf/published"
 	"overlayd.internal/overlay/internal/cni"
 )
 
@@ -81,11 +81,10 @@ func create(input []byte) (map[string]json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	bridge, err := findBridge(n.Name, s)
+	bridge, ranges, err := findBridge(n.Name, s)
 	if err != nil {
 		return nil, err
 	}
-	ranges := published.Ranges(bridge)
 	var has []string
 	v6 := false
 	for _, r := range ranges {
@@ -115,18 +114,19 @@ func create(input []byte) (map[string]json.RawMessage, error) {
 	return all, nil
 }
 
-// findBridge is the Docker half's bridge of the overlay that the network is of.
-func findBridge(name string, s settings) (*conf.Bridge, error) {
+// findBridge is the Docker half's bridge of the overlay that the network is of, and
+// the half's ranges.
+func findBridge(name string, s settings) (*conf.Bridge, []netip.Prefix, error) {
 	if s.overlay == "" {
 		s.overlay = name
 	}
 	if err := conf.CheckName(s.overlay); err != nil {
-		return nil, fmt.Errorf("overlay name: %w; name another one with -o overlay=NAME", err)
+		return nil, nil, fmt.Errorf("overlay name: %w; name another one with -o overlay=NAME", err)
 	}
 	state, err := cni.LoadState(conf.NetConf{RunDir: s.runDir})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	_, bridge, err := cni.Overlay(state, s.overlay, conf.Docker)
-	return bridge, err
+	o, bridge, err := cni.Overlay(state, s.overlay, conf.Docker)
+	return bridge, o.Ranges(conf.Docker), err
 }

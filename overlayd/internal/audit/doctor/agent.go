@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/conf/published"
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/audit"
 )
@@ -92,10 +93,13 @@ func checkOverlays(h *host) (out []Finding) {
 const full = float64(api.NearlyFull) / 100
 
 func checkUse(h *host) (out []Finding) {
-	for _, u := range h.books.Usage() {
+	for _, u := range audit.Sum(h.books.Usage()) {
+		if published.HasRoom(h.state, u.Overlay) {
+			continue
+		}
 		f := Finding{
 			Severity: Warning, What: fmt.Sprintf("the %s half of overlay %s is nearly full on this host: soon no container can be attached to it", u.Half, u.Overlay),
-			Evidence: fmt.Sprintf("%s: %d used, %d cooling, %d in all", u.Range, u.Used, u.Cooling, u.Total),
+			Evidence: fmt.Sprintf("%s: %d used, %d cooling, %d in all", u.Ranges(), u.Used, u.Cooling, u.Total),
 			Fix:      "overlayctl ipam shows who has the addresses; stop containers, or give new ones to another host or to an overlay with a shorter prefix",
 		}
 		switch u.Count().Level() {

@@ -117,11 +117,9 @@ func (h *host) bridges() (out []bridge) {
 				continue
 			}
 			want := bridge{name: b.Name, overlay: o.Info.Name}
-			for _, r := range []netip.Prefix{b.IP, b.IP6} {
-				if r.IsValid() {
-					want.ranges = append(want.ranges, r)
-					want.gateways = append(want.gateways, conf.GatewayPrefix(r))
-				}
+			for _, r := range o.Ranges(half) {
+				want.ranges = append(want.ranges, r)
+				want.gateways = append(want.gateways, conf.GatewayPrefix(r))
 			}
 			out = append(out, want)
 		}

@@ -61,18 +61,23 @@ func (s stores) exists(overlay string) bool {
 	return err == nil
 }
 
-// halves are the prefixes of the Docker half, IPv4 first; none where the
-// overlay has no Docker bridge.
+// halves are the prefixes of the Docker half of the first block, IPv4 first: those
+// that a network names. None where the overlay has no Docker bridge.
 func halves(o conf.AgentOverlay) []netip.Prefix {
+	var out []netip.Prefix
 	if b := o.DockerBridge; b != nil {
-		return published.Ranges(b)
+		for _, p := range [...]netip.Prefix{b.IP, b.IP6} {
+			if p.IsValid() {
+				out = append(out, p)
+			}
+		}
 	}
-	return nil
+	return out
 }
 
 // rangesFor are the prefixes to take an address of the pool from.
 func rangesFor(o conf.AgentOverlay, p netip.Prefix) []netip.Prefix {
-	all := halves(o)
+	all := o.Ranges(conf.Docker)
 	if isBystander(p) {
 		return append([]netip.Prefix{p}, all...)
 	}
