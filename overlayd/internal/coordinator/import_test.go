@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -264,6 +265,40 @@ func TestImportIsForNewAgents(t *testing.T) {
 	if got := n.Reserved(); len(got) != 3 {
 		t.Errorf("reserved: %+v", got)
 	}
+}
+
+// The store is lost after hosts have moved over, and the state is imported again.
+// Who shows the lease that it has keeps it, whether it is what is reserved or not.
+func TestImportAfterLoss(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := inBubble(t, newStore(t))
+		other := b.register("other", "172.17.0.2") // before the import
+		if _, err := b.Import(t.Context(), []byte(strings.Replace(string(sample(t)), "172.17.0.2", "172.17.0.9", 1)), false); err == nil {
+			t.Error("the first block is leased, and was reserved for another host")
+		}
+		if _, err := b.Delete(t.Context(), []string{"other"}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Import(t.Context(), sample(t), false); err != nil {
+			t.Fatal(err)
+		}
+		moved := b.register("moved", "172.17.0.4")
+		stray := b.register("stray", "10.0.0.1")
+		stray.AgentIP = netip.MustParseAddr("172.17.0.3") // it has changed its address meanwhile
+		if blocksOf(other) == blocksOf(stray) {
+			t.Fatalf("stray got what is reserved: %s", blocksOf(stray))
+		}
+		b.stop()
+		b = bubbleWith(t, coordinator.Options{Store: newStore(t), Adopt: coordinator.Adopt{Cluster: b.ClusterID()}})
+		if _, err := b.Import(t.Context(), sample(t), false); err != nil {
+			t.Fatal(err)
+		}
+		kept(t, moved, b.show(moved))
+		kept(t, stray, b.show(stray))
+		if got := b.Reserved(); len(got) != 2 {
+			t.Errorf("reserved: %+v, want what is for the two that did not come back", got)
+		}
+	})
 }
 
 // edit is the sample with other words in it.

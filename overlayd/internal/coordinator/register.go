@@ -98,7 +98,7 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 		p.next = p.old.record
 	}
 	p.next.IP, p.next.Bridges, p.next.Superseded, p.next.Underlay = req.AgentIP, req.Bridges, "", req.Underlay
-	c.takeReservedLocked(p)
+	c.takeReservedLocked(p, req.Shown)
 	c.adoptLocked(p, req.Shown)
 	if err := c.takeVTEPLocked(p); err != nil {
 		c.view.settle(p.claimed)

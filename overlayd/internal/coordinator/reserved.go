@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/serve"
 	"overlayd.internal/overlay/overlayd/internal/store"
@@ -21,6 +22,13 @@ import (
 type reservation struct {
 	mod uint64
 	record
+}
+
+// covers reports whether a lease has nothing that the reservation has not.
+func (r *reservation) covers(l *conf.Lease) bool {
+	all := true
+	each(l, func(_, key string, _ netip.Prefix) { all = all && r.owns(key) })
+	return all
 }
 
 func keyReserved(ip netip.Addr) string { return prefixReserved + ip.String() }
@@ -88,15 +96,14 @@ func (v *view) applyReserved(e store.Event) error {
 }
 
 // takeReservedLocked gives a new agent what waits for its address. An agent that
-// has a lease keeps it, wherever it moves.
-func (c *Coordinator) takeReservedLocked(p *plan) {
-	if p.old != nil {
+// has a lease keeps it, wherever it moves; so does one whose lease the store has
+// lost, and who shows it.
+func (c *Coordinator) takeReservedLocked(p *plan, shown *conf.Lease) {
+	r := c.view.reserved[p.next.IP]
+	if p.old != nil || r == nil || c.adoptableLocked(p.old, shown) && !r.covers(shown) {
 		return
 	}
-	p.reserved = c.view.reserved[p.next.IP]
-	if p.reserved == nil {
-		return
-	}
+	p.reserved = r
 	p.next.VTEP, p.next.VTEP6 = p.reserved.VTEP, p.reserved.VTEP6
 	p.next.Subnets = slices.Clone(p.reserved.Subnets)
 }
@@ -109,7 +116,11 @@ func (c *Coordinator) redeemLocked(p *plan, id string) {
 	}
 	key := keyReserved(p.next.IP)
 	if p.reserved == nil {
-		p.txn.If = append(p.txn.If, store.Cond{Key: key})
+		var mod uint64
+		if r := c.view.reserved[p.next.IP]; r != nil { // it stays
+			mod = r.mod
+		}
+		p.txn.If = append(p.txn.If, store.Cond{Key: key, Mod: mod})
 		return
 	}
 	p.txn.If = append(p.txn.If, store.Cond{Key: key, Mod: p.reserved.mod})
