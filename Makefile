@@ -1,6 +1,6 @@
 # Verbs; each is one script. A bare `make` lists them.
 
-.PHONY: help setup build demo test integration conformance bench soak lint package clean
+.PHONY: help setup build demo test integration conformance bench soak lint package packages clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\): ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -34,6 +34,9 @@ lint: ## gofmt, go vet, staticcheck, the layer rules
 
 package: ## one archive with programs, examples and guides, in dist/
 	@scripts/package
+
+packages: ## install, upgrade, downgrade, remove and purge the packages on a Debian made for it (root)
+	@scripts/packages
 
 clean: ## remove what the other verbs built
 	@scripts/clean
