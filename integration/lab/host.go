@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -58,7 +59,8 @@ type Coordinator struct {
 	*Proc
 	node *Node
 	URL  string
-	file string // the cluster configuration
+	Args []string // further ones, from the next start on
+	file string   // the cluster configuration
 	argv []string
 	lab  *Lab
 }
@@ -94,7 +96,7 @@ func (c *Coordinator) Reconfigure(ctx context.Context, config string) error {
 // Restart starts the coordinator again after Kill or Stop and waits until it is
 // ready.
 func (c *Coordinator) Restart(ctx context.Context) (err error) {
-	if c.Proc, err = c.lab.Start(c.node.Netns, "coordinator", c.argv...); err != nil {
+	if c.Proc, err = c.lab.Start(c.node.Netns, "coordinator", slices.Concat(c.argv, c.Args)...); err != nil {
 		return err
 	}
 	return Wait(ctx, "the coordinator to be ready", 20*time.Second, func() error {

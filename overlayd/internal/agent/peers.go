@@ -191,10 +191,10 @@ func (l *loop) patch(e api.PeerEvent) bool {
 }
 
 // goneWith are the peers that an event deletes: those it names and, where it is
-// a snapshot, those it does not.
+// a whole snapshot, those it does not.
 func goneWith(e api.PeerEvent, peers map[string]conf.Peer) []string {
 	gone := e.Delete
-	if !e.Snapshot || len(peers) == 0 {
+	if !e.Snapshot || e.Partial || len(peers) == 0 {
 		return gone
 	}
 	now := map[string]bool{}

@@ -100,11 +100,14 @@ type Known struct {
 // happened since the revision asked for. An empty event is a heartbeat. The
 // watching agent's own lease is among the peers; the agent leaves it out.
 type PeerEvent struct {
-	Revision uint64      `json:"revision"`
-	Run      string      `json:"run,omitempty"`
-	Snapshot bool        `json:"snapshot,omitempty"`
-	Put      []conf.Peer `json:"put,omitempty"`
-	Delete   []string    `json:"delete,omitempty"` // agent ids
+	Revision uint64 `json:"revision"`
+	Run      string `json:"run,omitempty"`
+	Snapshot bool   `json:"snapshot,omitempty"`
+	// Partial: there may be peers that the snapshot lacks, because the store lost their
+	// leases and they have not shown them yet. Those that are known stay.
+	Partial bool        `json:"partial,omitempty"`
+	Put     []conf.Peer `json:"put,omitempty"`
+	Delete  []string    `json:"delete,omitempty"` // agent ids
 	// Register asks the agent to register again: its lease has changed.
 	Register bool `json:"register,omitempty"`
 }

@@ -100,6 +100,11 @@ func (c *Coordinator) clusterChangedLocked() {
 	case c.adopting <- struct{}{}:
 	default:
 	}
+	if c.partial && c.view.cluster.Adopting == 0 {
+		c.retell = true // who has not shown a lease by now is none
+		c.tellSoon()
+	}
+	c.partial = c.view.cluster.Adopting != 0
 	base := c.view.cluster.EpochBase
 	if c.epochBase.Swap(base) == base {
 		return

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -165,6 +166,38 @@ func copyFile(t testing.TB, from, to string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// While leases are adopted a snapshot is said to be partial, so that nobody gives up
+// peers that have not come back yet; when the time is over everybody is told all.
+func TestSnapshotsWhileAdopting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := inBubble(t, newStore(t))
+		a, c := b.register("a", "10.0.0.1"), b.register("c", "10.0.0.2")
+		b.stop()
+		b = bubbleWith(t, coordinator.Options{Store: newStore(t), Adopt: coordinator.Adopt{Cluster: b.ClusterID()}})
+		a = b.show(a)
+		events, disconnect := b.connect("a")
+		defer disconnect()
+		next := func(what string, ok func(api.PeerEvent) bool) {
+			t.Helper()
+			timeout := time.After(12 * time.Minute)
+			for {
+				select {
+				case e := <-events:
+					if ok(e) {
+						return
+					}
+				case <-timeout:
+					t.Fatalf("not told: %s", what)
+				}
+			}
+		}
+		next("a partial snapshot", func(e api.PeerEvent) bool { return e.Snapshot && e.Partial && len(e.Put) == 1 })
+		b.show(c)
+		next("who is back", func(e api.PeerEvent) bool { return !e.Snapshot && slices.Contains(peerIDs(e), "c") })
+		next("all, at the end", func(e api.PeerEvent) bool { return e.Snapshot && !e.Partial && len(e.Put) == 2 })
+	})
 }
 
 // An older copy of the file takes its place. Who got or changed a lease since shows

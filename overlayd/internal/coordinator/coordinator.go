@@ -105,6 +105,8 @@ type Coordinator struct {
 	moves     map[string]struct{}      // agents that came or went and are not written down
 	moved     chan struct{}            // has a token when moves may not be empty
 	changed   map[string]struct{}      // agents whose peers have not been told yet
+	retell    bool                     // every stream is to be told all peers
+	partial   bool                     // snapshots that were told may lack some
 	flushing  bool                     // a flush is between reading changed and publishing
 	running   bool
 	others    map[string]*other // coordinators at work, by run
@@ -176,6 +178,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 	}
 	c.clusterID = c.view.cluster.ID
 	c.epochBase.Store(c.view.cluster.EpochBase)
+	c.partial = c.view.cluster.Adopting != 0
 	c.noteEpochLocked()
 	c.hub = newHub(c.view.rev)
 	c.logFileDiffersLocked()

@@ -127,13 +127,19 @@ func (c *Coordinator) publish(ctx context.Context) {
 // flush publishes the agents that have changed and reports whether there were any.
 func (c *Coordinator) flush() bool {
 	c.mu.Lock()
-	changed := c.changed
-	if len(changed) == 0 {
+	changed, whole := c.changed, c.retell
+	if len(changed) == 0 && !whole {
 		c.mu.Unlock()
 		return false
 	}
-	c.changed = map[string]struct{}{}
+	c.changed, c.retell = map[string]struct{}{}, false
 	c.flushing = true
+	if whole {
+		c.mu.Unlock()
+		c.hub.add(c.makeSnapshot())
+		c.endFlush()
+		return true
+	}
 	e := api.PeerEvent{Revision: c.view.rev, Run: c.view.runs.at(c.view.rev)}
 	var put []*agent
 	for _, id := range slices.Sorted(maps.Keys(changed)) {
@@ -147,11 +153,14 @@ func (c *Coordinator) flush() bool {
 
 	e.Put = c.peers(put)
 	c.hub.add(&message{to: e.Revision, run: e.Run, data: encodeLine(e)})
-
-	c.mu.Lock()
-	c.flushing = false
-	c.mu.Unlock()
+	c.endFlush()
 	return true
+}
+
+func (c *Coordinator) endFlush() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.flushing = false
 }
 
 func (c *Coordinator) peers(agents []*agent) []conf.Peer {
@@ -169,7 +178,7 @@ func encodeLine(e api.PeerEvent) []byte { return append(encode(e), '\n') }
 func (c *Coordinator) published() (revision uint64, run string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.changed) > 0 || c.flushing {
+	if len(c.changed) > 0 || c.retell || c.flushing {
 		return 0, ""
 	}
 	return c.view.rev, c.view.runs.at(c.view.rev)

@@ -95,7 +95,7 @@ func (c *Coordinator) changedSince(revision uint64) *catchUp {
 // makeSnapshot tells every peer.
 func (c *Coordinator) makeSnapshot() *message {
 	c.mu.Lock()
-	revision, run := c.view.rev, c.view.runs.at(c.view.rev)
+	revision, run, partial := c.view.rev, c.view.runs.at(c.view.rev), c.adoptingLocked() > 0
 	agents := make([]*agent, 0, len(c.view.agents))
 	for _, a := range c.view.agents {
 		if a.Superseded == "" {
@@ -104,5 +104,5 @@ func (c *Coordinator) makeSnapshot() *message {
 	}
 	c.mu.Unlock()
 	slices.SortFunc(agents, func(a, b *agent) int { return cmp.Compare(a.create, b.create) })
-	return &message{to: revision, run: run, data: encodeLine(api.PeerEvent{Revision: revision, Run: run, Snapshot: true, Put: c.peers(agents)})}
+	return &message{to: revision, run: run, data: encodeLine(api.PeerEvent{Revision: revision, Run: run, Snapshot: true, Partial: partial, Put: c.peers(agents)})}
 }
