@@ -112,7 +112,7 @@ export class SpaceMap {
     const cells = list.map(u => {
       const prefix = u.half === 'mesos' ? child(b.prefix, 1, 0) : u.half === 'docker' ? child(b.prefix, 1, 1) : b.prefix;
       return {prefix, kind: 'block', colour: b.colour, overlay: b.overlay, block: b, half: u, fill: part(u.used, u.total), cooling: part(u.cooling, u.total), level: u.level, used: u.used, cooling_: u.cooling, total: u.total,
-        label: halfName(u.half) || 'block', note: [write(prefix), `${number(u.used)} used`, `${number(u.cooling)} cooling`, `${capped(u.free ?? 0)} free`]};
+        label: halfName(u.half) || 'block', note: [write(prefix) + (b.of > 1 ? `, one of ${b.of} blocks` : ''), `${number(u.used)} used`, `${number(u.cooling)} cooling`, `${capped(u.free ?? 0)} free`]};
     });
     cells.sort((x, y) => x.prefix.addr < y.prefix.addr ? -1 : 1);
     return {cols: cells.length, rows: 1, cells, about: `the block of ${b.agent} at ${b.ip}`};

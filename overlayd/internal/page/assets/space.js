@@ -117,7 +117,7 @@ function layout(model, space) {
       for (const text of list) {
         const prefix = parse(text);
         if (!prefix || !holds(space.root, prefix)) continue;
-        found.set(text, {prefix, overlay: name, colour: colours.get(name), agent: a.agent_id, ip: a.agent_ip, key: a.agent_id + '/' + name, alone: list.length === 1});
+        found.set(text, {prefix, overlay: name, colour: colours.get(name), agent: a.agent_id, ip: a.agent_ip, key: a.agent_id + '/' + name, of: list.length});
       }
     }
   }
@@ -127,7 +127,7 @@ function layout(model, space) {
 }
 
 // blocks are the agent subnets of a space, in the order of addresses, with how full
-// they are.
+// they are. Several blocks of an agent are one pool, of which each has its share.
 export function blocks(model, space) {
   const use = new Map();
   for (const u of model.usage.agents) {
@@ -137,21 +137,14 @@ export function blocks(model, space) {
   }
   return layout(model, space).map(l => {
     const b = {...l, halves: use.get(l.key) || [], used: 0, cooling: 0, total: 0, level: 'ok'};
-    if (!b.alone) b.halves = b.halves.filter(u => lies(u, b.prefix));
     for (const u of b.halves) {
-      b.used += u.used;
-      b.cooling += u.cooling;
-      b.total += u.total;
+      b.used += Math.round(u.used / b.of);
+      b.cooling += Math.round(u.cooling / b.of);
+      b.total += Math.round(u.total / b.of);
       if (u.level === 'full' || u.level === 'warning' && b.level === 'ok') b.level = u.level;
     }
     return b;
   });
-}
-
-// lies reports whether a half lies in a block, or the block in what the half counts.
-function lies(u, block) {
-  const p = parse(block.bits === 32 ? u.subnet : u.subnet6);
-  return !p || holds(block, p) || holds(p, block);
 }
 
 const most = 8; // bits of a step: 16 by 16 cells
