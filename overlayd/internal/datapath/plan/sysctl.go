@@ -43,6 +43,13 @@ func (w Wanted) Settings(ipv6 bool) []Setting {
 		on("ipv4", "rp_filter", strconv.Itoa(RPFilterLoose))
 		// Otherwise removing a stale address takes its successor along.
 		on("ipv4", "promote_secondaries", "1")
+		if d.blocks4() > 1 {
+			// Docker gives all containers of a network one gateway. Those with an
+			// address of a further block have all between the two on their link,
+			// and the bridge answers for what is elsewhere, at once.
+			on("ipv4", "proxy_arp", "1")
+			s = append(s, Setting{fmt.Sprintf("net/ipv4/neigh/%s/proxy_delay", d.Name), "0", d.Name, d.Overlay})
+		}
 		if !ipv6 {
 			continue
 		}

@@ -105,6 +105,16 @@ func (d Device) alias() string {
 // has6 reports whether the device has IPv6 addresses.
 func (d Device) has6() bool { return slices.ContainsFunc(d.Addrs, is6) }
 
+// blocks4 is how many blocks of IPv4 a bridge serves.
+func (d Device) blocks4() (n int) {
+	for _, a := range d.Addrs {
+		if d.Overlay != "" && !is6(a) {
+			n++
+		}
+	}
+	return n
+}
+
 func is6(p netip.Prefix) bool { return p.Addr().Is6() }
 
 // has6 reports whether any overlay has an IPv6 subnet.

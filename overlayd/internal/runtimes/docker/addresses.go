@@ -204,8 +204,9 @@ func (d *Docker) file(ctx context.Context, state conf.State, a netip.Addr, who u
 // ownerOf is the overlay whose address it is, and the ranges it is filed under.
 func ownerOf(s conf.State, a netip.Addr, n *network) (conf.AgentOverlay, []netip.Prefix) {
 	for _, o := range s.Overlays {
-		if slices.ContainsFunc(halves(o), func(p netip.Prefix) bool { return p.Contains(a) }) {
-			return o, halves(o)
+		ranges := o.Ranges(conf.Docker)
+		if slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			return o, ranges
 		}
 	}
 	if o, ok := s.Overlay(n.IPAM.Options[overlayOption]); ok {

@@ -416,3 +416,17 @@ func TestBystanders(t *testing.T) {
 		t.Error("two overlays begin at one block")
 	}
 }
+
+// An address of a further block comes with a length that has the gateway of the
+// network on the link, and no shorter one.
+func TestWithGateway(t *testing.T) {
+	pool := netip.MustParsePrefix("9.0.1.128/25")
+	for a, want := range map[string]string{
+		"9.0.1.130": "9.0.1.130/25", "9.0.1.2": "9.0.1.2/24", "9.0.3.200": "9.0.3.200/22",
+		"9.1.0.130": "9.1.0.130/15", "9.0.2.130": "9.0.2.130/22",
+	} {
+		got := withGateway(netip.MustParseAddr(a), pool)
+		equal(t, a, got.String(), want)
+		equal(t, a+" and the gateway", got.Contains(conf.Gateway(pool)), true)
+	}
+}

@@ -28,6 +28,10 @@ const (
 const (
 	patience  = 15 * time.Second
 	pollPause = 50 * time.Millisecond
+
+	// roomPatience is how long one that finds nothing left waits for the further
+	// block that the agent is about to get.
+	roomPatience = 5 * time.Second
 )
 
 type addressRequest struct {
@@ -55,7 +59,7 @@ func (d *driver) requestAddress(ctx context.Context, r addressRequest) (any, err
 		want = all[0]
 	}
 	answer := func(a netip.Addr) (any, error) {
-		return addressAnswer{Address: netip.PrefixFrom(a, p.prefix.Bits()).String(), Data: map[string]string{}}, nil
+		return addressAnswer{Address: withGateway(a, p.prefix).String(), Data: map[string]string{}}, nil
 	}
 	if r.Options[typeOption] == gatewayType {
 		// The host has it, on the bridge, for ever.
@@ -70,6 +74,18 @@ func (d *driver) requestAddress(ctx context.Context, r addressRequest) (any, err
 		return nil, err
 	}
 	return answer(got)
+}
+
+// withGateway is an address with the length of the pool, or, if it is of a further
+// block, with a length that has the network's gateway on the link as well: dockerd
+// gives all containers of a network the same gateway. The bridge answers for what
+// else is in such a range.
+func withGateway(a netip.Addr, pool netip.Prefix) netip.Prefix {
+	bits := pool.Bits()
+	for bits > 0 && !netip.PrefixFrom(pool.Addr(), bits).Contains(a) {
+		bits--
+	}
+	return netip.PrefixFrom(a, bits)
 }
 
 // allocate takes an address of the pool.
@@ -89,6 +105,18 @@ func (d *driver) allocate(ctx context.Context, p pool, want netip.Addr) (netip.A
 		Name: func(a netip.Addr) conf.Attachment { return conf.DockerAttachment(p.overlay, a) },
 	}
 	got, err := d.take(ctx, state, p.overlay, r)
+	for until := time.Now().Add(roomPatience); errors.As(err, new(*ipam.ExhaustedError)) && !p.part.IsValid() && ctx.Err() == nil &&
+		published.HasRoom(state, p.overlay) && time.Now().Before(until); {
+		sleep(ctx, pollPause)
+		var readyErr error
+		if state, o, readyErr = d.ready(ctx, p); readyErr != nil {
+			return netip.Addr{}, readyErr
+		}
+		if ranges := rangesFor(o, p.prefix); !slices.Equal(ranges, r.Ranges) {
+			r.Ranges = ranges
+			got, err = d.take(ctx, state, p.overlay, r)
+		}
+	}
 	if refused := new(*ipam.UnavailableError); errors.As(err, refused) && d.confirm(ctx, p.overlay, want) {
 		return want, nil
 	}

@@ -78,6 +78,9 @@ func halves(o conf.AgentOverlay) []netip.Prefix {
 // rangesFor are the prefixes to take an address of the pool from.
 func rangesFor(o conf.AgentOverlay, p netip.Prefix) []netip.Prefix {
 	all := o.Ranges(conf.Docker)
+	if p.Addr().Is6() {
+		all = halves(o) // nobody answers on a link for IPv6 addresses of elsewhere
+	}
 	if isBystander(p) {
 		return append([]netip.Prefix{p}, all...)
 	}
