@@ -1,0 +1,246 @@
+package repair
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"overlayd.internal/overlay/integration/lab"
+)
+
+// event is something that a program of Debian does to a host.
+type event struct {
+	name  string
+	run   func(*site)
+	named string // what the status says of it, where the program's rules stop the overlays
+}
+
+// result is what came of it.
+type result struct {
+	event, firewall string
+	outage          time.Duration // the longest without an answer
+	lost            [3]int
+	named           string
+}
+
+// TestPrograms has real firewalls and network managers work on a host while
+// containers talk.
+func TestPrograms(t *testing.T) {
+	if !*full {
+		t.Skip("part of make soak: programs take seconds to start")
+	}
+	for _, p := range []struct {
+		name   string
+		events func(*site) []event
+	}{
+		{"ufw", ufw}, {"firewalld", firewalld}, {"systemd-networkd", networkd}, {"NetworkManager", networkManager},
+	} {
+		for _, firewall := range firewalls[:2] {
+			t.Run(p.name+", "+firewall, func(t *testing.T) {
+				bus, err := os.MkdirTemp("", "ovr") // a socket's path has few characters, and not every one
+				must(t, err)
+				t.Cleanup(func() { os.RemoveAll(bus) })
+				t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+filepath.Join(bus, "bus"))
+				x := newSite(t, firewall)
+				cut := false
+				for _, e := range p.events(x) {
+					r := x.undergo(e, cut)
+					cut = e.named != ""
+					r.firewall = firewall
+					t.Logf("%s: without an answer for %v, lost %v", e.name, r.outage, r.lost)
+					results = append(results, r)
+				}
+			})
+		}
+	}
+}
+
+// results are for the page, which TestRepair writes after this.
+var results []result
+
+// undergo runs an event under traffic and waits until all talk, or the status says
+// what stops them. cut: something stops them already.
+func (x *site) undergo(e event, cut bool) result {
+	t := x.t
+	t.Helper()
+	streams := x.streams()
+	flow := func() error {
+		for i, s := range streams {
+			if !s.flows(30) {
+				return fmt.Errorf("stream %d to %s does not flow", i, s.to)
+			}
+		}
+		return nil
+	}
+	if !cut {
+		x.wait("all to talk", 10*time.Second, flow)
+	}
+	e.run(x)
+	r := result{event: e.name, named: e.named}
+	if e.named != "" {
+		x.wait(e.name+" to be named", silent, func() error { return x.says(e.named) })
+	} else {
+		x.wait("all to talk after "+e.name, silent, flow)
+		x.wait("the status to be well after "+e.name, 2*silent, x.well)
+		x.wait("all to talk", silent, flow)
+	}
+	for i, s := range streams {
+		r.outage = max(r.outage, s.outage())
+		_, r.lost[i] = s.finish()
+	}
+	return r
+}
+
+// private runs a script on the host with copies of directories in the place of
+// those of the machine, which stay as they are.
+func (x *site) private(dirs []string, script string) string {
+	x.t.Helper()
+	return x.sh(x.privately(dirs, script))
+}
+
+func (x *site) privately(dirs []string, script string) string {
+	x.t.Helper()
+	var b strings.Builder
+	for _, d := range dirs {
+		private := filepath.Join(x.h.Dir, "private", d)
+		if _, err := os.Stat(private); err != nil {
+			must(x.t, os.MkdirAll(filepath.Dir(private), 0o755))
+			if out, err := exec.Command("cp", "-a", d, private).CombinedOutput(); err != nil {
+				must(x.t, os.MkdirAll(private, 0o755))
+				x.t.Logf("%s is empty: %s", d, out)
+			}
+		}
+		fmt.Fprintf(&b, "mount --bind %s %s\n", private, d)
+	}
+	file := filepath.Join(x.h.Dir, fmt.Sprintf("private-%d.sh", time.Now().UnixNano()))
+	must(x.t, os.WriteFile(file, []byte("set -e\n"+b.String()+script+"\n"), 0o755))
+	return "unshare --mount --propagation private sh " + file
+}
+
+// ufw with SSH and ICMP let in, as one has it on a server.
+func ufw(x *site) []event {
+	dirs := []string{"/etc/ufw", "/etc/default"}
+	do := func(command string) func(*site) {
+		return func(x *site) { x.private(dirs, command) }
+	}
+	var named string
+	if os.Getenv("OVERLAYD_FIREWALL") == "nftables" {
+		named = "see: iptables-nft --list-rules FORWARD"
+	}
+	return []event{
+		{"ufw allow OpenSSH && ufw enable", do("ufw allow 22/tcp; ufw --force enable"), named},
+		{"ufw reload", do("ufw reload"), named},
+		{"ufw disable", do("ufw --force disable; iptables -w -P FORWARD ACCEPT"), ""},
+	}
+}
+
+const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig><type>system</type><listen>%s</listen><auth>EXTERNAL</auth>
+<policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/></policy></busconfig>`
+
+// bus starts a system bus of the host.
+func (x *site) bus() {
+	x.t.Helper()
+	address := os.Getenv("DBUS_SYSTEM_BUS_ADDRESS")
+	file := filepath.Join(x.h.Dir, "bus.conf")
+	must(x.t, os.WriteFile(file, fmt.Appendf(nil, busConfig, address), 0o644))
+	_, err := x.Start(x.h.Netns, "dbus", "dbus-daemon", "--nofork", "--nopidfile", "--config-file="+file)
+	must(x.t, err)
+	x.wait("the bus", 10*time.Second, func() error {
+		_, err := os.Stat(strings.TrimPrefix(address, "unix:path="))
+		return err
+	})
+}
+
+// firewalld with its default zone, public.
+func firewalld(x *site) []event {
+	x.bus()
+	var running *lab.Proc
+	start := func(x *site) {
+		var err error
+		running, err = x.Start(x.h.Netns, "firewalld", "firewalld", "--nofork", "--nopid",
+			"--system-config="+filepath.Join(x.h.Dir, "firewalld"), "--log-file="+filepath.Join(x.h.Dir, "firewalld.log"))
+		must(x.t, err)
+		x.wait("firewalld", 30*time.Second, func() error {
+			_, err := x.try("firewall-cmd --state")
+			return err
+		})
+	}
+	return []event{
+		{"firewalld starts", start, ""},
+		{"firewall-cmd --reload", func(x *site) { x.sh("firewall-cmd --reload") }, ""},
+		{"firewall-cmd --complete-reload", func(x *site) { x.sh("firewall-cmd --complete-reload") }, ""},
+		{"firewalld ends", func(x *site) { running.Kill(); x.sh("nft delete table inet firewalld 2>/dev/null || true") }, ""},
+	}
+}
+
+// networkd with a file for every device, which takes veths out of their bridges.
+func networkd(x *site) []event {
+	var running *lab.Proc
+	start := func(x *site) {
+		script := `mount -t tmpfs run /run/systemd; mkdir -p /run/systemd/network /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp
+unset DBUS_SYSTEM_BUS_ADDRESS
+chown -R systemd-network:systemd-network /run/systemd/netif
+printf '[Match]\nName=*\n[Network]\nLinkLocalAddressing=ipv6\n' >/run/systemd/network/zz-all.network
+mount -t sysfs -o ro sys /sys
+exec /lib/systemd/systemd-networkd`
+		var err error
+		running, err = x.Start(x.h.Netns, "networkd", "sh", "-ec", x.privately(nil, script))
+		must(x.t, err)
+		x.wait("systemd-networkd to take the container's port out of its bridge", 20*time.Second, func() error {
+			if running.Fate() != "running" {
+				return errors.New("it ended: " + running.Fate())
+			}
+			return running.LogContains("Gained carrier")
+		})
+	}
+	return []event{
+		{"systemd-networkd with [Match] Name=* starts", start, ""},
+		{"systemd-networkd starts again", func(x *site) { running.Kill(); must(x.t, os.Truncate(running.Log, 0)); start(x) }, ""},
+	}
+}
+
+// networkManager with its defaults.
+func networkManager(x *site) []event {
+	program, err := exec.LookPath("NetworkManager")
+	if err != nil {
+		x.t.Skip("NetworkManager is not installed (package network-manager)")
+	}
+	x.bus()
+	var running *lab.Proc
+	start := func(x *site) {
+		script := `mount -t tmpfs run /run/NetworkManager 2>/dev/null || { mkdir -p /run/NetworkManager; mount -t tmpfs run /run/NetworkManager; }
+mount -t tmpfs lib /var/lib/NetworkManager
+mount -t sysfs -o ro sys /sys
+exec ` + program + ` --no-daemon --log-level=INFO`
+		running, err = x.Start(x.h.Netns, "NetworkManager", "sh", "-ec", x.privately([]string{"/etc/NetworkManager"}, script))
+		must(x.t, err)
+		x.wait("NetworkManager", 20*time.Second, func() error { return running.LogContains("manager: startup complete") })
+	}
+	return []event{
+		{"NetworkManager starts", start, ""},
+		{"NetworkManager starts again", func(x *site) { running.Kill(); must(x.t, os.Truncate(running.Log, 0)); start(x) }, ""},
+	}
+}
+
+// outage is the longest time without an answer.
+func (s *stream) outage() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	longest, run := 0, 0
+	for i, ok := range slices.Clone(s.answered) {
+		if ok || time.Since(s.sent[i]) < patience {
+			run = 0
+			continue
+		}
+		run++
+		longest = max(longest, run)
+	}
+	return time.Duration(longest) * pingPause
+}
