@@ -50,17 +50,11 @@ type Underlay struct {
 
 // CheckUnderlay says what is wrong with it, or nil.
 func CheckUnderlay(u Underlay) error {
-	if u.MTU != 0 && (u.MTU < minOverlayMTU || u.MTU > maxMTU) {
-		return fmt.Errorf("mtu %d: want %d to %d, or 0 where it is not known", u.MTU, minOverlayMTU, maxMTU)
+	if u.MTU != 0 && (u.MTU < MinMTU || u.MTU > MaxMTU) {
+		return fmt.Errorf("mtu %d: want %d to %d, or 0 where it is not known", u.MTU, MinMTU, MaxMTU)
 	}
 	return nil
 }
-
-// The least that any IPv4 host takes, and the most that an IP packet can have.
-const (
-	minOverlayMTU = 68
-	maxMTU        = 65535
-)
 
 // Routing is how a host sends to its peers.
 type Routing string

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -172,8 +173,20 @@ ip route add `+before+` via 172.17.0.2
 	})
 
 	t.Run("the way", func(t *testing.T) {
-		script(t, peer, "ip link set eth0 mtu 1400")
+		// Something between that neither host knows of.
+		script(t, peer, `nft 'add table netdev narrow; add chain netdev narrow in { type filter hook ingress device eth0 priority 0; }; add rule netdev narrow in meta length > 1450 drop'`)
 		wantFindings(t, h, []string{"address-use"}, "path-mtu")
+		script(t, peer, "nft delete table netdev narrow")
+		// The host's own MTU is what the other is told.
+		script(t, peer, "ip link set eth0 mtu 1400")
+		must(t, lab.Wait(t.Context(), "the MTU of the other host", 30*time.Second, func() error {
+			out, err := h.Run(t.Context(), "ip", "route", "show", otherSubnet.String())
+			if err == nil && !strings.Contains(out, "mtu 1350") {
+				err = fmt.Errorf("the route is %q", out)
+			}
+			return err
+		}))
+		wantFindings(t, h, []string{"address-use"})
 		script(t, peer, "ip link set eth0 mtu 1500")
 	})
 

@@ -20,6 +20,7 @@ type Route struct {
 	PrefSrc  netip.Addr
 	Table    uint32 // 0: main
 	TOS      uint8
+	MTU      int // of the route; 0: that of the device
 	// Multipath: it has several next hops, or a next hop object.
 	Multipath bool
 }
@@ -41,6 +42,9 @@ func (b *Batch) AddRoute(step string, flags uint16, r Route) {
 	}
 	if r.PrefSrc.IsValid() {
 		b.AttrAddr(unix.RTA_PREFSRC, r.PrefSrc)
+	}
+	if r.MTU != 0 {
+		b.Nest(unix.RTA_METRICS, func() { b.Attr32(unix.RTAX_MTU, uint32(r.MTU)) })
 	}
 }
 
@@ -115,6 +119,12 @@ func ParseRoute(m Message) (r Route, ok bool) {
 			r.PrefSrc, _ = netip.AddrFromSlice(v)
 		case typ == unix.RTA_MULTIPATH || typ == rtaNHID:
 			r.Multipath = true
+		case typ == unix.RTA_METRICS:
+			EachAttr(v, func(typ uint16, v []byte) {
+				if typ == unix.RTAX_MTU && len(v) == 4 {
+					r.MTU = int(native.Uint32(v))
+				}
+			})
 		case len(v) < 4:
 		case typ == unix.RTA_OIF:
 			r.OIF = int(native.Uint32(v))

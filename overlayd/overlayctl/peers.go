@@ -32,7 +32,7 @@ func (e *env) runPeers() error {
 	}
 	titles := []string{"AGENT IP", "VTEP", "SUBNETS"}
 	if e.output == outputWide {
-		titles = append(titles, "VTEP MAC", "EPOCH", "AGENT")
+		titles = append(titles, "MTU", "TAKES", "VTEP MAC", "EPOCH", "AGENT")
 	}
 	var rows [][]string
 	for _, p := range peers {
@@ -40,9 +40,16 @@ func (e *env) runPeers() error {
 		for _, s := range p.Subnets {
 			subnets = append(subnets, s.String())
 		}
+		mtu, takes := "", string(conf.RoutingVXLAN)
+		if p.MTU != 0 {
+			mtu = fmt.Sprint(p.MTU)
+		}
+		if p.Direct {
+			takes = string(conf.RoutingDirect)
+		}
 		row := []string{p.AgentIP.String(), p.VTEPIP.String(), strings.Join(subnets, " ")}
 		if e.output == outputWide {
-			row = append(row, p.VTEPMAC.String(), fmt.Sprint(p.Epoch), p.AgentID)
+			row = append(row, mtu, takes, p.VTEPMAC.String(), fmt.Sprint(p.Epoch), p.AgentID)
 		}
 		rows = append(rows, row)
 	}

@@ -117,3 +117,55 @@ func TestRouting(t *testing.T) {
 	})
 	via("takes", "dev vtep1024")
 }
+
+// The cluster knows what a host takes, also when that changes, and the host has
+// what others take in its routes.
+func TestHostMTU(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	client := c.client()
+	l, err := client.Register(t.Context(), api.RegisterRequest{AgentID: "small", AgentIP: netip.MustParseAddr("172.17.0.77"), Version: "test", Underlay: conf.Underlay{MTU: 1300}})
+	must(t, err)
+	_, err = client.Register(t.Context(), api.RegisterRequest{AgentID: "wrong", AgentIP: netip.MustParseAddr("172.17.0.78"), Version: "test", Underlay: conf.Underlay{MTU: 100}})
+	if err == nil || !strings.Contains(err.Error(), "mtu 100") {
+		t.Errorf("an MTU of 100 is accepted: %v", err)
+	}
+	h := newHost(c)
+	h.start()
+	h.ready()
+	known := func(want int) {
+		t.Helper()
+		eventually(t, "the cluster knows the MTU", func() error {
+			agents, err := client.Agents(t.Context())
+			for _, a := range agents {
+				if a.AgentID == h.id() && a.MTU != want {
+					err = fmt.Errorf("agent %s has MTU %d, want %d", a.AgentID, a.MTU, want)
+				}
+			}
+			return err
+		})
+	}
+	route := func(want string) {
+		t.Helper()
+		eventually(t, "the route has "+want, func() error {
+			for line := range strings.Lines(routesOfPeers(t)) {
+				if strings.HasPrefix(line, l.Grants[0].Subnet.String()+" ") && strings.Contains(line+" ", want) {
+					return nil
+				}
+			}
+			return fmt.Errorf("routes:\n%s", routesOfPeers(t))
+		})
+	}
+	known(1450)
+	route("mtu 1300 ")
+	out, err := exec.Command("ip", "link", "set", "u0", "mtu", "1400").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	known(1350)
+	_, err = client.Register(t.Context(), api.RegisterRequest{AgentID: "small", AgentIP: netip.MustParseAddr("172.17.0.77"), Version: "test", Underlay: conf.Underlay{MTU: 1200}})
+	must(t, err)
+	route("mtu 1200 ")
+}

@@ -70,6 +70,9 @@ func (l *loop) takeReport(report datapath.Report, lost string) {
 	if report.MTU == 0 {
 		report.MTU = o.report.MTU // the kernel could not be read
 	}
+	if o.report.MTU != report.MTU && o.report.MTU != 0 {
+		kick(l.registrar.kick) // the others have to know
+	}
 	o.report, o.applied = report, true
 	if lost != o.lost && lost != "" {
 		kick(l.registrar.kick)

@@ -26,6 +26,7 @@ type registration struct {
 type registrar struct {
 	ask    func(context.Context, api.RegisterRequest) (conf.Lease, error)
 	find   func(context.Context) (netip.Addr, error) // agent IP
+	mtu    func(netip.Addr) int                      // of overlay packets at the agent IP; 0: not known
 	req    api.RegisterRequest                       // without what may change
 	held   func() conf.Lease                         // zero: none
 	asks   func() *roomAsks                          // besides the lease; nil: never anything
@@ -103,6 +104,9 @@ func (r *registrar) try(ctx context.Context) registration {
 	}
 	r.last = ip
 	o := registration{ip: ip, sent: renewal{BootID: r.boot.id, Boottime: r.boot.now(), Wall: time.Now()}}
+	if mtu := r.mtu(ip); mtu != 0 {
+		r.req.MTU = mtu
+	}
 	req := r.req
 	held := r.held()
 	req.AgentIP, req.ClusterID = ip, held.ClusterID

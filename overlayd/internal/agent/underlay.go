@@ -10,6 +10,7 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
+	"overlayd.internal/overlay/overlayd/internal/datapath"
 )
 
 // underlay is what the kernel says about this host's interfaces, addresses and
@@ -24,6 +25,7 @@ type hostLink struct {
 	name      string
 	ours      bool
 	loopback  bool
+	mtu       int
 	container bool // of a kind that container networks are made of
 }
 
@@ -73,7 +75,7 @@ func (u *underlay) addLink(l rtnl.Link) {
 	_, _, bridge := mark.ParseBridgeAlias(l.Alias)
 	_, half := mark.HalfOf(l.Name)
 	u.links[l.Index] = hostLink{
-		name: l.Name, loopback: l.Loopback(), container: container,
+		name: l.Name, loopback: l.Loopback(), mtu: l.MTU, container: container,
 		ours: bridge || container && (half || l.Name == conf.VTEPName),
 	}
 }
@@ -96,6 +98,26 @@ func (u *underlay) find(ip netip.Addr) (hostAddr, bool) {
 		return hostAddr{}, false
 	}
 	return u.addrs[i], true
+}
+
+// mtuAt is the MTU of overlay packets that the underlay interface with this address
+// takes; 0: not known.
+func mtuAt(ip netip.Addr) int {
+	u, err := readUnderlay()
+	if err != nil {
+		return 0
+	}
+	defer u.close()
+	a, ok := u.find(ip)
+	l := u.links[a.link]
+	if !ok || l.loopback || l.ours {
+		return 0
+	}
+	mtu := min(l.mtu-datapath.Overhead(ip), conf.MaxMTU)
+	if mtu < conf.MinMTU {
+		return 0
+	}
+	return mtu
 }
 
 // has reports whether an interface that is not ours has the address.

@@ -36,6 +36,9 @@ type (
 	Direct  = plan.Direct
 )
 
+// Overhead is what VXLAN adds to a packet between agent IPs of the family of a.
+func Overhead(a netip.Addr) int { return plan.Overhead(a) }
+
 // Wanted is what Apply is to make of the host.
 type Wanted struct {
 	Host // must not be changed afterwards
@@ -227,9 +230,12 @@ func (d *Datapath) look(ctx context.Context, w Host) (r Report, ok bool) {
 	if err != nil || !have.Compare.Equal() {
 		return Report{}, false
 	}
-	have.Ways = d.memory.possible.Ways
+	if d.narrowed(have) {
+		return Report{}, false
+	}
+	have.Ways, have.PathMTU = d.memory.possible.Ways, d.memory.possible.PathMTU
 	p := plan.ForLook(w, have, entries)
-	if p.Fresh[conf.VTEPName] || !plan.SameHost(p.Wanted, d.memory.possible) || p.TouchedBy(have.Foreign) {
+	if p.Fresh[conf.VTEPName] || p.MTU != d.memory.mtu || !plan.SameHost(p.Wanted, d.memory.possible) || p.TouchedBy(have.Foreign) {
 		return Report{}, false
 	}
 	d.memory.trust = nothing

@@ -3,6 +3,7 @@ package datapath
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -160,31 +161,57 @@ func (d *Datapath) moved() bool {
 	return false
 }
 
-// locate finds out which of the peers that changed are on a link. It answers no
-// where that says something new about what is known already.
+// narrowed reports whether the ways to peers carry something else than before.
+func (d *Datapath) narrowed(have *plan.State) bool {
+	known := d.memory.possible.PathMTU
+	if len(have.Narrow) == 0 {
+		return len(known) > 0
+	}
+	ips := make([]netip.Addr, 0, len(d.memory.peers))
+	for _, p := range d.memory.peers {
+		ips = append(ips, p.AgentIP)
+	}
+	now, err := d.kernel.PathMTU(ips, have.Narrow)
+	return err != nil || !maps.Equal(now, known)
+}
+
+// locate finds out of the peers that changed which are on a link, and what the
+// way to each carries. It answers no where that says something new about what is
+// known already.
 func (d *Datapath) locate(old, now []conf.Peer) bool {
-	known := d.memory.possible
-	if !known.Direct.Send {
+	known := &d.memory.possible
+	if !known.Direct.Send && len(known.Narrow) == 0 {
 		return true
 	}
 	ips := make([]netip.Addr, 0, len(now))
 	for _, p := range now {
 		ips = append(ips, p.AgentIP)
 	}
-	ways, err := d.kernel.OnLink(ips)
+	ways, mtus := map[netip.Addr]string{}, map[netip.Addr]int{}
+	var err error
+	if known.Direct.Send {
+		ways, err = d.kernel.OnLink(ips)
+	}
+	if err == nil && len(known.Narrow) > 0 {
+		mtus, err = d.kernel.PathMTU(ips, known.Narrow)
+	}
 	if err != nil {
 		return false
 	}
 	for _, ip := range ips {
-		was, is := known.Ways[ip], ways[ip]
-		if was == is {
+		if known.Ways[ip] == ways[ip] && known.PathMTU[ip] == mtus[ip] {
 			continue
 		}
 		another := slices.ContainsFunc(old, func(p conf.Peer) bool { return p.AgentIP == ip })
-		if was != "" || another || !d.leads(is) {
+		if known.Ways[ip] != "" || known.PathMTU[ip] != 0 || another || ways[ip] != "" && !d.leads(ways[ip]) {
 			return false
 		}
-		known.Ways[ip] = is
+		if ways[ip] != "" {
+			known.Ways[ip] = ways[ip]
+		}
+		if mtus[ip] != 0 {
+			known.PathMTU[ip] = mtus[ip]
+		}
 	}
 	return true
 }

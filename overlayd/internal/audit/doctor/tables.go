@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"os"
@@ -10,6 +11,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/audit/echo"
+	"overlayd.internal/overlay/overlayd/internal/datapath"
 )
 
 func checkConntrack(h *host) []Finding {
@@ -96,30 +98,28 @@ const (
 	patience = 700 * time.Millisecond
 )
 
-// checkPathMTU sends every peer a packet as large as a full one of a container
-// becomes by the encapsulation, which must not be fragmented, and a small one to
+// checkPathMTU sends every peer a packet as large as a full one of a container, or
+// the largest that the peer takes, becomes by the encapsulation, which must not be fragmented, and a small one to
 // those that did not answer. Who answers neither is not judged.
 func checkPathMTU(h *host) (out []Finding) {
 	if len(h.healthy()) == 0 || len(h.peers) == 0 {
 		return nil
 	}
-	overhead := 50
-	if h.state.IP.Is6() {
-		overhead = 70
-	}
+	overhead := datapath.Overhead(h.state.IP)
 	var large []echo.Request
 	for _, p := range h.peers[:min(len(h.peers), measured)] {
 		if p.AgentIP.Is6() == h.state.IP.Is6() {
-			large = append(large, echo.Request{To: p.AgentIP, Size: h.state.MTU + overhead})
+			large = append(large, echo.Request{To: p.AgentIP, Size: min(h.state.MTU, cmp.Or(p.MTU, h.state.MTU)) + overhead})
 		}
 	}
 	answers, err := echo.Send(h.ctx, patience, large)
 	if err != nil {
 		return []Finding{{Severity: Warning, What: "the MTU of the way to other hosts could not be measured", Evidence: err.Error(), Fix: "run this as root"}}
 	}
-	var small []echo.Request
+	var small, lost []echo.Request
 	for i, a := range answers {
 		if a == echo.Silence {
+			lost = append(lost, large[i])
 			small = append(small, echo.Request{To: large[i].To})
 		}
 	}
@@ -130,7 +130,7 @@ func checkPathMTU(h *host) (out []Finding) {
 		if a != echo.Silence {
 			out = append(out, Finding{
 				Severity: Error, What: fmt.Sprintf("the way to host %s does not carry full packets: connections hang when they transfer much", small[i].To),
-				Evidence: fmt.Sprintf("it answers small packets and none of %d bytes, which one of %d becomes by the encapsulation", h.state.MTU+overhead, h.state.MTU),
+				Evidence: fmt.Sprintf("it answers small packets and none of %d bytes, which one of %d becomes by the encapsulation", lost[i].Size, lost[i].Size-overhead),
 				Object:   small[i].To.String(),
 				Fix:      fmt.Sprintf("set vtep_mtu in the cluster configuration to the smallest MTU of the underlay less %d", overhead),
 			})

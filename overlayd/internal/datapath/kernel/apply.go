@@ -330,6 +330,7 @@ func encodeRoute(b *rtnl.Batch, o plan.Op, index int) {
 		r.Kind = unix.RTN_UNREACHABLE
 	case o.Addr.IsValid():
 		r.OIF, r.Kind, r.Flags, r.PrefSrc = index, unix.RTN_UNICAST, unix.RTNH_F_ONLINK, o.Source
+		r.MTU = o.MTU
 	}
 	switch o.Act {
 	case plan.Del:

@@ -30,7 +30,7 @@ type Expected struct {
 	vtep     int            // index of the VTEP
 	underlay int            // index of the link that has the agent IP, 0 if none has
 	local    netip.Addr     // agent IP
-	direct   direct
+	ways     waysTo
 }
 
 // link is a link as we want to keep it. The underlay link is among them: if its
@@ -65,7 +65,7 @@ func (x *Expected) After(p *plan.Plan, have *plan.State, index map[string]int) {
 	x.Entries = p.Entries
 	x.local = p.Wanted.VTEP.Local
 	x.vtep, x.underlay = index[conf.VTEPName], 0
-	x.direct.set(p, index)
+	x.ways.set(p, index)
 	x.links, x.bridges, x.sysctls = map[int]link{}, map[string]int{}, nil
 	x.ranges, x.own, x.pools = p.Wanted.Ranges()
 	usable := map[string]bool{"": true}
@@ -101,7 +101,7 @@ func (x *Expected) Update(had, want plan.Entries) {
 	updateMap(x.Neigh, had.Neigh, want.Neigh)
 	updateMap(x.FDB, had.FDB, want.FDB)
 	updateMap(x.Routes, had.Routes, want.Routes)
-	x.direct.update(had, want)
+	x.ways.update(had, want)
 }
 
 func updateMap[K, V comparable](m, had, want map[K]V) {
@@ -115,7 +115,7 @@ func updateMap[K, V comparable](m, had, want map[K]V) {
 
 func (x *Expected) link(m rtnl.Message) bool {
 	l, ok := rtnl.ParseLink(m)
-	if ok && x.direct.link(m, l) {
+	if ok && x.ways.link(m, l) {
 		return true
 	}
 	want, watched := x.links[l.Index]
@@ -200,7 +200,7 @@ func (x *Expected) route(m rtnl.Message) bool {
 	if !ok {
 		return false
 	}
-	if x.direct.route(r) {
+	if x.ways.route(r) {
 		return true
 	}
 	dev := x.links[r.OIF]
@@ -211,7 +211,7 @@ func (x *Expected) route(m rtnl.Message) bool {
 	want, wanted := x.Routes[r.Dst]
 	switch {
 	case r.Protocol == mark.RouteProtocol && m.Type == unix.RTM_NEWROUTE:
-		return !wanted || asOurs(r, x.vtep, x.direct.devices[r.OIF], x.local) != want
+		return !wanted || asOurs(r, x.vtep, x.ways.devices[r.OIF], x.local) != want
 	case r.Protocol == mark.RouteProtocol:
 		return wanted && r.Metric == want.Metric
 	case dev.ours: // the one that came with an address

@@ -72,20 +72,54 @@ func onLink(conn *rtnl.Conn, ips []netip.Addr, link func(index int) (rtnl.Link, 
 	return ways, nil
 }
 
-// direct is what matters where peers on a link are sent to without VXLAN: whether
-// they are on it. The zero value is for hosts that do not.
-type direct struct {
+// measureWays asks for the MTU of the ways to peers that routes of others narrow.
+func (r *reader) measureWays() (err error) {
+	if len(r.Narrow) == 0 {
+		return nil
+	}
+	ips := make([]netip.Addr, 0, len(r.want.Peers))
+	for i := range r.want.Peers {
+		ips = append(ips, r.want.Peers[i].AgentIP)
+	}
+	r.PathMTU, err = pathMTU(r.conn, ips, r.Narrow)
+	return err
+}
+
+// PathMTU asks the kernel for the MTU of the way to each address that lies behind
+// one of these routes.
+func (k *Kernel) PathMTU(ips []netip.Addr, narrow []netip.Prefix) (map[netip.Addr]int, error) {
+	return pathMTU(k.conn, ips, narrow)
+}
+
+func pathMTU(conn *rtnl.Conn, ips []netip.Addr, narrow []netip.Prefix) (map[netip.Addr]int, error) {
+	out := map[netip.Addr]int{}
+	for _, ip := range ips {
+		if !slices.ContainsFunc(narrow, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+			continue
+		}
+		way, ok, err := conn.Path(ip, 0)
+		if err != nil {
+			return nil, err
+		}
+		if ok && way.MTU != 0 {
+			out[ip] = way.MTU
+		}
+	}
+	return out, nil
+}
+
+// waysTo is what matters of the ways to peers: whether they are on a link, where
+// those are sent to without VXLAN, and how much a way carries.
+type waysTo struct {
 	on      bool
+	narrow  bool           // a route of others has an MTU of its own
 	peers   []netip.Addr   // agent IPs, in order
 	devices map[int]string // names of those that lead to some of them, by index
 }
 
 // set takes in the wanted entries and ways.
-func (d *direct) set(p *plan.Plan, index map[string]int) {
-	*d = direct{on: p.Wanted.Direct.Send, devices: map[int]string{}}
-	if !d.on {
-		return
-	}
+func (d *waysTo) set(p *plan.Plan, index map[string]int) {
+	*d = waysTo{on: p.Wanted.Direct.Send, narrow: len(p.Wanted.Narrow) > 0, devices: map[int]string{}}
 	for _, ip := range p.Entries.FDB {
 		d.peers = append(d.peers, ip)
 	}
@@ -98,10 +132,7 @@ func (d *direct) set(p *plan.Plan, index map[string]int) {
 }
 
 // update puts the agent IPs of one plan of peers into the place of others.
-func (d *direct) update(had, want plan.Entries) {
-	if !d.on {
-		return
-	}
+func (d *waysTo) update(had, want plan.Entries) {
 	for _, ip := range had.FDB {
 		if i, found := slices.BinarySearchFunc(d.peers, ip, netip.Addr.Compare); found {
 			d.peers = slices.Delete(d.peers, i, i+1)
@@ -114,9 +145,9 @@ func (d *direct) update(had, want plan.Entries) {
 }
 
 // route reports whether a route of somebody else may say which peers are on a
-// link.
-func (d *direct) route(r rtnl.Route) bool {
-	if !d.on || r.Table == unix.RT_TABLE_LOCAL || r.Protocol == mark.RouteProtocol {
+// link, or what the way to some carries.
+func (d *waysTo) route(r rtnl.Route) bool {
+	if !d.on && !d.narrow && r.MTU == 0 || r.Table == unix.RT_TABLE_LOCAL || r.Protocol == mark.RouteProtocol {
 		return false
 	}
 	i, found := slices.BinarySearchFunc(d.peers, r.Dst.Masked().Addr(), netip.Addr.Compare)
@@ -125,7 +156,7 @@ func (d *direct) route(r rtnl.Route) bool {
 
 // link reports whether a link that leads to peers is no longer what it was. The
 // kernel says nothing of the IPv4 routes that go with it.
-func (d *direct) link(m rtnl.Message, l rtnl.Link) bool {
+func (d *waysTo) link(m rtnl.Message, l rtnl.Link) bool {
 	name, ok := d.devices[l.Index]
 	return ok && (m.Type == unix.RTM_DELLINK || !l.Up() || l.Name != name)
 }

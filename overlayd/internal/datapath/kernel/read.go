@@ -56,7 +56,10 @@ func (k *Kernel) Read(want plan.Wanted, compare *plan.Entries) (*plan.State, err
 	if err := r.askWays(); err != nil {
 		return nil, err
 	}
-	return r.State, r.findPeers()
+	if err := r.findPeers(); err != nil {
+		return nil, err
+	}
+	return r.State, r.measureWays()
 }
 
 // reader is one Read.
@@ -143,6 +146,9 @@ func (r *reader) readRoutes(family uint8) error {
 		if !ok || m.Data[0] != family || k.Table != unix.RT_TABLE_MAIN {
 			return
 		}
+		if k.MTU != 0 && k.Protocol != mark.RouteProtocol {
+			r.Narrow = append(r.Narrow, k.Dst)
+		}
 		d, onOurs := r.devices[k.OIF]
 		switch {
 		case k.Protocol == mark.RouteProtocol:
@@ -188,6 +194,7 @@ func (r *reader) dropRoutes(family uint8, kept plan.Comparison) {
 	maps.DeleteFunc(r.Routes, func(p netip.Prefix, _ plan.Route) bool { return of(p) })
 	maps.DeleteFunc(r.Foreign, func(p netip.Prefix, _ plan.ForeignRoute) bool { return of(p) })
 	maps.DeleteFunc(r.Elsewhere, func(p netip.Prefix, _ struct{}) bool { return of(p) })
+	r.Narrow = slices.DeleteFunc(r.Narrow, of)
 	maps.DeleteFunc(r.Connected, func(k plan.AddrKey, _ struct{}) bool { return of(k.Prefix) })
 	r.More = slices.DeleteFunc(r.More, func(r plan.RouteTo) bool { return of(r.Dst) })
 	if r.Compare != nil {
@@ -248,7 +255,7 @@ func (r *reader) wants(k plan.AddrKey) bool {
 // asOurs is a route with our protocol as one of our own. device is the name of
 // that which it leads to.
 func asOurs(k rtnl.Route, vtep int, device string, local netip.Addr) plan.Route {
-	r := plan.Route{Metric: k.Metric, Via: k.Via}
+	r := plan.Route{Metric: k.Metric, Via: k.Via, MTU: k.MTU}
 	switch k.Kind {
 	case unix.RTN_UNICAST:
 		switch {

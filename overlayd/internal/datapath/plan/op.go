@@ -143,6 +143,9 @@ func (o Op) String() string {
 			return fmt.Sprintf("route %s blackhole %s proto %d metric %d", o.Act, o.Prefix, mark.RouteProtocol, o.Metric)
 		}
 		text := fmt.Sprintf("route %s %s via %s dev %s proto %d metric %d", o.Act, o.Prefix, o.Addr, o.Dev, mark.RouteProtocol, o.Metric)
+		if o.MTU != 0 {
+			text += fmt.Sprintf(" mtu %d", o.MTU)
+		}
 		if o.Source.IsValid() {
 			text += " src " + o.Source.String()
 		}

@@ -139,12 +139,13 @@ func (w *expanded) addPeer(p *conf.Peer, c Wanted) {
 		if slices.ContainsFunc(c.Refused, func(r netip.Prefix) bool { return inside(s, r) }) {
 			continue
 		}
+		r.MTU = c.mtuTo(p, r.Kind, is6(s))
 		w.addRoute(s, r)
 	}
 	// Its VTEP address goes the same way, so that packets to and from it do.
 	if vtep := p.VTEPOf(p.AgentIP); vtep.IsValid() {
 		if way, ok := c.plainWay(p, vtep); ok {
-			w.addRoute(vtep, Route{Metric: metric, Via: p.AgentIP, Kind: Plain, Dev: way})
+			w.addRoute(vtep, Route{Metric: metric, Via: p.AgentIP, Kind: Plain, Dev: way, MTU: c.mtuTo(p, Plain, is6(vtep))})
 		}
 	}
 }
@@ -156,6 +157,27 @@ func (w *expanded) addRoute(dst netip.Prefix, r Route) {
 		w.disputed = true
 	}
 	w.Routes[dst] = r
+}
+
+// mtuTo is the MTU of the route to a peer's subnet: what its host takes, and what
+// the way to it carries with the headers that go around it; 0: all that this host
+// sends. Whoever sends more is told so by the kernel.
+func (c *Wanted) mtuTo(p *conf.Peer, kind RouteKind, ip6 bool) int {
+	least := cmp.Or(p.MTU, c.MTU)
+	if path, ok := c.PathMTU[p.AgentIP]; ok {
+		if kind == ToPeer {
+			path -= Overhead(c.VTEP.Local)
+		}
+		least = min(least, path)
+	}
+	floor := conf.MinMTU
+	if ip6 {
+		floor = minMTU6
+	}
+	if least >= c.MTU {
+		return 0
+	}
+	return max(least, floor)
 }
 
 // plainWay is the device by which a peer gets what is for one of its subnets
@@ -302,7 +324,7 @@ func (p *Plan) planRoute(dst netip.Prefix, r Route, olds []Route) {
 }
 
 func (p *Plan) routeOp(act Action, dst netip.Prefix, r Route) Op {
-	o := Op{Act: act, Obj: PeerRoute, Overlay: p.Wanted.OverlayOf(dst), Prefix: dst, Addr: r.Via, Metric: r.Metric, Kind: r.Kind}
+	o := Op{Act: act, Obj: PeerRoute, Overlay: p.Wanted.OverlayOf(dst), Prefix: dst, Addr: r.Via, Metric: r.Metric, Kind: r.Kind, MTU: r.MTU}
 	switch {
 	case r.Kind == Plain:
 		o.Dev, o.Source = r.Dev, p.Wanted.VTEP.Local

@@ -21,6 +21,14 @@ const (
 	defaultMTU = 1500  // of an underlay whose MTU cannot be read
 )
 
+// Overhead is what VXLAN adds to a packet between agent IPs of the family of a.
+func Overhead(a netip.Addr) int {
+	if a.Is6() {
+		return encap6
+	}
+	return encap4
+}
+
 // Problem is something that cannot be had; Overlay is empty when it concerns
 // the whole host.
 type Problem struct {
@@ -75,11 +83,12 @@ func Make(want Wanted, have *State) *Plan {
 // is attached to them.
 func ForDevices(want Wanted, have *State) *Plan {
 	p := &Plan{}
-	want.Underlay = have.Underlay
+	want.Underlay, want.Narrow, want.PathMTU = have.Underlay, have.Narrow, have.PathMTU
 	if want.Underlay != "" { // what is sent without VXLAN comes from there
 		want.Ways = have.Ways
 	}
 	p.chooseMTU(want.VTEP, have)
+	want.MTU = p.MTU
 	p.Wanted = p.possible(want, have)
 	p.Wanted = p.withoutIPv6(p.Wanted, have)
 	p.Devices = p.Wanted.Devices()
@@ -150,10 +159,7 @@ func (p *Plan) complain(overlay, format string, args ...any) {
 
 // chooseMTU takes what fits into the underlay, or less if that is configured.
 func (p *Plan) chooseMTU(v VTEP, have *State) {
-	encap := encap4
-	if v.Local.Is6() {
-		encap = encap6
-	}
+	encap := Overhead(v.Local)
 	under, found := have.Links[have.Underlay]
 	if found && !under.Loopback() {
 		p.MTU = min(under.MTU-encap, maxMTU)

@@ -19,8 +19,10 @@ type State struct {
 	Connected map[AddrKey]struct{}
 	Local     map[AddrKey]struct{}
 	Others    []AddrKey // global addresses on links that are not ours
-	// Ways are as in Wanted.
-	Ways map[netip.Addr]string
+	// Ways, Narrow and PathMTU are as in Wanted.
+	Ways    map[netip.Addr]string
+	Narrow  []netip.Prefix
+	PathMTU map[netip.Addr]int
 	Entries
 	More    []RouteTo // further routes of ours to a prefix in Routes
 	Compare *Comparison
@@ -74,6 +76,7 @@ type Route struct {
 	Via    netip.Addr // of a route to a peer
 	Kind   RouteKind
 	Dev    string // of a direct route
+	MTU    int    // what the peer or the way to it takes, where that is less than ours; 0: as much
 }
 
 // RouteKind says where a route of ours leads.

@@ -30,6 +30,11 @@ type Wanted struct {
 	// and Underlay the one that has its own. The kernel is asked for them.
 	Ways     map[netip.Addr]string
 	Underlay string
+	// Narrow are the routes of others with an MTU of their own, and PathMTU that of
+	// the way to peers behind them, by agent IP. MTU is that of this host's overlays.
+	Narrow  []netip.Prefix
+	PathMTU map[netip.Addr]int
+	MTU     int
 
 	// Withdrawn are agent subnets that this host had and that are another host's now. A
 	// bridge that is left because containers are on it has no address in them.
