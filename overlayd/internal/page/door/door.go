@@ -151,7 +151,7 @@ func same(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byt
 
 // welcome leads on to the page. It is no redirect: the browser would count one as
 // coming from where the link was clicked, and send no strict cookie with it.
-const welcome = `<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=/"><title>Overlay network</title><p><a href="/">The page</a></p></html>
+const welcome = `<!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,"><meta http-equiv="refresh" content="0; url=/"><title>Overlay network</title><p><a href="/">The page</a></p></html>
 `
 
 // open swaps the link for a cookie, once.
