@@ -84,10 +84,15 @@ func (c countingReader) Read(p []byte) (int, error) {
 
 // post sends one request and returns status and body of the answer.
 func (c *conn) post(path, body string) (status string, answer []byte, err error) {
+	return c.send(path, "", body)
+}
+
+// send is post with further headers.
+func (c *conn) send(path, headers, body string) (status string, answer []byte, err error) {
 	if err := c.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
 		return "", nil, err
 	}
-	_, err = fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", path, c.addr, len(body), body)
+	_, err = fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s\r\n%s", path, c.addr, len(body), headers, body)
 	if err != nil {
 		return "", nil, err
 	}

@@ -13,6 +13,8 @@
 //	idle      agents follow the peers while nothing happens
 //	renewal   every agent renews; nothing may be written
 //	restart   the coordinator is killed and started; every agent comes back
+//	reports   with -containers: the storm once more, without and with reports of
+//	          what is attached, for what they cost
 //
 // An agent has a connection and an address of its own (127.x.y.z), registers
 // and reports over it, and closes it. Only so many are open at a time (-conns),
@@ -50,6 +52,9 @@ type config struct {
 	plain    int // percent of those who follow that do not take gzip
 	over     time.Duration
 	window   time.Duration // over which idle CPU is measured
+
+	containers int  // that each agent reports; 0: none reports any
+	only       bool // nothing but the comparison of storms with and without reports
 }
 
 func main() {
@@ -75,6 +80,8 @@ func run(ctx context.Context) (int, error) {
 	flag.IntVar(&c.plain, "plain", 5, "percent of the agents that follow the peers without asking for gzip")
 	flag.DurationVar(&c.over, "over", 0, "time over which the agents of the storm come; 0: all at the same moment")
 	flag.DurationVar(&c.window, "window", 10*time.Second, "time over which the CPU of a coordinator without work is measured")
+	flag.IntVar(&c.containers, "containers", 0, "containers that each agent reports; the storm is then compared with one without reports")
+	flag.BoolVar(&c.only, "only-reports", false, "go through nothing but that comparison")
 	jsonFile := flag.String("json", "", "write the report to this file too")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -107,6 +114,9 @@ func run(ctx context.Context) (int, error) {
 // maxAgents is what the overlay of the simulated cluster has room for.
 const maxAgents = 1 << 16
 
+// maxContainers is what a half has room for.
+const maxContainers = 125
+
 func (c config) check() error {
 	switch {
 	case c.agents < 2 || c.agents > maxAgents:
@@ -115,6 +125,8 @@ func (c config) check() error {
 		return fmt.Errorf("negative number of agents, or no connections")
 	case c.watchers < 1 || c.watchers+c.joiners >= c.agents:
 		return fmt.Errorf("%d agents cannot have %d watchers and %d joiners", c.agents, c.watchers, c.joiners)
+	case c.containers < 0 || c.containers > maxContainers || c.only && c.containers == 0:
+		return fmt.Errorf("-containers %d: want 0 to %d, and more than 0 with -only-reports", c.containers, maxContainers)
 	case c.cold > c.agents || c.idle > c.agents:
 		return fmt.Errorf("%d agents cannot have %d that follow from nothing, or %d that are idle", c.agents, c.cold, c.idle)
 	}

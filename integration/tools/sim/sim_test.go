@@ -15,7 +15,7 @@ func TestSmall(t *testing.T) {
 		t.Fatalf("build overlayd: %v\n%s", err, out)
 	}
 	r, err := simulate(t.Context(), config{
-		overlayd: overlayd, agents: 2000, watchers: 64, joiners: 16, cold: 16, idle: 64, conns: 64, plain: 50,
+		overlayd: overlayd, agents: 2000, watchers: 64, joiners: 16, cold: 16, idle: 64, conns: 64, plain: 50, containers: 20,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -24,6 +24,12 @@ type sim struct {
 	leases   []peer     // by agent, as first granted
 	watchers []*watcher // those of before the storm, then the joiners
 	follow   sync.WaitGroup
+	unfollow func() // ends all streams
+
+	reports [][]byte // of the containers, packed, by agent; nil: there are none
+	mu      sync.Mutex
+	unheard []int // agents that have a lease and have not reported; mu
+	joined  bool  // all have a lease; mu
 }
 
 // simulate goes through all parts.
@@ -34,9 +40,35 @@ func simulate(ctx context.Context, c config) (r *Report, err error) {
 		}
 		defer os.RemoveAll(c.dir)
 	}
+	r = &Report{}
+	if !c.only {
+		whole := c
+		whole.containers = 0
+		err := oneRun(ctx, whole, func(ctx, followers context.Context, s *sim) error {
+			s.Report = r
+			return s.all(ctx, followers)
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if c.containers > 0 {
+		if err := compareReports(ctx, c, r); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+// oneRun has something happen to one coordinator. Those who follow have a context of
+// their own.
+func oneRun(ctx context.Context, c config, parts func(ctx, followers context.Context, s *sim) error) (err error) {
 	s := &sim{config: c, Report: &Report{}, lines: newLines(), big: make(chan struct{}, 256), leases: make([]peer, c.agents)}
+	if err := s.packReports(); err != nil {
+		return err
+	}
 	if s.coord, err = startCoordinator(ctx, c.overlayd, c.dir); err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { s.coord.kill() }()
 	// A coordinator that dies on its own is found out by whoever talks to it.
@@ -45,10 +77,15 @@ func simulate(ctx context.Context, c config) (r *Report, err error) {
 	defer cancel()
 	followers, stop := context.WithCancel(ctx)
 	defer stop()
+	s.unfollow = func() { stop(); s.follow.Wait() }
+	return parts(ctx, followers, s)
+}
 
+// all goes through all parts but the comparison.
+func (s *sim) all(ctx, followers context.Context) error {
 	empty, err := s.coord.status("VmRSS")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, part := range []struct {
 		name string
@@ -59,14 +96,14 @@ func simulate(ctx context.Context, c config) (r *Report, err error) {
 		{"cold", func() error { return s.coldStarts(ctx) }},
 		{"renewal", func() error { return s.renewal(ctx) }},
 		{"restart", func() error { return s.restart(ctx) }},
-		{"idle", func() error { stop(); s.follow.Wait(); return s.rest(ctx, empty) }},
+		{"idle", func() error { s.unfollow(); return s.rest(ctx, empty) }},
 	} {
 		s.part = part.name
 		if err := part.run(); err != nil {
-			return nil, fmt.Errorf("%s: %w", part.name, err)
+			return fmt.Errorf("%s: %w", part.name, err)
 		}
 	}
-	return s.Report, nil
+	return nil
 }
 
 // newWatcher returns the kth watcher, for an agent.
@@ -188,6 +225,7 @@ func (s *sim) early(ctx, followers context.Context) error {
 		if s.leases[n], err = c.register(n); err != nil {
 			return err
 		}
+		s.reportLater(n)
 		return c.report(n)
 	})
 	if err != nil {
@@ -203,6 +241,9 @@ func (s *sim) early(ctx, followers context.Context) error {
 	}
 	return s.checkPeers(s.watchers, s.config.watchers)
 }
+
+// untilLeased is the row of how long a storm takes.
+const untilLeased = "until all have a lease"
 
 // storm registers all others.
 func (s *sim) storm(ctx, followers context.Context) error {
@@ -234,6 +275,7 @@ func (s *sim) storm(ctx, followers context.Context) error {
 		if w := joiners[n]; w != nil {
 			s.follow.Go(func() { w.run(followers) })
 		}
+		s.reportLater(n)
 		return c.report(n)
 	})
 	if err != nil {
@@ -257,7 +299,7 @@ func (s *sim) storm(ctx, followers context.Context) error {
 	if err := s.checkPeers(s.watchers, s.agents); err != nil {
 		return err
 	}
-	took := s.add("until all have a lease", "s", slices.Max(leased)).P50
+	took := s.add(untilLeased, "s", slices.Max(leased)).P50
 	longest := s.add("wait of an agent, from when it wants its lease", "s", waits...).Max
 	answer := s.add("answer to a registration, from when it is sent", "ms", asked...).Max
 	s.add("last registration until every watcher knows everybody", "s", max(0, known.Seconds()))

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"os"
@@ -44,7 +43,7 @@ type inventory struct {
 
 	problems *problems.Set
 	watched  *dirwatch.Watch
-	begun    chan struct{} // capacity 1: a stream has begun, or a lease was granted
+	begun    chan struct{} // capacity 1: the coordinator asks
 
 	files    map[string]fileMark // of the stores that were read
 	seen     content
@@ -108,7 +107,7 @@ func (v *inventory) hostOf(state conf.State) api.Host {
 	return h
 }
 
-// run waits for the first stream, and then reports until ctx is done.
+// run waits until the coordinator asks, and then reports until ctx is done.
 func (v *inventory) run(ctx context.Context) error {
 	defer v.watched.Close()
 	select {
@@ -119,8 +118,7 @@ func (v *inventory) run(ctx context.Context) error {
 	retry := backoff{min: v.timing.backoffMin, max: v.timing.backoffMax}
 	tick := time.NewTicker(v.timing.files)
 	defer tick.Stop()
-	// A coordinator that comes back is not asked by all agents at the same time.
-	due, probe, retrying := time.After(rand.N(v.timing.spread)), true, false
+	due, probe, retrying := time.After(0), true, false
 	var least <-chan time.Time // until then nothing is looked at
 	look := true
 	for {
@@ -129,7 +127,7 @@ func (v *inventory) run(ctx context.Context) error {
 			return nil
 		case <-v.begun:
 			if due == nil || retrying {
-				due, retrying = time.After(rand.N(v.timing.spread)), false
+				due, retrying = time.After(0), false
 			}
 			probe = true
 		case <-v.watched.Events():

@@ -123,7 +123,6 @@ func (l *loop) registered(ctx context.Context, r registration) {
 	if changed {
 		l.leaseChanged(before)
 		l.withdraw(before)
-		kick(l.inventory.begun) // it may have been forgotten meanwhile
 	}
 	if changed || signed || l.expires()-l.lease.stored >= worthStoring(l.lease.held.Term()) {
 		l.saveLease()

@@ -114,11 +114,13 @@ func (l *loop) peersChanged(e peerEvent) {
 		l.log.Info("following the peers", logkey.Revision, e.event.Revision)
 		l.setFollowing(true, nil)
 		l.reportStatus(true) // the coordinator may have been restarted
-		kick(l.inventory.begun)
 		if !p.complete {
 			// What was missed while we were away comes in several events.
 			p.backlog.in(l.timing.backlog)
 		}
+	}
+	if e.event.Report {
+		kick(l.inventory.begun)
 	}
 	if now := (api.Known{Revision: e.event.Revision, Run: e.event.Run}); now.Revision > 0 && now != p.position {
 		p.position = now

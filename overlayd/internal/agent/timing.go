@@ -26,7 +26,6 @@ type timing struct {
 	coalesce     time.Duration // changes of the document that come so close together are one
 	lookPause    time.Duration // least time between two looks at it because of changes
 	report       time.Duration // least time between two reports of what is attached
-	spread       time.Duration // within which agents report to a coordinator that comes back
 	direct       time.Duration // how long peers may go on sending without VXLAN after they were told to stop
 	room         time.Duration // between two looks at how full the halves are
 	roomPause    time.Duration // least time between two looks at it because of changes
@@ -56,7 +55,6 @@ var defaultTiming = timing{
 	coalesce:     200 * time.Millisecond,
 	lookPause:    500 * time.Millisecond,
 	report:       250 * time.Millisecond,
-	spread:       2 * time.Second,
 	direct:       time.Minute,
 	room:         10 * time.Second,
 	roomPause:    100 * time.Millisecond,

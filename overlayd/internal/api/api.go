@@ -110,6 +110,8 @@ type PeerEvent struct {
 	Delete  []string    `json:"delete,omitempty"` // agent ids
 	// Register asks the agent to register again: its lease has changed.
 	Register bool `json:"register,omitempty"`
+	// Report asks the agent to tell what it has attached: that is not known here.
+	Report bool `json:"report,omitempty"`
 }
 
 // Agent is one row of PathAgents.

@@ -250,6 +250,12 @@ func (b *Book) Forget(id string) {
 // Has reports whether the agent has reported.
 func (b *Book) Has(id string) bool { return b.get(id) != nil }
 
+// Knows reports whether that start of the agent has reported.
+func (b *Book) Knows(id, instance string) bool {
+	a := b.get(id)
+	return a != nil && a.instance == instance
+}
+
 // Agents is how many agents have reported.
 func (b *Book) Agents() int {
 	b.mu.RLock()

@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"bytes"
 	"compress/gzip"
 	"errors"
 	"fmt"
@@ -10,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
@@ -40,21 +40,34 @@ const (
 	maxPage     = 10_000
 )
 
-// unpacked gives a handler the body as it was before it was packed.
-func unpacked(pool *sync.Pool, h serve.Handler) serve.Handler {
+// unpacked gives a handler the body as it was before it was packed. Bodies are
+// worked on one at a time: what agents have attached can wait for a moment, and
+// those that want a lease get the other processors.
+func (c *Coordinator) unpacked(h serve.Handler) serve.Handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		switch encoding := r.Header.Get("Content-Encoding"); encoding {
-		case "":
-			return h(w, r)
-		case "gzip":
-		default:
+		encoding := r.Header.Get("Content-Encoding")
+		if encoding != "" && encoding != "gzip" {
 			return refuse(http.StatusUnsupportedMediaType, "Content-Encoding %.80q: want gzip, or nothing", encoding)
 		}
-		packed, _ := pool.Get().(*gzip.Reader)
+		body, err := serve.ReadBody(w, r)
+		if err != nil {
+			return err
+		}
+		select {
+		case c.reportTurn <- struct{}{}:
+			defer func() { <-c.reportTurn }()
+		case <-r.Context().Done():
+			return r.Context().Err()
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		if encoding == "" {
+			return h(w, r)
+		}
+		packed, _ := c.unpackers.Get().(*gzip.Reader)
 		if packed == nil {
 			packed = new(gzip.Reader)
 		}
-		defer pool.Put(packed)
+		defer c.unpackers.Put(packed)
 		if err := packed.Reset(r.Body); err != nil {
 			return refuse(http.StatusBadRequest, "the body cannot be unpacked: %v", err)
 		}

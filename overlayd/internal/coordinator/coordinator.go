@@ -92,7 +92,10 @@ type Coordinator struct {
 	stopped    chan struct{} // closed when Run has ended
 	book       *attached.Book
 	events     *events.Ring
-	unpackers  sync.Pool // of *gzip.Reader
+	unpackers  sync.Pool     // of *gzip.Reader
+	reportTurn chan struct{} // has a token while a report is worked on
+	asking     chan struct{} // has a token when unheard may not be empty
+	joining    atomic.Int64  // registrations that are worked on
 	urls       []string
 	peerClient *http.Client
 
@@ -114,8 +117,9 @@ type Coordinator struct {
 	followers sync.WaitGroup    // of the others
 	ordered   []attached.Ref    // agents as searches go through them; nil: not made yet
 	announce  announcements
-	failed    error         // of the last write to the store; nil: it was written
-	dirty     chan struct{} // has a token when changed may not be empty
+	unheard   map[string]struct{} // agents that are to be asked what they have attached
+	failed    error               // of the last write to the store; nil: it was written
+	dirty     chan struct{}       // has a token when changed may not be empty
 }
 
 // New reads the store and checks that what is leased fits the configuration.
@@ -144,8 +148,10 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 		events:   events.New(time.Now),
 		announce: newAnnouncements(),
 		urls:     o.URLs, peerClient: o.PeerClient,
-		others:    map[string]*other{},
-		beaten:    make(chan struct{}, 1),
+		others:     map[string]*other{},
+		beaten:     make(chan struct{}, 1),
+		reportTurn: make(chan struct{}, 1),
+		asking:     make(chan struct{}, 1), unheard: map[string]struct{}{},
 		presence:  map[string]*presence{},
 		takenOver: map[netip.Addr]time.Time{},
 		moves:     map[string]struct{}{},
@@ -276,6 +282,7 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	others.Go(func() { c.announcePresence(ctx) })
 	others.Go(func() { c.endAdoptions(ctx) })
 	others.Go(func() { c.followOthers(ctx) })
+	others.Go(func() { c.askForReports(ctx) })
 	defer func() {
 		cancel()
 		others.Wait()
@@ -299,12 +306,6 @@ func (c *Coordinator) Run(ctx context.Context) error {
 			return fmt.Errorf("read the store: %w", err)
 		}
 	}
-}
-
-// Alive returns when requests could be worked on.
-func (c *Coordinator) Alive() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 }
 
 func (c *Coordinator) setRunning(running bool) {

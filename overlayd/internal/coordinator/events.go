@@ -38,6 +38,7 @@ func (c *Coordinator) agentEventLocked(was, is *agent) {
 		c.announce.forget(was.id)
 		c.events.Add(agentEvent(api.EventAgentGone, was.id, was.IP, "the lease of agent %s at %s was given back", was.id, was.IP))
 	case was == nil:
+		c.askToReportLocked(is.id) // where it follows already, what was known is forgotten
 		c.events.Add(agentEvent(api.EventAgentJoined, is.id, is.IP, "agent %s at %s has got a lease", is.id, is.IP))
 	case is.Superseded != "" && was.Superseded == "":
 		c.book.Forget(is.id)

@@ -38,7 +38,7 @@ func (c *Coordinator) routes(ended <-chan struct{}) []route {
 		{http.MethodGet, api.PathAgents, reader, c.serveAgents},
 		{http.MethodGet, api.PathBackup, operator, c.serveBackup},
 		{http.MethodPost, api.PathPrune, operator, c.servePrune},
-		{http.MethodPost, api.PathAttachments, self, unpacked(&c.unpackers, speaking(c.serveAttachments))},
+		{http.MethodPost, api.PathAttachments, self, c.unpacked(speaking(c.serveAttachments))},
 		{http.MethodGet, api.PathAttachments, reader, reports},
 		{http.MethodGet, api.PathContainers, reader, c.serveContainers},
 		{http.MethodGet, api.PathAddresses, reader, c.serveAddresses},
@@ -88,7 +88,9 @@ func (c *Coordinator) serveRegister(w http.ResponseWriter, r *http.Request, req 
 	if from, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		req.Source = from.Addr().Unmap().WithZone("")
 	}
+	c.joining.Add(1)
 	lease, err := c.Register(r.Context(), req)
+	c.joining.Add(-1)
 	c.counts.registration(err)
 	if err != nil {
 		return err

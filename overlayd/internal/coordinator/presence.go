@@ -33,6 +33,7 @@ type watch struct {
 	instance string        // of the agent that follows; empty: it did not say
 	wake     chan struct{} // has a token when register was set
 	register bool          // the agent is to register again; Coordinator.mu
+	report   bool          // the agent is to tell what it has attached; Coordinator.mu
 }
 
 // askToRegister has every stream of the agent say so.

@@ -42,3 +42,9 @@ func (c *Coordinator) server(ctx context.Context) *serve.Server {
 		Grace:         shutdownTimeout,
 	}
 }
+
+// Alive returns when requests could be worked on.
+func (c *Coordinator) Alive() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+}

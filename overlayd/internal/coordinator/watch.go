@@ -135,6 +135,9 @@ func (c *Coordinator) beginWatch(id string, known api.Known) (*watch, error) {
 	p.watches[w] = struct{}{}
 	c.noteSeenLocked(id)
 	c.announce.lookLater(id)
+	if known.Instance != "" && !c.book.Knows(id, known.Instance) {
+		c.askToReportLocked(id)
+	}
 	// Its lease, or the configuration, may have changed while it was away, or in
 	// a store that is no longer.
 	stale := ahead || revision > 0 && (a.mod > revision || c.view.network.mod > revision)
@@ -163,13 +166,14 @@ func (c *Coordinator) endWatch(id string, w *watch) {
 	}
 }
 
-// takeAsk reports whether the agent is to be asked to register, once.
-func (c *Coordinator) takeAsk(w *watch) bool {
+// takeAsk reports what the agent is to be asked for, once: to register, and to
+// report.
+func (c *Coordinator) takeAsk(w *watch) (register, report bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	asked := w.register
-	w.register = false
-	return asked
+	register, report = w.register, w.report
+	w.register, w.report = false, false
+	return register, report
 }
 
 // stream is one watch being written.
@@ -191,12 +195,12 @@ func (s *stream) follow(w *watch, ended <-chan struct{}) {
 	for {
 		published, run := s.c.published() // before news, so that nothing up to it is missed
 		news, more, err := s.news()
-		asked := s.c.takeAsk(w)
+		register, report := s.c.takeAsk(w)
 		if published >= s.revision {
 			s.revision, s.run = published, run
 		}
-		if err == nil && (asked || due && !news) {
-			news, err = true, s.write(&message{to: s.revision, data: encodeLine(api.PeerEvent{Revision: s.revision, Run: s.run, Register: asked})})
+		if err == nil && (register || report || due && !news) {
+			news, err = true, s.write(&message{to: s.revision, data: encodeLine(api.PeerEvent{Revision: s.revision, Run: s.run, Register: register, Report: report})})
 		}
 		if err == nil && news {
 			due = false

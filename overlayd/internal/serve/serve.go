@@ -206,11 +206,27 @@ func ReadJSON(w http.ResponseWriter, r *http.Request, v any) error {
 			err = errors.New("there is more after the first JSON document")
 		}
 	}
-	var tooLarge *http.MaxBytesError
-	switch {
-	case err == nil:
+	if err == nil {
 		_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // a recorder has none
 		return nil
+	}
+	return bodyRefusal(err)
+}
+
+// ReadBody is ReadJSON of a body that is to be read later.
+func ReadBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return nil, bodyRefusal(err)
+	}
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // a recorder has none
+	return body, nil
+}
+
+// bodyRefusal says what is wrong with a body that could not be read.
+func bodyRefusal(err error) error {
+	var tooLarge *http.MaxBytesError
+	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return Refuse(http.StatusRequestTimeout, "the body took too long to come")
 	case errors.As(err, &tooLarge):
