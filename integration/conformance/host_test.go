@@ -29,7 +29,7 @@ vtep_subnet: 44.128.0.0/20
 vtep_subnet6: fd01:a::/64
 vtep_mac_oui: 70:B3:D5:00:00:00
 overlays:
-  - {name: v4, subnet: 9.0.0.0/8, prefix: 24}
+  - {name: v4, subnet: 9.0.0.0/8, prefix: 24, blocks_per_agent: 1}
   - {name: v6, subnet6: "fd01:b::/64", prefix6: 80}
   - {name: dual, subnet: 10.1.0.0/16, prefix: 24, subnet6: "fd01:c::/64", prefix6: 80}
   - {name: tiny, subnet: 10.2.0.0/16, prefix: 29, blocks_per_agent: 1}
