@@ -50,7 +50,8 @@ func TestJoin(t *testing.T) {
   ],
   "datapath": {
     "mode": "kernel",
-    "taken": "kernel"
+    "taken": "kernel",
+    "routing": "vxlan"
   },
   "directories": {
     "cni_conf": %q,

@@ -102,6 +102,7 @@ type Coordinator struct {
 	mu        sync.Mutex // guards what follows
 	view      *view
 	file      conf.Network // what the configuration file says
+	kept      []string     // overlays that it removes, see finishFile
 	waiters   waiters
 	presence  map[string]*presence     // by agent id
 	takenOver map[netip.Addr]time.Time // addresses that went to who spoke from them
@@ -281,6 +282,7 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	others.Go(func() { c.keepPresence(ctx) })
 	others.Go(func() { c.announcePresence(ctx) })
 	others.Go(func() { c.endAdoptions(ctx) })
+	others.Go(func() { c.finishFile(ctx) })
 	others.Go(func() { c.followOthers(ctx) })
 	others.Go(func() { c.askForReports(ctx) })
 	defer func() {

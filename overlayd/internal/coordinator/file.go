@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
@@ -14,7 +15,7 @@ import (
 
 // firstNetwork is what an edited file makes of the stored network when a
 // coordinator starts. What it removes while hosts have it set up stays: nobody has
-// said yet whether containers are attached there.
+// said yet whether containers are attached there. finishFile removes it when they have.
 func (c *Coordinator) firstNetwork(v *view) (conf.Network, error) {
 	if err := v.fit(c.file); err != nil {
 		return conf.Network{}, err
@@ -47,9 +48,60 @@ func (c *Coordinator) firstNetwork(v *view) (conf.Network, error) {
 		return conf.Network{}, fmt.Errorf("%w: containers may be attached to overlay %s, which can therefore not be removed while the coordinator starts, and with it: %w",
 			ErrMisfit, strings.Join(kept, ", "), err)
 	}
-	c.log.Warn("the file no longer has overlays, or a family of them, that hosts have set up; they stay, for containers may be attached. "+
-		"Remove them with overlayctl overlays remove, or have the file applied with SIGHUP", "overlays", strings.Join(kept, ","))
+	c.kept = kept
+	c.log.Info("the file no longer has overlays, or a family of them, that hosts have set up; they stay until these hosts have told that no containers are attached",
+		"overlays", strings.Join(kept, ","))
 	return next, v.fit(next)
+}
+
+// How finishFile waits for hosts: most are back within seconds.
+const (
+	fileLook = 250 * time.Millisecond
+	fileWait = 2 * time.Minute
+)
+
+// finishFile applies the rest of an edited file, see firstNetwork, when all hosts
+// have told what is attached; not if they do not, containers are attached, or
+// somebody has changed the configuration meanwhile.
+func (c *Coordinator) finishFile(ctx context.Context) {
+	c.mu.Lock()
+	kept, mod := c.kept, c.view.network.mod
+	c.mu.Unlock()
+	if len(kept) == 0 {
+		return
+	}
+	look, end := time.NewTicker(fileLook), time.NewTimer(fileWait)
+	defer look.Stop()
+	defer end.Stop()
+	const stay = "the file no longer has overlays, or a family of them, that stay: remove them with overlayctl overlays remove, or have the file applied with SIGHUP"
+	for {
+		select {
+		case <-look.C:
+		case <-end.C:
+			c.log.Warn(stay, "overlays", strings.Join(kept, ","), "err", "hosts that have set them up have not told whether containers are attached")
+			return
+		case <-ctx.Done():
+			return
+		}
+		c.mu.Lock()
+		file, same, told := c.file, c.view.network.mod == mod, !slices.ContainsFunc(kept, c.untoldLocked)
+		c.mu.Unlock()
+		switch {
+		case !same:
+			return
+		case told:
+			if _, err := c.ApplyNetwork(ctx, file, mod); err != nil && ctx.Err() == nil {
+				c.log.Warn(stay, "overlays", strings.Join(kept, ","), "err", err)
+			}
+			return
+		}
+	}
+}
+
+// untoldLocked reports whether a host has set up an overlay and not told whether
+// containers are attached.
+func (c *Coordinator) untoldLocked(overlay string) bool {
+	return slices.ContainsFunc(c.hostsOfLocked(overlay), func(h api.OverlayHost) bool { return h.Unknown })
 }
 
 // sameAsFile reports whether a network is what the file says.

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -67,8 +68,13 @@ type node struct {
 
 func start(t testing.TB, s store.Store, network string) *node {
 	t.Helper()
+	return startLogging(t, s, network, slog.DiscardHandler)
+}
+
+func startLogging(t testing.TB, s store.Store, network string, log slog.Handler) *node {
+	t.Helper()
 	c, err := coordinator.New(t.Context(), coordinator.Options{
-		Network: parseNetwork(t, network), Store: s, Log: slog.New(slog.DiscardHandler), Version: "test",
+		Network: parseNetwork(t, network), Store: s, Log: slog.New(log), Version: "test",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -99,6 +105,24 @@ func start(t testing.TB, s store.Store, network string) *node {
 	t.Cleanup(n.stop)
 	eventually(t, "ready", func() bool { return client.Ready(t.Context()) == nil })
 	return n
+}
+
+// said is what was logged.
+type said struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (s *said) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(b)
+}
+
+func (s *said) has(words string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Contains(s.text.String(), words)
 }
 
 // eventually waits for a condition.

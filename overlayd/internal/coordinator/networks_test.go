@@ -221,6 +221,37 @@ func TestFileAtStart(t *testing.T) {
 	}
 }
 
+// What an edited file no longer has goes when the hosts have told that nothing is
+// attached there, and stays where something is.
+func TestFileIsFinished(t *testing.T) {
+	for name, containers := range map[string]int{"empty": 0, "in use": 2} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t)
+			n := start(t, s, networkOf(overlayOne, overlayTwo))
+			req := nth(0)
+			req.Instance = "only"
+			n.register(t, req)
+			n.attach(t, req, map[string]int{"one": 0, "two": 0})
+			n.stop()
+			var log said
+			n = startLogging(t, s, networkOf(overlayOne), slog.NewTextHandler(&log, nil))
+			served := func() int { return len(n.State().Network.Overlays) }
+			if served() != 2 {
+				t.Fatal("the overlay went before its hosts had told what is attached")
+			}
+			n.attach(t, req, map[string]int{"one": 0, "two": containers})
+			if containers == 0 {
+				eventually(t, "the overlay is gone", func() bool { return served() == 1 })
+				return
+			}
+			eventually(t, "it is said why the overlay stays", func() bool { return log.has("2 on 172.16.0.1") })
+			if served() != 2 {
+				t.Error("the overlay went with containers attached")
+			}
+		})
+	}
+}
+
 func (n *node) apply(t testing.TB, network string) (api.NetworkPlan, error) {
 	t.Helper()
 	return n.client.OverlaysApply(t.Context(), api.ConfigRequest{Config: network})
