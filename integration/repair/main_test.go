@@ -128,6 +128,9 @@ func newSite(t *testing.T, firewall string) *site {
 		h.Datapath = "kernel"
 	}
 	must(t, s.Up(t.Context()))
+	for _, h := range s.Agents { // with the files of the runtimes
+		must(t, h.WaitReady(t.Context()))
+	}
 	x := &site{Seed: s, t: t, h: s.Agents[0]}
 	for _, c := range []struct {
 		to            **lab.Container
