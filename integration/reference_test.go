@@ -299,7 +299,7 @@ func TestReferenceDefaults(t *testing.T) {
 }
 
 // TestConfigurationGuide: docs/configuration.md says of every configuration key how
-// to choose it.
+// to choose it. A new key needs a sentence there.
 func TestConfigurationGuide(t *testing.T) {
 	b, err := os.ReadFile(filepath.Join(top, "docs/configuration.md"))
 	must(t, err)
