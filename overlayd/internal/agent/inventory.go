@@ -34,6 +34,7 @@ type inventory struct {
 	send   func(context.Context, api.AttachmentReport) (int, error)
 	state  func() (conf.State, []string) // that is published, and what is wrong
 	routes func() []netip.Prefix         // see datapath.Report
+	// name adds what runtimes know of containers; as yet none is asked.
 	name   func(context.Context, []api.Attachment) []api.Attachment
 	runDir string
 	id     string
