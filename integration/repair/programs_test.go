@@ -29,12 +29,9 @@ type result struct {
 	named           string
 }
 
-// TestPrograms has real firewalls and network managers work on a host while
+// testPrograms has real firewalls and network managers work on a host while
 // containers talk.
-func TestPrograms(t *testing.T) {
-	if !*full {
-		t.Skip("part of make soak: programs take seconds to start")
-	}
+func testPrograms(t *testing.T) {
 	for _, p := range []struct {
 		name   string
 		events func(*site) []event

@@ -55,6 +55,9 @@ func TestRepair(t *testing.T) {
 	if *full && *docFile != "" {
 		must(t, os.WriteFile(*docFile, []byte(page(seen)), 0o644))
 	}
+	if *full { // programs take seconds to start
+		t.Run("programs", testPrograms)
+	}
 	if !t.Failed() {
 		checkPage(t)
 	}
