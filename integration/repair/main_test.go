@@ -95,13 +95,11 @@ func useFirewall(t *testing.T, name string) {
 // site is two hosts with a container each in an IPv4 and an IPv6 overlay.
 type site struct {
 	*lab.Seed
-	t          *testing.T
-	h          *lab.Host // that is broken
-	a, a6      *lab.Container
-	b, b6      *lab.Container // on the other host
-	env        []string       // what scripts know of the host
-	sent       int
-	generation int
+	t     *testing.T
+	h     *lab.Host // that is broken
+	a, a6 *lab.Container
+	b, b6 *lab.Container // on the other host
+	env   []string       // what scripts know of the host
 }
 
 // newSite starts everything with a firewall and the kernel's forwarding, which

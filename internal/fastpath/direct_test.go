@@ -42,14 +42,6 @@ func (h *host) fastDirect() *Path {
 	return p
 }
 
-// inUnderlay is the address of a container in the underlay's family.
-func (c *container) inUnderlay(six bool) netip.Addr {
-	if six {
-		return c.v6
-	}
-	return c.v4
-}
-
 // Between hosts on a link the programs send what is of the underlay's family as it
 // is, and take it so, with and without a fast path on the other side; the rest
 // goes in VXLAN.

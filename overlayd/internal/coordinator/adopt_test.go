@@ -176,7 +176,7 @@ func TestSnapshotsWhileAdopting(t *testing.T) {
 		a, c := b.register("a", "10.0.0.1"), b.register("c", "10.0.0.2")
 		b.stop()
 		b = bubbleWith(t, coordinator.Options{Store: newStore(t), Adopt: coordinator.Adopt{Cluster: b.ClusterID()}})
-		a = b.show(a)
+		b.show(a)
 		events, disconnect := b.connect("a")
 		defer disconnect()
 		next := func(what string, ok func(api.PeerEvent) bool) {
@@ -345,7 +345,6 @@ type history struct {
 	next   int
 	alive  map[string]conf.Lease
 	copies []string
-	kept   int // leases that a loss had taken from the store
 }
 
 func newHistory(t *testing.T, seed uint64) *history {

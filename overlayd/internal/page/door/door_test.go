@@ -82,7 +82,6 @@ func opened(t *testing.T, c *coordinator, idle time.Duration) (link string, ende
 // browser is a client that keeps cookies by hand.
 type browser struct {
 	t       *testing.T
-	base    string
 	cookies []*http.Cookie
 }
 
