@@ -32,7 +32,7 @@ soak: ## the runs that are too long for CI (root)
 lint: ## gofmt, go vet, staticcheck, the layer rules
 	@scripts/lint
 
-package: ## one archive with programs, examples and guides, in dist/
+package: ## .deb and .rpm packages and archives for amd64 and arm64, in dist/
 	@scripts/package
 
 packages: ## install, upgrade, downgrade, remove and purge the packages on a Debian made for it (root)

@@ -21,7 +21,7 @@ func (e *env) containersCommand() *cobra.Command {
 files, or with --all, --host or --overlay those of the cluster, from the
 coordinator. TEXT is looked for in all of the cluster: the beginning of an id or
 of an address, a part of a name, or an overlay.`,
-		Example: "  overlayctl containers -o wide\n  overlayctl containers --all web\n  overlayctl containers --host 10.0.0.4",
+		Example: "  overlayctl containers -o wide\n  overlayctl containers --all 9.0.1.\n  overlayctl containers --host 10.0.0.4",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if f.cluster() || len(args) > 0 {
 				return e.clusterContainers(cmd.Context(), f, strings.Join(args, ""))
