@@ -6,6 +6,7 @@ package allocate
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 )
 
@@ -87,6 +88,17 @@ func (p *Pool) Reserve(block netip.Prefix) error {
 func (p *Pool) InUse(block netip.Prefix) bool {
 	_, taken := p.used[block.Addr()]
 	return taken && p.Check(block) == nil
+}
+
+// Blocks are all that are in use, in no order. The pool must not change meanwhile.
+func (p *Pool) Blocks() iter.Seq[netip.Prefix] {
+	return func(yield func(netip.Prefix) bool) {
+		for first := range p.used {
+			if !yield(netip.PrefixFrom(first, p.bits)) {
+				return
+			}
+		}
+	}
 }
 
 // Release gives a block back and reports whether it was in use.

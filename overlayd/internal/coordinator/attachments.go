@@ -142,11 +142,14 @@ func (c *Coordinator) checkAttachments(r *api.AttachmentReport) (most int, err e
 			return 0, bad("list of addresses", fmt.Sprint(p.Addresses))
 		}
 	}
+	told := map[string]bool{}
 	for _, u := range r.Usage {
 		_, err := conf.ParseHalf(string(u.Half))
-		if _, configured := c.network().Overlay(u.Overlay); err != nil || !configured && !a.has(u.Overlay) {
-			return 0, bad("usage of", string(u.Half)+" of "+u.Overlay)
+		what := string(u.Half) + " of " + u.Overlay
+		if _, configured := c.network().Overlay(u.Overlay); err != nil || !configured && !a.has(u.Overlay) || told[what] {
+			return 0, bad("usage of", what)
 		}
+		told[what] = true
 	}
 	if p := r.Problems; p != nil {
 		*p = (*p)[:min(len(*p), maxProblems)]

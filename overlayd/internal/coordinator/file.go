@@ -17,6 +17,7 @@ import (
 // coordinator starts. What it removes while hosts have it set up stays: nobody has
 // said yet whether containers are attached there. finishFile removes it when they have.
 func (c *Coordinator) firstNetwork(v *view) (conf.Network, error) {
+	c.kept = nil
 	if err := v.fit(c.file); err != nil {
 		return conf.Network{}, err
 	}
@@ -159,10 +160,12 @@ func (c *Coordinator) hostsOfLocked(overlay string) (hosts []api.OverlayHost) {
 	return hosts
 }
 
-// setUp are the agents that have said that they have set up an overlay.
+// setUp are the agents that may have set up an overlay: they have said what became
+// of it. One that has failed, in one family or because of the host, may still have
+// containers from before.
 func (v *view) setUp(overlay string) (agents []*agent) {
 	for id, a := range v.agents {
-		if s, ok := v.statuses[id].decode().Overlays[overlay]; ok && s.Status == conf.StatusOK && a.Superseded == "" {
+		if _, ok := v.statuses[id].decode().Overlays[overlay]; ok && a.Superseded == "" {
 			agents = append(agents, a)
 		}
 	}

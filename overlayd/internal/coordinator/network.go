@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/allocate"
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
 
@@ -77,13 +79,44 @@ func (c *Coordinator) network() *network { return c.served.Load() }
 // setNetwork has the view hand out the blocks of another network. What agents
 // hold, and what registrations in progress have taken, stays in use.
 func (v *view) setNetwork(n *network) error {
+	old := v.pools
 	v.network, v.pools = n, newPools(n.Network)
 	var errs []error
 	for _, m := range v.reserveAll(v.pools) {
 		errs = append(errs, m)
 	}
+	v.keepOrphans(old)
 	v.carryClaims(v.claims)
 	return errors.Join(errs...)
+}
+
+// keepOrphans keeps in use what is stored and no record has: a coordinator of an
+// earlier version leaves such keys behind when it rewrites a record of which it does
+// not know all. Handed out, they would fail every transaction, one after the other.
+func (v *view) keepOrphans(old pools) {
+	claimed := map[*allocate.Pool]map[netip.Prefix]bool{}
+	for _, c := range v.claims {
+		if claimed[c.pool] == nil {
+			claimed[c.pool] = map[netip.Prefix]bool{}
+		}
+		claimed[c.pool][c.block] = true
+	}
+	keep := func(was, now *allocate.Pool) {
+		if was == nil || now == nil {
+			return
+		}
+		for block := range was.Blocks() {
+			if !claimed[was][block] && !now.InUse(block) {
+				_ = now.Reserve(block) // what no longer fits is not handed out either
+			}
+		}
+	}
+	keep(old.vtep, v.pools.vtep)
+	keep(old.vtep6, v.pools.vtep6)
+	for name, p := range v.pools.overlays {
+		keep(old.overlays[name].v4, p.v4)
+		keep(old.overlays[name].v6, p.v6)
+	}
 }
 
 // reserveAll takes what agents hold, or will, out of pools that are new, and returns what

@@ -204,9 +204,9 @@ func TestFileAtStart(t *testing.T) {
 		{networkOf(overlayTwo), true, "one two"},
 		{networkOf(overlayOne), true, "one two"},
 		{networkOf(three), true, "one two"},
-		{networkOf(three), false, "three one"}, // nobody has set up the second
-		{networkOf(three, overlayOne), false, "three one"},
-		{networkOf(overlayOne), false, "one"},
+		{networkOf(three), false, "three one two"}, // one that failed may still have containers
+		{networkOf(three, overlayOne), false, "three one two"},
+		{networkOf(overlayOne), false, "one two"},
 	} {
 		if got := names(tt.network, tt.unedited); got != tt.want {
 			t.Errorf("with %s, not edited: %v: served is %s, want %s", tt.network, tt.unedited, got, tt.want)
@@ -218,6 +218,24 @@ func TestFileAtStart(t *testing.T) {
 	})
 	if !errors.Is(err, coordinator.ErrMisfit) || !strings.Contains(err.Error(), "overlay one") {
 		t.Errorf("a range of an overlay that stays was given to another: %v", err)
+	}
+}
+
+// What is stored and no record has, as a coordinator of an earlier version leaves it
+// behind, keeps nobody from a lease after the network has changed.
+func TestOrphansAreNotGranted(t *testing.T) {
+	s := newStore(t)
+	n := start(t, s, networkOf(overlayOne))
+	n.register(t, nth(0))
+	for _, key := range []string{"subnet/one/9.0.1.0/24", "subnet/one/9.0.2.0/24", "vtep/44.128.0.2"} {
+		if _, err := s.Commit(t.Context(), store.Txn{Then: []store.Op{{Key: key, Value: []byte(nth(0).AgentID)}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.mustApply(t, networkOf(overlayOne, overlayTwo))
+	lease := n.register(t, nth(1))
+	if got := lease.Grants[0].Subnet.String(); got != "9.0.3.0/24" || lease.VTEP.IP.Addr().String() != "44.128.0.3" {
+		t.Errorf("the agent got %s and VTEP %s, want what nobody has", got, lease.VTEP.IP)
 	}
 }
 

@@ -39,12 +39,13 @@ func (c *Coordinator) validateRoom(req *api.RegisterRequest) error {
 // takeBackLocked takes further blocks back that the agent holds and returns. The
 // first block stays whatever is returned.
 func (c *Coordinator) takeBackLocked(p *plan, r *api.Return) {
-	if r == nil || p.old == nil || r.Epoch != c.view.cluster.Epoch(p.old.mod) {
+	if r == nil || p.old == nil || r.Epoch != c.epochBase.Load()+p.old.mod { // as in the lease that the agent has
 		return
 	}
 	for name, blocks := range r.Blocks {
 		h := p.next.held(name)
 		var left []conf.Block
+		before := len(p.freed)
 		for _, b := range h.Blocks {
 			if slices.Contains(blocks, b) && len(p.freed) < maxFreed {
 				p.freed = append(p.freed, h.keys(b)...)
@@ -53,7 +54,7 @@ func (c *Coordinator) takeBackLocked(p *plan, r *api.Return) {
 			left = append(left, b)
 		}
 		h.Blocks = left
-		if len(p.freed) > 0 {
+		if len(p.freed) > before {
 			p.next = p.next.with(h)
 		}
 	}

@@ -6,11 +6,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/store/transfer"
 )
 
 // roomy has an overlay of both families with 32 blocks.
@@ -145,6 +147,30 @@ func TestReturnBlocks(t *testing.T) {
 		t.Errorf("left are %v", both.Grants[0].Blocks)
 	}
 	checkHeld(t, n, map[string]uint64{"a": 2, "b": 2})
+}
+
+// A block comes back too after the store was moved, which gives every lease another
+// epoch without a record being written.
+func TestReturnAfterMove(t *testing.T) {
+	from, to := newStore(t), newStore(t)
+	n := start(t, from, network(""))
+	n.register(t, nth(0))
+	blocks := n.register(t, wanting(0, "a", 4)).Grants[0].Blocks
+	n.stop()
+	content, err := transfer.Read(t.Context(), from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := content.Copy(t.Context(), to, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	n = start(t, to, network(""))
+	lease := n.register(t, nth(0))
+	r := nth(0)
+	r.Return = &api.Return{Epoch: lease.Epoch, Blocks: map[string][]conf.Block{"a": blocks[:1], "nothing": {}}}
+	if got := n.register(t, r).Grants[0].Blocks; len(got) != len(blocks)-1 {
+		t.Errorf("left are %d of %d blocks, want one less", len(got), len(blocks))
+	}
 }
 
 // An eighth of an overlay is for hosts that join, however much those that are there
