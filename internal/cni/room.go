@@ -27,7 +27,8 @@ func Allocate(ctx context.Context, c *Call, state conf.State, o conf.AgentOverla
 	var until time.Time
 	for {
 		got, err := allocate(ctx, c, state.CoolingSeconds, r)
-		if !errors.As(err, new(*ipam.ExhaustedError)) {
+		// More addresses do not help a bridge that has no port left.
+		if exhausted := new(*ipam.ExhaustedError); !errors.As(err, exhausted) || (*exhausted).Stats.PortLimited() {
 			return got, o, StoreError(err)
 		}
 		if until.IsZero() {

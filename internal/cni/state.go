@@ -86,7 +86,7 @@ func Status(ctx context.Context, c *Call, half conf.Half, ports bool) error {
 		if !ports {
 			st.Total = st.Addresses()
 		}
-		if st.Used >= st.Total && !published.HasRoom(state, o.Info.Name) { // cooling addresses are used early
+		if st.Used >= st.Total && (st.PortLimited() || !published.HasRoom(state, o.Info.Name)) { // cooling addresses are used early
 			return StatusError(StoreError(&ipam.ExhaustedError{Overlay: o.Info.Name, Half: half, Stats: st}))
 		}
 	}

@@ -40,6 +40,9 @@ type Wanted struct {
 	// Send and Take: peers on a link are sent to without VXLAN where they take it,
 	// and may send so.
 	Send, Take bool
+	// Withdrawn are subnets that are another host's now. What containers have of them
+	// leads nowhere.
+	Withdrawn []netip.Prefix
 }
 
 // Overlay is one overlay whose traffic may be taken.
@@ -143,7 +146,7 @@ func (p *Path) Links() error {
 
 // sameHost says whether two differ in peers at most.
 func sameHost(a, b Wanted) bool {
-	return a.Local == b.Local && a.VTEPMAC == b.VTEPMAC && a.Send == b.Send && a.Take == b.Take && slices.EqualFunc(a.Overlays, b.Overlays, func(a, b Overlay) bool {
+	return a.Local == b.Local && a.VTEPMAC == b.VTEPMAC && a.Send == b.Send && a.Take == b.Take && slices.Equal(a.Withdrawn, b.Withdrawn) && slices.EqualFunc(a.Overlays, b.Overlays, func(a, b Overlay) bool {
 		return a.Name == b.Name && slices.Equal(a.Subnets, b.Subnets)
 	})
 }

@@ -128,6 +128,31 @@ func TestWatch(t *testing.T) {
 	attached(1)
 }
 
+// What a container has of a subnet that is another host's now is not taken, and is
+// again when the subnet comes back.
+func TestWithdrawn(t *testing.T) {
+	r := newRig(t, false)
+	p := r.hosts[0].fast()
+	for _, step := range []struct {
+		withdrawn []netip.Prefix
+		want      int
+	}{
+		{nil, 1},
+		{[]netip.Prefix{netip.MustParsePrefix("9.200.77.0/24")}, 1},
+		{r.hosts[1].wanted().Peers[0].Subnets[:1], 0}, // its own
+		{nil, 1},
+	} {
+		w := r.hosts[0].wanted()
+		w.Withdrawn = step.withdrawn
+		if err := p.Apply(t.Context(), w, false); err != nil {
+			t.Fatal(err)
+		}
+		if n := p.Attached(); n != step.want {
+			t.Errorf("with %v withdrawn %d containers have the fast path, want %d", step.withdrawn, n, step.want)
+		}
+	}
+}
+
 // Remove leaves neither filters nor qdiscs, but those of others.
 func TestRemove(t *testing.T) {
 	r := newRig(t, false)

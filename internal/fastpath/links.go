@@ -148,10 +148,15 @@ func (p *Path) eligible(l rtnl.Link) (attachment, bool) {
 	}
 	slot, known := p.overlays[alias.Overlay]
 	gateway, bridged := p.bridges[l.Master]
-	if !known || !bridged || !onePerFamily(alias.Addrs) {
+	if !known || !bridged || !onePerFamily(alias.Addrs) || slices.ContainsFunc(alias.Addrs, p.withdrawn) {
 		return attachment{}, false
 	}
 	return attachment{name: l.Name, overlay: slot, addrs: alias.Addrs, gateway: gateway, mac: p.attached[l.Index].mac}, true
+}
+
+// withdrawn reports whether an address is of a subnet that is another host's now.
+func (p *Path) withdrawn(a netip.Addr) bool {
+	return slices.ContainsFunc(p.wanted.Withdrawn, func(s netip.Prefix) bool { return s.Contains(a) })
 }
 
 // onePerFamily: the maps hold one address of each. Packets from a second one

@@ -66,9 +66,14 @@ func BuildGuard(c Config) Ruleset {
 		Rule{In: devicesSet, Action: Return},
 		Rule{UDPPort: conf.VXLANPort, Local: true, Action: Drop})
 	b.hook(mark.InputChain, Input, Rule{UDPPort: conf.VXLANPort, In: devicesSet, Action: Drop})
-	b.hook(mark.ForwardChain, Forward,
-		Rule{In: devicesSet, Out: devicesSet, Action: Return},
-		Rule{UDPPort: conf.VXLANPort, In: devicesSet, Action: Drop})
+	forward := []Rule{{In: devicesSet, Out: devicesSet, Action: Return}}
+	if c.Direct != nil { // what goes to containers without VXLAN, see encapsulated
+		if s, err := whole.Set(overlaysSet); err == nil {
+			b.r.Sets = append(b.r.Sets, *s)
+			forward = append(forward, Rule{Src: overlaysSet, Dst: overlaysSet, Action: Return})
+		}
+	}
+	b.hook(mark.ForwardChain, Forward, append(forward, Rule{UDPPort: conf.VXLANPort, In: devicesSet, Action: Drop})...)
 	return b.r
 }
 

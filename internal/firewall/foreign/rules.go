@@ -67,6 +67,7 @@ func output(ctx context.Context, name string) (text string, ok bool) {
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, name)
 	cmd.Stdout = &out
+	cmd.WaitDelay = time.Second // what the program has started may hold its output
 	err := cmd.Run()
 	return out.String(), err == nil
 }

@@ -86,10 +86,10 @@ func (l *loop) takeAnswer(r registration) {
 }
 
 // ask sets what registrations ask for from now on. Nothing is returned that the
-// kernel may still have.
+// kernel may still have, or who reads what was published.
 func (l *loop) ask(want map[string]int) {
 	var back *api.Return
-	if held := l.lease.held; held != nil && len(held.returned) > 0 && !l.outcome.failing {
+	if held := l.lease.held; held != nil && len(held.returned) > 0 && !l.outcome.failing && l.published.err == nil {
 		back = &api.Return{Epoch: held.Epoch, Blocks: map[string][]conf.Block{}}
 		for _, r := range held.returned {
 			back.Blocks[r.Overlay] = append(back.Blocks[r.Overlay], r.Block)

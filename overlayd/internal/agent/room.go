@@ -205,7 +205,7 @@ func (r *room) look(ctx context.Context, o conf.AgentOverlay, all bool) ([]ownBl
 		now.written = info.ModTime()
 	}
 	before, known := r.seen[name]
-	if known && !all && slices.Equal(before.blocks, o.Blocks) && now.written.Equal(before.written) && before.at.Sub(now.written) > coarse {
+	if known && !all && slices.Equal(before.blocks, o.Blocks) && now.written.Equal(before.written) && before.at.Sub(now.written).Abs() > coarse { // the clock may have been set back
 		return nil, nil
 	}
 	s, err := ipam.Open(ctx, ipam.Options{

@@ -106,12 +106,11 @@ func (r *rules) set(ctx context.Context, cfg Host, from *senders, ipv6 bool) (ch
 	want := firewall.Build(c)
 	want.IPv6 = want.IPv6 && ipv6
 	r.senders = from
-	if changed, err = r.guard.set(ctx, c, ipv6); err != nil {
-		return changed, err
-	}
+	// The guard is a second one: without it the rules are still to be had.
+	changed, guardErr := r.guard.set(ctx, c, ipv6)
 	n, err := r.active.Set(ctx, want)
 	changed += n
-	if err != nil {
+	if err := errors.Join(err, guardErr); err != nil {
 		return changed, err
 	}
 	// Where rules were missing, connections began that they would have refused or

@@ -117,10 +117,8 @@ func (r *rules) change(ctx context.Context, cfg Host, old, now []conf.Peer) erro
 	nowHosts, nowDirect := of(now)
 	add, remove := r.senders.hosts.change(oldHosts, nowHosts)
 	if len(add)+len(remove) > 0 {
-		if err := r.guard.elements(ctx, firewall.PeersSet, elements(add), elements(remove)); err != nil {
-			return err
-		}
-		if err := r.active.Elements(ctx, firewall.PeersSet, elements(add), elements(remove)); err != nil {
+		err := r.guard.elements(ctx, firewall.PeersSet, elements(add), elements(remove))
+		if err := errors.Join(err, r.active.Elements(ctx, firewall.PeersSet, elements(add), elements(remove))); err != nil {
 			return err
 		}
 	}
@@ -206,10 +204,17 @@ func (d *Datapath) locate(old, now []conf.Peer) bool {
 		if known.Ways[ip] != "" || known.PathMTU[ip] != 0 || another || ways[ip] != "" && !d.leads(ways[ip]) {
 			return false
 		}
+		// There are none as long as no route has them.
 		if ways[ip] != "" {
+			if known.Ways == nil {
+				known.Ways = map[netip.Addr]string{}
+			}
 			known.Ways[ip] = ways[ip]
 		}
 		if mtus[ip] != 0 {
+			if known.PathMTU == nil {
+				known.PathMTU = map[netip.Addr]int{}
+			}
 			known.PathMTU[ip] = mtus[ip]
 		}
 	}

@@ -103,7 +103,7 @@ func (p *Path) Follow(ctx context.Context, w datapath.Wanted, r datapath.Report)
 	if w.Changes != nil {
 		w.Peers = w.Changes.All()
 	}
-	to := fastpath.Wanted{Local: w.VTEP.Local, VTEPMAC: w.VTEP.MAC, Peers: w.Peers, Send: w.Direct.Send, Take: w.Direct.Take}
+	to := fastpath.Wanted{Local: w.VTEP.Local, VTEPMAC: w.VTEP.MAC, Peers: w.Peers, Send: w.Direct.Send, Take: w.Direct.Take, Withdrawn: w.Withdrawn}
 	for _, o := range w.Overlays {
 		to.Overlays = append(to.Overlays, fastpath.Overlay{Name: o.Name, Subnets: o.Subnets})
 	}

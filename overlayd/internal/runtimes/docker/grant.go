@@ -105,7 +105,7 @@ func (d *driver) allocate(ctx context.Context, p pool, want netip.Addr) (netip.A
 		Name: func(a netip.Addr) conf.Attachment { return conf.DockerAttachment(p.overlay, a) },
 	}
 	got, err := d.take(ctx, state, p.overlay, r)
-	for until := time.Now().Add(roomPatience); errors.As(err, new(*ipam.ExhaustedError)) && !p.part.IsValid() && ctx.Err() == nil &&
+	for until := time.Now().Add(roomPatience); lacksAddresses(err) && !p.part.IsValid() && ctx.Err() == nil &&
 		published.HasRoom(state, p.overlay) && time.Now().Before(until); {
 		sleep(ctx, pollPause)
 		var readyErr error
@@ -245,4 +245,11 @@ func (d *driver) release(ctx context.Context, overlay string, a netip.Addr) erro
 	defer s.Close()
 	_, err = s.Release(ctx, conf.DockerAttachment(overlay, a))
 	return err
+}
+
+// lacksAddresses reports whether a further block would help: the addresses are used
+// up, and not the ports of the bridge.
+func lacksAddresses(err error) bool {
+	exhausted := new(*ipam.ExhaustedError)
+	return errors.As(err, exhausted) && !(*exhausted).Stats.PortLimited()
 }
