@@ -86,6 +86,7 @@ func firstContent(t *testing.T, br context.Context, c *coordinator) {
 	b := open(t, br, 1280, 800)
 	b.visit(c.url + "/")
 	b.wait("the overlays", "document.querySelectorAll('.card').length == 3")
+	b.wait("agents and addresses", "document.querySelector('.tiles')?.innerText.includes('not connected') && document.querySelector('main').innerText.includes('Mesos half')")
 	text := b.text("main")
 	for _, want := range []string{"2,000", "4 not connected", "What is wrong", "host-0400 at 172.20.1.151 is not connected", "bridge m-dcos is there and not ours", "docker does not answer",
 		"9.0.0.0/8", "2,000 of 65,536 subnets /24", "10.64.0.0/12", "fd01:b::/64", "Mesos half"} {

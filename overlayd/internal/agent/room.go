@@ -95,7 +95,7 @@ func (r *room) run(ctx context.Context) error {
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		r.problems.Report("watching the address stores", err)
 	}
-	timer := time.NewTimer(r.every)
+	timer, due := time.NewTimer(r.every), time.Now().Add(r.every)
 	defer timer.Stop()
 	for {
 		all := false
@@ -114,7 +114,12 @@ func (r *room) run(ctx context.Context) error {
 		if err != nil {
 			return nil // ctx is done
 		}
-		timer.Reset(again)
+		// Addresses cool without a change of the store, and whoever opens one wakes us:
+		// a look at all is not put off by that.
+		if next := time.Now().Add(again); all || next.Before(due) {
+			due = next
+		}
+		timer.Reset(time.Until(due))
 		if !pause(ctx, r.pause) {
 			return nil
 		}
