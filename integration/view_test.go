@@ -21,7 +21,7 @@ vtep_subnet: 44.128.0.0/20
 vtep_mac_oui: 70:B3:D5:00:00:00
 overlays:
   - {name: dcos, subnet: 9.0.0.0/8, prefix: 24}
-  - {name: small, subnet: 10.77.0.0/16, prefix: 28}
+  - {name: small, subnet: 10.77.0.0/16, prefix: 28, blocks_per_agent: 1}
 `
 
 // listed is one container in GET /v1/containers.
