@@ -169,14 +169,15 @@ func (v *view) claimOf(a *agent) uint64 {
 
 // adoptableLocked reports whether a lease that an agent shows says more about what it
 // holds than its record: it is from before a loss, and the record is not, or older.
-func (c *Coordinator) adoptableLocked(old *agent, shown *conf.Lease) bool {
-	return shown != nil && shown.Epoch <= c.view.cluster.EpochBase && (old == nil || shown.Epoch > c.view.claimOf(old))
+func (c *Coordinator) adoptableLocked(old *agent, shown *shownLease) bool {
+	return shown != nil && shown.Epoch <= c.view.cluster.EpochBase &&
+		(old == nil || shown.claim > c.view.claimOf(old) || shown.Epoch > c.view.cluster.Epoch(old.mod))
 }
 
 // makeWay sees to it that a lease that is shown can be adopted where it has to be:
 // it finds out about a loss, and takes from others what they claim with less right.
 // again says that something has changed.
-func (c *Coordinator) makeWay(ctx context.Context, shown *conf.Lease) (again bool, err error) {
+func (c *Coordinator) makeWay(ctx context.Context, shown *shownLease) (again bool, err error) {
 	if shown == nil || !c.inQuestion(shown) {
 		return false, nil
 	}
@@ -195,7 +196,7 @@ func (c *Coordinator) makeWay(ctx context.Context, shown *conf.Lease) (again boo
 		txn.Then = append(txn.Then, store.Op{Key: keyCluster, Value: encode(cluster)})
 	case rival != nil:
 		c.log.Warn("two agents hold leases of the same; the later one has it, and the other asks anew",
-			"agent", shown.AgentID, "epoch", shown.Epoch, "other", rival.id, "others", c.view.claimOf(rival))
+			"agent", shown.AgentID, "claim", shown.claim, "other", rival.id, "others", c.view.claimOf(rival))
 	}
 	c.mu.Unlock()
 	switch {
@@ -213,7 +214,7 @@ func (c *Coordinator) makeWay(ctx context.Context, shown *conf.Lease) (again boo
 	return true, err
 }
 
-func (c *Coordinator) inQuestion(shown *conf.Lease) bool {
+func (c *Coordinator) inQuestion(shown *shownLease) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	lost, rival := c.judgeLocked(shown, 0)
@@ -239,7 +240,11 @@ func (c *Coordinator) newest(ctx context.Context, id string) (rev uint64, err er
 
 // judgeLocked reports whether a lease that is shown proves that the store lacks some,
 // and who else holds something of it with less right. The store is at rev at least.
-func (c *Coordinator) judgeLocked(shown *conf.Lease, rev uint64) (lost bool, rival *agent) {
+//
+// A lease with an epoch of this base was in the store. Its agent may have lost what is
+// in it to a claim of before since; then who has it now got it later. Otherwise the
+// store lacks something.
+func (c *Coordinator) judgeLocked(shown *shownLease, rev uint64) (lost bool, rival *agent) {
 	v, old := c.view, c.view.agents[shown.AgentID]
 	base := v.cluster.EpochBase
 	switch {
@@ -248,11 +253,14 @@ func (c *Coordinator) judgeLocked(shown *conf.Lease, rev uint64) (lost bool, riv
 	case old != nil && !c.adoptableLocked(old, shown):
 		return false, nil // nearly always
 	}
-	each(shown, func(_, key string, block netip.Prefix) {
+	each(shown.Lease, func(_, key string, block netip.Prefix) {
 		if r, _, err := v.pools.resource(key); rival != nil || err != nil || r.pool == nil || !r.pool.InUse(block) || old != nil && old.owns(key) {
 			return
 		}
-		if h := v.holder(key); h != nil && h != old && shown.Epoch > v.claimOf(h) {
+		h := v.holder(key)
+		switch {
+		case h == nil || h == old:
+		case shown.Epoch > base && shown.Epoch > base+h.mod, shown.Epoch <= base && shown.claim > v.claimOf(h):
 			rival = h
 		}
 	})
@@ -312,22 +320,25 @@ func (v *view) holder(key string) *agent {
 
 // adoptLocked gives the agent what is in the lease that it shows, instead of what its
 // record says, where nobody else has it.
-func (c *Coordinator) adoptLocked(p *plan, shown *conf.Lease) {
+func (c *Coordinator) adoptLocked(p *plan, shown *shownLease) {
 	if !c.adoptableLocked(p.old, shown) {
+		if shown != nil && p.old == nil && c.adoptingLocked() > 0 {
+			eachFirst(shown.Lease, func(overlay, key string, block netip.Prefix) { c.elsewhereLocked(p, overlay, key, block) })
+		}
 		return
 	}
-	p.next.Adopted = shown.Epoch
-	eachFirst(shown, func(overlay, key string, block netip.Prefix) {
+	p.next.Adopted = shown.claim
+	eachFirst(shown.Lease, func(overlay, key string, block netip.Prefix) {
 		switch {
 		case p.next.owns(key):
 		case len(p.claimed)+len(p.dropped) >= maxBlocks:
-			p.more, p.next.Adopted = true, shown.Epoch-1 // the rest when that is written
+			p.more, p.next.Adopted = true, shown.claim-1 // the rest when that is written
 		case c.claimLocked(p, overlay, key, block):
 			p.next = p.next.instead(p, overlay, block)
 		}
 	})
 	for _, g := range shown.Grants {
-		c.adoptFurtherLocked(p, shown.Epoch, g)
+		c.adoptFurtherLocked(p, shown.claim, g)
 	}
 }
 
@@ -338,9 +349,7 @@ func (c *Coordinator) claimLocked(p *plan, overlay, key string, block netip.Pref
 		return false // no longer configured
 	}
 	if err := r.pool.Reserve(block); err != nil {
-		if h := c.view.holder(key); h != nil {
-			p.elsewhere(overlay, fmt.Sprintf("%s was granted to agent %s (%s) since", block, h.id, h.IP))
-		}
+		c.elsewhereLocked(p, overlay, key, block)
 		return false
 	}
 	c.view.claims[key] = &claim{pool: r.pool, block: block}
@@ -376,13 +385,17 @@ func (r record) instead(p *plan, overlay string, block netip.Prefix) record {
 	return r
 }
 
-// elsewhere notes who has what the agent would have got back of an overlay; empty:
-// of the VTEP.
-func (p *plan) elsewhere(overlay, why string) {
+// elsewhereLocked notes who has what the agent would have got back of an overlay;
+// empty: of the VTEP.
+func (c *Coordinator) elsewhereLocked(p *plan, overlay, key string, block netip.Prefix) {
+	h := c.view.holder(key)
+	if h == nil {
+		return
+	}
 	if p.gone == nil {
 		p.gone = map[string]string{}
 	}
-	p.gone[overlay] = why
+	p.gone[overlay] = fmt.Sprintf("%s was granted to agent %s (%s) since", block, h.id, h.IP)
 }
 
 // waits says why the agent has no subnet of an overlay while leases are adopted.

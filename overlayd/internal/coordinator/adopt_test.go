@@ -133,6 +133,68 @@ func TestContradictoryLeases(t *testing.T) {
 	}
 }
 
+// Who lost what it holds to a later claim goes on showing its last lease, which was
+// signed after the loss. That takes nothing from the winner, and proves no loss; and
+// it counts for no more than it did when the store is lost once more.
+func TestLoserShowsItsLastLease(t *testing.T) {
+	for _, when := range []string{"at once", "when the time is over", "later comes when the time is over", "after another loss"} {
+		t.Run(when, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				path := filepath.Join(t.TempDir(), "coordinator.db")
+				s := openStore(t, path)
+				b := inBubble(t, s)
+				earlier := b.register("earlier", "10.0.0.1")
+				b.stop()
+				s.Close()
+				copyFile(t, path, path+".copy")
+				s = openStore(t, path)
+				b = inBubble(t, s)
+				if _, err := b.Delete(t.Context(), []string{"earlier"}); err != nil {
+					t.Fatal(err)
+				}
+				later, since := b.register("later", "10.0.0.2"), b.register("since", "10.0.0.3")
+				for range 20 {
+					since = b.register("since", since.AgentIP.Next().String())
+				}
+				b.stop()
+				s.Close()
+				copyFile(t, path+".copy", path)
+				s = openStore(t, path)
+				b = inBubble(t, s)
+				kept(t, since, b.show(since)) // the loss is found out
+				got := b.show(earlier)
+				kept(t, earlier, got)
+				switch when {
+				case "after another loss":
+					b.stop()
+					b = bubbleWith(t, coordinator.Options{Store: newStore(t), Adopt: coordinator.Adopt{Cluster: b.ClusterID()}})
+					got = b.show(got)
+				case "later comes when the time is over":
+					time.Sleep(11 * time.Minute)
+				}
+				won := b.show(later)
+				kept(t, later, won)
+				if when == "when the time is over" {
+					time.Sleep(11 * time.Minute)
+				}
+				for range 3 {
+					if when != "when the time is over" {
+						b.waits(shows(got), "was granted to agent later")
+					}
+					sameLease(t, "the winner's", won, b.show(won))
+				}
+				if when != "when the time is over" {
+					time.Sleep(11 * time.Minute)
+				}
+				got = b.show(got)
+				sameLease(t, "the winner's", won, b.show(won))
+				claims(t, []conf.Lease{won, got})
+				sameLease(t, "the loser's", got, b.show(got))
+			})
+		})
+	}
+}
+
 // Only the subnet is contested; the agent that does not get it keeps the rest and is
 // told where its subnet is.
 func TestContradictorySubnet(t *testing.T) {

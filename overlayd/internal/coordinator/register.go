@@ -30,8 +30,9 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 	if err := c.validateRegister(&req); err != nil {
 		return conf.Lease{}, err
 	}
+	shown := shownBy(req)
 	for attempt := 0; attempt < maxAttempts; {
-		if again, err := c.makeWay(ctx, req.Shown); err != nil {
+		if again, err := c.makeWay(ctx, shown); err != nil {
 			return conf.Lease{}, fmt.Errorf("register agent %s: %w", req.AgentID, err)
 		} else if again {
 			attempt++
@@ -53,7 +54,7 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 			if p.more || c.reclaimFor(ctx, p.missing) {
 				continue
 			}
-			return c.signed(c.lease(a, p.missing)), nil
+			return c.signed(c.lease(a, p.missing), a), nil
 		case err != nil && !errors.Is(err, store.ErrConflict):
 			return conf.Lease{}, fmt.Errorf("register agent %s: %w", req.AgentID, err)
 		}
@@ -88,6 +89,7 @@ const maxBlocks = 80
 
 // plan decides what the agent gets and takes it out of the pools.
 func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
+	shown := shownBy(req)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.checkLiveLocked(req); err != nil {
@@ -98,8 +100,8 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 		p.next = p.old.record
 	}
 	p.next.IP, p.next.Bridges, p.next.Superseded, p.next.Underlay = req.AgentIP, req.Bridges, "", req.Underlay
-	c.takeReservedLocked(p, req.Shown)
-	c.adoptLocked(p, req.Shown)
+	c.takeReservedLocked(p, shown)
+	c.adoptLocked(p, shown)
 	if err := c.takeVTEPLocked(p); err != nil {
 		c.view.settle(p.claimed)
 		return nil, err

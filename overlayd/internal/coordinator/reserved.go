@@ -98,9 +98,9 @@ func (v *view) applyReserved(e store.Event) error {
 // takeReservedLocked gives a new agent what waits for its address. An agent that
 // has a lease keeps it, wherever it moves; so does one whose lease the store has
 // lost, and who shows it.
-func (c *Coordinator) takeReservedLocked(p *plan, shown *conf.Lease) {
+func (c *Coordinator) takeReservedLocked(p *plan, shown *shownLease) {
 	r := c.view.reserved[p.next.IP]
-	if p.old != nil || r == nil || c.adoptableLocked(p.old, shown) && !r.covers(shown) {
+	if p.old != nil || r == nil || c.adoptableLocked(p.old, shown) && !r.covers(shown.Lease) {
 		return
 	}
 	p.reserved = r

@@ -96,7 +96,7 @@ func (c *Coordinator) takeFurtherLocked(p *plan, o conf.Overlay, want int) {
 
 // adoptFurtherLocked gives the agent the further blocks of the grant that it shows, in
 // the place of those in its record: they are from before.
-func (c *Coordinator) adoptFurtherLocked(p *plan, epoch uint64, g conf.Grant) {
+func (c *Coordinator) adoptFurtherLocked(p *plan, claim uint64, g conf.Grant) {
 	h := p.next.held(g.Overlay.Name)
 	before := h.Blocks
 	h.Blocks = nil
@@ -105,7 +105,7 @@ func (c *Coordinator) adoptFurtherLocked(p *plan, epoch uint64, g conf.Grant) {
 		for _, s := range b.Prefixes() {
 			key := keySubnet(h.Overlay, s)
 			if len(p.claimed)+len(p.dropped) >= maxBlocks {
-				p.more, p.next.Adopted = true, epoch-1 // the rest when that is written
+				p.more, p.next.Adopted = true, claim-1 // the rest when that is written
 			}
 			if !p.next.owns(key) && (p.more || !c.claimLocked(p, h.Overlay, key, s)) {
 				continue

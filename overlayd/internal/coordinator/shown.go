@@ -15,11 +15,44 @@ const maxSignatures = 8
 // maxEpoch is more than milliseconds since 1970 and revisions make in all time.
 const maxEpoch = 1 << 60
 
+// claiming is a lease as it is signed: with the claim on what is in it, where that is
+// not its epoch.
+type claiming struct {
+	conf.Lease
+	Claim uint64 `json:"claim,omitempty"`
+}
+
+// shownLease is what an agent shows.
+type shownLease struct {
+	*conf.Lease
+	claim uint64
+}
+
+// shownBy is what an agent shows that was checked; nil: nothing. A lease that was
+// signed before claims were has its epoch for one.
+func shownBy(req api.RegisterRequest) *shownLease {
+	if req.Shown == nil {
+		return nil
+	}
+	s := &shownLease{req.Shown, req.Shown.Epoch}
+	var c struct{ Claim uint64 }
+	if json.Unmarshal([]byte(req.Presented.Lease), &c) == nil && c.Claim != 0 {
+		s.claim = min(s.claim, c.Claim)
+	}
+	return s
+}
+
 // signed is the lease with what its agent shows with every registration from then
 // on, so that it can be adopted when the store is lost.
-func (c *Coordinator) signed(l conf.Lease) conf.Lease {
+func (c *Coordinator) signed(l conf.Lease, a *agent) conf.Lease {
 	l.Signed = nil
-	s := &conf.SignedLease{Lease: string(encode(l))}
+	c.mu.Lock()
+	claim := c.view.claimOf(a)
+	c.mu.Unlock()
+	if claim == l.Epoch {
+		claim = 0
+	}
+	s := &conf.SignedLease{Lease: string(encode(claiming{l, claim}))}
 	if c.identity != nil {
 		s.Signatures = c.identity.SignLease(s.Lease)
 	}
