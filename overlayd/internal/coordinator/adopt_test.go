@@ -1,6 +1,8 @@
 package coordinator_test
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -47,7 +49,7 @@ func (b *bubble) waits(req api.RegisterRequest, words ...string) {
 func blocks(l conf.Lease) string {
 	out := []string{l.VTEP.IP.Addr().String(), l.VTEP.IP6.Addr().String()}
 	for _, g := range l.Grants {
-		out = append(out, fmt.Sprintf("%s %s %s", g.Overlay.Name, g.Subnet, g.Subnet6))
+		out = append(out, fmt.Sprintf("%s %s %s %v", g.Overlay.Name, g.Subnet, g.Subnet6, g.Blocks))
 	}
 	return strings.Join(out, ", ")
 }
@@ -215,6 +217,130 @@ func TestContradictorySubnet(t *testing.T) {
 		}
 		time.Sleep(11 * time.Minute)
 		claims(t, []conf.Lease{b.show(got), b.show(told)})
+	})
+}
+
+// A lease with further blocks is adopted whole.
+func TestAdoptFurtherBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := inBubble(t, newStore(t))
+		req := request("a", "10.0.0.1")
+		req.Want = map[string]int{"dcos": 3, "dcos6": 2}
+		a, err := b.Register(t.Context(), req)
+		if err != nil || len(a.Grants[0].Blocks) != 2 || len(a.Grants[1].Blocks) != 1 {
+			t.Fatalf("%+v, %v", a.Grants, err)
+		}
+		b.stop()
+		b = bubbleWith(t, coordinator.Options{Store: newStore(t), Adopt: coordinator.Adopt{Cluster: b.ClusterID()}})
+		got := b.show(a)
+		kept(t, a, got)
+		time.Sleep(11 * time.Minute)
+		sameLease(t, "afterwards", got, b.show(got))
+		fresh := b.register("new", "10.0.0.9")
+		for _, p := range fresh.Peer().Subnets {
+			if slices.Contains(a.Peer().Subnets, p) {
+				t.Errorf("%s was granted twice", p)
+			}
+		}
+	})
+}
+
+// What a lease that is shown no longer has is more than one transaction writes.
+func TestAdoptInsteadOfManyBlocks(t *testing.T) {
+	for name, with := range map[string]func(i int, b conf.Block) []conf.Block{
+		"none": func(int, conf.Block) []conf.Block { return nil },
+		"others": func(i int, _ conf.Block) []conf.Block {
+			return []conf.Block{block(fmt.Sprintf("9.9.%d.0/24", i), fmt.Sprintf("fd01:b:0:0:9%02x::/80", i))}
+		},
+		"every second": func(i int, b conf.Block) []conf.Block {
+			if i%2 == 0 {
+				return nil
+			}
+			return []conf.Block{b}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newStore(t)
+				b := bubbleOf(t, coordinator.Options{Store: s}, `{
+					"vtep_subnet": "44.128.0.0/20", "vtep_mac_oui": "70:B3:D5:00:00:00",
+					"overlays": [{"name": "a", "subnet": "9.0.0.0/8", "prefix": 24, "subnet6": "fd01:b::/64", "prefix6": 80, "blocks_per_agent": 64}]}`)
+				req := request("a", "10.0.0.1")
+				req.Want = map[string]int{"a": 64}
+				l, err := b.Register(t.Context(), req)
+				if err != nil || len(l.Grants[0].Blocks) != 63 {
+					t.Fatalf("%+v, %v", l, err)
+				}
+				// As a cluster without identities believes it: a later lease.
+				had := l.Grants[0].Blocks
+				l.Epoch, l.Signed, l.Grants[0].Blocks = l.Epoch+1000, nil, nil
+				for i, h := range had {
+					l.Grants[0].Blocks = append(l.Grants[0].Blocks, with(i, h)...)
+				}
+				text, err := json.Marshal(l)
+				if err != nil {
+					t.Fatal(err)
+				}
+				l.Signed = &conf.SignedLease{Lease: string(text)}
+				got := b.show(l)
+				kept(t, l, got)
+				sameLease(t, "renewed", got, b.show(got))
+				var want, have []string
+				for _, p := range got.Peer().Subnets {
+					want = append(want, "subnet/a/"+p.String())
+				}
+				kvs, _, err := s.List(t.Context(), "subnet/")
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, kv := range kvs {
+					have = append(have, kv.Key)
+				}
+				slices.Sort(want)
+				slices.Sort(have)
+				if !slices.Equal(want, have) {
+					t.Errorf("%d keys are in the store, want %d", len(have), len(want))
+				}
+			})
+		})
+	}
+}
+
+// deletion is a real store that calls a function before the first transaction that
+// deletes a key.
+type deletion struct {
+	store.Store
+	key  string
+	call func()
+}
+
+func (d *deletion) Commit(ctx context.Context, txn store.Txn) (uint64, error) {
+	if call := d.call; call != nil && len(txn.Then) > 0 && txn.Then[0].Key == d.key && txn.Then[0].Delete {
+		d.call = nil
+		call()
+	}
+	return d.Store.Commit(ctx, txn)
+}
+
+// A record is taken away for what was in it then, not for what is in it meanwhile.
+func TestRivalComesBackWithAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := inBubble(t, newStore(t))
+		first := b.register("earlier", "10.0.0.1")
+		if _, err := b.Delete(t.Context(), []string{"earlier"}); err != nil {
+			t.Fatal(err)
+		}
+		later := b.register("later", "10.0.0.2")
+		second := b.register("earlier", "10.0.0.1")
+		b.stop()
+		s := &deletion{Store: newStore(t), key: "agents/earlier"}
+		b = bubbleWith(t, coordinator.Options{Store: s, Adopt: coordinator.Adopt{Cluster: b.ClusterID()}})
+		kept(t, first, b.show(first))
+		var now conf.Lease
+		s.call = func() { now = b.show(second) }
+		kept(t, later, b.show(later))
+		kept(t, second, now)
+		sameLease(t, "after the other came", now, b.show(now))
 	})
 }
 

@@ -301,6 +301,44 @@ func TestImportAfterLoss(t *testing.T) {
 	})
 }
 
+// The same with hosts that hold more than what is reserved, or not at the address
+// that it is reserved for: they keep all of it.
+func TestImportAfterLossOfMore(t *testing.T) {
+	for name, changed := range map[string]func(*api.RegisterRequest){
+		"a further block": func(r *api.RegisterRequest) { r.Want = map[string]int{"dcos": 2} },
+		"another address": func(r *api.RegisterRequest) { r.AgentIP = netip.MustParseAddr("10.0.0.7") },
+		"both": func(r *api.RegisterRequest) {
+			r.AgentIP, r.Want = netip.MustParseAddr("10.0.0.7"), map[string]int{"dcos": 2}
+		},
+		"the address of another": func(r *api.RegisterRequest) { r.AgentIP = netip.MustParseAddr("172.17.0.3") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := inBubble(t, newStore(t))
+				if _, err := b.Import(t.Context(), sample(t), false); err != nil {
+					t.Fatal(err)
+				}
+				moved := b.register("moved", "172.17.0.4")
+				req := shows(moved)
+				changed(&req)
+				moved, err := b.Register(t.Context(), req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				b.stop()
+				b = bubbleWith(t, coordinator.Options{Store: newStore(t), Adopt: coordinator.Adopt{Cluster: b.ClusterID()}})
+				if _, err := b.Import(t.Context(), sample(t), false); err != nil {
+					t.Fatal(err)
+				}
+				kept(t, moved, b.show(moved))
+				if got := b.Reserved(); len(got) != 2 || got[0].VTEP == moved.VTEP.IP.Addr() || got[1].VTEP == moved.VTEP.IP.Addr() {
+					t.Errorf("reserved: %+v, want what is for the two that did not come back", got)
+				}
+			})
+		})
+	}
+}
+
 // edit is the sample with other words in it.
 func edit(t *testing.T, pairs ...string) []byte {
 	t.Helper()

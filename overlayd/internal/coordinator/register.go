@@ -32,7 +32,7 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 	}
 	shown := shownBy(req)
 	for attempt := 0; attempt < maxAttempts; {
-		if again, err := c.makeWay(ctx, shown); err != nil {
+		if again, err := c.makeWay(ctx, req.AgentIP, shown); err != nil {
 			return conf.Lease{}, fmt.Errorf("register agent %s: %w", req.AgentID, err)
 		} else if again {
 			attempt++
@@ -87,6 +87,9 @@ type plan struct {
 // room in store.MaxOps for what else there is to write.
 const maxBlocks = 80
 
+// size is how many blocks the transaction takes and drops.
+func (p *plan) size() int { return len(p.claimed) + len(p.dropped) + p.reserved.size() }
+
 // plan decides what the agent gets and takes it out of the pools.
 func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 	shown := shownBy(req)
@@ -108,12 +111,16 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 	}
 	c.takeBackLocked(p, req.Return)
 	for _, o := range p.network.Overlays {
-		if len(p.claimed)+p.reserved.size() >= maxBlocks {
+		if p.size() >= maxBlocks {
 			p.more = true
 			break
 		}
 		c.takeSubnetsLocked(p, o)
-		c.takeFurtherLocked(p, o, req.Want[o.Name])
+		if want := req.Want[o.Name]; len(p.dropped) == 0 {
+			c.takeFurtherLocked(p, o, want)
+		} else if want > 1 {
+			p.more = true // when that is written
+		}
 	}
 	c.composeLocked(p, req)
 	pres := c.presenceLocked(req.AgentID)

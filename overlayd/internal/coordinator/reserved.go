@@ -24,11 +24,21 @@ type reservation struct {
 	record
 }
 
-// covers reports whether a lease has nothing that the reservation has not.
-func (r *reservation) covers(l *conf.Lease) bool {
-	all := true
-	each(l, func(_, key string, _ netip.Prefix) { all = all && r.owns(key) })
-	return all
+// has reports whether the reservation has a block of a lease.
+func (r *reservation) has(l *conf.Lease) bool {
+	any := false
+	each(l, func(_, key string, _ netip.Prefix) { any = any || r.owns(key) })
+	return any
+}
+
+// reservation is the one that owns a key; nil: none does.
+func (v *view) reservation(key string) *reservation {
+	for _, r := range v.reserved {
+		if r.owns(key) {
+			return r
+		}
+	}
+	return nil
 }
 
 func keyReserved(ip netip.Addr) string { return prefixReserved + ip.String() }
@@ -97,10 +107,11 @@ func (v *view) applyReserved(e store.Event) error {
 
 // takeReservedLocked gives a new agent what waits for its address. An agent that
 // has a lease keeps it, wherever it moves; so does one whose lease the store has
-// lost, and who shows it.
+// lost, and who shows it: where it has something of the reservation, it gets the rest
+// of it as well, and what it has instead takes the place of what is reserved.
 func (c *Coordinator) takeReservedLocked(p *plan, shown *shownLease) {
 	r := c.view.reserved[p.next.IP]
-	if p.old != nil || r == nil || c.adoptableLocked(p.old, shown) && !r.covers(shown.Lease) {
+	if p.old != nil || r == nil || c.adoptableLocked(p.old, shown) && !r.has(shown.Lease) {
 		return
 	}
 	p.reserved = r

@@ -104,7 +104,7 @@ func (c *Coordinator) adoptFurtherLocked(p *plan, claim uint64, g conf.Grant) {
 		var got conf.Block
 		for _, s := range b.Prefixes() {
 			key := keySubnet(h.Overlay, s)
-			if len(p.claimed)+len(p.dropped) >= maxBlocks {
+			if p.size() >= maxBlocks {
 				p.more, p.next.Adopted = true, claim-1 // the rest when that is written
 			}
 			if !p.next.owns(key) && (p.more || !c.claimLocked(p, h.Overlay, key, s)) {
@@ -121,9 +121,15 @@ func (c *Coordinator) adoptFurtherLocked(p *plan, claim uint64, g conf.Grant) {
 		}
 	}
 	kept := h.keys(h.Blocks...)
-	for _, key := range h.keys(before...) {
-		if !slices.Contains(kept, key) {
-			p.dropped = append(p.dropped, key)
+	for _, b := range before {
+		keys := slices.DeleteFunc(h.keys(b), func(key string) bool { return slices.Contains(kept, key) })
+		switch {
+		case len(keys) == 0:
+		case p.size() >= maxBlocks && len(keys) == len(b.Prefixes()):
+			p.more, p.next.Adopted = true, claim-1
+			h.Blocks = append(h.Blocks, b) // it goes when that is written
+		default:
+			p.dropped = append(p.dropped, keys...)
 		}
 	}
 	if !slices.Equal(before, h.Blocks) {

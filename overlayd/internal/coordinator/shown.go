@@ -15,6 +15,10 @@ const maxSignatures = 8
 // maxEpoch is more than milliseconds since 1970 and revisions make in all time.
 const maxEpoch = 1 << 60
 
+// maxAhead is how far, in milliseconds, an epoch that proves a loss may be above the
+// time where nobody signs leases: one made up must not take up what there is of epochs.
+const maxAhead = 1 << 41
+
 // claiming is a lease as it is signed: with the claim on what is in it, where that is
 // not its epoch.
 type claiming struct {
