@@ -306,6 +306,24 @@ func TestAdoptInsteadOfManyBlocks(t *testing.T) {
 	}
 }
 
+// Without identities a lease can be made up. It takes no epochs from those after it.
+func TestForgedEpoch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := inBubble(t, newStore(t))
+		a := b.register("a", "10.0.0.1")
+		forged := a
+		forged.Epoch, forged.Signed = 1<<60, nil
+		text, err := json.Marshal(forged)
+		if err != nil {
+			t.Fatal(err)
+		}
+		forged.Signed = &conf.SignedLease{Lease: string(text)}
+		_, err = b.Register(t.Context(), shows(forged))
+		refused(t, err, http.StatusForbidden, "which no coordinator gave")
+		sameLease(t, "afterwards", a, b.show(a))
+	})
+}
+
 // deletion is a real store that calls a function before the first transaction that
 // deletes a key.
 type deletion struct {
