@@ -149,6 +149,8 @@ func TestReportsThatAreWrong(t *testing.T) {
 	usage := func(overlay string, half conf.Half) api.AttachmentReport {
 		return api.AttachmentReport{AgentID: one.lease.AgentID, Instance: one.next.Instance, Sequence: 2, Usage: []api.HalfUsage{{Overlay: overlay, Half: half}}}
 	}
+	twice := usage("dcos", conf.Mesos)
+	twice.Usage = append(twice.Usage, twice.Usage[0])
 	for name, c := range map[string]struct {
 		report api.AttachmentReport
 		code   int
@@ -166,6 +168,7 @@ func TestReportsThatAreWrong(t *testing.T) {
 		"zone":             {put(func(a *api.Attachment) { a.Addresses = []netip.Addr{netip.MustParseAddr("fe80::1%eth0")} }), 400, "addresses"},
 		"usage of nothing": {usage("green", conf.Mesos), 400, "usage"},
 		"usage of no half": {usage("dcos", "upper"), 400, "usage"},
+		"usage twice":      {twice, 400, "usage"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := n.client.ReportAttachments(t.Context(), c.report)
