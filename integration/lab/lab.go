@@ -147,6 +147,14 @@ func (l *Lab) Close() error {
 	if l.keep {
 		return nil
 	}
+	// One that was started just now may not have entered its namespace yet, where
+	// remove looks for it.
+	l.mu.Lock()
+	procs := slices.Clone(l.procs)
+	l.mu.Unlock()
+	for _, p := range procs {
+		p.Kill()
+	}
 	return l.remove(context.Background())
 }
 

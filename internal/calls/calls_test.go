@@ -47,10 +47,15 @@ time=2026-11-27T09:30:01.005Z program=m-overlay verb=GC result=ok took=0.00ms ne
 func TestLogIsBounded(t *testing.T) {
 	dir := t.TempDir()
 	long := strings.Repeat("x", 10*maxError)
-	var all sync.WaitGroup
+	var all, begun sync.WaitGroup
+	begun.Add(8)
 	for w := range 8 {
 		all.Go(func() {
 			for i := range 600 {
+				if i == 599 { // one that is done early would be forgotten by right
+					begun.Done()
+					begun.Wait()
+				}
 				c := call("ADD", 7, time.Millisecond)
 				c.ContainerID, c.Error = strconv.Itoa(w)+"-"+strconv.Itoa(i), long
 				Record(dir, c)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -156,7 +157,7 @@ func (l *loop) moveTo(ip netip.Addr) bool {
 // where nobody refused it and this host no longer has the one of before, from
 // which nothing could be sent any more.
 func (l *loop) registrationFailed(ctx context.Context, r registration) {
-	l.logRegistration(r.err)
+	l.logRegistration(r)
 	moved := r.ip.IsValid() && r.ip != l.lease.ip
 	gone := moved && !onHost(l.lease.ip)
 	inUse := isKind(r.err, api.KindIDInUse)
@@ -230,16 +231,19 @@ func (l *loop) findIP(ctx context.Context) (netip.Addr, error) {
 }
 
 // logRegistration logs a failure when its kind changes: an error of the network
-// names a port that is another one each time.
-func (l *loop) logRegistration(err error) {
-	text := err.Error()
+// names a port that is another one each time, and so does one of a name server.
+// Where no agent IP was found otherwise, the network was not asked.
+func (l *loop) logRegistration(r registration) {
+	err := r.err
+	var name *net.DNSError
+	text, unreachable := err.Error(), !answered(err) && (r.ip.IsValid() || errors.As(err, &name))
 	if isKind(err, api.KindOtherCluster) && l.lease.held != nil {
 		text += "; this host stays with its cluster. To move it on purpose, stop the agent, run overlayd agent teardown, and start it again"
 	}
-	if l.lease.refusal != "" && !answered(err) && l.lease.unreachable || text == l.lease.refusal {
+	if l.lease.refusal != "" && unreachable && l.lease.unreachable || text == l.lease.refusal {
 		return
 	}
-	l.lease.refusal, l.lease.unreachable = text, !answered(err)
+	l.lease.refusal, l.lease.unreachable = text, unreachable
 	if l.lease.held == nil {
 		l.log.Warn("no lease: registration failed; trying again", logkey.Err, err)
 	} else {

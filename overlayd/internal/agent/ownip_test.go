@@ -61,6 +61,7 @@ func TestOwnAddressIsNoAgentIP(t *testing.T) {
 	// earlier one.
 	h.stop()
 	must(t, os.RemoveAll(h.opts.StateDir))
+	h.opts.Coordinator = c.client() // a new process has no connections from the address that has gone
 	h.start()
 	h.notReady("which is the overlay's own")
 	if local := vtepLocal(t); local != before.String() {
