@@ -85,14 +85,18 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		e := s.options.Endpoints
 		e[i], e[j] = e[j], e[i]
 	})
+	var why error
 	for {
 		err := s.findMember(ctx)
 		if err == nil {
 			break
 		}
+		if why == nil || ctx.Err() == nil { // one that was cut short knows less
+			why = err
+		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("open etcd: %w", err)
+			return nil, fmt.Errorf("open etcd: %w", why)
 		case <-time.After(retryPause):
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 
 	etcdpb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
@@ -33,12 +34,21 @@ type member struct {
 	client   *clientv3.Client
 	ctx      context.Context // ends when the member is left
 	leave    context.CancelFunc
+	shakes   handshakes // empty where it speaks plain HTTP
 }
 
 func (s *Store) newMember(endpoint string) (*member, error) {
-	client, err := clientv3.New(clientv3.Config{
+	m := &member{endpoint: endpoint}
+	var options []grpc.DialOption
+	if s.tls != nil {
+		m.shakes = newHandshakes(s.tls)
+		options = append(options, grpc.WithTransportCredentials(m.shakes)) // the last one counts
+	}
+	var err error
+	m.client, err = clientv3.New(clientv3.Config{
 		Endpoints:            []string{endpoint},
 		TLS:                  s.tls,
+		DialOptions:          options,
 		DialTimeout:          callTimeout,
 		DialKeepAliveTime:    10 * time.Second, // gRPC takes no less
 		DialKeepAliveTimeout: 3 * time.Second,
@@ -47,7 +57,6 @@ func (s *Store) newMember(endpoint string) (*member, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", endpoint, err)
 	}
-	m := &member{endpoint: endpoint, client: client}
 	m.ctx, m.leave = context.WithCancel(context.Background())
 	return m, nil
 }
@@ -111,9 +120,19 @@ func (s *Store) probe(ctx context.Context, m *member) error {
 	before := s.high.Load()
 	r, err := m.client.Get(ctx, s.prefix, clientv3.WithCountOnly())
 	if err != nil {
-		return fmt.Errorf("%s: %w", m.endpoint, explain(err))
+		return fmt.Errorf("%s: %w", m.endpoint, s.whyNot(m, err))
 	}
 	return s.sawLinearized(m, r.Header, before)
+}
+
+// whyNot explains why a member did not answer.
+func (s *Store) whyNot(m *member, err error) error {
+	if m.shakes.refusal != nil {
+		if refusal := m.shakes.refusal.Load(); refusal != nil {
+			return s.options.explainHandshake(*refusal)
+		}
+	}
+	return explain(err)
 }
 
 // findMember asks all members at once, with new connections, and takes the one

@@ -50,18 +50,36 @@ func Isolate(m *testing.M) int {
 // Cluster is an etcd cluster. It ends with the test.
 type Cluster struct {
 	Members []*Member
+	CA      *CA      // nil: it speaks plain HTTP
+	Client  Identity // of a client of it, when it has a CA
 
-	t     testing.TB
-	dir   string
-	args  []string
-	spawn chan func() // run on one thread, so that members end with the process
+	t       testing.TB
+	dir     string
+	program string
+	args    []string
+	spawn   chan func() // run on one thread, so that members end with the process
 }
 
 // New starts a cluster of n members with further arguments to etcd, and waits
 // until each serves.
 func New(t testing.TB, n int, args ...string) *Cluster {
 	t.Helper()
-	c := &Cluster{t: t, args: args, spawn: make(chan func())}
+	return (&Cluster{t: t, program: "etcd", args: args}).start(n)
+}
+
+// NewSecure is New for a cluster that speaks TLS only, and demands a certificate of
+// its clients. program is which etcd it runs.
+func NewSecure(t testing.TB, n int, program string, args ...string) *Cluster {
+	t.Helper()
+	c := &Cluster{t: t, program: program, args: args, CA: NewCA(t)}
+	c.Client = c.CA.Issue("client", "127.0.0.1", time.Now().Add(time.Hour))
+	return c.start(n)
+}
+
+func (c *Cluster) start(n int) *Cluster {
+	t := c.t
+	t.Helper()
+	c.spawn = make(chan func())
 	var thread sync.WaitGroup
 	thread.Go(func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends
@@ -122,6 +140,13 @@ func (c *Cluster) Endpoints() (urls []string) {
 	return urls
 }
 
+func (c *Cluster) scheme() string {
+	if c.CA != nil {
+		return "https://"
+	}
+	return "http://"
+}
+
 // Wait waits until every running member answers a linearizable read.
 func (c *Cluster) Wait() {
 	c.t.Helper()
@@ -137,7 +162,11 @@ func (c *Cluster) Wait() {
 func (m *Member) Etcdctl(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "etcdctl", append([]string{"--endpoints", m.URL(), "--dial-timeout=2s", "--command-timeout=3s"}, args...)...)
+	how := []string{"--endpoints", m.URL(), "--dial-timeout=2s", "--command-timeout=3s"}
+	if ca := m.cluster.CA; ca != nil {
+		how = append(how, "--cacert", ca.File, "--cert", m.cluster.Client.Cert, "--key", m.cluster.Client.Key)
+	}
+	cmd := exec.CommandContext(ctx, "etcdctl", append(how, args...)...)
 	cmd.Env = append(os.Environ(), "ETCDCTL_API=3")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -179,15 +208,16 @@ func (c *Cluster) Leader() *Member {
 type Member struct {
 	Name, IP string
 
-	cluster *Cluster
-	cmd     *exec.Cmd
-	ended   chan struct{}
-	paused  bool
+	cluster      *Cluster
+	server, peer Identity
+	cmd          *exec.Cmd
+	ended        chan struct{}
+	paused       bool
 }
 
 // URL is where clients reach it.
-func (m *Member) URL() string     { return "http://" + m.IP + ":2379" }
-func (m *Member) peerURL() string { return "http://" + m.IP + ":2380" }
+func (m *Member) URL() string     { return m.cluster.scheme() + m.IP + ":2379" }
+func (m *Member) peerURL() string { return m.cluster.scheme() + m.IP + ":2380" }
 func (m *Member) data() string    { return filepath.Join(m.cluster.dir, m.Name) }
 
 // Running reports whether the process is there.
@@ -218,8 +248,11 @@ func (m *Member) Start(state string) {
 		"--initial-cluster", strings.Join(peers, ","), "--initial-cluster-state", state,
 		"--logger", "zap", "--log-level", "error", "--strict-reconfig-check=false",
 	}, c.args...)
+	if c.CA != nil {
+		args = append(args, c.CA.arguments(m)...)
+	}
 	// It waits until its network is there.
-	cmd := exec.Command("sh", append([]string{"-c", `read _ && exec etcd "$@"`, "etcd"}, args...)...)
+	cmd := exec.Command("sh", append([]string{"-c", `read _ && exec "$0" "$@"`, c.program}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	log, err := os.OpenFile(m.data()+".log", os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
