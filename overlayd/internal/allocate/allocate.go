@@ -21,8 +21,8 @@ type Pool struct {
 	bits        int          // length of a block
 	first, last netip.Addr   // blocks that may be given out, both inclusive; invalid: none
 
-	used   map[netip.Addr]struct{} // first address of every block in use
-	cursor netip.Addr              // every block below it is in use; invalid: every block is
+	used   used
+	cursor netip.Addr // every block below it is in use; invalid: every block is
 }
 
 // NewSubnets is the pool of agent subnets of length bits in an overlay. Block 0
@@ -30,7 +30,7 @@ type Pool struct {
 // overlay's and the family's makes an empty pool.
 func NewSubnets(overlay netip.Prefix, bits int) *Pool {
 	overlay = overlay.Masked()
-	p := &Pool{within: overlay, bits: bits, used: map[netip.Addr]struct{}{}}
+	p := &Pool{within: overlay, bits: bits, used: newUsed(bits)}
 	if !overlay.IsValid() || bits < overlay.Bits() || bits > overlay.Addr().BitLen() {
 		return p
 	}
@@ -44,7 +44,8 @@ func NewSubnets(overlay netip.Prefix, bits int) *Pool {
 // address and, in IPv4 and IPv6 alike, the last one.
 func NewAddrs(vtepSubnet netip.Prefix) *Pool {
 	vtepSubnet = vtepSubnet.Masked()
-	p := &Pool{within: vtepSubnet, bits: vtepSubnet.Addr().BitLen(), used: map[netip.Addr]struct{}{}}
+	bits := vtepSubnet.Addr().BitLen()
+	p := &Pool{within: vtepSubnet, bits: bits, used: newUsed(bits)}
 	if !vtepSubnet.IsValid() || p.bits-vtepSubnet.Bits() < 2 {
 		return p
 	}
@@ -63,8 +64,7 @@ func (p *Pool) Next() (netip.Prefix, bool) {
 	for p.cursor.IsValid() {
 		block := p.cursor
 		p.cursor = p.after(block)
-		if _, taken := p.used[block]; !taken {
-			p.used[block] = struct{}{}
+		if p.used.add(block) {
 			return netip.PrefixFrom(block, p.bits), true
 		}
 	}
@@ -77,23 +77,21 @@ func (p *Pool) Reserve(block netip.Prefix) error {
 	if err := p.Check(block); err != nil {
 		return fmt.Errorf("reserve %s: %w", block, err)
 	}
-	if _, taken := p.used[block.Addr()]; taken {
+	if !p.used.add(block.Addr()) {
 		return fmt.Errorf("reserve %s: in use already", block)
 	}
-	p.used[block.Addr()] = struct{}{}
 	return nil
 }
 
 // InUse reports whether a block of the pool is given out.
 func (p *Pool) InUse(block netip.Prefix) bool {
-	_, taken := p.used[block.Addr()]
-	return taken && p.Check(block) == nil
+	return p.Check(block) == nil && p.used.has(block.Addr())
 }
 
 // Blocks are all that are in use, in no order. The pool must not change meanwhile.
 func (p *Pool) Blocks() iter.Seq[netip.Prefix] {
 	return func(yield func(netip.Prefix) bool) {
-		for first := range p.used {
+		for first := range p.used.all() {
 			if !yield(netip.PrefixFrom(first, p.bits)) {
 				return
 			}
@@ -107,10 +105,9 @@ func (p *Pool) Release(block netip.Prefix) bool {
 		return false
 	}
 	addr := block.Addr()
-	if _, taken := p.used[addr]; !taken {
+	if !p.used.remove(addr) {
 		return false
 	}
-	delete(p.used, addr)
 	if !p.cursor.IsValid() || addr.Less(p.cursor) {
 		p.cursor = addr
 	}
@@ -118,7 +115,7 @@ func (p *Pool) Release(block netip.Prefix) bool {
 }
 
 // Used is the number of blocks in use.
-func (p *Pool) Used() uint64 { return uint64(len(p.used)) }
+func (p *Pool) Used() uint64 { return p.used.n }
 
 // Total is the number of blocks, in use or not, capped at 2^62.
 func (p *Pool) Total() uint64 {
