@@ -202,6 +202,8 @@ func (s *Store) Commit(ctx context.Context, txn store.Txn) (uint64, error) {
 // watchers and must not be modified. A watcher that falls behind by more than
 // what is remembered gets ErrCompacted; it never holds up a commit.
 func (s *Store) Watch(ctx context.Context, prefix string, after uint64, fn func(rev uint64, events []store.Event) error) error {
+	w := s.history.begin(after)
+	defer s.history.end(w)
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -222,6 +224,7 @@ func (s *Store) Watch(ctx context.Context, prefix string, after uint64, fn func(
 			after = c.rev
 		}
 		if len(changes) > 0 {
+			s.history.took(w, after)
 			continue
 		}
 		select {

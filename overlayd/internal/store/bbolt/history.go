@@ -1,6 +1,7 @@
 package bbolt
 
 import (
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -8,8 +9,13 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
 
-// maxHistory bounds the memory that remembered transactions take, in bytes.
-const maxHistory = 32 << 20
+// What transactions that are remembered take in memory is bounded, in bytes: by
+// maxHistory where a watcher has not taken them yet, and by keptHistory where all
+// have. Watchers keep up, so in a storm of transactions that is what it comes to.
+const (
+	maxHistory  = 32 << 20
+	keptHistory = 1 << 20
+)
 
 // maxRead is how many changes a watcher takes at a time.
 const maxRead = 256
@@ -55,11 +61,41 @@ type history struct {
 	size      int
 	forgotten uint64        // revision of the latest change not remembered
 	more      chan struct{} // closed at the next change
+	watchers  map[*watcher]struct{}
 	closed    error
 }
 
+// watcher is somebody who reads the history. Its revision is the last one that it
+// has taken; history.mu guards it.
+type watcher struct{ rev uint64 }
+
 func newHistory(revision uint64) *history {
-	return &history{forgotten: revision, more: make(chan struct{})}
+	return &history{forgotten: revision, more: make(chan struct{}), watchers: map[*watcher]struct{}{}}
+}
+
+// begin is a watcher that has taken everything up to a revision; end says that it
+// takes no more.
+func (h *history) begin(after uint64) *watcher {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	w := &watcher{rev: after}
+	h.watchers[w] = struct{}{}
+	return w
+}
+
+func (h *history) end(w *watcher) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.watchers, w)
+	h.forgetLocked()
+}
+
+// took notes what a watcher has taken.
+func (h *history) took(w *watcher, rev uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	w.rev = rev
+	h.forgetLocked()
 }
 
 func (h *history) add(changes []change) {
@@ -75,16 +111,28 @@ func (h *history) add(changes []change) {
 	for _, c := range changes {
 		h.size += c.size()
 	}
+	h.forgetLocked()
+	close(h.more)
+	h.more = make(chan struct{})
+}
+
+// forgetLocked drops the oldest changes. A watcher that waits for changes which are
+// forgotten already keeps nothing.
+func (h *history) forgetLocked() {
+	taken := uint64(math.MaxUint64) // by everybody
+	for w := range h.watchers {
+		if w.rev >= h.forgotten {
+			taken = min(taken, w.rev)
+		}
+	}
 	drop := 0
-	for h.size > maxHistory && drop < len(h.changes)-1 {
+	for drop < len(h.changes)-1 && (h.size > maxHistory || h.size > keptHistory && h.changes[drop].rev <= taken) {
 		h.size -= h.changes[drop].size()
 		h.forgotten = h.changes[drop].rev
 		drop++
 	}
 	clear(h.changes[:drop])
 	h.changes = h.changes[drop:]
-	close(h.more)
-	h.more = make(chan struct{})
 }
 
 // since returns the first changes after a revision, and a channel that is closed
