@@ -21,8 +21,9 @@ const (
 	maxWindow = 250 * time.Millisecond
 
 	// maxRemembered bounds the events kept for streams that are behind or
-	// reconnect, in bytes. For who is further behind see missed.go.
-	maxRemembered = 8 << 20
+	// reconnect, in bytes: changes of 30,000 agents. For who is further behind see
+	// missed.go.
+	maxRemembered = 4 << 20
 )
 
 // hub holds what was published. A stream reads it at its own pace; nothing is
@@ -39,7 +40,8 @@ type hub struct {
 	snapshot *message
 	recent   *catchUp
 
-	turns chan struct{} // has a token for every large message under way
+	packers sync.Pool     // of *flate.Writer
+	turns   chan struct{} // has a token for every large message under way
 }
 
 func newHub(revision uint64) *hub {
@@ -170,8 +172,6 @@ func (c *Coordinator) peers(agents []*agent) []conf.Peer {
 	}
 	return peers
 }
-
-func encodeLine(e api.PeerEvent) []byte { return append(encode(e), '\n') }
 
 // published returns the revision up to which everything has been published, and
 // its run; 0 when something is about to be.

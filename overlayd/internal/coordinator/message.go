@@ -29,26 +29,40 @@ const gzipHeader = "\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 // whatever each was sent before. A stream of such pieces has no end and no
 // checksum over all of it; it is cut when the coordinator or the agent ends it,
 // and every line in it is a whole document.
-func (m *message) gzipped() []byte {
+func (m *message) gzipped(h *hub) []byte {
 	m.pack.Do(func() {
 		if len(m.data) <= maxStored {
 			m.packed = slices.Concat(storedBlock(m.data), storedBlock(nil))
 			return
 		}
-		var b bytes.Buffer
-		w, err := flate.NewWriter(&b, flate.BestSpeed)
-		if err == nil {
-			_, err = w.Write(m.data)
-		}
-		if err == nil {
-			err = w.Flush()
-		}
-		if err != nil {
-			panic(err) // of a known level, into memory; cannot fail
-		}
-		m.packed = b.Bytes()
+		m.packed = h.deflate(m.data)
 	})
 	return m.packed
+}
+
+// deflate packs with a compressor that is used again: its tables are larger than
+// nearly all that it packs.
+func (h *hub) deflate(data []byte) []byte {
+	var b bytes.Buffer
+	w, _ := h.packers.Get().(*flate.Writer)
+	var err error
+	if w == nil {
+		w, err = flate.NewWriter(&b, flate.BestSpeed)
+	} else {
+		w.Reset(&b)
+	}
+	if err == nil {
+		_, err = w.Write(data)
+	}
+	if err == nil {
+		err = w.Flush()
+	}
+	if err != nil {
+		panic(err) // of a known level, into memory; cannot fail
+	}
+	w.Reset(nil) // it is not to keep what it has packed
+	h.packers.Put(w)
+	return bytes.Clone(b.Bytes()) // it is remembered, and its buffer may be twice as large
 }
 
 // maxStored is up to which size a message is not compressed: a heartbeat, or

@@ -17,12 +17,12 @@ const alive = 90 * time.Second
 // presence is what this coordinator knows of an agent beyond the store; what it
 // tells others is in seen.go. It is forgotten when the coordinator ends.
 type presence struct {
-	seen        time.Time // last registration or renewal here
-	told        uint64    // epoch of the lease last answered here
-	toldNetwork uint64    // revision of the network that the lease was of
-	registering int       // registrations in progress
-	watches     map[*watch]struct{}
-	rivals      map[string]bool // instances that were refused as copies
+	seen        time.Time           // last registration or renewal here
+	told        uint64              // epoch of the lease last answered here
+	toldNetwork uint64              // revision of the network that the lease was of
+	registering int                 // registrations in progress
+	watches     map[*watch]struct{} // nil until there is one
+	rivals      map[string]bool     // instances that were refused as copies
 }
 
 // watch is one connected stream of peers.
@@ -55,8 +55,8 @@ func (w *watch) ask() {
 func (c *Coordinator) presenceLocked(id string) *presence {
 	p := c.presence[id]
 	if p == nil {
-		p = &presence{watches: map[*watch]struct{}{}}
-		c.presence[id] = p
+		p = &presence{}
+		c.presence[c.view.name(id)] = p
 	}
 	return p
 }

@@ -134,10 +134,25 @@ func decodeAgent(kv store.KV) (*agent, error) {
 	if !a.IP.IsValid() || !a.VTEP.IsValid() {
 		return nil, fmt.Errorf("key %s: agent IP or VTEP address is missing", kv.Key)
 	}
+	a.Bridges = sharedBridges(a.Bridges)
 	for i := range a.Subnets { // a few names, many agents
 		a.Subnets[i].Overlay = unique.Make(a.Subnets[i].Overlay).Value()
 	}
 	return a, nil
+}
+
+// sharedBridges are the same halves in memory that all agents share, where they stand
+// in their usual order.
+func sharedBridges(bridges []conf.Half) []conf.Half {
+	if len(bridges) == 0 {
+		return nil
+	}
+	for from := range conf.Halves {
+		if to := from + len(bridges); to <= len(conf.Halves) && slices.Equal(bridges, conf.Halves[from:to]) {
+			return conf.Halves[from:to:to]
+		}
+	}
+	return bridges
 }
 
 // status is what is stored about an agent beside its lease.

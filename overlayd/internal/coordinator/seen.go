@@ -84,7 +84,7 @@ func (v *view) applySeen(e store.Event) error {
 		return fmt.Errorf("key %s: %w", e.Key, err)
 	}
 	s.By = unique.Make(s.By).Value() // a few coordinators, many agents
-	v.seen[id] = s
+	v.seen[v.name(id)] = s
 	return nil
 }
 

@@ -91,6 +91,15 @@ func newPools(n conf.Network) pools {
 	return p
 }
 
+// name is an agent's id, the same string wherever it is kept. One that was cut from
+// a key, or came with a request, would keep all of that in memory.
+func (v *view) name(id string) string {
+	if a := v.agents[id]; a != nil {
+		return a.id
+	}
+	return strings.Clone(id)
+}
+
 // floor is the revision from which on the agents' own revisions tell what has
 // changed of the peers: before it some were deleted, or all were configured
 // otherwise or had other epochs.
@@ -174,7 +183,7 @@ func (v *view) apply(e store.Event) (agentID string, err error) {
 		if err := json.Unmarshal(e.Value, &status{}); err != nil {
 			return "", fmt.Errorf("key %s: %w", key, err)
 		}
-		v.statuses[id] = storedStatus{mod: e.Mod, raw: unique.Make(string(e.Value))}
+		v.statuses[v.name(id)] = storedStatus{mod: e.Mod, raw: unique.Make(string(e.Value))}
 		return "", nil
 	case strings.HasPrefix(key, prefixSeen):
 		return "", v.applySeen(e)
@@ -190,7 +199,7 @@ func (v *view) apply(e store.Event) (agentID string, err error) {
 		if e.Delete {
 			delete(v.byIP, ip)
 		} else {
-			v.byIP[ip] = string(e.Value)
+			v.byIP[ip] = v.name(string(e.Value))
 		}
 		return "", nil
 	case key == keyCluster:
@@ -231,7 +240,10 @@ func (v *view) applyAgent(e store.Event) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	v.agents[id] = a
+	if was := v.agents[id]; was != nil {
+		a.id = was.id // which others have, see name
+	}
+	v.agents[a.id] = a
 	return id, nil
 }
 

@@ -132,6 +132,9 @@ func (c *Coordinator) beginWatch(id string, known api.Known) (*watch, error) {
 	if ahead && p.told != a.mod { // the agent may have moved since what the store says
 		w.ip = netip.Addr{}
 	}
+	if p.watches == nil {
+		p.watches = map[*watch]struct{}{}
+	}
 	p.watches[w] = struct{}{}
 	c.noteSeenLocked(id)
 	c.announce.lookLater(id)
@@ -245,7 +248,7 @@ func (s *stream) news() (written bool, more <-chan struct{}, err error) {
 func (s *stream) write(m *message) error {
 	data := m.data
 	if s.gzip {
-		data = m.gzipped()
+		data = m.gzipped(s.c.hub)
 	}
 	if len(data) >= largeMessage {
 		done, err := s.turn()
