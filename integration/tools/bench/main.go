@@ -6,7 +6,7 @@
 //
 // Parts: attach burst ipam converge storm steady dataplane crowd fastpath reach. Without
 // one it runs all. With -base the programs of another build are measured beside ours in
-// attach, burst, ipam, converge and crowd. It exits 1 when a goal is missed, so that a check can rely on it.
+// attach, burst, ipam, converge, storm and crowd. It exits 1 when a goal is missed, so that a check can rely on it.
 package main
 
 import (

@@ -12,14 +12,19 @@ import (
 )
 
 // storm has the simulator drive one coordinator with 65,536 agents, and takes
-// over what it measured and its verdicts.
+// over what it measured and its verdicts. With -base it compares both builds, and
+// TLS with none.
 func storm(ctx context.Context, c *config) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
 	file := filepath.Join(c.lab.Dir, "sim.json")
-	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(self), "sim"), "-overlayd", filepath.Join(c.bin, "overlayd"), "-json", file)
+	args := []string{"-overlayd", filepath.Join(c.bin, "overlayd"), "-json", file}
+	if c.base != "" {
+		args = append(args, "-base", filepath.Join(c.base, "overlayd"), "-secure")
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(self), "sim"), args...)
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil && !(errors.As(err, &exit) && exit.ExitCode() == 1) {

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -60,13 +61,23 @@ type conn struct {
 	got  int64 // bytes received
 }
 
-func dial(ctx context.Context, addr string, n, buffer int) (*conn, error) {
+// dial connects to the coordinator, by TLS where that is spoken, from the address of
+// the nth agent.
+func (co *coordinator) dial(ctx context.Context, n, buffer int) (*conn, error) {
 	d := net.Dialer{LocalAddr: source(n), Timeout: requestTimeout, KeepAlive: -1}
-	nc, err := d.DialContext(ctx, "tcp", addr)
+	nc, err := d.DialContext(ctx, "tcp", co.addr)
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{Conn: nc, addr: addr}
+	if co.tls != nil {
+		secure := tls.Client(nc, co.tls)
+		if err := secure.HandshakeContext(ctx); err != nil {
+			nc.Close()
+			return nil, err
+		}
+		nc = secure
+	}
+	c := &conn{Conn: nc, addr: co.addr}
 	c.r = bufio.NewReaderSize(countingReader{nc, &c.got}, buffer)
 	return c, nil
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -26,13 +28,15 @@ overlays:
 // coordinator is a running overlayd coordinator.
 type coordinator struct {
 	program, dir, addr string
+	secure             bool
+	tls                *tls.Config // of an operator; nil: not secure
 	cmd                *exec.Cmd
 	exited             chan error
 }
 
 // startCoordinator starts one on a free port of 127.0.0.1 and waits until it
 // is ready.
-func startCoordinator(ctx context.Context, program, dir string) (*coordinator, error) {
+func startCoordinator(ctx context.Context, program, dir string, secure bool) (*coordinator, error) {
 	if err := os.WriteFile(filepath.Join(dir, "overlay.yaml"), []byte(network), 0o644); err != nil {
 		return nil, err
 	}
@@ -40,11 +44,17 @@ func startCoordinator(ctx context.Context, program, dir string) (*coordinator, e
 	if err != nil {
 		return nil, err
 	}
-	c := &coordinator{program: program, dir: dir, addr: l.Addr().String()}
+	c := &coordinator{program: program, dir: dir, addr: l.Addr().String(), secure: secure}
 	if err := l.Close(); err != nil {
 		return nil, err
 	}
-	return c, c.start(ctx)
+	err = c.start(ctx)
+	if err == nil && secure {
+		if c.tls, err = c.login(ctx); err != nil {
+			c.kill()
+		}
+	}
+	return c, err
 }
 
 func (c *coordinator) start(ctx context.Context) error {
@@ -53,8 +63,11 @@ func (c *coordinator) start(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	c.cmd = exec.Command(c.program, "coordinator", "--config", filepath.Join(c.dir, "overlay.yaml"),
-		"--listen", c.addr, "--state-dir", c.dir, "--insecure")
+	args := []string{"coordinator", "--config", filepath.Join(c.dir, "overlay.yaml"), "--listen", c.addr, "--state-dir", c.dir}
+	if !c.secure {
+		args = append(args, "--insecure")
+	}
+	c.cmd = exec.Command(c.program, args...)
 	c.cmd.Stdout, c.cmd.Stderr = log, log
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := c.cmd.Start(); err != nil {
@@ -66,11 +79,59 @@ func (c *coordinator) start(ctx context.Context) error {
 	return c.waitReady(ctx)
 }
 
+// login makes an operator, who may speak for every agent, as a proxy of all of them
+// does.
+func (c *coordinator) login(ctx context.Context) (*tls.Config, error) {
+	ctl := filepath.Join(filepath.Dir(c.program), "overlayctl")
+	run := func(args ...string) (string, error) {
+		cmd := exec.CommandContext(ctx, ctl, args...)
+		cmd.Env = append(os.Environ(), "XDG_CONFIG_HOME="+c.dir)
+		cmd.Stderr = os.Stderr
+		out, err := cmd.Output()
+		if err != nil {
+			return "", fmt.Errorf("overlayctl %s: %w", args[0], err)
+		}
+		return strings.TrimSpace(string(out)), nil
+	}
+	token, err := run("token", "create", "--state-dir", c.dir, "--role", "operator")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := run("login", "--coordinator", "https://"+c.addr, "--token", token); err != nil {
+		return nil, err
+	}
+	identity := filepath.Join(c.dir, "overlay", "identity.pem")
+	pair, err := tls.LoadX509KeyPair(identity, identity)
+	if err != nil {
+		return nil, err
+	}
+	ca, err := os.ReadFile(filepath.Join(c.dir, "overlay", "ca.pem"))
+	if err != nil {
+		return nil, err
+	}
+	host, _, err := net.SplitHostPort(c.addr)
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, RootCAs: roots, ServerName: host,
+		ClientSessionCache: tls.NewLRUClientSessionCache(1),
+	}, nil
+}
+
 func (c *coordinator) waitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
+	url, client := "http://"+c.addr+"/readyz", http.DefaultClient
+	if c.secure { // nobody knows the CA yet, and nothing is told
+		transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+		defer transport.CloseIdleConnections()
+		url, client = "https://"+c.addr+"/readyz", &http.Client{Transport: transport}
+	}
 	for {
-		resp, err := http.Get("http://" + c.addr + "/readyz")
+		resp, err := client.Get(url)
 		if err == nil {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {

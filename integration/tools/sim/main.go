@@ -15,6 +15,8 @@
 //	restart   the coordinator is killed and started; every agent comes back
 //	reports   with -containers: the storm once more, without and with reports of
 //	          what is attached, for what they cost
+//	storms    with -base or -secure: the storm once more, in turns: by two builds
+//	          of the program; without and with TLS over connections that are reused
 //
 // An agent has a connection and an address of its own (127.x.y.z), registers
 // and reports over it, and closes it. Only so many are open at a time (-conns),
@@ -54,7 +56,12 @@ type config struct {
 	window   time.Duration // over which idle CPU is measured
 
 	containers int  // that each agent reports; 0: none reports any
-	only       bool // nothing but the comparison of storms with and without reports
+	only       bool // nothing but comparisons of storms
+
+	base       string // another build of the program, to compare with; empty: none
+	rounds     int    // of every storm that is compared
+	secure     bool   // compare TLS with connections that are reused with the same without
+	tls, reuse bool   // of one run
 }
 
 func main() {
@@ -81,7 +88,10 @@ func run(ctx context.Context) (int, error) {
 	flag.DurationVar(&c.over, "over", 0, "time over which the agents of the storm come; 0: all at the same moment")
 	flag.DurationVar(&c.window, "window", 10*time.Second, "time over which the CPU of a coordinator without work is measured")
 	flag.IntVar(&c.containers, "containers", 0, "containers that each agent reports; the storm is then compared with one without reports")
-	flag.BoolVar(&c.only, "only-reports", false, "go through nothing but that comparison")
+	flag.StringVar(&c.base, "base", "", "another build of the program; the storm is compared with one that it goes through")
+	flag.BoolVar(&c.secure, "secure", false, "compare the storm over TLS, and connections that are reused as by a proxy, with the same without TLS")
+	flag.IntVar(&c.rounds, "rounds", 3, "how often each storm that is compared is gone through, in turns")
+	flag.BoolVar(&c.only, "only", false, "go through nothing but the comparisons")
 	jsonFile := flag.String("json", "", "write the report to this file too")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -125,8 +135,12 @@ func (c config) check() error {
 		return fmt.Errorf("negative number of agents, or no connections")
 	case c.watchers < 1 || c.watchers+c.joiners >= c.agents:
 		return fmt.Errorf("%d agents cannot have %d watchers and %d joiners", c.agents, c.watchers, c.joiners)
-	case c.containers < 0 || c.containers > maxContainers || c.only && c.containers == 0:
-		return fmt.Errorf("-containers %d: want 0 to %d, and more than 0 with -only-reports", c.containers, maxContainers)
+	case c.containers < 0 || c.containers > maxContainers:
+		return fmt.Errorf("-containers %d: want 0 to %d", c.containers, maxContainers)
+	case c.only && c.containers == 0 && c.base == "" && !c.secure:
+		return fmt.Errorf("-only: there is nothing to compare; give -containers, -base or -secure")
+	case c.rounds < 1:
+		return fmt.Errorf("-rounds %d: want 1 or more", c.rounds)
 	case c.cold > c.agents || c.idle > c.agents:
 		return fmt.Errorf("%d agents cannot have %d that follow from nothing, or %d that are idle", c.agents, c.cold, c.idle)
 	}

@@ -164,7 +164,7 @@ func (s *sim) report(ctx context.Context) error {
 		}
 		for _, n := range some {
 			reporting.Go(func() {
-				c, err := dial(ctx, s.coord.addr, n, 1<<10)
+				c, err := s.coord.dial(ctx, n, 1<<10)
 				if err == nil {
 					err = c.reportContainers(n, s.reports[n])
 					c.Close()

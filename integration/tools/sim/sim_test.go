@@ -10,12 +10,13 @@ import (
 // TestSmall goes through everything with 2,000 agents, and expects what is
 // expected of 65,536.
 func TestSmall(t *testing.T) {
-	overlayd := filepath.Join(t.TempDir(), "overlayd")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", overlayd, "../../../overlayd").CombinedOutput(); err != nil {
+	dir := t.TempDir()
+	overlayd := filepath.Join(dir, "overlayd")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", dir, "../../../overlayd", "../../../overlayd/overlayctl").CombinedOutput(); err != nil {
 		t.Fatalf("build overlayd: %v\n%s", err, out)
 	}
 	r, err := simulate(t.Context(), config{
-		overlayd: overlayd, agents: 2000, watchers: 64, joiners: 16, cold: 16, idle: 64, conns: 64, plain: 50, containers: 20,
+		overlayd: overlayd, agents: 2000, watchers: 64, joiners: 16, cold: 16, idle: 64, conns: 64, plain: 50, containers: 20, secure: true, rounds: 1,
 	})
 	if err != nil {
 		t.Fatal(err)

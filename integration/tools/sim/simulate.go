@@ -43,7 +43,7 @@ func simulate(ctx context.Context, c config) (r *Report, err error) {
 	r = &Report{}
 	if !c.only {
 		whole := c
-		whole.containers = 0
+		whole.containers, whole.tls, whole.reuse = 0, false, false
 		err := oneRun(ctx, whole, func(ctx, followers context.Context, s *sim) error {
 			s.Report = r
 			return s.all(ctx, followers)
@@ -57,7 +57,7 @@ func simulate(ctx context.Context, c config) (r *Report, err error) {
 			return nil, err
 		}
 	}
-	return r, nil
+	return r, compareStorms(ctx, c, r)
 }
 
 // oneRun has something happen to one coordinator. Those who follow have a context of
@@ -67,7 +67,7 @@ func oneRun(ctx context.Context, c config, parts func(ctx, followers context.Con
 	if err := s.packReports(); err != nil {
 		return err
 	}
-	if s.coord, err = startCoordinator(ctx, c.overlayd, c.dir); err != nil {
+	if s.coord, err = startCoordinator(ctx, c.overlayd, c.dir, c.tls); err != nil {
 		return err
 	}
 	defer func() { s.coord.kill() }()
@@ -109,40 +109,52 @@ func (s *sim) all(ctx, followers context.Context) error {
 // newWatcher returns the kth watcher, for an agent.
 func (s *sim) newWatcher(k, agent int) *watcher {
 	return &watcher{
-		agent: agent, gzip: k*37%100 >= s.plain, addr: s.coord.addr, lines: s.lines, big: s.big,
+		agent: agent, gzip: k*37%100 >= s.plain, coord: s.coord, lines: s.lines, big: s.big,
 		known: make([]int32, s.agents),
 	}
 }
 
-// each calls fn for the agents from..to, each over a connection of its own. The
-// nth wants it to happen n-from parts of over after the beginning.
+// each calls fn for the agents from..to, each over a connection of its own, or with
+// -reuse over as many connections as there are at a time, as behind a proxy. The nth
+// wants it to happen n-from parts of over after the beginning.
 func (s *sim) each(ctx context.Context, from, to int, over time.Duration, fn func(c *conn, n int, wanted time.Time) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var next atomic.Int64
 	next.Store(int64(from))
 	began := time.Now()
-	one := func(n int) error {
+	one := func(held **conn, n int) error {
 		wanted := began.Add(over * time.Duration(n-from) / time.Duration(to-from))
 		select {
 		case <-time.After(time.Until(wanted)):
 		case <-ctx.Done():
 			return nil
 		}
-		c, err := dial(ctx, s.coord.addr, n, 1<<10)
-		if err != nil {
-			return err
+		if *held == nil {
+			c, err := s.coord.dial(ctx, n, 1<<10)
+			if err != nil {
+				return err
+			}
+			*held = c
 		}
-		defer c.Close()
-		return fn(c, n, wanted)
+		err := fn(*held, n, wanted)
+		if !s.reuse || err != nil {
+			(*held).Close()
+			*held = nil
+		}
+		return err
 	}
 	var workers sync.WaitGroup
 	for range s.conns {
 		workers.Go(func() {
+			var held *conn
 			for n := int(next.Add(1)) - 1; n < to && ctx.Err() == nil; n = int(next.Add(1)) - 1 {
-				if err := one(n); err != nil {
+				if err := one(&held, n); err != nil {
 					cancel(err)
 				}
+			}
+			if held != nil {
+				held.Close()
 			}
 		})
 	}
@@ -242,8 +254,11 @@ func (s *sim) early(ctx, followers context.Context) error {
 	return s.checkPeers(s.watchers, s.config.watchers)
 }
 
-// untilLeased is the row of how long a storm takes.
-const untilLeased = "until all have a lease"
+// Rows of how long a storm takes, and of the memory that it takes.
+const (
+	untilLeased = "until all have a lease"
+	peakMemory  = "peak memory of the coordinator"
+)
 
 // storm registers all others.
 func (s *sim) storm(ctx, followers context.Context) error {
@@ -303,7 +318,7 @@ func (s *sim) storm(ctx, followers context.Context) error {
 	longest := s.add("wait of an agent, from when it wants its lease", "s", waits...).Max
 	answer := s.add("answer to a registration, from when it is sent", "ms", asked...).Max
 	s.add("last registration until every watcher knows everybody", "s", max(0, known.Seconds()))
-	s.add("peak memory of the coordinator", "MiB", peak)
+	s.add(peakMemory, "MiB", peak)
 	s.add("peak memory per agent", "KiB", 1024*peak/float64(s.agents))
 	s.add("CPU of the coordinator", "s", cpuAfter-cpu)
 	s.add("CPU of the simulator", "s", ownAfter-own)

@@ -26,7 +26,7 @@ const bigLine = 1 << 20
 type watcher struct {
 	agent int
 	gzip  bool
-	addr  string
+	coord *coordinator
 	lines *lines
 	big   chan struct{} // a token for every long line that may be in memory
 
@@ -71,7 +71,7 @@ func (w *watcher) run(ctx context.Context) {
 
 // stream follows one connection until it breaks.
 func (w *watcher) stream(ctx context.Context) error {
-	c, err := dial(ctx, w.addr, w.agent, 4<<10)
+	c, err := w.coord.dial(ctx, w.agent, 4<<10)
 	if err != nil {
 		return err
 	}
@@ -219,7 +219,7 @@ func (s *sim) eachIdle(ctx context.Context, revision uint64, streams []*conn) er
 }
 
 func (s *sim) openIdle(ctx context.Context, n int, revision uint64) (*conn, error) {
-	c, err := dial(ctx, s.coord.addr, n, 4<<10)
+	c, err := s.coord.dial(ctx, n, 4<<10)
 	if err != nil {
 		return nil, err
 	}
