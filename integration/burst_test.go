@@ -187,6 +187,7 @@ func TestBurst(t *testing.T) {
 
 // TestFailedAdd: an ADD that fails leaves no link and no address behind.
 func TestFailedAdd(t *testing.T) {
+	t.Parallel()
 	s := upSeed(t, seedConfig(t))
 	ctx := t.Context()
 	h := s.Agents[0]

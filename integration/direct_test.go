@@ -38,6 +38,7 @@ func lineNumber(s string) (n int) {
 // with it, past vtep1024 where overlay and underlay are of one family. Hosts
 // change between both under traffic, one at a time, and nothing is lost.
 func TestDirectRouting(t *testing.T) {
+	t.Parallel()
 	s := newSeed(t, seedConfig(t))
 	for _, h := range s.Agents {
 		h.Routing, h.Datapath = "direct", "kernel"

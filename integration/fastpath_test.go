@@ -58,6 +58,7 @@ func fastPackets(t *testing.T, h *lab.Host) (sum float64) {
 // other takes the fast path by itself, without the agent too; a host without it
 // and one with it talk; a rule of the host sends everything back to the kernel.
 func TestFastPath(t *testing.T) {
+	t.Parallel()
 	s := upSeed(t, seedConfig(t))
 	here, there := s.Agents[0], s.Agents[1]
 	for _, h := range s.Agents {

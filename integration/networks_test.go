@@ -202,6 +202,7 @@ func (n *networks) gone(t *testing.T, overlay, subnet string, looks [][]string) 
 // TestNetworksAtRunTime: every change of the configuration while the cluster runs,
 // under pings between containers that it does not concern.
 func TestNetworksAtRunTime(t *testing.T) {
+	t.Parallel()
 	o := options()
 	o.Secure = true
 	n := &networks{Seed: makeSeed(t, `

@@ -45,6 +45,7 @@ func pings(t *testing.T, h *lab.Host, args ...string) []pinged {
 
 // TestPing: healthy ways, one that carries small packets only, and one that is cut.
 func TestPing(t *testing.T) {
+	t.Parallel()
 	s := upSeed(t, seedConfig(t))
 	h, peer := s.Agents[0], s.Agents[1]
 	far := place(t, s, 1, "far", "dcos", lab.Docker)

@@ -80,6 +80,7 @@ func TestAlertRules(t *testing.T) {
 // certificate of a reader, as conf/examples says. The metrics are clean, every series that alerts and
 // dashboard name exists, and every expression has an answer.
 func TestPrometheus(t *testing.T) {
+	t.Parallel()
 	s := upSeed(t, seedConfig(t))
 	h, ctx := s.Agents[0], t.Context()
 	must(t, h.Proc.Stop())

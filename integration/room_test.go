@@ -127,6 +127,7 @@ func pingAll(t *testing.T, from, to []*lab.Container) {
 // blocks in time, all of them reach each other and another host, and all is given
 // back when they have gone.
 func TestRoom(t *testing.T) {
+	t.Parallel()
 	for _, datapath := range []string{"kernel", "ebpf"} {
 		t.Run(datapath, func(t *testing.T) {
 			s := upRoom(t, 8, 4*time.Second, datapath)

@@ -40,6 +40,7 @@ func checkSeedState(t *testing.T, s *lab.Seed) {
 // the traffic while everything runs, without the coordinator, after every agent
 // was killed and started again without the coordinator, and after all that.
 func TestSeed(t *testing.T) {
+	t.Parallel()
 	s := upSeed(t, seedConfig(t))
 	ctx := t.Context()
 

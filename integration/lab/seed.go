@@ -99,6 +99,9 @@ func (s *Seed) Up(ctx context.Context) error {
 		if err := h.WaitRegistered(ctx, s.Coordinator); err != nil {
 			return err
 		}
+		if err := h.WaitReady(ctx); err != nil {
+			return err // the runtimes find their files from then on
+		}
 	}
 	return s.WaitMesh(ctx)
 }
