@@ -75,6 +75,7 @@ func (r Request) checked() (Request, error) {
 	if _, err := conf.ParseHalf(string(r.Half)); err != nil {
 		return r, err
 	}
+	r.Origin = conf.Origin{Runtime: conf.CleanName(r.Origin.Runtime), Name: conf.CleanName(r.Origin.Name)}
 	if len(r.Ranges) == 0 || len(r.Ranges) > maxRanges {
 		return r, fmt.Errorf("%d ranges, want 1 to %d", len(r.Ranges), maxRanges)
 	}

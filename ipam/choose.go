@@ -26,8 +26,8 @@ func (h *half) allocate(o Options, r Request) (Allocation, error) {
 		}
 		// Whoever decided to release an abandoned record must see that it is in use
 		// again.
-		rec.Since, rec.NetNS = h.now, r.NetNS
-		return a, h.put(attachmentKey(rec.Key()), encodeRecord(rec))
+		rec.Since, rec.NetNS, rec.Origin = h.now, r.NetNS, r.Origin
+		return a, h.file(rec)
 	}
 	if found { // of another lease: the addresses no longer lead here
 		if err := h.release(rec); err != nil {
@@ -60,7 +60,7 @@ func (h *half) allocate(o Options, r Request) (Allocation, error) {
 			a.Flush = append(a.Flush, addr)
 		}
 	}
-	return a, h.bind(Record{Attachment: r.Attachment, Half: r.Half, Addrs: a.Addrs, BootID: o.BootID, Since: h.now, NetNS: r.NetNS})
+	return a, h.bind(Record{Attachment: r.Attachment, Half: r.Half, Addrs: a.Addrs, BootID: o.BootID, Since: h.now, NetNS: r.NetNS, Origin: r.Origin})
 }
 
 // existing answers an attachment that has its addresses already.

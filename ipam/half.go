@@ -214,7 +214,43 @@ func (h *half) bind(rec Record) error {
 		}
 		h.countUsed(a, +1)
 	}
-	return h.put(attachmentKey(k), encodeRecord(rec))
+	return h.file(rec)
+}
+
+// file writes the record of an attachment, and where its container is from.
+func (h *half) file(rec Record) error {
+	k := rec.Key()
+	if err := h.put(attachmentKey(k), encodeRecord(rec)); err != nil {
+		return err
+	}
+	if rec.Origin == (conf.Origin{}) {
+		return h.removeOrigin(k)
+	}
+	return h.put(originKey(k), encodeOrigin(rec.Origin))
+}
+
+// removeOrigin does nothing where none is kept.
+func (h *half) removeOrigin(k conf.Key) error {
+	key := originKey(k)
+	if h.b.Get(key) == nil {
+		return nil
+	}
+	return h.remove(key)
+}
+
+// addOrigins completes records. What is kept of an attachment that is none any
+// more, because a program of an earlier release has released it, is nobody's.
+func (h *half) addOrigins(recs []Record) error {
+	for i := range recs {
+		payload, err := h.get(originKey(recs[i].Key()))
+		if payload != nil && err == nil {
+			recs[i].Origin, err = decodeOrigin(payload)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // release takes an attachment's addresses back and lets them cool.
@@ -238,6 +274,9 @@ func (h *half) release(rec Record) error {
 		if err := h.enqueue(a, h.now); err != nil {
 			return err
 		}
+	}
+	if err := h.removeOrigin(k); err != nil {
+		return err
 	}
 	return h.remove(attachmentKey(k))
 }

@@ -37,6 +37,8 @@ type Request struct {
 	Exact bool
 	// NetNS is given where the attachment gets no host end of ours; see Record.
 	NetNS netns.Ref
+	// Origin is kept for people; nothing is decided by it.
+	Origin conf.Origin
 }
 
 // Allocation is the answer: an address of each family, in the order in which the
@@ -62,6 +64,9 @@ type Record struct {
 	// can: the address is for another main plugin's interface. Zero: there is a
 	// host end, or the attachment is Docker's.
 	NetNS netns.Ref `json:"netns,omitzero"`
+	// Origin is of the last Allocate. It lies beside the record, where programs of
+	// earlier releases do not look (ADR 0056).
+	Origin conf.Origin `json:"origin,omitzero"`
 }
 
 // Errors a caller branches on.

@@ -15,7 +15,12 @@ func (s *Store) find(name conf.Half, k conf.Key) (rec Record, found bool, err er
 		if err != nil {
 			return err
 		}
-		rec, found, err = h.attachment(k)
+		if rec, found, err = h.attachment(k); !found || err != nil {
+			return err
+		}
+		all := []Record{rec}
+		err = h.addOrigins(all)
+		rec = all[0]
 		return err
 	})
 	return rec, found, err
@@ -51,6 +56,9 @@ func (s *Store) List(ctx context.Context) ([]Record, error) {
 					return err
 				}
 				recs, err := h.attachments()
+				if err == nil {
+					err = h.addOrigins(recs)
+				}
 				if err != nil {
 					return err
 				}

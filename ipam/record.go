@@ -20,6 +20,7 @@ const formatVersion = 1
 // The first byte of a key says what the entry is.
 const (
 	kindAttachment = 'a' // key of the attachment -> names, addresses, time
+	kindOrigin     = 'o' // key of the attachment -> runtime and name of its container
 	kindInUse      = 'u' // address -> key of the attachment
 	kindQueue      = 'q' // family, sequence number -> address, time of release
 	kindReleased   = 'c' // address -> sequence number in the queue
@@ -80,6 +81,8 @@ func damagef(format string, args ...any) error {
 // Keys.
 
 func attachmentKey(k conf.Key) []byte { return append([]byte{kindAttachment}, k[:]...) }
+
+func originKey(k conf.Key) []byte { return append([]byte{kindOrigin}, k[:]...) }
 
 func addrKey(kind byte, a netip.Addr) []byte {
 	b := a.As16()
@@ -167,6 +170,14 @@ func encodeRecord(r Record) []byte {
 		b = binary.BigEndian.AppendUint64(b, r.NetNS.Mount)
 	}
 	return b
+}
+
+func encodeOrigin(o conf.Origin) []byte { return appendText(appendText(nil, o.Runtime), o.Name) }
+
+func decodeOrigin(payload []byte) (o conf.Origin, err error) {
+	r := reader{b: payload}
+	o.Runtime, o.Name = r.text(), r.text()
+	return o, r.end("origin of a container")
 }
 
 func decodeRecord(half conf.Half, key conf.Key, payload []byte) (Record, error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -33,6 +34,23 @@ func (h *half) restAll() error {
 	}
 	for _, rec := range recs {
 		if err := h.release(rec); err != nil {
+			return err
+		}
+	}
+	return h.removeOrigins()
+}
+
+// removeOrigins removes those that a program of an earlier release left.
+func (h *half) removeOrigins() error {
+	var keys [][]byte
+	if err := h.each([]byte{kindOrigin}, func(k, _ []byte) (bool, error) {
+		keys = append(keys, slices.Clone(k))
+		return true, nil
+	}); err != nil {
+		return err
+	}
+	for _, k := range keys {
+		if err := h.remove(k); err != nil {
 			return err
 		}
 	}

@@ -20,6 +20,9 @@ type Plugin struct {
 	// Interface: the program makes interfaces, so that the network namespace
 	// must be there, and not be our own, before Add runs.
 	Interface bool
+	// Origin is the container's where the program was told it otherwise than by
+	// CNI; zero: see Call.Origin.
+	Origin conf.Origin
 
 	// Add returns a result, which the frame converts to the configuration's
 	// version and prints, and a function that takes everything back, which the
@@ -43,6 +46,9 @@ type Call struct {
 	Conf        conf.NetConf
 	Stderr      io.Writer
 
+	// Origin is of the container of an ADD, as far as that can be told.
+	Origin conf.Origin
+
 	// BootID is that of this boot, where the program has read the published
 	// state and so knows it; empty: the address store asks the kernel.
 	BootID string
@@ -55,6 +61,8 @@ type Call struct {
 type Args struct {
 	IP  []string // IP=, comma separated
 	MAC string   // MAC=
+
+	PodNamespace, PodName string // K8S_POD_NAMESPACE=, K8S_POD_NAME=
 }
 
 // Codes of our own; those of the specification are in types.Err*. What passes

@@ -126,6 +126,10 @@ func parseArgs(s string) Args {
 			a.IP = strings.Split(value, ",")
 		case key == "MAC":
 			a.MAC = value
+		case key == "K8S_POD_NAMESPACE":
+			a.PodNamespace = value
+		case key == "K8S_POD_NAME":
+			a.PodName = value
 		}
 	}
 	return a

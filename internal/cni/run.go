@@ -17,6 +17,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
+	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/calls"
 )
 
@@ -128,7 +129,13 @@ func prepare(ctx context.Context, p Plugin, c *Call, v verb, env func(string) (s
 	if confErr != nil {
 		return version, confErr
 	}
-	if p.Interface && c.Command == "ADD" {
+	if c.Command != "ADD" {
+		return version, nil
+	}
+	if c.Origin = p.Origin; c.Origin == (conf.Origin{}) {
+		c.Origin = originOf(c, parentName)
+	}
+	if p.Interface {
 		return version, checkNetNS(c.NetNS)
 	}
 	return version, nil

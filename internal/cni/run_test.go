@@ -258,7 +258,7 @@ func TestIfNames(t *testing.T) {
 
 func TestArgs(t *testing.T) {
 	got := parseArgs("IgnoreUnknown=1;IP=9.0.1.5,fd01:b::5;;K8S_POD_NAME=x=y;MAC=02:00:00:00:00:01;IP2=z")
-	want := Args{IP: []string{"9.0.1.5", "fd01:b::5"}, MAC: "02:00:00:00:00:01"}
+	want := Args{IP: []string{"9.0.1.5", "fd01:b::5"}, MAC: "02:00:00:00:00:01", PodName: "x=y"}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}

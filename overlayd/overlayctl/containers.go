@@ -35,7 +35,8 @@ of an address, a part of a name, or an overlay.`,
 
 // container is one attachment as people look for it.
 type container struct {
-	ID        string    `json:"id"`
+	ID string `json:"id"`
+	conf.Origin
 	Overlay   string    `json:"overlay"`
 	Half      conf.Half `json:"half"`
 	Addresses []string  `json:"addresses"`
@@ -55,8 +56,11 @@ func (e *env) runContainers(ctx context.Context) error {
 	list := []container{}
 	for overlay, s := range h.Stores {
 		for _, r := range s.Records {
-			c := container{ID: r.ContainerID, Overlay: overlay, Half: r.Half, IfName: r.IfName, Network: r.Network,
+			c := container{ID: r.ContainerID, Origin: r.Origin, Overlay: overlay, Half: r.Half, IfName: r.IfName, Network: r.Network,
 				Interface: hostEnd(h.Links, r), Agent: h.State.AgentID, Since: booted.Add(r.Since).Truncate(time.Second)}
+			if r.IsDocker() {
+				c.Runtime = conf.RuntimeDocker
+			}
 			for _, a := range r.Addrs {
 				c.Addresses = append(c.Addresses, a.String())
 			}
@@ -69,15 +73,15 @@ func (e *env) runContainers(ctx context.Context) error {
 	if e.structured() {
 		return e.print(list)
 	}
-	titles := []string{"CONTAINER", "OVERLAY", "HALF", "ADDRESSES", "SINCE"}
+	titles := []string{"CONTAINER", "NAME", "OVERLAY", "HALF", "ADDRESSES", "SINCE"}
 	if e.output == outputWide {
-		titles = append(titles, "IFNAME", "NETWORK", "INTERFACE", "AGENT")
+		titles = append(titles, "RUNTIME", "IFNAME", "NETWORK", "INTERFACE", "AGENT")
 	}
 	var rows [][]string
 	for _, c := range list {
-		row := []string{c.ID, c.Overlay, string(c.Half), strings.Join(c.Addresses, " "), c.Since.Format(time.DateTime)}
+		row := []string{c.ID, c.Name, c.Overlay, string(c.Half), strings.Join(c.Addresses, " "), c.Since.Format(time.DateTime)}
 		if e.output == outputWide {
-			row = append(row, c.IfName, c.Network, c.Interface, c.Agent)
+			row = append(row, c.Runtime, c.IfName, c.Network, c.Interface, c.Agent)
 		}
 		rows = append(rows, row)
 	}

@@ -174,6 +174,25 @@ func (c *Cluster) Check(ctx context.Context, h *Host) error {
 	return err
 }
 
+// Listed is a container in the coordinator's view of the cluster.
+type Listed struct {
+	ID, Runtime, Name string
+	Addresses         []netip.Addr
+}
+
+// Containers are those in the coordinator's view of the cluster that match a text.
+func (c *Cluster) Containers(ctx context.Context, text string) ([]Listed, error) {
+	out, err := c.LAN.Exec(ctx, "busybox", "wget", "-q", "-O-", "http://127.0.0.1:6440/v1/containers?q="+text)
+	if err != nil {
+		return nil, err
+	}
+	var found struct{ Containers []Listed }
+	if err := json.Unmarshal([]byte(out), &found); err != nil {
+		return nil, fmt.Errorf("GET /v1/containers: %w: %s", err, out)
+	}
+	return found.Containers, nil
+}
+
 // Attachment is a record of the host's address stores.
 type Attachment struct {
 	Overlay   string

@@ -37,6 +37,9 @@ type launcher struct {
 	networks []string
 	ports    bool
 	on       func(*Host) Engine
+	// runtime and named are what the coordinator is to know: named is what stands
+	// before the container's name; "-": it is not told.
+	runtime, named string
 }
 
 var allNetworks = []string{Both, IPv4, IPv6}
@@ -57,13 +60,13 @@ func launchers() []launcher {
 	one, two := shared("1", Containerd1), shared("2", Containerd2)
 	all, first := allNetworks, []string{Both}
 	return []launcher{
-		{"ctr1", "docker_bridge", first, false, func(h *Host) Engine { return &Ctr{Containerd: one(h)} }},
-		{"cri1", "docker_bridge", first, true, func(h *Host) Engine { return &CRI{one(h)} }},
-		{"ctr2", "docker_bridge", first, false, func(h *Host) Engine { return &Ctr{Containerd: two(h)} }},
-		{"cri2", "docker_bridge", first, true, func(h *Host) Engine { return &CRI{two(h)} }},
-		{"podman", "docker_bridge", all, true, func(h *Host) Engine { return &Podman{h} }},
-		{"docker", "docker_bridge", all, true, func(h *Host) Engine { return overlayDocker(Docker20(h)) }},
-		{"ucr", "mesos_bridge", all, true, func(h *Host) Engine { return NewUCR(h) }},
+		{"ctr1", "docker_bridge", first, false, func(h *Host) Engine { return &Ctr{Containerd: one(h)} }, "containerd", "-"},
+		{"cri1", "docker_bridge", first, true, func(h *Host) Engine { return &CRI{one(h)} }, "containerd", "default/"},
+		{"ctr2", "docker_bridge", first, false, func(h *Host) Engine { return &Ctr{Containerd: two(h)} }, "containerd", "-"},
+		{"cri2", "docker_bridge", first, true, func(h *Host) Engine { return &CRI{two(h)} }, "containerd", "default/"},
+		{"podman", "docker_bridge", all, true, func(h *Host) Engine { return &Podman{h} }, "podman", ""},
+		{"docker", "docker_bridge", all, true, func(h *Host) Engine { return overlayDocker(Docker20(h)) }, "docker", ""},
+		{"ucr", "mesos_bridge", all, true, func(h *Host) Engine { return NewUCR(h) }, "mesos", "-"},
 	}
 }
 
@@ -83,7 +86,7 @@ func mobies(t *testing.T, c *Cluster) []launcher {
 				t.Fatal(err)
 			}
 			return overlayDocker(d)
-		}})
+		}, "docker", ""})
 	}
 	return all
 }
@@ -154,6 +157,7 @@ func testPair(t *testing.T, ctx context.Context, c *Cluster, r launcher, engines
 		}
 		pair = append(pair, k)
 		checkAddrs(t, ctx, h, k, network, r.half)
+		listedAs(t, ctx, c, k, r)
 	}
 	talk(t, ctx, pair[0], pair[1])
 	talk(t, ctx, pair[1], pair[0])
@@ -165,6 +169,32 @@ func testPair(t *testing.T, ctx context.Context, c *Cluster, r launcher, engines
 			t.Error(err)
 		}
 		nothingLeft(t, ctx, c, c.Hosts[i])
+	}
+}
+
+// listedAs looks for a container in the view of the cluster, under what its engine
+// calls it.
+func listedAs(t *testing.T, ctx context.Context, c *Cluster, k *Container, r launcher) {
+	t.Helper()
+	if len(k.IPs) == 0 {
+		return // said already
+	}
+	want, name := cmp.Or(k.Sandbox, k.ID), r.named+k.Name
+	if r.named == "-" {
+		name = ""
+	}
+	err := Wait(ctx, func() error {
+		list, err := c.Containers(ctx, k.IPs[0].String())
+		if err != nil {
+			return err
+		}
+		if len(list) != 1 || list[0].ID != want || list[0].Runtime != r.runtime || list[0].Name != name || slices.ContainsFunc(k.IPs, func(a netip.Addr) bool { return !slices.Contains(list[0].Addresses, a) }) {
+			return fmt.Errorf("%s is listed as %+v, want id %s, runtime %s and name %q", k.Name, list, want, r.runtime, name)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 

@@ -48,6 +48,8 @@ type Agent struct {
 	fast   *fast.Path
 	// firewall announces that Docker may have put rules before ours.
 	firewall chan struct{}
+	// containers announces that Docker has told of other containers.
+	containers chan struct{}
 }
 
 // Run works until ctx is done, then returns nil. It returns an error when the

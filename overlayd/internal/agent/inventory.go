@@ -17,11 +17,11 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
-	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/audit"
 	"overlayd.internal/overlay/overlayd/internal/dirwatch"
 	"overlayd.internal/overlay/overlayd/internal/problems"
+	"overlayd.internal/overlay/overlayd/internal/runtimes/docker"
 )
 
 // maxChanges bounds one report: one million bytes are what a coordinator takes.
@@ -32,10 +32,9 @@ const maxChanges = 4000
 // different from what was accepted, and everything where that is not known.
 type inventory struct {
 	send   func(context.Context, api.AttachmentReport) (int, error)
-	state  func() (conf.State, []string) // that is published, and what is wrong
-	routes func() []netip.Prefix         // see datapath.Report
-	// name adds what runtimes know of containers; as yet none is asked.
-	name   func(context.Context, []api.Attachment) []api.Attachment
+	state  func() (conf.State, []string)          // that is published, and what is wrong
+	routes func() []netip.Prefix                  // see datapath.Report
+	docker func() map[netip.Addr]docker.Container // nil: no Docker
 	runDir string
 	id     string
 	own    string // instance
@@ -45,12 +44,15 @@ type inventory struct {
 	problems *problems.Set
 	watched  *dirwatch.Watch
 	begun    chan struct{} // capacity 1: the coordinator asks
+	renamed  chan struct{} // capacity 1: docker has become another
 
 	files    map[string]fileMark // of the stores that were read
 	seen     content
 	accepted content
 	sequence uint64
 	whole    bool // the next report is everything
+	unnamed  bool // something was left out until Docker says what it is
+	first    time.Time
 }
 
 // content is what a host has. Its parts are never changed.
@@ -76,8 +78,10 @@ type fileMark struct {
 func (a *Agent) newInventory(id, instance string, log *slog.Logger) *inventory {
 	v := &inventory{
 		send: a.opts.Coordinator.ReportAttachments, state: a.reported, routes: a.routes, runDir: a.opts.RunDir, id: id, own: instance, timing: a.timing, counts: a.counts,
-		name:     func(_ context.Context, list []api.Attachment) []api.Attachment { return list },
-		problems: problems.New(log), watched: dirwatch.New(), begun: make(chan struct{}, 1), whole: true,
+		problems: problems.New(log), watched: dirwatch.New(), begun: make(chan struct{}, 1), renamed: a.containers, whole: true,
+	}
+	if a.docker != nil {
+		v.docker = a.docker.Containers
 	}
 	return v
 }
@@ -116,6 +120,7 @@ func (v *inventory) run(ctx context.Context) error {
 		return nil
 	case <-v.begun:
 	}
+	v.first = time.Now()
 	retry := backoff{min: v.timing.backoffMin, max: v.timing.backoffMax}
 	tick := time.NewTicker(v.timing.files)
 	defer tick.Stop()
@@ -133,6 +138,9 @@ func (v *inventory) run(ctx context.Context) error {
 			probe = true
 		case <-v.watched.Events():
 			look = true
+		case <-v.renamed:
+			look = true
+			clear(v.files) // the stores are as they were
 		case <-tick.C:
 			look = true // what cools gets free without a change
 			clear(v.files)
@@ -149,7 +157,11 @@ func (v *inventory) run(ctx context.Context) error {
 		changed := v.look(ctx)
 		// Each look holds the address stores, which attaching waits for.
 		least = time.After(max(v.timing.report, 50*time.Since(began)))
-		if !changed && !probe {
+		if v.unnamed {
+			look = true
+			clear(v.files)
+		}
+		if !changed && !probe || v.unnamed && v.whole && time.Since(v.first) < namePatience {
 			continue
 		}
 		if err := v.report(ctx, probe); err != nil {
@@ -200,7 +212,7 @@ func (v *inventory) look(ctx context.Context) (changed bool) {
 		if err != nil {
 			v.files = nil
 		}
-		now = v.compose(ctx, stores, wrong, err != nil)
+		now = v.compose(stores, wrong, err != nil)
 		now.host = v.hostOf(state)
 	}
 	v.seen = now
@@ -235,21 +247,18 @@ const clockTick = 20 * time.Millisecond
 
 // compose makes the content of what the stores have. What a store that could not
 // be read has stays as it was.
-func (v *inventory) compose(ctx context.Context, stores map[string]audit.Store, wrong []string, partly bool) content {
+func (v *inventory) compose(stores map[string]audit.Store, wrong []string, partly bool) content {
 	now := content{put: map[string]api.Attachment{}, usage: map[halfKey]api.HalfUsage{}, problems: wrong}
-	booted := time.Now().Add(-conf.Boottime())
-	var list []api.Attachment
+	v.unnamed = false
 	for overlay, s := range stores {
 		for _, r := range s.Records {
-			list = append(list, v.attachment(overlay, r, booted))
+			v.put(now.put, overlay, r)
 		}
 		for _, u := range audit.HalfUsages(s.Usage) {
 			now.usage[halfKey{u.Overlay, u.Half}] = u
 		}
 	}
-	for _, a := range v.name(ctx, list) {
-		now.put[a.Key()] = a
-	}
+	v.keepTimes(now.put)
 	if partly {
 		for key, a := range v.seen.put {
 			if _, read := stores[a.Overlay]; !read {
@@ -263,19 +272,6 @@ func (v *inventory) compose(ctx context.Context, stores map[string]audit.Store, 
 		}
 	}
 	return now
-}
-
-// attachment keeps the time that was told before: the clock of the boot drifts
-// against the wall's.
-func (v *inventory) attachment(overlay string, r ipam.Record, booted time.Time) api.Attachment {
-	a := api.Attachment{
-		Network: r.Network, ID: r.ContainerID, IfName: r.IfName, Overlay: overlay, Half: r.Half,
-		Addresses: r.Addrs, Since: booted.Add(r.Since).Unix(),
-	}
-	if was, ok := v.seen.put[a.Key()]; ok && was.Since-a.Since < 60 && a.Since-was.Since < 60 {
-		a.Since = was.Since
-	}
-	return a
 }
 
 // report tells what is new until all of it was accepted. A report of which nobody

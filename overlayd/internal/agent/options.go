@@ -115,12 +115,12 @@ func New(o Options) (*Agent, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	o.Datapath, o.Routing = cmp.Or(o.Datapath, fast.Auto), cmp.Or(o.Routing, conf.RoutingVXLAN)
-	a := &Agent{opts: o, log: o.Log, timing: defaultTiming, counts: newCounts(o.Version), firewall: make(chan struct{}, 1), fast: fast.New(o.Datapath, o.Log)}
+	a := &Agent{opts: o, log: o.Log, timing: defaultTiming, counts: newCounts(o.Version), firewall: make(chan struct{}, 1), containers: make(chan struct{}, 1), fast: fast.New(o.Datapath, o.Log)}
 	if o.DockerHost != "" {
 		var err error
 		a.docker, err = docker.New(docker.Options{
 			Host: o.DockerHost, PluginDir: cmp.Or(o.DockerPluginDir, docker.DefaultPluginDir), RunDir: o.RunDir,
-			Log: o.Log, FirewallChanged: func() { kick(a.firewall) },
+			Log: o.Log, FirewallChanged: func() { kick(a.firewall) }, ContainersChanged: func() { kick(a.containers) },
 		})
 		errs = append(errs, err)
 	}

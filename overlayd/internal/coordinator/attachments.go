@@ -27,11 +27,13 @@ const (
 	maxReport = 16 << 20
 	// maxWord bounds a name in a report, maxProblems and maxProblem what an agent
 	// says is wrong.
-	maxWord     = 256
-	maxProblems = 20
-	maxProblem  = 400
-	maxHostWord = 16
-	maxRoutes   = 32
+	maxWord = 256
+	// maxContainerID is what the CNI programs take.
+	maxContainerID = 1024
+	maxProblems    = 20
+	maxProblem     = 400
+	maxHostWord    = 16
+	maxRoutes      = 32
 	// maxFurther is how many attachments an agent may have beyond those that fit
 	// its lease: of overlays that it no longer has.
 	maxFurther = 256
@@ -126,12 +128,15 @@ func (c *Coordinator) checkAttachments(r *api.AttachmentReport) (most int, err e
 	}
 	for i := range r.Put {
 		p := &r.Put[i]
-		for _, word := range [...]string{p.Network, p.ID, p.IfName, p.Runtime} {
+		if len(p.ID) > maxContainerID {
+			return 0, bad("container", p.ID)
+		}
+		for _, word := range [...]string{p.Network, p.IfName} {
 			if len(word) > maxWord {
 				return 0, bad("name", word)
 			}
 		}
-		p.Name = clip(p.Name, maxWord)
+		p.Name, p.Runtime = conf.CleanName(p.Name), conf.CleanName(p.Runtime)
 		if _, err := conf.ParseHalf(string(p.Half)); err != nil {
 			return 0, bad("half", p.Half)
 		}

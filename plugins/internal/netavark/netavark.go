@@ -134,6 +134,7 @@ func version() string {
 // container is what setup and teardown are told.
 type container struct {
 	ContainerID  string        `json:"container_id"`
+	Name         string        `json:"container_name"`
 	PortMappings []portMapping `json:"port_mappings"`
 	Network      network       `json:"network"`
 	Options      struct {
@@ -181,7 +182,9 @@ func (p program) cni(ctx context.Context, command, netns string, c container) (i
 	}
 	env := func(name string) (string, bool) { v, ok := vars[name]; return v, ok }
 	out := &translator{to: p.stdout, ifName: c.Options.InterfaceName}
-	return cni.Run(ctx, attach.New(conf.Docker), env, bytes.NewReader(input), out, p.stderr), nil
+	plugin := attach.New(conf.Docker)
+	plugin.Origin = conf.Origin{Runtime: conf.RuntimePodman, Name: c.Name}
+	return cni.Run(ctx, plugin, env, bytes.NewReader(input), out, p.stderr), nil
 }
 
 // A translator writes a document of CNI, which comes in one piece, as netavark

@@ -30,6 +30,7 @@ type inUse map[netip.Addr]user
 // user is who has an address.
 type user struct {
 	container string
+	id        string // of the container; empty: an address that Docker keeps for others
 	network   *network
 }
 
@@ -52,13 +53,13 @@ func (c *client) addresses(ctx context.Context) (inUse, error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, e := range n.Containers {
-			used.add(e.IPv4Address, user{e.Name, &n})
-			used.add(e.IPv6Address, user{e.Name, &n})
+		for id, e := range n.Containers {
+			used.add(e.IPv4Address, user{e.Name, id, &n})
+			used.add(e.IPv6Address, user{e.Name, id, &n})
 		}
 		for _, c := range n.IPAM.Config {
 			for name, a := range c.AuxiliaryAddresses {
-				used.add(a, user{name, &n})
+				used.add(a, user{name, "", &n})
 			}
 		}
 	}
@@ -78,6 +79,7 @@ func (d *Docker) syncAddresses(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.keepContainers(used)
 	names, err := d.driver.stores.names()
 	if err != nil {
 		return err

@@ -268,6 +268,9 @@ func (e event) changesFirewall() bool {
 	return e.Type == "daemon" || e.Type == "network" && slices.Contains([]string{"create", "destroy", "remove"}, e.Action)
 }
 
+// attaches reports whether a container has got an address.
+func (e event) attaches() bool { return e.Type == "network" && e.Action == "connect" }
+
 // events follows what happens to networks and dockerd itself until ctx is done
 // or dockerd goes; then the channel is closed.
 func (c *client) events(ctx context.Context) (<-chan event, error) {

@@ -17,10 +17,12 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -46,6 +48,9 @@ type Options struct {
 	// FirewallChanged is called when Docker may have put rules before ours. It
 	// must not block.
 	FirewallChanged func()
+	// ContainersChanged is called when Containers has become another. It must not
+	// block.
+	ContainersChanged func()
 }
 
 // Docker is made by New and lives in Run.
@@ -57,7 +62,8 @@ type Docker struct {
 	timing timing
 	wake   chan struct{} // Set was called
 
-	problems *problems.Set
+	problems   *problems.Set
+	containers atomic.Pointer[map[netip.Addr]Container]
 
 	mu     sync.Mutex
 	wanted *wanted // nil: Set was not called yet
@@ -66,6 +72,8 @@ type Docker struct {
 	missing map[conf.Key]suspect // records of addresses that no container has
 	there   map[string]bool      // networks at the last look
 	removed map[string]time.Time // networks that somebody removed, and when
+	unnamed bool                 // a container has got an address since the last look
+	named   time.Time            // when that was
 }
 
 // wanted is what the agent leases.
@@ -79,6 +87,7 @@ type timing struct {
 	request  time.Duration // most that one request to dockerd takes
 	coalesce time.Duration // events that come together are one
 	look     time.Duration // between two looks at networks and addresses
+	names    time.Duration // between two looks at who has got an address
 	grace    time.Duration // in which somebody who removed a network may put his own in its place
 	retryMin time.Duration // of what failed, and of dockerd that is not there
 	retryMax time.Duration
@@ -89,6 +98,7 @@ var defaultTiming = timing{
 	request:  20 * time.Second,
 	coalesce: 200 * time.Millisecond,
 	look:     30 * time.Second,
+	names:    time.Second,
 	grace:    500 * time.Millisecond,
 	retryMin: 250 * time.Millisecond,
 	retryMax: 3 * time.Second,
@@ -112,6 +122,9 @@ func New(o Options) (*Docker, error) {
 	}
 	if o.FirewallChanged == nil {
 		o.FirewallChanged = func() {}
+	}
+	if o.ContainersChanged == nil {
+		o.ContainersChanged = func() {}
 	}
 	return &Docker{
 		o: o, log: o.Log, client: c, timing: defaultTiming,
@@ -270,6 +283,7 @@ func (d *Docker) keep(ctx context.Context, events <-chan event) {
 			if e.changesFirewall() {
 				d.o.FirewallChanged()
 			}
+			d.unnamed = d.unnamed || e.attaches()
 			in(d.timing.coalesce)
 		case <-d.wake:
 			in(0)
@@ -281,6 +295,9 @@ func (d *Docker) keep(ctx context.Context, events <-chan event) {
 			}
 			maps.DeleteFunc(d.removed, func(_ string, at time.Time) bool { return time.Since(at) >= d.timing.grace })
 			fine := d.sync(ctx, addresses)
+			if wait := d.nameContainers(ctx); wait > 0 {
+				in(wait)
+			}
 			if len(d.removed) > 0 {
 				in(d.timing.grace)
 			}
