@@ -99,7 +99,9 @@ func TestRealHosts(t *testing.T) {
 	br := browser(t)
 	b, err := os.ReadFile(filepath.Join(top, "conf/examples/overlay.yaml"))
 	must(t, err)
-	s, err := lab.NewSeed(t.Context(), lab.Options{Bin: binDir, CNITool: filepath.Join(binDir, "cnitool"), Secure: true}, string(b))
+	// Beside the example's, one with room for five containers in each half of a host.
+	network := strings.Replace(string(b), "overlays:\n", "overlays:\n     - {name: small, subnet: 10.77.0.0/16, prefix: 28, blocks_per_agent: 1}\n", 1)
+	s, err := lab.NewSeed(t.Context(), lab.Options{Bin: binDir, CNITool: filepath.Join(binDir, "cnitool"), Secure: true}, network)
 	must(t, err)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -114,7 +116,7 @@ func TestRealHosts(t *testing.T) {
 	p := showPage(t, s)
 	v := open(t, br, 1280, 800, "ERR_CONNECTION", "ERR_EMPTY_RESPONSE", "ERR_INCOMPLETE_CHUNKED_ENCODING")
 	v.visit(p.link)
-	v.wait("the page behind the link", "location.pathname === '/' && document.querySelectorAll('.card').length === 2")
+	v.wait("the page behind the link", "location.pathname === '/' && document.querySelectorAll('.card').length === 3")
 	v.wait("all hosts", "document.querySelector('.tiles').innerText.includes('all connected')")
 	v.wait("nothing wrong", "document.querySelector('.fine')")
 	other := open(t, br, 1280, 800, "403", "401") // the latter for an icon
@@ -130,6 +132,7 @@ func TestRealHosts(t *testing.T) {
 	}
 	container(t, s, v)
 	agentGone(t, s, v)
+	filling(t, s, v)
 
 	must(t, p.cmd.Process.Signal(syscall.SIGINT))
 	began := time.Now()
