@@ -69,17 +69,22 @@ type coordinator struct {
 	t   *testing.T
 	url string
 	hc  *http.Client
+
+	process *os.Process
+	killed  bool
 }
 
-func startCoordinator(t *testing.T) *coordinator {
+func startCoordinator(t *testing.T, flags ...string) *coordinator {
 	t.Helper()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "overlay.yaml")
 	must(t, os.WriteFile(file, []byte(config), 0o644))
 	cmd := exec.Command(filepath.Join(binDir, "overlayd"), "coordinator", "--config", file, "--listen", "127.0.0.1:0", "--state-dir", dir, "--insecure")
+	cmd.Args = append(cmd.Args, flags...)
 	stderr, err := cmd.StderrPipe()
 	must(t, err)
 	must(t, cmd.Start())
+	c := &coordinator{t: t, process: cmd.Process, hc: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
 	var log strings.Builder
 	var mu sync.Mutex
 	addr := make(chan string, 1)
@@ -99,11 +104,10 @@ func startCoordinator(t *testing.T) *coordinator {
 	t.Cleanup(func() {
 		cmd.Process.Signal(syscall.SIGTERM)
 		<-read
-		if err := cmd.Wait(); err != nil {
+		if err := cmd.Wait(); err != nil && !c.killed {
 			t.Errorf("the coordinator: %v\n%s", err, &log)
 		}
 	})
-	c := &coordinator{t: t, hc: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
 	select {
 	case a := <-addr:
 		c.url = "http://" + a

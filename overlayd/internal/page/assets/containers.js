@@ -77,12 +77,14 @@ export class Containers {
   }
 
   came() {
-    const count = plural(this.pages.total, 'container');
+    const lacks = this.model.lacks();
+    const count = plural(this.pages.total, 'container') + (lacks ? `, incomplete: ${lacks}` : '');
     if (this.count.textContent !== count) this.count.textContent = count;
     this.table.draw();
   }
 
   change(what) {
+    if (what === 'usage' && this.pages.known) this.came();
     if (what === 'overlays') this.options(this.overlay.value);
     if (what === 'live' && this.model.live === 'on') this.pages.again();
   }

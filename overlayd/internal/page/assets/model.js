@@ -1,5 +1,7 @@
 // What the page knows of the cluster: asked for once, and again after events.
 
+import {plural} from './format.js';
+
 const stream = '/v1/events';
 
 // How long at least between two readings of the same thing. A large cluster's
@@ -12,7 +14,7 @@ export class Model extends EventTarget {
     super();
     this.agents = [];
     this.overlays = [];
-    this.usage = {overlays: [], agents: []};
+    this.usage = {overlays: [], agents: [], incomplete: [], unreported: 0};
     this.containers = 0;
     this.events = []; // the newest last
     this.seen = 0; // events ever received
@@ -22,7 +24,7 @@ export class Model extends EventTarget {
     this.readings = {
       agents: new Reading(() => this.get('/v1/agents'), list => { this.agents = list || []; this.index(); }, this),
       overlays: new Reading(() => this.get('/v1/overlays'), list => { this.overlays = list || []; }, this),
-      usage: new Reading(() => this.get('/v1/addresses'), u => { this.usage = {overlays: u.overlays || [], agents: u.agents || []}; }, this),
+      usage: new Reading(() => this.get('/v1/addresses'), u => { this.usage = {overlays: u.overlays || [], agents: u.agents || [], incomplete: u.incomplete || [], unreported: u.unreported || 0}; }, this),
       containers: new Reading(() => this.get('/v1/containers?limit=1'), l => { this.containers = l.total; }, this, 500),
     };
     this.byID = new Map();
@@ -30,6 +32,12 @@ export class Model extends EventTarget {
 
   index() {
     this.byID = new Map(this.agents.map(a => [a.agent_id, a]));
+  }
+
+  // lacks says in a few words what containers and addresses are without, if anything.
+  lacks() {
+    const {incomplete, unreported} = this.usage;
+    return [incomplete.length ? `${plural(incomplete.length, 'coordinator')} cannot be reached` : '', unreported ? `${plural(unreported, 'agent')} to report yet` : ''].filter(Boolean).join(', ');
   }
 
   // colour is the index of an overlay's colour: its place in the configuration.

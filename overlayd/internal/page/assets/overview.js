@@ -50,7 +50,7 @@ export class Overview {
     const tile = (href, title, value, note, level) => h('li', {}, h('a', {class: 'tile', href, 'data-level': level}, h('span', {class: 'tile-title'}, title), h('strong', {}, value), h('span', {class: 'muted'}, note)));
     fill(this.tiles,
       tile('#/agents', 'Agents', number(all), connected === all ? 'all connected' : `${number(all - connected)} not connected`, connected === all ? 'ok' : 'bad'),
-      tile('#/containers', 'Containers', number(m.containers), 'attached', 'ok'),
+      tile('#/containers', 'Containers', number(m.containers), m.lacks() ? 'attached, and maybe more' : 'attached', m.lacks() ? 'warning' : 'ok'),
       tile('#/map', 'Addresses', percent(used, total), `${number(used)} of ${capped(total)} used`, 'ok'),
       tile('#/overview', 'Findings', number(list.length), errors ? plural(errors, 'error') : list.length ? 'warnings only' : 'nothing is wrong', errors ? 'bad' : list.length ? 'warning' : 'ok'));
   }

@@ -43,6 +43,18 @@ export function health(a) {
 // wrong lists everything, errors first.
 export function wrong(model) {
   const list = [];
+  for (const url of model.usage.incomplete) {
+    list.push({
+      check: 'coordinator', severity: 'warning', what: `containers and addresses are incomplete: the coordinator ${url} cannot be reached`,
+      evidence: 'what its agents report is missing here, or old', fix: 'systemctl status overlay-coordinator   (on that host)',
+    });
+  }
+  if (model.usage.unreported) {
+    list.push({
+      check: 'reports', severity: 'warning', what: `containers and addresses are incomplete: ${plural(model.usage.unreported, 'connected agent')} to report yet`,
+      evidence: 'for some seconds after a coordinator was started this is as it should be', fix: 'overlayctl agents',
+    });
+  }
   for (const o of model.overlays) {
     for (const [pool, range] of [[o.pool, o.subnet], [o.pool6, o.subnet6]]) {
       if (!pool || !pool.total || pool.used < 0.8 * pool.total) continue;
