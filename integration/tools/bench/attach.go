@@ -70,7 +70,7 @@ func cni(path, command, conf, id, netns, pluginPath string) *exec.Cmd {
 	cmd.Stdin = strings.NewReader(conf)
 	cmd.Env = []string{
 		"CNI_COMMAND=" + command, "CNI_CONTAINERID=" + id, "CNI_NETNS=" + netns,
-		"CNI_IFNAME=eth0", "CNI_PATH=" + pluginPath, "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+		"CNI_IFNAME=eth0", "CNI_PATH=" + pluginPath, "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=" + id, "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
 	}
 	return cmd
 }

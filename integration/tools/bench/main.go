@@ -2,9 +2,9 @@
 // one run, interleaved. Absolute times mean nothing on a shared machine; every
 // goal is a ratio of medians, except the few that users count in seconds.
 //
-//	bench [-bin DIR] [-base DIR] [-peers DIR] [-rounds N] [-json FILE] [PART ...]
+//	bench [-bin DIR] [-base DIR] [-silent DIR] [-peers DIR] [-rounds N] [-json FILE] [PART ...]
 //
-// Parts: attach burst ipam converge storm steady dataplane crowd fastpath reach. Without
+// Parts: attach calls burst ipam converge storm steady dataplane crowd fastpath reach. Without
 // one it runs all. With -base the programs of another build are measured beside ours in
 // attach, burst, ipam, converge, storm and crowd. It exits 1 when a goal is missed, so that a check can rely on it.
 package main
@@ -31,6 +31,7 @@ import (
 type config struct {
 	bin    string // our programs
 	base   string // those of another build, to compare with; empty: none
+	silent string // m-overlay built without the log and the counters of calls
 	peers  string // reference plugins built from the module proxy
 	debian string // Debian's reference plugins
 	rounds int
@@ -44,7 +45,7 @@ var parts = []struct {
 	name string
 	run  func(context.Context, *config) error
 }{
-	{"attach", attach}, {"burst", burst}, {"ipam", ipam}, {"converge", converge},
+	{"attach", attach}, {"calls", recording}, {"burst", burst}, {"ipam", ipam}, {"converge", converge},
 	{"storm", storm}, {"steady", steady}, {"dataplane", dataplane}, {"crowd", crowd}, {"fastpath", fastpath}, {"reach", reach},
 }
 
@@ -63,6 +64,7 @@ func run(ctx context.Context) (int, error) {
 	jsonFile := flag.String("json", "", "write the report to this file too")
 	flag.StringVar(&c.bin, "bin", "bin", "directory of the programs to measure")
 	flag.StringVar(&c.base, "base", "", "directory of another build to compare with")
+	flag.StringVar(&c.silent, "silent", "bin/tools/silent", "directory of an m-overlay that was built with -tags nocalls")
 	flag.StringVar(&c.peers, "peers", "bin/tools/engines/plugins", "directory of the reference plugins")
 	flag.StringVar(&c.debian, "debian", "/usr/lib/cni", "directory of Debian's reference plugins")
 	flag.IntVar(&c.rounds, "rounds", 30, "how often each thing is measured")
@@ -86,10 +88,10 @@ func run(ctx context.Context) (int, error) {
 		}) bool {
 			return p.name == w
 		}) {
-			return 2, fmt.Errorf("no part %q; there are attach, burst, ipam, converge, storm, steady, dataplane, crowd, fastpath and reach", w)
+			return 2, fmt.Errorf("no part %q; there are attach, calls, burst, ipam, converge, storm, steady, dataplane, crowd, fastpath and reach", w)
 		}
 	}
-	for _, dir := range []*string{&c.bin, &c.base, &c.peers, &c.debian} {
+	for _, dir := range []*string{&c.bin, &c.base, &c.silent, &c.peers, &c.debian} {
 		if *dir == "" {
 			continue
 		}
