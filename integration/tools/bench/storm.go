@@ -11,19 +11,29 @@ import (
 	"strings"
 )
 
-// storm has the simulator drive one coordinator with 65,536 agents, and takes
-// over what it measured and its verdicts. With -base it compares both builds, and
-// TLS with none.
+// storm has the simulator drive one coordinator with 65,536 agents. With -base it
+// compares both builds, and TLS with none.
 func storm(ctx context.Context, c *config) error {
+	if c.base == "" {
+		return c.simulate(ctx)
+	}
+	return c.simulate(ctx, "-base", filepath.Join(c.base, "overlayd"), "-secure")
+}
+
+// reports compares the storm of 65,536 agents that report 20 containers each with the
+// same without reports.
+func reports(ctx context.Context, c *config) error {
+	return c.simulate(ctx, "-containers", "20", "-only")
+}
+
+// simulate takes over what the simulator measured, and its verdicts.
+func (c *config) simulate(ctx context.Context, flags ...string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
 	file := filepath.Join(c.lab.Dir, "sim.json")
-	args := []string{"-overlayd", filepath.Join(c.bin, "overlayd"), "-json", file}
-	if c.base != "" {
-		args = append(args, "-base", filepath.Join(c.base, "overlayd"), "-secure")
-	}
+	args := append(flags, "-overlayd", filepath.Join(c.bin, "overlayd"), "-json", file)
 	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(self), "sim"), args...)
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
