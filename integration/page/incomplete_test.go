@@ -60,9 +60,14 @@ func TestIncomplete(t *testing.T) {
 	}
 	v.goTo("#/containers")
 	v.wait("it beside the list", "document.querySelector('.view .count')?.innerText === '0 containers, incomplete: 1 agent to report yet'")
+	// What doctor found on its host comes with the report, and is shown as doctor says it.
+	a.problems = []string{"doctor: error: the certificate has run out: <b>renew</b> it"}
 	must(t, a.report(t.Context(), true, []object{a.attachment(1, "web")}, nil, a.usage(1)))
 	v.wait("that all is there", "document.querySelector('.view .count')?.innerText === '1 container'")
 	v.goTo("#/overview")
+	v.wait("what doctor says", `document.querySelector('.findings [data-severity=error]')?.innerText.includes('silent at 172.20.0.1: the certificate has run out: <b>renew</b> it')`)
+	a.problems = nil
+	must(t, a.report(t.Context(), true, []object{a.attachment(1, "web")}, nil, a.usage(1)))
 	v.wait("nothing wrong", "document.querySelector('.fine')")
 
 	second.killed = true

@@ -50,6 +50,8 @@ type Agent struct {
 	firewall chan struct{}
 	// containers announces that Docker has told of other containers.
 	containers chan struct{}
+	findings   atomic.Pointer[[]string] // of doctor, as they are told
+	told       chan struct{}            // announces that findings are others
 }
 
 // Run works until ctx is done, then returns nil. It returns an error when the
@@ -108,7 +110,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return listeners.serve(ctx, a.handler(), a.log) })
 	running := []func(context.Context) error{
 		only.answer, l.registrar.run, l.reporter.run, l.goHome, l.runtimes.Run,
-		a.newSweeper(log).run, l.inventory.run, l.room.run, a.fast.Run,
+		a.newSweeper(log).run, l.inventory.run, a.newExaminer(log).run, l.room.run, a.fast.Run,
 	}
 	if a.docker != nil {
 		running = append(running, a.docker.Run)

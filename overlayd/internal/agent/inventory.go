@@ -45,6 +45,7 @@ type inventory struct {
 	watched  *dirwatch.Watch
 	begun    chan struct{} // capacity 1: the coordinator asks
 	renamed  chan struct{} // capacity 1: docker has become another
+	told     chan struct{} // capacity 1: doctor has found something else
 
 	files    map[string]fileMark // of the stores that were read
 	seen     content
@@ -78,7 +79,7 @@ type fileMark struct {
 func (a *Agent) newInventory(id, instance string, log *slog.Logger) *inventory {
 	v := &inventory{
 		send: a.opts.Coordinator.ReportAttachments, state: a.reported, routes: a.routes, runDir: a.opts.RunDir, id: id, own: instance, timing: a.timing, counts: a.counts,
-		problems: problems.New(log), watched: dirwatch.New(), begun: make(chan struct{}, 1), renamed: a.containers, whole: true,
+		problems: problems.New(log), watched: dirwatch.New(), begun: make(chan struct{}, 1), renamed: a.containers, told: a.told, whole: true,
 	}
 	if a.docker != nil {
 		v.docker = a.docker.Containers
@@ -94,6 +95,9 @@ func (a *Agent) reported() (conf.State, []string) {
 		if o.State != nil && o.State.Status == conf.StatusFailed {
 			wrong = append(wrong, "overlay "+o.Info.Name+": "+o.State.Error)
 		}
+	}
+	if found := a.findings.Load(); found != nil {
+		wrong = append(wrong, *found...)
 	}
 	return state, wrong
 }
@@ -137,6 +141,8 @@ func (v *inventory) run(ctx context.Context) error {
 			}
 			probe = true
 		case <-v.watched.Events():
+			look = true
+		case <-v.told:
 			look = true
 		case <-v.renamed:
 			look = true

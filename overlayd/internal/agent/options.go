@@ -115,7 +115,7 @@ func New(o Options) (*Agent, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	o.Datapath, o.Routing = cmp.Or(o.Datapath, fast.Auto), cmp.Or(o.Routing, conf.RoutingVXLAN)
-	a := &Agent{opts: o, log: o.Log, timing: defaultTiming, counts: newCounts(o.Version), firewall: make(chan struct{}, 1), containers: make(chan struct{}, 1), fast: fast.New(o.Datapath, o.Log)}
+	a := &Agent{opts: o, log: o.Log, timing: defaultTiming, counts: newCounts(o.Version), firewall: make(chan struct{}, 1), containers: make(chan struct{}, 1), told: make(chan struct{}, 1), fast: fast.New(o.Datapath, o.Log)}
 	if o.DockerHost != "" {
 		var err error
 		a.docker, err = docker.New(docker.Options{

@@ -25,6 +25,9 @@ type timing struct {
 	files        time.Duration // between two looks at the files of the runtimes and the document
 	coalesce     time.Duration // changes of the document that come so close together are one
 	lookPause    time.Duration // least time between two looks at it because of changes
+	examineFirst time.Duration // from the start to doctor's first look
+	examine      time.Duration // between two looks of doctor at a host with which nothing is wrong
+	examineAgain time.Duration // between two at another
 	report       time.Duration // least time between two reports of what is attached
 	direct       time.Duration // how long peers may go on sending without VXLAN after they were told to stop
 	room         time.Duration // between two looks at how full the halves are
@@ -54,6 +57,9 @@ var defaultTiming = timing{
 	files:        10 * time.Second,
 	coalesce:     200 * time.Millisecond,
 	lookPause:    500 * time.Millisecond,
+	examineFirst: 2 * time.Minute,
+	examine:      10 * time.Minute,
+	examineAgain: time.Minute,
 	report:       250 * time.Millisecond,
 	direct:       time.Minute,
 	room:         10 * time.Second,

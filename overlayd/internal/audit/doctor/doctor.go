@@ -77,55 +77,59 @@ type Options struct {
 	// asked.
 	Coordinators func(ctx context.Context, urls []string) []Coordinator
 	Version      string // of this program
+	Beside       bool   // only what an agent runs beside its work
 }
 
 // checks are all there are. Those of hosts that nothing was published on run
 // first.
 func checks() []check {
 	return []check{
-		{"agent", checkAgent},
-		{"lease", checkLease},
-		{"overlay", checkOverlays},
-		{"vtep", checkVTEP},
-		{"mac-policy", checkMACs},
-		{"vxlan-conflict", checkOtherVXLAN},
-		{"vxlan-port", checkPort},
-		{"bridge", checkBridges},
-		{"bridge-port", checkPorts},
-		{"rp-filter", checkRPFilter},
-		{"forwarding", checkForwarding},
-		{"route", checkRoutes},
-		{"neighbour", checkNeighbours},
-		{"drift", checkDrift}, // behind those above, which name more plainly what it finds
-		{"forward-policy", checkForwardPolicy},
-		{"vxlan-input", checkInput},
-		{"docker-options", checkDocker},
-		{"firewalld", checkFirewalld},
-		{"ufw", checkUFW},
-		{"iptables-flavours", checkFlavours},
-		{"network-manager", checkNetworkManager},
-		{"networkd", checkNetworkd},
-		{"conntrack-full", checkConntrack},
-		{"neighbour-thresholds", checkNeighbourTable},
-		{"path-mtu", checkPathMTU},
-		{"direct", checkDirect},
-		{"checksum-offload", checkChecksums},
-		{"cni-order", checkCNIOrder},
-		{"portmap", checkPortmap},
-		{"plugins", checkPlugins},
-		{"plugin-versions", checkPluginVersions},
-		{"address-use", checkUse},
-		{"addresses", checkAddresses},
-		{"certificate", checkCertificates},
-		{"coordinator", checkCoordinators},
-		{"clock", checkClock},
-		{"version", checkVersions},
+		{name: "agent", run: checkAgent},
+		{name: "lease", run: checkLease},
+		{name: "overlay", run: checkOverlays},
+		{name: "vtep", run: checkVTEP},
+		{name: "mac-policy", run: checkMACs, beside: true},
+		{name: "vxlan-conflict", run: checkOtherVXLAN, beside: true},
+		{name: "vxlan-port", run: checkPort},
+		{name: "bridge", run: checkBridges},
+		{name: "bridge-port", run: checkPorts},
+		{name: "rp-filter", run: checkRPFilter},
+		{name: "forwarding", run: checkForwarding},
+		{name: "route", run: checkRoutes},
+		{name: "neighbour", run: checkNeighbours},
+		{name: "drift", run: checkDrift}, // behind those above, which name more plainly what it finds
+		{name: "forward-policy", run: checkForwardPolicy},
+		{name: "vxlan-input", run: checkInput},
+		{name: "docker-options", run: checkDocker, beside: true},
+		{name: "firewalld", run: checkFirewalld, beside: true},
+		{name: "ufw", run: checkUFW},
+		{name: "iptables-flavours", run: checkFlavours, beside: true},
+		{name: "network-manager", run: checkNetworkManager, beside: true},
+		{name: "networkd", run: checkNetworkd, beside: true},
+		{name: "conntrack-full", run: checkConntrack, beside: true},
+		{name: "neighbour-thresholds", run: checkNeighbourTable, beside: true},
+		{name: "path-mtu", run: checkPathMTU},
+		{name: "direct", run: checkDirect},
+		{name: "checksum-offload", run: checkChecksums, beside: true},
+		{name: "cni-order", run: checkCNIOrder, beside: true},
+		{name: "portmap", run: checkPortmap, beside: true},
+		{name: "plugins", run: checkPlugins, beside: true},
+		{name: "plugin-versions", run: checkPluginVersions, beside: true},
+		{name: "address-use", run: checkUse},
+		{name: "addresses", run: checkAddresses},
+		{name: "certificate", run: checkCertificates, beside: true},
+		{name: "coordinator", run: checkCoordinators},
+		{name: "clock", run: checkClock},
+		{name: "version", run: checkVersions},
 	}
 }
 
 type check struct {
 	name string
 	run  func(*host) []Finding
+	// beside: an agent runs it beside its work: it sends nothing to others, and is
+	// about what the agent neither repairs nor reports by itself.
+	beside bool
 }
 
 // Names are the names of all checks, in their order.
@@ -177,7 +181,13 @@ func once(ctx context.Context, o Options) (out []Finding, err error) {
 		return nil, err
 	}
 	defer h.conn.Close()
+	if o.Beside && h.stateErr != nil {
+		return nil, nil
+	}
 	for _, c := range checks() {
+		if o.Beside && !c.beside {
+			continue
+		}
 		found := c.run(h)
 		for i := range found {
 			found[i].Check = c.name

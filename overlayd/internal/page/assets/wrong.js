@@ -31,6 +31,11 @@ export function health(a) {
     } else if (s.status !== 'STATUS_OK') setting = true;
   }
   for (const p of a.problems || []) {
+    const [, severity, what] = /^doctor: (error|warning): (.*)$/s.exec(p) || [];
+    if (what) {
+      found.push({check: 'doctor', severity, agent: a.agent_id, what: `${who}: ${what}`, evidence: 'doctor on that host says so', fix: 'overlayctl doctor   (on that host)'});
+      continue;
+    }
     found.push({check: 'host', severity: 'warning', agent: a.agent_id, what: `${who}: ${p}`, evidence: 'the agent says so', fix: 'overlayctl doctor   (on that host)'});
   }
   if (!a.connected) return {level: 'bad', word: 'gone', findings: found};
