@@ -4,12 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -227,64 +224,4 @@ func iperf(ctx context.Context, p pair, args ...string) (float64, error) {
 		return (r.End.Sum.Packets - r.End.Sum.Lost) / r.End.Sum.Seconds / 1000, nil
 	}
 	return r.End.SumReceived.BitsPerSecond / 1e9, nil
-}
-
-const (
-	pongPort  = 7000
-	pingPongs = 5000
-)
-
-// pingPong returns the one-way time of a datagram in microseconds, both ends on
-// one CPU: anything else measures the scheduler.
-func pingPong(ctx context.Context, p pair) (float64, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return 0, err
-	}
-	out, err := p.client.Run(ctx, "taskset", "-c", "0", self, "-ping", netip.AddrPortFrom(p.to, pongPort).String())
-	if err != nil {
-		return 0, err
-	}
-	return strconv.ParseFloat(strings.TrimSpace(out), 64)
-}
-
-// pong answers datagrams until it is killed.
-func pong(addr string) error {
-	conn, err := net.ListenPacket("udp", addr)
-	if err != nil {
-		return err
-	}
-	buf := make([]byte, 2048)
-	for {
-		n, from, err := conn.ReadFrom(buf)
-		if err != nil {
-			return err
-		}
-		if _, err := conn.WriteTo(buf[:n], from); err != nil {
-			return err
-		}
-	}
-}
-
-// ping prints the mean one-way time.
-func ping(addr string) error {
-	conn, err := net.Dial("udp", addr)
-	if err != nil {
-		return err
-	}
-	buf := make([]byte, 64)
-	begin := time.Now()
-	for range pingPongs {
-		if _, err := conn.Write(buf); err != nil {
-			return err
-		}
-		if err := conn.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
-			return err
-		}
-		if _, err := conn.Read(buf); err != nil {
-			return err
-		}
-	}
-	fmt.Println(float64(time.Since(begin).Microseconds()) / pingPongs / 2)
-	return nil
 }

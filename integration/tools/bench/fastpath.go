@@ -32,6 +32,7 @@ type route struct {
 // The routes. All have a masquerading rule; ours have the whole firewall.
 const (
 	fastName   = "fast path"
+	directName = "direct routing" // ours, the same programs without the header
 	kernelName = "kernel path"
 	handName   = "VXLAN by hand"
 	routedName = "host-gw"
@@ -64,15 +65,22 @@ func (c *config) fastVariants(ctx context.Context) ([]*route, error) {
 		return nil, err
 	}
 	var all []*route
-	for i, mode := range []struct{ name, flag string }{{fastName, "ebpf"}, {kernelName, "kernel"}} {
-		v, err := c.ownVariant(ctx, mode.name, i, coordinator.URL, mode.flag)
-		if err != nil {
-			return nil, err
+	for i, way := range []struct {
+		name string
+		args []string
+	}{
+		{fastName, []string{"--datapath", "ebpf"}}, {kernelName, []string{"--datapath", "kernel"}}, {handName, nil},
+		{directName, []string{"--datapath", "ebpf", "--routing", "direct"}}, {routedName, nil}, {rawName, nil},
+	} {
+		var v *route
+		switch {
+		case !picked(c.only.ways, way.name):
+			continue
+		case way.args != nil:
+			v, err = c.ownVariant(ctx, way.name, i, coordinator.URL, way.args)
+		default:
+			v, err = c.handVariant(ctx, way.name, i)
 		}
-		all = append(all, v)
-	}
-	for i, name := range []string{handName, routedName, rawName} {
-		v, err := c.handVariant(ctx, name, 2+i)
 		if err != nil {
 			return nil, err
 		}
@@ -82,7 +90,7 @@ func (c *config) fastVariants(ctx context.Context) ([]*route, error) {
 }
 
 // ownVariant runs our agents on both hosts and attaches a container to each.
-func (c *config) ownVariant(ctx context.Context, name string, number int, url, datapath string) (*route, error) {
+func (c *config) ownVariant(ctx context.Context, name string, number int, url string, args []string) (*route, error) {
 	v := &route{name: name}
 	for i := range v.agents {
 		host, err := c.lab.Host(ctx, fmt.Sprintf("own%d%d", number, i), byte(2+2*number+i))
@@ -98,7 +106,7 @@ func (c *config) ownVariant(ctx context.Context, name string, number int, url, d
 		if err := c.tmpfs(host.RunDir); err != nil {
 			return nil, err
 		}
-		if err := host.StartAgent(url, "--datapath", datapath); err != nil {
+		if err := host.StartAgent(url, args...); err != nil {
 			return nil, err
 		}
 		if err := host.WaitReady(ctx); err != nil {
@@ -111,7 +119,7 @@ func (c *config) ownVariant(ctx context.Context, name string, number int, url, d
 	}
 	v.client, v.server, v.to4 = first.client, first.server, first.to
 	v.to6 = netip.MustParseAddr(first.name)
-	if datapath == "ebpf" {
+	if name != kernelName {
 		err = lab.Wait(ctx, "the fast path", 20*time.Second, func() error { return fastPackets(ctx, v) })
 	}
 	return v, err

@@ -7,48 +7,12 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"overlayd.internal/overlay/integration/lab"
 )
-
-// fastpath compares the fast path with our own kernel path, with VXLAN made by
-// hand and with plain routes between the hosts (flannel's host-gw), each with a
-// masquerading rule, and with the bare underlay.
-func fastpath(ctx context.Context, c *config) error {
-	all, err := c.fastVariants(ctx)
-	if err != nil {
-		return err
-	}
-	stop, err := c.serveFast(all)
-	if err != nil {
-		return err
-	}
-	defer stop()
-	for _, v := range all {
-		for _, to := range []netip.Addr{v.to4, v.to6} {
-			if err := c.reachable(ctx, pair{name: v.name, client: v.client, to: to}); err != nil {
-				return err
-			}
-		}
-	}
-	for _, part := range []func(context.Context, *config, []*route) error{
-		func(ctx context.Context, c *config, all []*route) error { return fastFamily(ctx, c, all, false) },
-		func(ctx context.Context, c *config, all []*route) error { return fastFamily(ctx, c, all, true) },
-		fastRules, fastStreams, fastApplications, fastAttach, fastWithoutOffload,
-	} {
-		if err := part(ctx, c, all); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// fastRounds is how often everything is measured.
-func (c *config) fastRounds() int { return max(9, c.rounds/3) }
 
 // serveFast starts what answers in every server.
 func (c *config) serveFast(all []*route) (stop func(), err error) {
@@ -80,102 +44,6 @@ func (c *config) serveFast(all []*route) (stop func(), err error) {
 	}
 	return stop, nil
 }
-
-// sampled collects what is measured of every route, round by round, each time
-// beginning with another one. The first round is not counted.
-func sampled(rounds int, all []*route, measure func(v *route) ([]float64, error)) (map[string][][]float64, error) {
-	out := map[string][][]float64{}
-	for round := range rounds + 1 {
-		for j := range all {
-			v := all[(j+round)%len(all)]
-			values, err := measure(v)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", v.name, err)
-			}
-			if round == 0 {
-				out[v.name] = make([][]float64, len(values))
-				continue
-			}
-			for i, x := range values {
-				out[v.name][i] = append(out[v.name][i], x)
-			}
-		}
-	}
-	return out, nil
-}
-
-// kind is one thing that is measured, and what it should be against the others.
-type kind struct {
-	name, unit, op string
-	limits         map[string]float64 // by route
-}
-
-// reportFast adds the rows of a part and the goals: the fast path against others,
-// as the median of the rounds' own ratios. What disturbs a round disturbs both.
-func (c *config) reportFast(part string, all []*route, kinds []kind, samples map[string][][]float64) {
-	for i, k := range kinds {
-		for _, v := range all {
-			c.report.add(part, k.name+", "+v.name, k.unit, samples[v.name][i])
-		}
-		for _, v := range all[1:] {
-			if limit, ok := k.limits[v.name]; ok {
-				ratios := make([]float64, len(samples[v.name][i]))
-				for round, x := range samples[v.name][i] {
-					ratios[round] = samples[fastName][i][round] / x
-				}
-				slices.Sort(ratios)
-				c.report.goal(part, k.name+", "+fastName, k.name+", "+v.name, quantile(ratios, 0.5), k.op, limit)
-			}
-		}
-	}
-	c.report.print(os.Stdout, part)
-}
-
-// fastFamily is bulk TCP, small datagrams and round trips.
-func fastFamily(ctx context.Context, c *config, all []*route, six bool) error {
-	part := "fast path, IPv4 overlay"
-	if six {
-		part = "fast path, IPv6 overlay"
-	}
-	samples, err := sampled(c.fastRounds(), all, func(v *route) ([]float64, error) {
-		p := pair{name: v.name, client: v.client, server: v.server, to: v.to4}
-		if six {
-			p.to = v.to6
-		}
-		before, err := processorTime(v.served)
-		if err != nil {
-			return nil, err
-		}
-		tcp, err := iperf(ctx, p, "-P", "1")
-		if err != nil {
-			return nil, err
-		}
-		after, err := processorTime(v.served)
-		if err != nil {
-			return nil, err
-		}
-		udp, err := iperf(ctx, p, "-u", "-l", "64", "-b", "0")
-		if err != nil {
-			return nil, err
-		}
-		latency, err := pingPong(ctx, p)
-		// A second of so many Gbit/s is an eighth of as many GB.
-		return []float64{tcp, (after - before) * 1000 / (tcp / 8), udp, latency}, err
-	})
-	if err != nil {
-		return err
-	}
-	c.reportFast(part, all, []kind{
-		{"TCP, 1 stream", "Gbit/s", ">=", map[string]float64{kernelName: 1.30, handName: 1.30, routedName: 1.15, rawName: 0.90}},
-		{"CPU per GB", "ms", "<=", map[string]float64{kernelName: 0.75, handName: 0.75, routedName: 0.80}},
-		{"UDP, 64 bytes", "kpps", ">=", map[string]float64{kernelName: 2.0, handName: 2.0, routedName: 1.5, rawName: 0.90}},
-		{"ping-pong, one CPU, one way", "us", "<=", map[string]float64{kernelName: 0.60, handName: 0.60, routedName: 0.80}},
-	}, samples)
-	return nil
-}
-
-// own are our two variants.
-func own(all []*route) []*route { return all[:2] }
 
 // fastRules has 1,000 rules of the host for forwarded packets.
 func fastRules(ctx context.Context, c *config, all []*route) error {
@@ -210,7 +78,7 @@ func fastRules(ctx context.Context, c *config, all []*route) error {
 	if err != nil {
 		return err
 	}
-	c.reportFast("fast path, 1,000 rules of the host", own(all), []kind{{"UDP, 64 bytes", "kpps", ">=", map[string]float64{kernelName: 3}}}, samples)
+	c.reportFast("fast path, 1,000 rules of the host", own(all), []kind{{"UDP, 64 bytes", "kpps", ">=", map[string]float64{kernelName: 3}, 0}}, samples)
 	return nil
 }
 
@@ -271,8 +139,8 @@ func fastStreams(ctx context.Context, c *config, all []*route) error {
 		return err
 	}
 	c.reportFast("fast path, 64 streams between 20 pairs of containers", own(all), []kind{
-		{"TCP", "Gbit/s", ">=", map[string]float64{kernelName: 1.1}},
-		{"CPU per GB", "ms", "<=", map[string]float64{kernelName: 0.8}},
+		{"TCP", "Gbit/s", ">=", map[string]float64{kernelName: 1.1}, 0},
+		{"CPU per GB", "ms", "<=", map[string]float64{kernelName: 0.8}, 0},
 	}, samples)
 	return nil
 }
@@ -328,8 +196,8 @@ func fastApplications(ctx context.Context, c *config, all []*route) error {
 		return err
 	}
 	c.reportFast("fast path, applications", own(all), []kind{
-		{"redis-benchmark GET", "krps", ">=", map[string]float64{kernelName: 1.2}},
-		{"nginx and wrk, 1 KiB", "krps", ">=", map[string]float64{kernelName: 1.2}},
+		{"redis-benchmark GET", "krps", ">=", map[string]float64{kernelName: 1.2}, 0},
+		{"nginx and wrk, 1 KiB", "krps", ">=", map[string]float64{kernelName: 1.2}, 0},
 	}, samples)
 	return nil
 }
@@ -379,7 +247,7 @@ func fastAttach(ctx context.Context, c *config, all []*route) error {
 	if err != nil {
 		return err
 	}
-	c.reportFast("fast path, ADD", own(all), []kind{{"ADD", "ms", "<=", map[string]float64{kernelName: 1.25}}}, samples)
+	c.reportFast("fast path, ADD", own(all), []kind{{"ADD", "ms", "<=", map[string]float64{kernelName: 1.25}, 0}}, samples)
 	return nil
 }
 
@@ -399,7 +267,7 @@ func fastWithoutOffload(ctx context.Context, c *config, all []*route) error {
 	if err != nil {
 		return err
 	}
-	c.reportFast("fast path, no UDP tunnel segmentation", own(all), []kind{{"TCP, 1 stream", "Gbit/s", ">=", map[string]float64{kernelName: 0.97}}}, samples)
+	c.reportFast("fast path, no UDP tunnel segmentation", own(all), []kind{{"TCP, 1 stream", "Gbit/s", ">=", map[string]float64{kernelName: 0.97}, 0}}, samples)
 	return nil
 }
 

@@ -2,7 +2,7 @@
 // one run, interleaved. Absolute times mean nothing on a shared machine; every
 // goal is a ratio of medians, except the few that users count in seconds.
 //
-//	bench [-bin DIR] [-base DIR] [-silent DIR] [-peers DIR] [-rounds N] [-json FILE] [PART ...]
+//	bench [-bin DIR] [-base DIR] [-silent DIR] [-peers DIR] [-rounds N] [-rows LIST] [-ways LIST] [-json FILE] [PART ...]
 //
 // Parts: attach calls burst ipam converge storm reports steady dataplane crowd fastpath reach. Without
 // one it runs all. With -base the programs of another build are measured beside ours in
@@ -39,6 +39,7 @@ type config struct {
 	report *Report
 	mounts []string
 	hosts  int // cold starts so far
+	only   only
 }
 
 var parts = []struct {
@@ -68,6 +69,8 @@ func run(ctx context.Context) (int, error) {
 	flag.StringVar(&c.peers, "peers", "bin/tools/engines/plugins", "directory of the reference plugins")
 	flag.StringVar(&c.debian, "debian", "/usr/lib/cni", "directory of Debian's reference plugins")
 	flag.IntVar(&c.rounds, "rounds", 30, "how often each thing is measured")
+	flag.StringVar(&c.only.rows, "rows", "", "fastpath: only rows whose names begin so: tcp4,udp6,latency,rules,streams,applications,attach,offload")
+	flag.StringVar(&c.only.ways, "ways", "", "fastpath: only these: fast,kernel,VXLAN,direct,host-gw,raw")
 	pongAt := flag.String("pong", "", "internal: answer datagrams at this address")
 	pingTo := flag.String("ping", "", "internal: exchange datagrams with this address")
 	flag.Parse()
