@@ -58,16 +58,17 @@ type Path struct {
 	links *rtnl.Subscription
 	objs  programsObjects
 
-	mu       sync.Mutex // guards what follows
-	closed   bool
-	conn     *rtnl.Conn
-	wanted   Wanted // as last applied, without the peers
-	peers    peerTable
-	overlays slots
-	attached map[int]attachment // by index of the host end
-	owners   map[netip.Addr]int // index of the host end that an address leads to
-	bridges  map[int]conf.MAC   // by index
-	uplinks  map[int]string     // where enter_host runs, by index
+	mu         sync.Mutex // guards what follows
+	closed     bool
+	conn       *rtnl.Conn
+	generation uint32 // of what the maps have
+	wanted     Wanted // as last applied, without the peers
+	peers      peerTable
+	overlays   slots
+	attached   map[int]attachment // by index of the host end
+	owners     map[netip.Addr]int // index of the host end that an address leads to
+	bridges    map[int]conf.MAC   // by index
+	uplinks    map[int]string     // where enter_host runs, by index
 }
 
 // New loads the programs. It fails where the kernel does not have what they
@@ -117,7 +118,7 @@ func (p *Path) Apply(_ context.Context, w Wanted, resync bool) error {
 		resync = true
 	}
 	p.peers.send = w.Send
-	errs = append(errs, p.peers.set(w.Peers, w.Local))
+	errs = append(errs, p.peers.set(w.Peers, w.Local), p.renew())
 	p.wanted = w
 	p.wanted.Peers = nil // the table has them
 	if resync {
@@ -131,7 +132,20 @@ func (p *Path) Apply(_ context.Context, w Wanted, resync bool) error {
 func (p *Path) Update(set []conf.Peer, gone []string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.peers.change(set, gone, p.wanted.Local)
+	return errors.Join(p.peers.change(set, gone, p.wanted.Local), p.renew())
+}
+
+// renew makes the programs forget what they found in the maps before. It follows
+// every change of them.
+func (p *Path) renew() error {
+	p.generation++
+	if p.generation == 0 { // nothing was found
+		p.generation = 1
+	}
+	if err := p.objs.Generations.Put(uint32(0), p.generation); err != nil {
+		return fmt.Errorf("tell the fast path that its maps changed: %w", err)
+	}
+	return nil
 }
 
 // Links attaches the programs to whatever is there now.

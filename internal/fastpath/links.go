@@ -191,6 +191,7 @@ func (p *Path) take(index int, a attachment) error {
 			err = errors.Join(err, p.objs.Containers6.Put(words(addr), e))
 		}
 	}
+	err = errors.Join(err, p.renew())
 	if err == nil {
 		err = p.attach(index, leaveFilter, p.objs.LeaveContainer.FD())
 	}
@@ -222,7 +223,8 @@ func (p *Path) forget(index int) error {
 			errs = append(errs, p.objs.Containers6.Delete(words(addr)))
 		}
 	}
-	if err := errors.Join(slices.DeleteFunc(errs, isMissing)...); err != nil {
+	errs = append(slices.DeleteFunc(errs, isMissing), p.renew())
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("take %s out of the fast path: %w", a.name, err)
 	}
 	return nil

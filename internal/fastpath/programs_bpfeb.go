@@ -64,6 +64,16 @@ type programsPrefix6 struct {
 	Addr [4]uint32
 }
 
+type programsReceipt struct {
+	_          structs.HostLayout
+	Generation uint32
+	Proto      uint32
+	From       [4]uint32
+	Src        [4]uint32
+	Dst        [4]uint32
+	To         programsAttachment
+}
+
 type programsTraffic struct {
 	_             structs.HostLayout
 	OutPackets    uint64
@@ -74,6 +84,26 @@ type programsTraffic struct {
 	PassedBytes   uint64
 }
 
+type programsWay struct {
+	_          structs.HostLayout
+	Generation uint32
+	Ifindex    uint32
+	Until      uint64
+	Macs       [12]uint8
+	Proto      uint16
+	Port       uint16
+	Src        [4]uint32
+	Dst        [4]uint32
+	Overlay    uint32
+	To         programsPeer
+	Out        uint32
+	Family     uint32
+	Hop        [4]uint32
+	Mtu        uint16
+	Id         uint16
+	OnLink     uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -81,12 +111,15 @@ const (
 	programsMapContainers4     = "containers4"
 	programsMapContainers6     = "containers6"
 	programsMapCounters        = "counters"
+	programsMapGenerations     = "generations"
 	programsMapHosts           = "hosts"
 	programsMapLinks           = "links"
 	programsMapOverlays        = "overlays"
 	programsMapPeers4          = "peers4"
 	programsMapPeers6          = "peers6"
+	programsMapReceipts        = "receipts"
 	programsMapSenders         = "senders"
+	programsMapWays            = "ways"
 	programsProgEnterHost      = "enter_host"
 	programsProgLeaveContainer = "leave_container"
 )
@@ -144,12 +177,15 @@ type programsMapSpecs struct {
 	Containers4 *ebpf.MapSpec `ebpf:"containers4"`
 	Containers6 *ebpf.MapSpec `ebpf:"containers6"`
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
+	Generations *ebpf.MapSpec `ebpf:"generations"`
 	Hosts       *ebpf.MapSpec `ebpf:"hosts"`
 	Links       *ebpf.MapSpec `ebpf:"links"`
 	Overlays    *ebpf.MapSpec `ebpf:"overlays"`
 	Peers4      *ebpf.MapSpec `ebpf:"peers4"`
 	Peers6      *ebpf.MapSpec `ebpf:"peers6"`
+	Receipts    *ebpf.MapSpec `ebpf:"receipts"`
 	Senders     *ebpf.MapSpec `ebpf:"senders"`
+	Ways        *ebpf.MapSpec `ebpf:"ways"`
 }
 
 // programsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -181,12 +217,15 @@ type programsMaps struct {
 	Containers4 *ebpf.Map `ebpf:"containers4"`
 	Containers6 *ebpf.Map `ebpf:"containers6"`
 	Counters    *ebpf.Map `ebpf:"counters"`
+	Generations *ebpf.Map `ebpf:"generations"`
 	Hosts       *ebpf.Map `ebpf:"hosts"`
 	Links       *ebpf.Map `ebpf:"links"`
 	Overlays    *ebpf.Map `ebpf:"overlays"`
 	Peers4      *ebpf.Map `ebpf:"peers4"`
 	Peers6      *ebpf.Map `ebpf:"peers6"`
+	Receipts    *ebpf.Map `ebpf:"receipts"`
 	Senders     *ebpf.Map `ebpf:"senders"`
+	Ways        *ebpf.Map `ebpf:"ways"`
 }
 
 func (m *programsMaps) Close() error {
@@ -194,12 +233,15 @@ func (m *programsMaps) Close() error {
 		m.Containers4,
 		m.Containers6,
 		m.Counters,
+		m.Generations,
 		m.Hosts,
 		m.Links,
 		m.Overlays,
 		m.Peers4,
 		m.Peers6,
+		m.Receipts,
 		m.Senders,
+		m.Ways,
 	)
 }
 

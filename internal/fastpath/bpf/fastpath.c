@@ -21,6 +21,13 @@ static __always_inline struct host *configured(void)
 	return h && h->family ? h : NULL;
 }
 
+static __always_inline __u32 generation(void)
+{
+	__u32 zero = 0, *g = bpf_map_lookup_elem(&generations, &zero);
+
+	return g ? *g : 0;
+}
+
 static __always_inline struct overlay *overlay_of(const struct attachment *a)
 {
 	struct overlay *o = bpf_map_lookup_elem(&overlays, &a->overlay);
@@ -52,18 +59,19 @@ static __always_inline int route(struct __sk_buff *skb, const struct host *h, co
 	return bpf_fib_lookup(skb, way, sizeof(*way), 0);
 }
 
-static __always_inline void write_tunnel(struct tunnel *t, const struct host *h, const struct peer *to, __u16 port,
-					 __u32 length, __u16 proto)
+static __always_inline void write_tunnel(struct tunnel *t, const struct host *h, const struct way *w, __u32 length)
 {
-	t->udp.src = port;
+	struct eth *inner = (void *)(t + 1);
+
+	t->udp.src = w->port;
 	t->udp.dst = htons(VXLAN_PORT);
-	t->udp.len = htons(length + sizeof(*t));
+	t->udp.len = htons(length + sizeof(*t) + sizeof(*inner));
 	t->udp.check = 0;
 	t->flags = htonl(VXLAN_FLAGS);
 	t->vni = htonl(VXLAN_VNI << 8);
-	memcpy(t->inner.dst, to->vtep_mac, 6);
-	memcpy(t->inner.src, h->vtep_mac, 6);
-	t->inner.proto = proto;
+	memcpy(inner->dst, w->to.vtep_mac, 6);
+	memcpy(inner->src, h->vtep_mac, 6);
+	inner->proto = w->proto;
 }
 
 /* hop_less is what a router does to the packet behind the headers in at. */
@@ -94,35 +102,27 @@ static __always_inline void count_out(__u32 overlay, __u32 packets, __u32 bytes)
 	}
 }
 
-/* hand_on gives a packet to the next hop of a way. */
-static __always_inline int hand_on(struct __sk_buff *skb, const struct bpf_fib_lookup *way)
+/* hand_on gives a packet to the next hop of its way. */
+static __always_inline int hand_on(struct __sk_buff *skb, const struct way *w)
 {
-	struct bpf_redir_neigh hop = {};
+	struct bpf_redir_neigh hop = { .nh_family = w->family };
 
 	/* The queue was chosen on the container's interface, which has one. */
 	skb->queue_mapping = 0;
-	hop.nh_family = way->family;
-	memcpy(hop.nh, way->dst, sizeof(hop.nh));
-	return bpf_redirect_neigh(way->ifindex, &hop, sizeof(hop), 0);
-}
-
-/* on_link says whether a way leads to the peer itself, and not to a router. */
-static __always_inline int on_link(const struct bpf_fib_lookup *way, const struct peer *to)
-{
-	return way->family == AF_INET ? way->dst[0] == to->addr[0] : same_ip6(way->dst, to->addr);
+	memcpy(hop.nh, w->hop, sizeof(hop.nh));
+	return bpf_redirect_neigh(w->out, &hop, sizeof(hop), 0);
 }
 
 /* send_plain sends a packet to a peer on the link as it is. */
-static __always_inline int send_plain(struct __sk_buff *skb, const struct bpf_fib_lookup *way, __u32 overlay,
-				      const struct packet *p)
+static __always_inline int send_plain(struct __sk_buff *skb, const struct way *w)
 {
 	__u32 bytes = skb->len, packets = segments(skb);
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 
-	if (hop_less(data + sizeof(struct eth), end, p->proto))
+	if (hop_less(data + sizeof(struct eth), end, w->proto))
 		return TC_ACT_UNSPEC;
-	count_out(overlay, packets, bytes);
-	return hand_on(skb, way);
+	count_out(w->overlay, packets, bytes);
+	return hand_on(skb, w);
 }
 
 #define ROOM_FLAGS                                                                                     \
@@ -131,136 +131,223 @@ static __always_inline int send_plain(struct __sk_buff *skb, const struct bpf_fi
 
 /* encapsulate sends a packet to a peer. Until there is room for the outer
  * headers it may still be left to the kernel; after that it is ours. */
-static __always_inline int encapsulate(struct __sk_buff *skb, const struct host *h, const struct peer *to,
-				       __u32 overlay, const struct packet *p)
+static __always_inline int encapsulate(struct __sk_buff *skb, const struct host *h, struct way *w, __u8 class)
 {
-	__u32 bytes = skb->len, length = bytes - sizeof(struct eth), packets = segments(skb), hash;
-	__u32 size = skb->gso_size ? p->headers + skb->gso_size : length;
-	struct bpf_fib_lookup way = {};
-	int room = h->family == AF_INET ? ROOM4 : ROOM6;
+	__u32 bytes = skb->len, length = bytes - sizeof(struct eth), packets = segments(skb);
 	void *data, *end;
-	__u16 port;
-
-	if (to->mtu && size > to->mtu)
-		return TC_ACT_UNSPEC; /* the kernel tells the sender */
-	/* As the kernel chooses a tunnel's source port. */
-	hash = bpf_get_hash_recalc(skb);
-	hash ^= hash << 16;
-	port = htons(h->port_low + (__u16)(((__u64)hash * h->port_span) >> 32));
-	if (route(skb, h, to, size + room, port, &way))
-		return TC_ACT_UNSPEC;
-	if (to->direct && on_link(&way, to) && (p->proto == htons(ETH_P_IP)) == (h->family == AF_INET))
-		return send_plain(skb, &way, overlay, p);
 
 	if (h->family == AF_INET) {
-		struct frame4 *f;
+		struct ip4 *ip;
 
 		if (bpf_skb_adjust_room(skb, ROOM4, BPF_ADJ_ROOM_MAC, ROOM_FLAGS | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4))
 			return TC_ACT_UNSPEC;
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
-		f = data;
-		if (data + sizeof(*f) > end)
+		if (data + sizeof(struct frame4) > end)
 			return TC_ACT_SHOT;
-		f->eth.proto = htons(ETH_P_IP);
-		f->ip.vihl = 0x45;
-		f->ip.tos = ecn_outside(p->class);
-		f->ip.len = htons(length + ROOM4);
-		f->ip.id = bpf_get_prandom_u32();
-		f->ip.frag = 0;
-		f->ip.ttl = h->ttl;
-		f->ip.proto = IPPROTO_UDP;
-		f->ip.check = 0;
-		f->ip.src = h->local[0];
-		f->ip.dst = to->addr[0];
-		f->ip.check = checksum4(&f->ip);
-		write_tunnel(&f->tunnel, h, to, port, length, p->proto);
-		if (hop_less(data + sizeof(*f), end, p->proto))
+		((struct eth *)data)->proto = htons(ETH_P_IP);
+		ip = data + sizeof(struct eth);
+		ip->vihl = 0x45;
+		ip->tos = ecn_outside(class);
+		ip->len = htons(length + ROOM4);
+		ip->id = w->id++;
+		ip->frag = 0;
+		ip->ttl = h->ttl;
+		ip->proto = IPPROTO_UDP;
+		ip->check = 0;
+		ip->src = h->local[0];
+		ip->dst = w->to.addr[0];
+		ip->check = checksum4(ip);
+		write_tunnel((void *)(ip + 1), h, w, length);
+		if (hop_less(data + sizeof(struct frame4), end, w->proto))
 			return TC_ACT_SHOT;
 	} else {
-		struct frame6 *f;
+		struct ip6 *ip;
 
 		if (bpf_skb_adjust_room(skb, ROOM6, BPF_ADJ_ROOM_MAC, ROOM_FLAGS | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6))
 			return TC_ACT_UNSPEC;
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
-		f = data;
-		if (data + sizeof(*f) > end)
+		if (data + sizeof(struct frame6) > end)
 			return TC_ACT_SHOT;
-		f->eth.proto = htons(ETH_P_IPV6);
-		f->ip.vcf = htonl(0x60000000 | (__u32)ecn_outside(p->class) << 20);
-		f->ip.len = htons(length + sizeof(f->tunnel));
-		f->ip.proto = IPPROTO_UDP;
-		f->ip.ttl = h->ttl;
-		memcpy(f->ip.src, h->local, sizeof(f->ip.src));
-		memcpy(f->ip.dst, to->addr, sizeof(f->ip.dst));
-		write_tunnel(&f->tunnel, h, to, port, length, p->proto);
-		if (hop_less(data + sizeof(*f), end, p->proto))
+		((struct eth *)data)->proto = htons(ETH_P_IPV6);
+		ip = data + sizeof(struct eth);
+		ip->vcf = htonl(0x60000000 | (__u32)ecn_outside(class) << 20);
+		ip->len = htons(length + ROOM6 - sizeof(*ip));
+		ip->proto = IPPROTO_UDP;
+		ip->ttl = h->ttl;
+		memcpy(ip->src, h->local, sizeof(ip->src));
+		memcpy(ip->dst, w->to.addr, sizeof(ip->dst));
+		write_tunnel((void *)(ip + 1), h, w, length);
+		if (hop_less(data + sizeof(struct frame6), end, w->proto))
 			return TC_ACT_SHOT;
 	}
 
-	count_out(overlay, packets, bytes);
-	return hand_on(skb, &way);
+	count_out(w->overlay, packets, bytes);
+	return hand_on(skb, w);
+}
+
+/* remembered says whether a way is that of the flow of a packet, found in the
+ * maps as they are and in routes that are not old. */
+static __always_inline int remembered(const struct way *w, __u32 now, __u32 ifindex, const struct eth *eth, void *end,
+				      __u16 port)
+{
+	void *ip = (void *)(eth + 1);
+
+	if (w->generation != now || w->ifindex != ifindex || w->port != port || w->proto != eth->proto ||
+	    !same_mac(w->macs, eth->dst) || !same_mac(w->macs + 6, eth->src))
+		return 0;
+	if (eth->proto == htons(ETH_P_IP)) {
+		if (w->src[0] != ((struct ip4 *)ip)->src || w->dst[0] != ((struct ip4 *)ip)->dst)
+			return 0;
+	} else if (ip + sizeof(struct ip6) > end || !same_ip6(w->src, ((struct ip6 *)ip)->src) ||
+		   !same_ip6(w->dst, ((struct ip6 *)ip)->dst)) {
+		return 0;
+	}
+	return bpf_ktime_get_coarse_ns() < w->until;
+}
+
+/* remember notes the way of a flow. */
+static __always_inline void remember(struct way *w, __u32 now, __u32 ifindex, const struct eth *eth, __u16 port,
+				     __u32 overlay, const struct peer *to, const struct bpf_fib_lookup *way)
+{
+	w->ifindex = ifindex;
+	w->until = bpf_ktime_get_coarse_ns() + WAY_LASTS;
+	memcpy(w->macs, eth, sizeof(w->macs));
+	w->proto = eth->proto;
+	w->port = port;
+	w->overlay = overlay;
+	w->to = *to;
+	w->out = way->ifindex;
+	w->family = way->family;
+	memcpy(w->hop, way->dst, sizeof(w->hop));
+	w->mtu = way->tot_len;
+	w->id = bpf_get_prandom_u32();
+	w->on_link = way->family == AF_INET ? way->dst[0] == to->addr[0] : same_ip6(way->dst, to->addr);
+	w->generation = now;
+}
+
+/* What find answers besides 0, found. */
+#define NOT_FOR_A_PEER 1
+#define FOR_A_PEER 2 /* but it has to go the customary way */
+
+/* find looks for the way of a packet of size bytes on the other side of the
+ * outer headers, and notes it. */
+static __always_inline int find(struct __sk_buff *skb, const struct host *h, struct way *w, __u32 now, struct eth *eth,
+				void *end, __u16 port, __u32 size, int plain, __u32 *overlay)
+{
+	struct bpf_fib_lookup way = {};
+	__u32 ifindex = skb->ifindex;
+	struct attachment *a;
+	struct overlay *o;
+	struct peer *to;
+
+	a = bpf_map_lookup_elem(&links, &ifindex);
+	if (!a || !same_mac(eth->src, a->mac) || !same_mac(eth->dst, a->gateway))
+		return NOT_FOR_A_PEER;
+	o = overlay_of(a);
+	if (!o)
+		return NOT_FOR_A_PEER;
+	*overlay = a->overlay;
+	w->generation = 0; /* until all of it is there */
+	if (eth->proto == htons(ETH_P_IP)) {
+		struct ip4 *ip = (void *)(eth + 1);
+		struct prefix4 key = { 32, ip->dst };
+
+		if (!a->addr4 || ip->src != a->addr4 || (ip->dst & o->mask4) != o->net4)
+			return NOT_FOR_A_PEER;
+		to = bpf_map_lookup_elem(&peers4, &key);
+		w->src[0] = ip->src;
+		w->dst[0] = ip->dst;
+	} else {
+		struct ip6 *ip = (void *)(eth + 1);
+		struct prefix6 key = { 128 };
+
+		if ((void *)(ip + 1) > end || !given6(a->addr6) || !same_ip6(ip->src, a->addr6) ||
+		    !inside6(ip->dst, o->net6, o->mask6))
+			return NOT_FOR_A_PEER;
+		memcpy(key.addr, ip->dst, sizeof(key.addr));
+		to = bpf_map_lookup_elem(&peers6, &key);
+		memcpy(w->src, ip->src, sizeof(w->src));
+		memcpy(w->dst, ip->dst, sizeof(w->dst));
+	}
+	if (!to)
+		return NOT_FOR_A_PEER;
+	if (!plain || route(skb, h, to, size, port, &way))
+		return FOR_A_PEER;
+	remember(w, now, ifindex, eth, port, a->overlay, to, &way);
+	return 0;
 }
 
 SEC("tc")
 int leave_container(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	__u32 ifindex = skb->ifindex, bytes = skb->len, packets = segments(skb), overlay;
+	__u32 bytes = skb->len, length = bytes - sizeof(struct eth), packets = segments(skb);
+	__u32 hash, slot, now, size, overlay = 0;
 	int verdict = TC_ACT_UNSPEC, plain;
 	struct packet p = {};
 	struct eth *eth = data;
-	struct attachment *a;
-	struct overlay *o;
 	struct traffic *n;
 	struct host *h;
-	struct peer *to;
+	struct way *w;
+	__u16 port;
 
 	if (data + sizeof(*eth) + sizeof(struct ip4) > end || skb->vlan_present)
 		return TC_ACT_UNSPEC;
-	a = bpf_map_lookup_elem(&links, &ifindex);
-	if (!a || !same_mac(eth->src, a->mac) || !same_mac(eth->dst, a->gateway))
-		return TC_ACT_UNSPEC;
-	h = configured();
-	o = overlay_of(a);
-	if (!h || !o)
-		return TC_ACT_UNSPEC;
-	overlay = a->overlay;
-
 	if (eth->proto == htons(ETH_P_IP)) {
 		struct ip4 *ip = data + sizeof(*eth);
-		struct prefix4 key = { 32, ip->dst };
 
-		if (!a->addr4 || ip->src != a->addr4 || (ip->dst & o->mask4) != o->net4)
-			return TC_ACT_UNSPEC;
-		to = bpf_map_lookup_elem(&peers4, &key);
-		plain = plain4(ip, end, bytes - sizeof(*eth), &p);
-	} else if (eth->proto == htons(ETH_P_IPV6)) {
+		plain = plain4(ip, end, length, &p);
+		hash = flow_hash(ip->src, ip->dst, p.ports, p.transport);
+	} else if (eth->proto == htons(ETH_P_IPV6) && data + sizeof(*eth) + sizeof(struct ip6) <= end) {
 		struct ip6 *ip = data + sizeof(*eth);
-		struct prefix6 key = { 128 };
 
-		if ((void *)(ip + 1) > end || !given6(a->addr6) || !same_ip6(ip->src, a->addr6) ||
-		    !inside6(ip->dst, o->net6, o->mask6))
-			return TC_ACT_UNSPEC;
-		memcpy(key.addr, ip->dst, sizeof(key.addr));
-		to = bpf_map_lookup_elem(&peers6, &key);
-		plain = plain6(ip, end, bytes - sizeof(*eth), &p);
+		plain = plain6(ip, end, length, &p);
+		hash = flow_hash(ip->src[1] ^ ip->src[2] ^ ip->src[3], ip->dst[1] ^ ip->dst[2] ^ ip->dst[3], p.ports, p.transport);
 	} else {
 		return TC_ACT_UNSPEC;
 	}
-	if (!to)
+	h = configured();
+	if (!h)
 		return TC_ACT_UNSPEC;
-	if (plain)
-		verdict = encapsulate(skb, h, to, overlay, &p);
-	if (verdict == TC_ACT_UNSPEC) {
-		n = bpf_map_lookup_elem(&counters, &overlay);
-		if (n) {
-			n->passed_packets += packets;
-			n->passed_bytes += bytes;
+	now = generation();
+	if (skb->hash)
+		hash = skb->hash; /* the socket's */
+	slot = hash & (FLOWS - 1);
+	/* As the kernel chooses a tunnel's source port. */
+	hash ^= hash << 16;
+	port = htons(h->port_low + (__u16)(((__u64)hash * h->port_span) >> 32));
+	size = (skb->gso_size ? p.headers + skb->gso_size : length) + (h->family == AF_INET ? ROOM4 : ROOM6);
+
+	w = bpf_map_lookup_elem(&ways, &slot);
+	if (!w)
+		return TC_ACT_UNSPEC;
+	if (!plain || !remembered(w, now, skb->ifindex, eth, end, port)) {
+		switch (find(skb, h, w, now, eth, end, port, size, plain, &overlay)) {
+		case NOT_FOR_A_PEER:
+			return TC_ACT_UNSPEC;
+		case FOR_A_PEER:
+			goto passed;
 		}
 	}
-	return verdict;
+	overlay = w->overlay;
+	/* The kernel tells a sender that its packet is too big. */
+	if (size <= w->mtu && (!w->to.mtu || size - (h->family == AF_INET ? ROOM4 : ROOM6) <= w->to.mtu)) {
+		if (w->to.direct && w->on_link && (w->proto == htons(ETH_P_IP)) == (h->family == AF_INET))
+			verdict = send_plain(skb, w);
+		else
+			verdict = encapsulate(skb, h, w, p.class);
+	}
+	if (verdict != TC_ACT_UNSPEC)
+		return verdict;
+passed:
+	n = bpf_map_lookup_elem(&counters, &overlay);
+	if (n) {
+		n->passed_packets += packets;
+		n->passed_bytes += bytes;
+	}
+	return TC_ACT_UNSPEC;
 }
 
 /* give hands a packet, with its Ethernet header in front, to its container. */
@@ -284,6 +371,73 @@ static __always_inline int give(struct __sk_buff *skb, const struct attachment *
 		n->in_bytes += skb->len;
 	}
 	return bpf_redirect_peer(to->ifindex, 0);
+}
+
+/* receiver finds who a packet with the headers at ip is for, and notes it: a
+ * container, if the packet is from its overlay and from a peer. from is the peer's
+ * address outside of the tunnel, all zeros without one. */
+static __always_inline struct attachment *receiver(__u32 slot, const __u32 *from, __u16 proto, void *ip, void *end)
+{
+	__u32 now = generation();
+	struct attachment *to;
+	struct receipt *r;
+	struct overlay *o;
+	void *sender;
+
+	slot &= FLOWS - 1;
+	r = bpf_map_lookup_elem(&receipts, &slot);
+	if (!r)
+		return NULL;
+	if (proto == htons(ETH_P_IP)) {
+		struct ip4 *ip4 = ip;
+		struct prefix4 key = { 32 };
+		__u32 dst;
+
+		if (ip + sizeof(*ip4) > end)
+			return NULL;
+		if (r->generation == now && r->proto == proto && same_ip6(r->from, from) && r->src[0] == ip4->src &&
+		    r->dst[0] == ip4->dst)
+			return &r->to;
+		dst = ip4->dst;
+		key.addr = ip4->src;
+		to = bpf_map_lookup_elem(&containers4, &dst);
+		o = to ? overlay_of(to) : NULL;
+		if (!o || (ip4->src & o->mask4) != o->net4)
+			return NULL;
+		sender = given6(from) ? bpf_map_lookup_elem(&senders, from) : bpf_map_lookup_elem(&peers4, &key);
+		r->generation = 0; /* until all of it is there */
+		r->src[0] = key.addr;
+		r->dst[0] = dst;
+	} else if (proto == htons(ETH_P_IPV6)) {
+		struct ip6 *ip6 = ip;
+		struct prefix6 key = { 128 };
+		__u32 dst[4];
+
+		if (ip + sizeof(*ip6) > end)
+			return NULL;
+		if (r->generation == now && r->proto == proto && same_ip6(r->from, from) && same_ip6(r->src, ip6->src) &&
+		    same_ip6(r->dst, ip6->dst))
+			return &r->to;
+		memcpy(dst, ip6->dst, sizeof(dst));
+		memcpy(key.addr, ip6->src, sizeof(key.addr));
+		to = bpf_map_lookup_elem(&containers6, dst);
+		o = to ? overlay_of(to) : NULL;
+		if (!o || !inside6(ip6->src, o->net6, o->mask6))
+			return NULL;
+		sender = given6(from) ? bpf_map_lookup_elem(&senders, from) : bpf_map_lookup_elem(&peers6, &key);
+		r->generation = 0;
+		memcpy(r->src, key.addr, sizeof(r->src));
+		memcpy(r->dst, dst, sizeof(r->dst));
+	} else {
+		return NULL;
+	}
+	if (!sender)
+		return NULL;
+	r->proto = proto;
+	memcpy(r->from, from, sizeof(r->from));
+	r->to = *to;
+	r->generation = now;
+	return &r->to;
 }
 
 /* deliver strips the outer headers and gives a packet to its container. */
@@ -319,10 +473,10 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct attachmen
 static __always_inline int take_plain(struct __sk_buff *skb, const struct host *h)
 {
 	void *data, *end;
-	__u32 mtu = 0, bytes = skb->len - sizeof(struct eth);
+	__u32 mtu = 0, bytes = skb->len - sizeof(struct eth), slot;
+	__u32 from[4] = {}; /* no tunnel */
 	struct attachment *to;
 	struct packet p = {};
-	struct overlay *o;
 
 	if (!h->direct || skb->ifindex != h->uplink)
 		return TC_ACT_UNSPEC;
@@ -332,73 +486,47 @@ static __always_inline int take_plain(struct __sk_buff *skb, const struct host *
 	end = (void *)(long)skb->data_end;
 	if (h->family == AF_INET) {
 		struct ip4 *ip = data + sizeof(struct eth);
-		struct prefix4 from = { 32 };
-		__u32 key;
 
-		if ((void *)(ip + 1) > end)
+		if ((void *)(ip + 1) > end || !plain4(ip, end, bytes, &p))
 			return TC_ACT_UNSPEC;
-		key = ip->dst;
-		from.addr = ip->src;
-		to = bpf_map_lookup_elem(&containers4, &key);
-		o = to ? overlay_of(to) : NULL;
-		if (!o || (ip->src & o->mask4) != o->net4 || !bpf_map_lookup_elem(&peers4, &from) ||
-		    !plain4(ip, end, bytes, &p))
-			return TC_ACT_UNSPEC;
+		slot = ip->src ^ ip->dst;
 	} else {
 		struct ip6 *ip = data + sizeof(struct eth);
-		struct prefix6 from = { 128 };
-		__u32 key[4];
 
-		if ((void *)(ip + 1) > end)
+		if ((void *)(ip + 1) > end || !plain6(ip, end, bytes, &p))
 			return TC_ACT_UNSPEC;
-		memcpy(key, ip->dst, sizeof(key));
-		memcpy(from.addr, ip->src, sizeof(from.addr));
-		to = bpf_map_lookup_elem(&containers6, key);
-		o = to ? overlay_of(to) : NULL;
-		if (!o || !inside6(ip->src, o->net6, o->mask6) || !bpf_map_lookup_elem(&peers6, &from) ||
-		    !plain6(ip, end, bytes, &p))
-			return TC_ACT_UNSPEC;
+		slot = ip->src[3] ^ ip->dst[3];
 	}
+	/* The low bits of both are the last of their addresses. */
+	slot = ntohl(slot);
+	to = receiver(slot ^ slot >> 8, from, p.proto, data + sizeof(struct eth), end);
+	if (!to)
+		return TC_ACT_UNSPEC;
 	if (bpf_check_mtu(skb, to->ifindex, &mtu, 0, 0))
 		return TC_ACT_UNSPEC;
 	return give(skb, to, p.proto, segments(skb));
 }
 
 /* decapsulate takes what is in a VXLAN packet from a peer. */
-static __always_inline int decapsulate(struct __sk_buff *skb, const struct host *h, struct tunnel *t, void *end,
-				       int room, __u8 outer_class)
+static __always_inline int decapsulate(struct __sk_buff *skb, const struct host *h, const __u32 *from, struct tunnel *t,
+				       void *end, int room, __u8 outer_class)
 {
-	void *inner = t + 1;
+	struct eth *link = (void *)(t + 1);
+	void *inner = link + 1;
 	__u32 bytes = skb->len - sizeof(struct eth) - room;
 	struct packet p = {};
 	struct attachment *to;
-	struct overlay *o;
 
-	if (!same_mac(t->inner.dst, h->vtep_mac))
+	if (!same_mac(link->dst, h->vtep_mac))
 		return TC_ACT_UNSPEC;
-	if (t->inner.proto == htons(ETH_P_IP)) {
-		struct ip4 *ip = inner;
-		__u32 key;
-
-		if ((void *)(ip + 1) > end)
+	/* The sender made the port of the flow's hash. */
+	to = receiver(ntohs(t->udp.src), from, link->proto, inner, end);
+	if (!to)
+		return TC_ACT_UNSPEC;
+	if (link->proto == htons(ETH_P_IP)) {
+		if (inner + sizeof(struct ip4) > end || !plain4(inner, end, bytes, &p))
 			return TC_ACT_UNSPEC;
-		key = ip->dst;
-		to = bpf_map_lookup_elem(&containers4, &key);
-		o = to ? overlay_of(to) : NULL;
-		if (!o || (ip->src & o->mask4) != o->net4 || !plain4(ip, end, bytes, &p))
-			return TC_ACT_UNSPEC;
-	} else if (t->inner.proto == htons(ETH_P_IPV6)) {
-		struct ip6 *ip = inner;
-		__u32 key[4];
-
-		if ((void *)(ip + 1) > end)
-			return TC_ACT_UNSPEC;
-		memcpy(key, ip->dst, sizeof(key));
-		to = bpf_map_lookup_elem(&containers6, key);
-		o = to ? overlay_of(to) : NULL;
-		if (!o || !inside6(ip->src, o->net6, o->mask6) || !plain6(ip, end, bytes, &p))
-			return TC_ACT_UNSPEC;
-	} else {
+	} else if (inner + sizeof(struct ip6) > end || !plain6(inner, end, bytes, &p)) {
 		return TC_ACT_UNSPEC;
 	}
 	/* The container would take a batch of datagrams apart as a tunnel's. */
@@ -430,22 +558,22 @@ int enter_host(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	/* Only VXLAN, and what is not for this host itself, pays for the rest. */
 	if (skb->protocol == htons(ETH_P_IP)) {
-		struct frame4 *f = data;
+		struct ip4 *ip = data + sizeof(struct eth);
 
-		if ((void *)(&f->ip + 1) > end)
+		if ((void *)(ip + 1) > end)
 			return TC_ACT_UNSPEC;
-		if (h->direct && h->family == AF_INET && f->ip.dst != h->local[0])
+		if (h->direct && h->family == AF_INET && ip->dst != h->local[0])
 			return take_plain(skb, h);
-		if (f->ip.proto != IPPROTO_UDP)
+		if (ip->proto != IPPROTO_UDP)
 			return TC_ACT_UNSPEC;
 	} else if (skb->protocol == htons(ETH_P_IPV6)) {
-		struct frame6 *f = data;
+		struct ip6 *ip = data + sizeof(struct eth);
 
-		if ((void *)(&f->ip + 1) > end)
+		if ((void *)(ip + 1) > end)
 			return TC_ACT_UNSPEC;
-		if (h->direct && h->family == AF_INET6 && !same_ip6(f->ip.dst, h->local))
+		if (h->direct && h->family == AF_INET6 && !same_ip6(ip->dst, h->local))
 			return take_plain(skb, h);
-		if (f->ip.proto != IPPROTO_UDP)
+		if (ip->proto != IPPROTO_UDP)
 			return TC_ACT_UNSPEC;
 	} else {
 		return TC_ACT_UNSPEC;
@@ -459,30 +587,28 @@ int enter_host(struct __sk_buff *skb)
 	}
 
 	if (skb->protocol == htons(ETH_P_IP)) {
-		struct frame4 *f = data;
+		struct ip4 *ip = data + sizeof(struct eth);
 
-		if (data + sizeof(*f) > end || f->ip.vihl != 0x45 || f->ip.frag & htons(IP_MF_OFFSET) ||
-		    h->family != AF_INET || f->ip.dst != h->local[0])
+		if (data + sizeof(struct frame4) > end || ip->vihl != 0x45 || ip->frag & htons(IP_MF_OFFSET) ||
+		    h->family != AF_INET || ip->dst != h->local[0])
 			return TC_ACT_UNSPEC;
-		from[0] = f->ip.src;
-		class = f->ip.tos;
+		from[0] = ip->src;
+		class = ip->tos;
 		room = ROOM4;
-		t = &f->tunnel;
+		t = (void *)(ip + 1);
 	} else {
-		struct frame6 *f = data;
+		struct ip6 *ip = data + sizeof(struct eth);
 
-		if (data + sizeof(*f) > end || h->family != AF_INET6 || !same_ip6(f->ip.dst, h->local))
+		if (data + sizeof(struct frame6) > end || h->family != AF_INET6 || !same_ip6(ip->dst, h->local))
 			return TC_ACT_UNSPEC;
-		memcpy(from, f->ip.src, sizeof(from));
-		class = class6(&f->ip);
+		memcpy(from, ip->src, sizeof(from));
+		class = class6(ip);
 		room = ROOM6;
-		t = &f->tunnel;
+		t = (void *)(ip + 1);
 	}
 	if (t->udp.dst != htons(VXLAN_PORT) || t->flags != htonl(VXLAN_FLAGS) || t->vni != htonl(VXLAN_VNI << 8))
 		return TC_ACT_UNSPEC;
-	if (!bpf_map_lookup_elem(&senders, from))
-		return TC_ACT_UNSPEC;
-	return decapsulate(skb, h, t, end, room, class);
+	return decapsulate(skb, h, from, t, end, room, class);
 }
 
 char _license[] SEC("license") = "GPL";

@@ -121,11 +121,11 @@ struct bpf_redir_neigh {
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
 static __u32 (*bpf_get_prandom_u32)(void) = (void *)7;
-static __u32 (*bpf_get_hash_recalc)(struct __sk_buff *skb) = (void *)34;
 static long (*bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
 static long (*bpf_skb_adjust_room)(struct __sk_buff *skb, int len, __u32 mode, __u64 flags) = (void *)50;
 static long (*bpf_fib_lookup)(void *ctx, struct bpf_fib_lookup *params, int len, __u32 flags) = (void *)69;
 static long (*bpf_skb_ecn_set_ce)(struct __sk_buff *skb) = (void *)97;
+static __u64 (*bpf_ktime_get_coarse_ns)(void) = (void *)160;
 static long (*bpf_csum_level)(struct __sk_buff *skb, __u64 level) = (void *)135;
 static long (*bpf_redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params, int len, __u64 flags) = (void *)152;
 static long (*bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;

@@ -60,7 +60,38 @@ struct attachment {
 	__u8 gateway[6]; /* MAC of the bridge */
 };
 
+/* The way of a flow out of a container, as it was found. */
+struct way {
+	__u32 generation; /* of the maps that it was found in */
+	__u32 ifindex; /* of the host end */
+	__u64 until; /* when the kernel's routes are asked again, ns */
+	__u8 macs[12]; /* of the inner frame: destination, source */
+	__u16 proto; /* of Ethernet */
+	__u16 port; /* source port of the tunnel */
+	__u32 src[4], dst[4]; /* inner */
+	__u32 overlay;
+	struct peer to;
+	__u32 out; /* index of the underlay device */
+	__u32 family; /* of the next hop */
+	__u32 hop[4];
+	__u16 mtu; /* of the route */
+	__u16 id; /* of the last outer packet */
+	__u32 on_link; /* 1: the peer is the next hop itself */
+};
+
+/* Who a flow out of a tunnel is for, as it was found. */
+struct receipt {
+	__u32 generation;
+	__u32 proto; /* of Ethernet */
+	__u32 from[4]; /* outer source */
+	__u32 src[4], dst[4]; /* inner */
+	struct attachment to;
+};
+
 #define MAX_OVERLAYS 1024
+/* How long a way is used before the kernel is asked for it again, ns. */
+#define WAY_LASTS (10 * 1000 * 1000)
+#define FLOWS 1024 /* remembered by each processor; a power of 2 */
 #define MAX_ATTACHMENTS 65536
 #define MAX_PREFIXES 1048576
 #define MAX_PEERS 65536
@@ -85,6 +116,30 @@ struct {
 	__type(value, struct traffic);
 	__uint(max_entries, MAX_OVERLAYS);
 } counters SEC(".maps");
+
+/* Grows after every change of the maps below. What was found before is found
+ * again then. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 1);
+} generations SEC(".maps");
+
+/* Flows by their hash; one takes the place of another. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct way);
+	__uint(max_entries, FLOWS);
+} ways SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct receipt);
+	__uint(max_entries, FLOWS);
+} receipts SEC(".maps");
 
 /* Agent subnets of the peers. */
 struct {

@@ -17,11 +17,14 @@
 #define VXLAN_VNI 1024
 #define VXLAN_FLAGS 0x08000000 /* a VNI is there, and nothing else */
 
+/* These are not packed, although an IP header behind an Ethernet header is not
+ * aligned: clang would read packed fields byte by byte. The kernel's verifier
+ * allows for the place of the header. */
 struct eth {
 	__u8 dst[6];
 	__u8 src[6];
 	__u16 proto;
-} __attribute__((packed));
+};
 
 struct ip4 {
 	__u8 vihl; /* 0x45: no options */
@@ -34,7 +37,7 @@ struct ip4 {
 	__u16 check;
 	__u32 src;
 	__u32 dst;
-} __attribute__((packed));
+};
 
 struct ip6 {
 	__u32 vcf; /* version, traffic class, flow label */
@@ -43,38 +46,40 @@ struct ip6 {
 	__u8 ttl;
 	__u32 src[4];
 	__u32 dst[4];
-} __attribute__((packed));
+};
 
 struct udp {
 	__u16 src;
 	__u16 dst;
 	__u16 len;
 	__u16 check;
-} __attribute__((packed));
+};
 
-/* What follows the outer IP header. */
+/* What follows the outer IP header, before the inner Ethernet header. */
 struct tunnel {
 	struct udp udp;
 	__u32 flags;
 	__u32 vni;
-	struct eth inner;
-} __attribute__((packed));
+};
 
+/* For their sizes; their parts are read by pointers of their own. */
 struct frame4 {
 	struct eth eth;
 	struct ip4 ip;
 	struct tunnel tunnel;
+	struct eth inner;
 } __attribute__((packed));
 
 struct frame6 {
 	struct eth eth;
 	struct ip6 ip;
 	struct tunnel tunnel;
+	struct eth inner;
 } __attribute__((packed));
 
 /* What VXLAN adds to a packet. */
-#define ROOM4 ((int)(sizeof(struct ip4) + sizeof(struct tunnel)))
-#define ROOM6 ((int)(sizeof(struct ip6) + sizeof(struct tunnel)))
+#define ROOM4 ((int)(sizeof(struct ip4) + sizeof(struct tunnel) + sizeof(struct eth)))
+#define ROOM6 ((int)(sizeof(struct ip6) + sizeof(struct tunnel) + sizeof(struct eth)))
 
 static __always_inline int same_mac(const __u8 *a, const __u8 *b)
 {
@@ -140,9 +145,9 @@ static __always_inline __u8 ecn_outside(__u8 inner)
 	return ecn == ECN_CE ? ECN_ECT0 : ecn;
 }
 
-/* Length of the transport header; 0: not a protocol that is taken. A datagram
- * for the VXLAN port is the firewall's to refuse. */
-static __always_inline __u32 transport(void *l4, void *end, __u8 proto)
+/* Length of the transport header, and the ports; 0: not a protocol that is taken.
+ * A datagram for the VXLAN port is the firewall's to refuse. */
+static __always_inline __u32 transport(void *l4, void *end, __u8 proto, __u32 *ports)
 {
 	struct udp *u = l4;
 
@@ -150,10 +155,12 @@ static __always_inline __u32 transport(void *l4, void *end, __u8 proto)
 	case IPPROTO_TCP:
 		if (l4 + 20 > end)
 			return 0;
+		*ports = *(__u32 *)l4;
 		return (((__u8 *)l4)[12] >> 4) * 4;
 	case IPPROTO_UDP:
 		if (l4 + sizeof(*u) > end || u->dst == htons(VXLAN_PORT))
 			return 0;
+		*ports = *(__u32 *)l4;
 		return sizeof(*u);
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
@@ -169,6 +176,7 @@ struct packet {
 	__u8 transport; /* protocol */
 	__u8 class; /* type of service, traffic class */
 	__u32 headers; /* length of the IP and transport headers */
+	__u32 ports; /* 0: none */
 };
 
 /* plain4 says whether a packet is one that may be taken: no options, not a
@@ -176,7 +184,7 @@ struct packet {
  * refused or repaired by the kernel. */
 static __always_inline int plain4(struct ip4 *ip, void *end, __u32 bytes, struct packet *p)
 {
-	__u32 l4 = transport(ip + 1, end, ip->proto);
+	__u32 l4 = transport(ip + 1, end, ip->proto, &p->ports);
 
 	p->proto = htons(ETH_P_IP);
 	p->transport = ip->proto;
@@ -187,13 +195,24 @@ static __always_inline int plain4(struct ip4 *ip, void *end, __u32 bytes, struct
 
 static __always_inline int plain6(struct ip6 *ip, void *end, __u32 bytes, struct packet *p)
 {
-	__u32 l4 = transport(ip + 1, end, ip->proto);
+	__u32 l4 = transport(ip + 1, end, ip->proto, &p->ports);
 
 	p->proto = htons(ETH_P_IPV6);
 	p->transport = ip->proto;
 	p->class = class6(ip);
 	p->headers = sizeof(*ip) + l4;
 	return l4 && ip->ttl > 1 && ntohs(ip->len) + sizeof(*ip) == bytes;
+}
+
+/* flow_hash tells flows apart. The kernel's own takes a packet apart once more
+ * where its socket has given it none. */
+static __always_inline __u32 flow_hash(__u32 src, __u32 dst, __u32 ports, __u8 proto)
+{
+	__u64 x = ((__u64)src << 32 | dst) * 0x9e3779b97f4a7c15ULL;
+
+	x ^= x >> 32;
+	x = (x ^ ((__u64)ports << 8 | proto)) * 0xc2b2ae3d27d4eb4fULL;
+	return x ^ x >> 32;
 }
 
 #endif
