@@ -93,6 +93,9 @@ const SetPrefix = "overlay-"
 // FirewalldZone is the zone of firewalld that holds VTEP and bridges.
 const FirewalldZone = "overlay"
 
+// FirewalldPolicy is the policy of firewalld that opens the VXLAN port.
+const FirewalldPolicy = "overlay-vxlan"
+
 // The objects of nftables: one table of this name in each family that needs one.
 const (
 	NFTable = "overlay"

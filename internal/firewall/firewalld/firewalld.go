@@ -4,7 +4,8 @@
 // zone accepts, so that an accept elsewhere does not help.
 //
 // It is spoken to over D-Bus, as Docker does. What it was told at run time is
-// lost when it reloads, so the agent asks again whenever its rules change.
+// lost when it reloads or starts again, so it is told for both, run time and
+// permanent configuration (see Keeper for when).
 package firewalld
 
 import (
@@ -33,7 +34,10 @@ const (
 )
 
 // timeout bounds all of it: firewalld answers nobody while it starts.
-const timeout = 5 * time.Second
+const timeout = 15 * time.Second
+
+// trusted is the zone of firewalld's own that accepts everything.
+const trusted = "trusted"
 
 // defaultSocket is where the system bus listens.
 const defaultSocket = "/run/dbus/system_bus_socket"
@@ -56,18 +60,27 @@ type bus struct {
 	conn *dbus.Conn
 }
 
-// open answers with nil where there is no firewalld in this network namespace.
-func (c Client) open(ctx context.Context) (*bus, error) {
+// connect answers with nil where there is no bus.
+func (c Client) connect(ctx context.Context) *dbus.Conn {
 	if c.Address == "" {
-		return nil, nil
+		return nil
 	}
 	if socket, ok := strings.CutPrefix(c.Address, "unix:path="); ok {
 		if _, err := os.Stat(socket); err != nil {
-			return nil, nil
+			return nil
 		}
 	}
 	conn, err := dbus.Connect(c.Address, dbus.WithContext(ctx))
 	if err != nil {
+		return nil
+	}
+	return conn
+}
+
+// open answers with nil where there is no firewalld in this network namespace.
+func (c Client) open(ctx context.Context) (*bus, error) {
+	conn := c.connect(ctx)
+	if conn == nil {
 		return nil, nil // no bus, no firewalld
 	}
 	b := &bus{ctx, conn}
@@ -109,9 +122,10 @@ type Traffic struct {
 	Underlay string // the device that VXLAN comes in by
 }
 
-// Ensure puts devices and sources into our zone and opens the VXLAN port towards
-// the underlay device. It returns how much it changed; where no firewalld runs,
-// nothing.
+// Ensure puts devices and sources into our zone and opens the VXLAN port, at once
+// and in the permanent configuration, so that the next start or reload begins with
+// it. It returns how much it changed; where no firewalld runs, nothing.
+// A zone of ours is there from then on.
 func (c Client) Ensure(ctx context.Context, t Traffic) (changed int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -120,21 +134,35 @@ func (c Client) Ensure(ctx context.Context, t Traffic) (changed int, err error) 
 		return 0, explain(err, t)
 	}
 	defer b.conn.Close()
-	n, err := b.zone()
-	changed += n
-	if err == nil {
-		n, err = b.members(interfaces, t.Devices)
-		changed += n
-	}
-	if err == nil {
-		n, err = b.members(sources, t.sources())
-		changed += n
-	}
-	if err == nil {
-		n, err = b.port(t.Underlay)
-		changed += n
-	}
+	changed, err = b.pass(t)
 	return changed, explain(err, t)
+}
+
+// pass lets traffic through at once, then keeps that.
+func (b *bus) pass(t Traffic) (changed int, err error) {
+	changed, err = b.port(t)
+	if err != nil {
+		return changed, err
+	}
+	zone, err := b.zone()
+	if err == nil && zone != "" {
+		n, err := b.members(zone, t)
+		changed += n
+		if err != nil {
+			return changed, err
+		}
+	}
+	n, fresh, err := b.keep(t)
+	changed += n
+	if err != nil || !fresh || zone != "" {
+		return changed, err
+	}
+	// No zone that we could use is there before a reload.
+	if err := b.daemon(name + ".reload").Err; err != nil {
+		return changed, err
+	}
+	n, err = b.members(mark.FirewalldZone, t)
+	return changed + n, err
 }
 
 func (t Traffic) sources() (out []string) {
@@ -144,47 +172,54 @@ func (t Traffic) sources() (out []string) {
 	return out
 }
 
-// zone makes our zone where it is not there. A zone is made in the permanent
-// configuration and comes with a reload.
-func (b *bus) zone() (changed int, err error) {
+// zone is the one that devices are put into at run time: ours, which comes with a
+// reload, and until then the one of firewalld's own that trusts everything. A
+// reload takes half a second in which nothing new is let through, and what the
+// administrator changed at run time is lost by it; "": there is neither.
+func (b *bus) zone() (string, error) {
 	var all []string
 	if err := b.daemon(zones + ".getZones").Store(&all); err != nil {
-		return 0, err
+		return "", err
 	}
-	if slices.Contains(all, mark.FirewalldZone) {
-		return 0, nil
+	for _, zone := range []string{mark.FirewalldZone, trusted} {
+		if slices.Contains(all, zone) {
+			return zone, nil
+		}
 	}
-	settings := map[string]any{
-		"target": "ACCEPT", "short": mark.FirewalldZone,
-		"description": "VTEP and bridges of the container overlays. Made by overlayd.",
-	}
-	err = b.call(b.conn.Object(name, configObj), config+".addZone2", mark.FirewalldZone, settings).Err
-	if err != nil && !strings.Contains(err.Error(), "NAME_CONFLICT") {
-		return 0, err
-	}
-	return 1, b.daemon(name + ".reload").Err
+	return "", nil
 }
 
-// members puts things of one kind into our zone, and takes others out.
-func (b *bus) members(kind membership, want []string) (changed int, err error) {
+// members makes a zone hold what it should.
+func (b *bus) members(zone string, t Traffic) (changed int, err error) {
+	changed, err = b.membersOf(zone, interfaces, t.Devices)
+	if err != nil {
+		return changed, err
+	}
+	n, err := b.membersOf(zone, sources, t.sources())
+	return changed + n, err
+}
+
+// membersOf puts things of one kind into a zone and, where it is ours, takes
+// others out.
+func (b *bus) membersOf(zone string, kind membership, want []string) (changed int, err error) {
 	var have []string
-	if err := b.daemon(zones+kind.list, mark.FirewalldZone).Store(&have); err != nil {
+	if err := b.daemon(zones+kind.list, zone).Store(&have); err != nil {
 		return 0, err
 	}
 	for _, m := range want {
 		if slices.Contains(have, m) {
 			continue
 		}
-		if err := b.daemon(zones+kind.move, mark.FirewalldZone, m).Err; err != nil {
+		if err := b.daemon(zones+kind.move, zone, m).Err; err != nil {
 			return changed, err
 		}
 		changed++
 	}
 	for _, m := range have {
-		if slices.Contains(want, m) {
+		if slices.Contains(want, m) || zone != mark.FirewalldZone {
 			continue
 		}
-		if err := b.daemon(zones+kind.remove, mark.FirewalldZone, m).Err; err != nil {
+		if err := b.daemon(zones+kind.remove, zone, m).Err; err != nil {
 			return changed, err
 		}
 		changed++
@@ -213,9 +248,14 @@ func (b *bus) underlayZone(device string) (zone string, err error) {
 	return zone, err
 }
 
-// port opens the VXLAN port. Our own rules let only peers use it.
-func (b *bus) port(underlay string) (changed int, err error) {
-	zone, err := b.underlayZone(underlay)
+// port opens the VXLAN port, where our policy does not. Our own rules let only
+// peers use it.
+func (b *bus) port(t Traffic) (changed int, err error) {
+	var active []string
+	if err := b.daemon(name + ".policy.getPolicies").Store(&active); err == nil && slices.Contains(active, mark.FirewalldPolicy) {
+		return 0, nil
+	}
+	zone, err := b.underlayZone(t.Underlay)
 	if err != nil {
 		return 0, err
 	}
@@ -225,32 +265,6 @@ func (b *bus) port(underlay string) (changed int, err error) {
 		return 0, err
 	}
 	return 1, b.daemon(zones+".addPort", zone, port, "udp", int32(0)).Err
-}
-
-// Remove takes out what Ensure made.
-func (c Client) Remove(ctx context.Context, underlay string) (changed int, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*timeout)
-	defer cancel()
-	b, err := c.open(ctx)
-	if b == nil || err != nil {
-		return 0, err
-	}
-	defer b.conn.Close()
-	var zone dbus.ObjectPath
-	err = b.call(b.conn.Object(name, configObj), config+".getZoneByName", mark.FirewalldZone).Store(&zone)
-	if err != nil {
-		if strings.Contains(err.Error(), "INVALID_ZONE") {
-			return 0, nil
-		}
-		return 0, fmt.Errorf("firewalld: %w", err)
-	}
-	if in, err := b.underlayZone(underlay); err == nil {
-		_ = b.daemon(zones+".removePort", in, strconv.Itoa(conf.VXLANPort), "udp").Err
-	}
-	if err := b.call(b.conn.Object(name, zone), config+".zone.remove").Err; err != nil {
-		return 0, fmt.Errorf("firewalld: remove zone %s: %w", mark.FirewalldZone, err)
-	}
-	return 1, b.daemon(name + ".reload").Err
 }
 
 // explain says what to do by hand where we may not.

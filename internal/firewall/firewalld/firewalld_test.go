@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -133,33 +135,48 @@ func TestFirewalld(t *testing.T) {
 		t.Errorf("without firewalld: %d, %v", n, err)
 	}
 	stop := l.startFirewalld()
-	before := l.cmd("--list-all-zones")
-	check := func(when string) {
+	before := l.cmd("--list-all-zones") + l.cmd("--get-policies")
+	check := func(when, zone, port string) {
 		t.Helper()
-		if n, err := l.ensure("vtep1024", "d-dcos"); n == 0 || err != nil {
-			t.Errorf("%s: %d changes, %v", when, n, err)
+		if _, err := l.ensure("vtep1024", "d-dcos"); err != nil {
+			t.Errorf("%s: %v", when, err)
 		}
 		if n, err := l.ensure("vtep1024", "d-dcos"); n != 0 || err != nil {
 			t.Errorf("%s, again: %d changes, %v", when, n, err)
 		}
-		if got := l.cmd("--zone=overlay --list-all"); !strings.Contains(got, "target: ACCEPT") || !strings.Contains(got, "vtep1024") || !strings.Contains(got, "d-dcos") {
-			t.Errorf("%s: zone overlay is\n%s", when, got)
+		got := l.cmd("--zone=" + zone + " --list-all")
+		for _, want := range append([]string{"target: ACCEPT", "vtep1024", "d-dcos"}, prefixes(l.sources)...) {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s: zone %s lacks %s:\n%s", when, zone, want, got)
+			}
 		}
-		if got := l.cmd("--zone=public --query-port=64000/udp"); got != "yes" {
+		if got := l.cmd(port); !strings.Contains(got, "64000/udp") {
 			t.Errorf("%s: the VXLAN port is not open: %s", when, got)
 		}
 	}
-	check("at first")
+	l.cmd("--add-service=http") // at run time only, which a reload would undo
+	check("at first", "trusted", "--zone=public --list-ports")
 	l.sources = []netip.Prefix{netip.MustParsePrefix("9.0.0.0/8"), netip.MustParsePrefix("fd01:b::/64")}
-	check("without VXLAN")
-	if got := l.cmd("--zone=overlay --list-sources"); got != "9.0.0.0/8 fd01:b::/64" {
-		t.Errorf("sources are %q", got)
+	check("without VXLAN", "trusted", "--zone=public --list-ports")
+	if got := l.cmd("--zone=public --query-service=http"); got != "yes" {
+		t.Errorf("what was changed at run time is gone: %s", got)
 	}
 	l.cmd("--reload")
-	check("after a reload")
+	const policy = "--info-policy=overlay-vxlan"
+	check("after a reload", "overlay", policy)
+	// What it starts with is the same.
+	kept := func(when string) {
+		t.Helper()
+		if n, err := l.ensure("vtep1024", "d-dcos"); n != 0 || err != nil {
+			t.Errorf("%s: %d changes, %v", when, n, err)
+		}
+		check(when, "overlay", policy)
+	}
+	l.cmd("--reload")
+	kept("after another reload")
 	stop()
 	l.startFirewalld()
-	check("after a restart")
+	kept("after a restart")
 	l.sources = nil
 	if _, err := l.ensure("vtep1024"); err != nil {
 		t.Error(err)
@@ -170,19 +187,66 @@ func TestFirewalld(t *testing.T) {
 	if got := l.cmd("--zone=overlay --list-interfaces"); got != "vtep1024" {
 		t.Errorf("a device that is no longer ours stays: %s", got)
 	}
-	_ = l.ns.Do(func(ns.NetNS) error {
-		if n, err := (Client{l.address}).Remove(t.Context(), "eth0"); n != 1 || err != nil {
-			t.Errorf("Remove: %d, %v", n, err)
+	for _, when := range []string{"at last", "before firewalld reloaded"} {
+		_ = l.ns.Do(func(ns.NetNS) error {
+			if n, err := (Client{l.address}).Remove(t.Context(), "eth0"); n != 2 || err != nil {
+				t.Errorf("%s, Remove: %d, %v", when, n, err)
+			}
+			return nil
+		})
+		if got := l.cmd("--list-all-zones") + l.cmd("--get-policies"); got != before {
+			t.Errorf("%s, Remove left\n%s\nbefore:\n%s", when, got, before)
 		}
-		return nil
-	})
-	if got := l.cmd("--list-all-zones"); got != before {
-		t.Errorf("Remove left\n%s\nbefore:\n%s", got, before)
+		if _, err := l.ensure("vtep1024"); err != nil {
+			t.Error(err)
+		}
 	}
 	// The firewalld of another namespace is none of ours.
 	if n, err := (Client{l.address}).Ensure(t.Context(), Traffic{Devices: []string{"vtep1024"}, Underlay: "eth0"}); n != 0 || err != nil {
 		t.Errorf("from another namespace: %d, %v", n, err)
 	}
+}
+
+func prefixes(in []netip.Prefix) (out []string) {
+	for _, p := range in {
+		out = append(out, p.String())
+	}
+	return out
+}
+
+// firewalld is told when it starts, and when somebody takes a device out and
+// reloads it, without anybody asking for it.
+func TestKeeper(t *testing.T) {
+	l := newLab(t, "")
+	news := make(chan struct{}, 1)
+	k := NewKeeper(l.address, news)
+	k.Want(Traffic{Devices: []string{"vtep1024", "d-dcos"}, Underlay: "eth0"})
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = l.ns.Do(func(ns.NetNS) error { return k.Run(ctx) }) })
+	defer running.Wait()
+	defer cancel()
+	l.startFirewalld()
+	has := func(zone string) func() bool {
+		return func() bool {
+			got := strings.Fields(l.cmd("--zone=" + zone + " --list-interfaces"))
+			slices.Sort(got)
+			return slices.Equal(got, []string{"d-dcos", "vtep1024"})
+		}
+	}
+	l.wait("zone trusted", has("trusted"))
+	select {
+	case <-news:
+	case <-time.After(30 * time.Second):
+		t.Fatal("what was changed is not announced")
+	}
+	l.wait("zone overlay", func() bool { return strings.Contains(l.cmd("--permanent --zone=overlay --list-all"), "target: ACCEPT") })
+	l.cmd("--zone=trusted --remove-interface=d-dcos; firewall-cmd --permanent --zone=overlay --remove-interface=d-dcos; firewall-cmd --reload")
+	l.wait("zone overlay again", has("overlay"))
+	if n, err := k.Want(Traffic{Devices: []string{"vtep1024"}, Underlay: "eth0"}); n < 3 || err != nil {
+		t.Errorf("%d changes so far, %v", n, err)
+	}
+	l.wait("another zone overlay", func() bool { return l.cmd("--zone=overlay --list-interfaces") == "vtep1024" })
 }
 
 // Without the right to change it the error says what to type.

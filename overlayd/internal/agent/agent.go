@@ -100,7 +100,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	defer dp.Close()
 	dp.SelectFirewall(a.opts.Firewall)
-	dp.UseFirewalld(firewalld.Address())
+	pass := dp.UseFirewalld(firewalld.Address())
 
 	log := a.log.With(logkey.Agent, id)
 	group, ctx := errgroup.WithContext(ctx)
@@ -110,7 +110,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return listeners.serve(ctx, a.handler(), a.log) })
 	running := []func(context.Context) error{
 		only.answer, l.registrar.run, l.reporter.run, l.goHome, l.runtimes.Run,
-		a.newSweeper(log).run, l.inventory.run, a.newExaminer(log).run, l.room.run, a.fast.Run,
+		a.newSweeper(log).run, l.inventory.run, a.newExaminer(log).run, l.room.run, a.fast.Run, pass.Run,
 	}
 	if a.docker != nil {
 		running = append(running, a.docker.Run)

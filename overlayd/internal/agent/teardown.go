@@ -11,6 +11,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/calls"
+	"overlayd.internal/overlay/internal/firewall/firewalld"
 	"overlayd.internal/overlay/overlayd/internal/logkey"
 	"overlayd.internal/overlay/overlayd/internal/runtimes/docker"
 	"overlayd.internal/overlay/overlayd/internal/teardown"
@@ -62,6 +63,8 @@ func Teardown(ctx context.Context, o Options, force bool) error {
 	errs = append(errs, runtimes.Remove())
 	removed, err := teardown.Kernel(ctx, o.Log)
 	errs = append(errs, err)
+	zone, err := firewalld.Client{Address: firewalld.Address()}.Remove(ctx, "")
+	errs = append(errs, err)
 	restored, err := teardown.Restore(o.StateDir, bootID)
 	errs = append(errs, err)
 	if err := errors.Join(errs...); err != nil {
@@ -70,7 +73,7 @@ func Teardown(ctx context.Context, o Options, force bool) error {
 	if err := o.removeState(files, existed); err != nil {
 		return fmt.Errorf("remove what is stored: %w", err)
 	}
-	o.Log.Info("teardown is complete; the identity of this host stays", logkey.Objects, removed+restored, logkey.StateDir, o.StateDir)
+	o.Log.Info("teardown is complete; the identity of this host stays", logkey.Objects, removed+zone+restored, logkey.StateDir, o.StateDir)
 	return nil
 }
 

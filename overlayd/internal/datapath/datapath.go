@@ -91,10 +91,11 @@ type Datapath struct {
 	// sources checks what containers send; unchecked: the kernel cannot.
 	sources   antispoof.Table
 	unchecked bool
-	firewalld firewalld.Client
+	firewalld *firewalld.Keeper // nil: it is told nothing
 
+	news    chan struct{} // capacity 1: what works beside Apply has something new for it
 	warned  warned
-	others  others
+	others  *others
 	routes  []netip.Prefix // see Report
 	settled *settled       // what the last Apply of everything came to; nil: there was none
 	drift   *drift         // of the Apply under way
@@ -106,13 +107,20 @@ func New(log *slog.Logger) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Datapath{log: log, kernel: k}, nil
+	news := make(chan struct{}, 1)
+	others, err := newOthers(news)
+	if err != nil {
+		k.Close()
+		return nil, err
+	}
+	return &Datapath{log: log, kernel: k, news: news, others: others}, nil
 }
 
 // Close closes the sockets. What was programmed stays and goes on forwarding.
 func (d *Datapath) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.others.close()
 	d.rules.close()
 	return d.kernel.Close()
 }
@@ -120,7 +128,7 @@ func (d *Datapath) Close() error {
 // Changes announces that somebody else changed or removed something of ours; see
 // kernel.Watch.
 func (d *Datapath) Changes(ctx context.Context) <-chan struct{} {
-	return d.kernel.Watch(ctx, d.log, kernel.Rules{Concerns: concernsFirewall, Unchecked: unchecked, Altered: d.rulesAltered})
+	return d.kernel.Watch(ctx, d.log, kernel.Rules{Concerns: concernsFirewall, Unchecked: unchecked, Altered: d.rulesAltered, News: d.news})
 }
 
 // Peers is how many other hosts are forwarded to.
@@ -265,9 +273,8 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	if err != nil {
 		failed = append(failed, plan.Problem{Err: err})
 	}
-	d.lookAtOthers(ctx, p.Wanted)
-	// Last: a firewalld that does not answer takes seconds.
-	n, err = d.passFirewalld(ctx, p.Wanted, have)
+	stopped := d.others.look(p.Wanted)
+	n, err = d.passFirewalld(p.Wanted, have)
 	changed += n
 	d.drift.add(driftFirewalld, n, "zone of firewalld")
 	if err != nil {
@@ -292,7 +299,7 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	problems := append(p.Problems, failed...)
 	d.settle(w, p.MTU, peers, problems)
 	r := newReport(problems, p.MTU, changed, err)
-	r.Refused, r.Notices, r.Stopped, r.Left = p.Refused, p.Notices, d.others.found, p.Left
+	r.Refused, r.Notices, r.Stopped, r.Left = p.Refused, p.Notices, stopped, p.Left
 	d.routes = largest(have.Elsewhere)
 	r.Routes = d.routes
 	return r, err
@@ -328,7 +335,7 @@ func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report
 	}
 	m.replace(old, now)
 	r = newReport(append(slices.Clip(m.problems), failed...), m.mtu, result.Changed, err)
-	r.PeersOnly, r.Refused, r.Notices, r.Stopped, r.Routes = true, m.refused, m.notices, d.others.found, d.routes
+	r.PeersOnly, r.Refused, r.Notices, r.Stopped, r.Routes = true, m.refused, m.notices, d.others.known(), d.routes
 	return r, true
 }
 

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -191,9 +190,6 @@ func (d *Datapath) rulesAltered() bool {
 	defer d.mu.Unlock()
 	if d.rules.active == nil {
 		return false
-	}
-	if d.others.skipped && time.Since(d.others.at) >= othersPause {
-		return true
 	}
 	altered, err := d.rules.active.Altered()
 	if err != nil && !d.warned.altered {

@@ -1,7 +1,6 @@
 package datapath
 
 import (
-	"context"
 	"slices"
 
 	"overlayd.internal/overlay/conf"
@@ -10,18 +9,23 @@ import (
 )
 
 // UseFirewalld has firewalld let our traffic through, where it runs; address is
-// that of its D-Bus. It is called before the first Apply.
-func (d *Datapath) UseFirewalld(address string) {
+// that of its D-Bus. It is called before the first Apply. The keeper has to be
+// run by the caller.
+func (d *Datapath) UseFirewalld(address string) *firewalld.Keeper {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.firewalld = firewalld.Client{Address: address}
+	d.firewalld = firewalld.NewKeeper(address, d.news)
+	return d.firewalld
 }
 
-// passFirewalld puts our devices into a zone of firewalld, and what comes from
-// containers without VXLAN.
-func (d *Datapath) passFirewalld(ctx context.Context, w plan.Wanted, have *plan.State) (changed int, err error) {
+// passFirewalld asks for our devices in a zone of firewalld, and what comes from
+// containers without VXLAN. It returns what came of earlier requests.
+func (d *Datapath) passFirewalld(w plan.Wanted, have *plan.State) (changed int, err error) {
+	if d.firewalld == nil {
+		return 0, nil
+	}
 	if len(w.Overlays) == 0 {
-		return d.firewalld.Remove(ctx, have.Underlay)
+		return d.firewalld.Want(firewalld.Traffic{Underlay: have.Underlay})
 	}
 	t := firewalld.Traffic{Devices: []string{conf.VTEPName}, Underlay: have.Underlay}
 	for _, b := range w.Bridges {
@@ -35,5 +39,5 @@ func (d *Datapath) passFirewalld(ctx context.Context, w plan.Wanted, have *plan.
 			}
 		}
 	}
-	return d.firewalld.Ensure(ctx, t)
+	return d.firewalld.Want(t)
 }

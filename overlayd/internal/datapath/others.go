@@ -2,9 +2,15 @@ package datapath
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
 	"time"
 
 	"overlayd.internal/overlay/internal/firewall/foreign"
+	"overlayd.internal/overlay/internal/netns"
 	"overlayd.internal/overlay/overlayd/internal/datapath/plan"
 )
 
@@ -12,26 +18,45 @@ import (
 // take a few programs.
 const othersPause = 5 * time.Second
 
-// others is what rules of others were last found to stop.
+// othersPatience bounds a look.
+const othersPatience = 20 * time.Second
+
+// others looks at the rules of others, on a goroutine of its own: the programs
+// that it asks may take seconds, and a repair is not to wait for them.
 type others struct {
+	ns   netns.NS
+	news chan<- struct{} // of capacity 1: another result
+	ctx  context.Context // of all looks
+	stop context.CancelFunc
+	done sync.WaitGroup
+
+	mu      sync.Mutex // guards what follows
+	host    foreign.Host
+	asked   bool // for a look, since the last one began
+	looking bool
 	found   []string
-	at      time.Time
-	skipped bool // a look, because the last one was just then
 }
 
-// lookAtOthers finds rules of others that stop packets of the overlays. What is
-// accepted by one table of rules can be dropped by another, so nothing but them
-// can mend it.
-func (d *Datapath) lookAtOthers(ctx context.Context, w plan.Wanted) {
-	o := &d.others
-	if len(w.Overlays) == 0 {
-		*o = others{}
-		return
+func newOthers(news chan<- struct{}) (*others, error) {
+	ns, err := netns.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, err
 	}
-	if o.skipped = time.Since(o.at) < othersPause; o.skipped {
-		return
-	}
-	o.at = time.Now()
+	o := &others{ns: ns, news: news}
+	o.ctx, o.stop = context.WithCancel(context.Background())
+	return o, nil
+}
+
+func (o *others) close() {
+	o.stop()
+	o.done.Wait()
+	o.ns.Close()
+}
+
+// look asks for a look at the rules of others that stop packets of the overlays,
+// and returns what the last one found. What is accepted by one table of rules can
+// be dropped by another, so nothing but them can mend it.
+func (o *others) look(w plan.Wanted) []string {
 	host := foreign.Host{Underlay6: w.VTEP.Local.Is6()}
 	for _, dev := range w.Devices() {
 		host.Devices = append(host.Devices, dev.Name)
@@ -39,15 +64,85 @@ func (d *Datapath) lookAtOthers(ctx context.Context, w plan.Wanted) {
 	for _, overlay := range w.Overlays {
 		host.Subnets = append(host.Subnets, overlay.Subnets...)
 	}
-	rules := foreign.Read(ctx)
-	if ctx.Err() != nil {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.host = host
+	if len(w.Overlays) == 0 {
+		o.found = nil
+		return nil
+	}
+	o.asked = true
+	if !o.looking && o.ctx.Err() == nil {
+		o.looking = true
+		o.done.Go(o.run)
+	}
+	return o.found
+}
+
+// known is what the last look found.
+func (o *others) known() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.found
+}
+
+// run looks for as long as somebody asks.
+func (o *others) run() {
+	for o.takeUp() {
+		rules, err := o.read()
+		if o.ctx.Err() == nil {
+			o.take(rules, err)
+		}
+		select {
+		case <-o.ctx.Done():
+		case <-time.After(othersPause):
+		}
+	}
+}
+
+// takeUp reports whether a look was asked for; if not, looking ends.
+func (o *others) takeUp() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.looking = o.asked && o.ctx.Err() == nil
+	o.asked = false
+	return o.looking
+}
+
+// read reads the rules of the namespace in which we were made.
+func (o *others) read() (r foreign.Rules, err error) {
+	ctx, cancel := context.WithTimeout(o.ctx, othersPatience)
+	defer cancel()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	own := fmt.Sprintf("/proc/self/fd/%d", o.ns.FD)
+	if netns.Same(own, "/proc/thread-self/ns/net") { // always in a daemon, which may not be allowed to enter one
+		return foreign.Read(ctx), nil
+	}
+	err = o.ns.Inside(func() error { r = foreign.Read(ctx); return nil })
+	return r, err
+}
+
+// take remembers what was found, and announces it where it is something else.
+func (o *others) take(rules foreign.Rules, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var found []string
+	if err := errors.Join(err, rules.Err); err != nil {
+		found = append(found, "the rules of others cannot be looked at: "+err.Error())
+	}
+	for _, f := range rules.All(o.host) {
+		found = append(found, f.String())
+	}
+	if len(o.host.Subnets) == 0 {
+		found = nil
+	}
+	if slices.Equal(found, o.found) {
 		return
 	}
-	o.found = nil
-	if rules.Err != nil {
-		o.found = append(o.found, "the rules of others cannot be looked at: "+rules.Err.Error())
-	}
-	for _, f := range rules.All(host) {
-		o.found = append(o.found, f.String())
+	o.found = found
+	select {
+	case o.news <- struct{}{}:
+	default:
 	}
 }

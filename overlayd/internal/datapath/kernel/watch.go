@@ -24,6 +24,8 @@ type Rules struct {
 	// no longer checked: those of containers that go, or that somebody freed.
 	Unchecked func(rtnl.Message) []string
 	Altered   func() bool // asked now and then: what is not announced is not as it should be
+	// News announces what the caller found elsewhere.
+	News <-chan struct{}
 }
 
 // Watch announces that somebody else changed or removed something of ours: link,
@@ -66,7 +68,7 @@ func (k *Kernel) Watch(ctx context.Context, log *slog.Logger, rules Rules) <-cha
 			}
 		})
 	}
-	watching.Go(func() { w.poll(ctx, rules.Altered) })
+	watching.Go(func() { w.poll(ctx, rules) })
 	go func() {
 		watching.Wait()
 		<-ctx.Done()
@@ -142,7 +144,7 @@ func (w *watcher) concerns(m rtnl.Message) bool {
 
 // poll looks now and then at what nobody announces. A sysctl's value that was
 // announced is not announced again: it may be one that cannot be set.
-func (w *watcher) poll(ctx context.Context, altered func() bool) {
+func (w *watcher) poll(ctx context.Context, rules Rules) {
 	tick := time.NewTicker(silentPause)
 	defer tick.Stop()
 	announced := map[string]string{}
@@ -150,6 +152,9 @@ func (w *watcher) poll(ctx context.Context, altered func() bool) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-rules.News:
+			w.announce()
+			continue
 		case <-tick.C:
 		}
 		now := map[string]string{}
@@ -160,7 +165,7 @@ func (w *watcher) poll(ctx context.Context, altered func() bool) {
 			}
 		}
 		announced = now
-		if altered() {
+		if rules.Altered() {
 			w.announce()
 		}
 	}
