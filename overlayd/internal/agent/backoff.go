@@ -77,3 +77,28 @@ func kick(ch chan<- struct{}) {
 	default:
 	}
 }
+
+// allowance lets a few things happen at once, and in the long run one a pause.
+type allowance struct {
+	most  int
+	pause time.Duration
+	spent time.Duration // of most pauses
+	at    time.Time     // when spent was right
+}
+
+// wait is how long until the next may happen.
+func (a *allowance) wait(now time.Time) time.Duration {
+	a.pass(now)
+	return max(0, a.spent-time.Duration(a.most-1)*a.pause)
+}
+
+// take is called when one happens.
+func (a *allowance) take(now time.Time) {
+	a.pass(now)
+	a.spent = min(a.spent+a.pause, time.Duration(a.most)*a.pause)
+}
+
+func (a *allowance) pass(now time.Time) {
+	a.spent = max(0, a.spent-now.Sub(a.at))
+	a.at = now
+}

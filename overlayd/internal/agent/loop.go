@@ -129,8 +129,8 @@ type outcome struct {
 	left         map[string]int                // containers on bridges that are not wanted, by overlay
 	reported     map[string]conf.OverlayStatus // to the coordinator
 	retry        backoff
-	resyncedAt   time.Time
-	kernelEvents bool // came since the last resync
+	repairs      allowance // of looks at the kernel
+	kernelEvents bool      // came since the last resync
 }
 
 // published is what other programs read. Invariant: document is, byte for byte,
@@ -168,8 +168,11 @@ func (a *Agent) newLoop(p loopParts) *loop {
 			claims: newClaims(), in: make(chan peerEvent), saved: make(chan error, 1),
 			backlog: newDeadline(), silent: newDeadline(), save: newDeadline(),
 		},
-		outcome: outcome{retry: backoff{min: a.timing.retryMin, max: a.timing.resync}},
-		apply:   newDeadline(), direct: newDeadline(), resync: newDeadline(), look: newDeadline(), tidy: newDeadline(),
+		outcome: outcome{
+			retry:   backoff{min: a.timing.retryMin, max: a.timing.resync},
+			repairs: allowance{most: repairsAtOnce, pause: a.timing.kernelPause},
+		},
+		apply: newDeadline(), direct: newDeadline(), resync: newDeadline(), look: newDeadline(), tidy: newDeadline(),
 	}
 	l.drift = driftLog{log: p.log, count: a.counts.drifted}
 	l.setIP(o.IP)

@@ -12,14 +12,11 @@ import (
 )
 
 // kernelChanged plans a repair: soon, but not at full speed against somebody
-// who undoes it each time.
+// who undoes it each time. What takes several steps, as a reload of firewalld
+// does, is not to wait for the second repair.
 func (l *loop) kernelChanged() {
 	l.outcome.kernelEvents = true
-	if time.Since(l.outcome.resyncedAt) < l.timing.kernelPause {
-		l.resync.in(l.timing.kernelPause)
-		return
-	}
-	l.resync.in(l.timing.kernel)
+	l.resync.in(max(l.timing.kernel, l.outcome.repairs.wait(time.Now())))
 }
 
 // reconcile makes kernel, document and files what they should be, and plans
@@ -52,7 +49,7 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 		return // the document does not tell of peers
 	}
 	if resync {
-		o.resyncedAt = time.Now()
+		o.repairs.take(time.Now())
 		if o.healthy && !expected {
 			l.drift.take(report.Drift, time.Now())
 		}

@@ -11,7 +11,7 @@ type timing struct {
 	backoffMax   time.Duration
 	backlog      time.Duration // how long what was missed takes to come once it does
 	kernel       time.Duration // changes in the kernel that come so close together are one
-	kernelPause  time.Duration // least time between two repairs, so that we fight nobody at full speed
+	kernelPause  time.Duration // between two repairs in the long run, so that we fight nobody at full speed
 	resync       time.Duration // between two looks at the whole kernel state
 	retryMin     time.Duration // of a configuration that failed
 	drain        time.Duration // between two looks at whether the containers of a withdrawn subnet have gone
@@ -34,6 +34,9 @@ type timing struct {
 	roomPause    time.Duration // least time between two looks at it because of changes
 	abandoned    time.Duration // how long a container must be gone before its addresses are released
 }
+
+// repairsAtOnce is how many repairs may follow each other without that pause.
+const repairsAtOnce = 5
 
 var defaultTiming = timing{
 	renew:        30 * time.Second,
