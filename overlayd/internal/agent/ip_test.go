@@ -190,3 +190,20 @@ func refuseNames(t *testing.T) {
 		}
 	}
 }
+
+// A host whose agent IP is on the loopback says that it takes VXLAN only.
+func TestUnderlayAt(t *testing.T) {
+	u := &underlay{
+		links: map[int]hostLink{1: {name: "lo", loopback: true, mtu: 65536}, 2: {name: "eth0", mtu: 1500}},
+		addrs: []hostAddr{{ip: addr("192.0.2.1"), bits: 32, link: 1}, {ip: addr("172.17.0.4"), bits: 16, link: 2}},
+	}
+	for ip, want := range map[string]conf.Underlay{
+		"192.0.2.1":  {},
+		"172.17.0.4": {MTU: 1450, Direct: true},
+		"172.17.0.5": {Direct: true}, // not there yet
+	} {
+		if got := u.at(addr(ip)); got != want {
+			t.Errorf("%s: %+v, want %+v", ip, got, want)
+		}
+	}
+}

@@ -180,7 +180,7 @@ func (a *Agent) newLoop(p loopParts) *loop {
 	l.registrar = &registrar{
 		ask:    o.Coordinator.Register,
 		find:   l.findIP,
-		mtu:    mtuAt,
+		under:  underlayAt,
 		held:   func() conf.Lease { return *l.lease.shown.Load() },
 		asks:   l.lease.asks.Load,
 		moveOn: o.Coordinator.MoveOn,

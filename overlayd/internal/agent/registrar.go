@@ -26,7 +26,7 @@ type registration struct {
 type registrar struct {
 	ask    func(context.Context, api.RegisterRequest) (conf.Lease, error)
 	find   func(context.Context) (netip.Addr, error) // agent IP
-	mtu    func(netip.Addr) int                      // of overlay packets at the agent IP; 0: not known
+	under  func(netip.Addr) conf.Underlay            // what the interface with the agent IP takes; MTU 0: not known
 	req    api.RegisterRequest                       // without what may change
 	held   func() conf.Lease                         // zero: none
 	asks   func() *roomAsks                          // besides the lease; nil: never anything
@@ -104,10 +104,12 @@ func (r *registrar) try(ctx context.Context) registration {
 	}
 	r.last = ip
 	o := registration{ip: ip, sent: renewal{BootID: r.boot.id, Boottime: r.boot.now(), Wall: time.Now()}}
-	if mtu := r.mtu(ip); mtu != 0 {
-		r.req.MTU = mtu
+	under := r.under(ip)
+	if under.MTU != 0 {
+		r.req.MTU = under.MTU
 	}
 	req := r.req
+	req.Direct = req.Direct && under.Direct
 	held := r.held()
 	req.AgentIP, req.ClusterID = ip, held.ClusterID
 	if asks := r.wanted(); asks != nil {

@@ -100,24 +100,30 @@ func (u *underlay) find(ip netip.Addr) (hostAddr, bool) {
 	return u.addrs[i], true
 }
 
-// mtuAt is the MTU of overlay packets that the underlay interface with this address
-// takes; 0: not known.
-func mtuAt(ip netip.Addr) int {
+// underlayAt is what the interface with this address takes: the MTU of overlay
+// packets, 0 where it is not known, and whether they may come without VXLAN. To an
+// address of the loopback they come by whatever interface, and could not be told
+// from those of a stranger.
+func underlayAt(ip netip.Addr) conf.Underlay {
 	u, err := readUnderlay()
 	if err != nil {
-		return 0
+		return conf.Underlay{Direct: true}
 	}
 	defer u.close()
+	return u.at(ip)
+}
+
+func (u *underlay) at(ip netip.Addr) conf.Underlay {
 	a, ok := u.find(ip)
 	l := u.links[a.link]
+	out := conf.Underlay{Direct: !ok || !l.loopback}
 	if !ok || l.loopback || l.ours {
-		return 0
+		return out
 	}
-	mtu := min(l.mtu-datapath.Overhead(ip), conf.MaxMTU)
-	if mtu < conf.MinMTU {
-		return 0
+	if mtu := min(l.mtu-datapath.Overhead(ip), conf.MaxMTU); mtu >= conf.MinMTU {
+		out.MTU = mtu
 	}
-	return mtu
+	return out
 }
 
 // has reports whether an interface that is not ours has the address.
