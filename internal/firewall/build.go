@@ -26,6 +26,9 @@ const (
 	strictOwnSet = "strictown" // such an overlay and its bridges
 	linkSet      = "link"      // what never leaves a link
 	DirectSet    = "direct"    // what peers send from without VXLAN, and the device they send to
+	hopsSet      = "hops"      // where packets of containers went lately
+	sendersSet   = "senders"   // who sent them elsewhere
+	arrivalsSet  = "arrivals"  // by which device they came
 )
 
 // SetNames are the names of all sets that Build may make.

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // Firewall makes the rules of the network namespace it was opened in. It is not
@@ -88,8 +89,15 @@ type Rule struct {
 	Established bool   // of a connection that was let through before, or about one
 	Redirected  bool   // the destination was translated (a published port)
 	ICMP        bool   // ICMP, or ICMPv6
-	Action      Action
-	Chain       string // of Jump and Goto
+
+	// Those of sets that the kernel fills. Only nftables has them.
+	Hop     string // its next hop, and the device to that, are in the set, and stay for as long again
+	AddHop  string // they are put into it
+	OverSrc string // its source sends more of what reaches the rule than the set allows
+	OverIn  string // so does the device that it came in by
+
+	Action Action
+	Chain  string // of Jump and Goto
 }
 
 // Action is what becomes of a packet.
@@ -115,7 +123,13 @@ const (
 	Devices                          // names
 	PrefixesOnDevice                 // a prefix and a name
 	SourcesOnDevice                  // the same; tens of thousands are fine
+	NextHops                         // an address and a device, for a while
+	LimitedSources                   // addresses, and how much they may send
+	LimitedDevices                   // devices, the same
 )
+
+// ByKernel reports whether the kernel fills such a set.
+func (k Kind) ByKernel() bool { return k == NextHops || k == LimitedSources || k == LimitedDevices }
 
 // Changes reports whether the elements of such a set change by themselves, with
 // Firewall.Elements.
@@ -133,6 +147,14 @@ type Set struct {
 	// Patterns may stand for the names of a set of devices: a name, or the
 	// beginning of one and a plus sign. No device of others should match.
 	Patterns []string
+	Stay     time.Duration // how long an element stays in a set that the kernel fills
+	Limit    Limit         // of each element of such a set
+}
+
+// Limit is how many packets pass.
+type Limit struct {
+	PerSecond uint64
+	Burst     uint32 // that pass at once
 }
 
 // Element is one element of a set; which fields count depends on the kind.
@@ -162,7 +184,7 @@ func (s Set) Of(ip6 bool) []Element {
 // addresses at all, its rules need not be there.
 func (r Rule) HasAddresses() bool {
 	return r.Src != "" || r.Dst != "" || r.NotDst != "" || r.SrcIn != "" || r.NotSrcIn != "" ||
-		r.DstIn != "" || r.SrcOut != "" || r.ICMP
+		r.DstIn != "" || r.SrcOut != "" || r.ICMP || r.Hop != "" || r.AddHop != "" || r.OverSrc != ""
 }
 
 // Set finds a set by its name.
@@ -197,7 +219,7 @@ func (r Ruleset) Equal(o Ruleset) bool {
 			return a.Name == b.Name && a.Hook == b.Hook && slices.Equal(a.Rules, b.Rules)
 		}) &&
 		slices.EqualFunc(r.Sets, o.Sets, func(a, b Set) bool {
-			return a.Name == b.Name && a.Kind == b.Kind && sameElements(a.Elements, b.Elements)
+			return a.Name == b.Name && a.Kind == b.Kind && a.Stay == b.Stay && a.Limit == b.Limit && sameElements(a.Elements, b.Elements)
 		})
 }
 

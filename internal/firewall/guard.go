@@ -1,6 +1,8 @@
 package firewall
 
 import (
+	"time"
+
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/mark"
 )
@@ -74,7 +76,45 @@ func BuildGuard(c Config) Ruleset {
 		}
 	}
 	b.hook(mark.ForwardChain, Forward, append(forward, Rule{UDPPort: conf.VXLANPort, In: devicesSet, Action: Drop})...)
+	b.neighbours()
 	return b.r
+}
+
+// What containers may make a host resolve (ADR 0050). A next hop that is not in
+// use counts as another one, so a source has no more entries than its burst and
+// what it may add while one is remembered: 400. The kernel's table has 1,024 by
+// default.
+const hopStays = 4 * time.Second
+
+var (
+	perSource = Limit{PerSecond: 50, Burst: 200}
+	// perDevice is for sources that nobody checks: a container that Docker attached
+	// can send from any address.
+	perDevice = Limit{PerSecond: 150, Burst: 300}
+)
+
+// neighbours bounds what containers make the host resolve: each address on a link
+// of the host that is sent to is an entry of a table that the whole host shares,
+// whether or not anybody has the address. Packets of connections that were
+// answered pass; so does what goes where others went lately.
+func (b *builder) neighbours() {
+	rules := []Rule{
+		{Established: true, Action: Return},
+		{In: devicesSet, Action: Goto, Chain: mark.HopsChain},
+	}
+	if b.Direct != nil {
+		rules = append(rules, Rule{Src: overlaysSet, Action: Goto, Chain: mark.HopsChain})
+	}
+	b.hook(mark.NeighboursChain, Forward, rules...)
+	b.chain(mark.HopsChain, Forward,
+		Rule{Hop: hopsSet, Action: Return},
+		Rule{OverSrc: sendersSet, Action: Drop},
+		Rule{OverIn: arrivalsSet, Action: Drop},
+		Rule{AddHop: hopsSet, Action: Return})
+	b.r.Sets = append(b.r.Sets,
+		Set{Name: hopsSet, Kind: NextHops, Stay: hopStays},
+		Set{Name: sendersSet, Kind: LimitedSources, Stay: time.Minute, Limit: perSource},
+		Set{Name: arrivalsSet, Kind: LimitedDevices, Stay: time.Minute, Limit: perDevice})
 }
 
 // encapsulated stops VXLAN that a container made on its way to another host,

@@ -62,6 +62,7 @@ const (
 	ForwardChain    = "OVERLAY-FORWARD" // packets through this host
 	OutputChain     = "OVERLAY-OUTPUT"  // packets from this host
 	MasqueradeChain = "OVERLAY-MASQ"    // source translation
+	NeighboursChain = "OVERLAY-NEIGH"   // forwarded packets, for what they make the host resolve
 	// What those jump to.
 	HostInChain  = "OVERLAY-HOST-IN"  // packets from a device of ours to this host
 	HostOutChain = "OVERLAY-HOST-OUT" // packets from this host to a device of ours
@@ -69,6 +70,7 @@ const (
 	ToChain      = "OVERLAY-TO"       // forwarded packets to one, from elsewhere
 	ReachChain   = "OVERLAY-REACH"    // where a container may send to
 	EncapChain   = "OVERLAY-ENCAP"    // VXLAN that a container made
+	HopsChain    = "OVERLAY-HOPS"     // whose next hop is another than lately
 	// UserChain is the administrator's: asked about forwarded packets before any
 	// chain of ours, and never changed by us.
 	UserChain = "OVERLAY-USER"
@@ -80,7 +82,8 @@ const (
 func IsOurChain(name string) bool {
 	switch name {
 	case RawChain, InputChain, ForwardChain, OutputChain, MasqueradeChain,
-		HostInChain, HostOutChain, FromChain, ToChain, ReachChain, EncapChain, OldVXLANChain:
+		HostInChain, HostOutChain, FromChain, ToChain, ReachChain, EncapChain, OldVXLANChain,
+		NeighboursChain, HopsChain:
 		return true
 	}
 	return false

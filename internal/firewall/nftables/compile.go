@@ -22,14 +22,16 @@ const (
 const ctDNAT = 1 << 5
 
 // compile turns a rule into one of the kernel's, or one of each family.
-func compile(r firewall.Rule, all firewall.Ruleset, sets map[string]*nftables.Set) [][]expr.Any {
-	if !r.HasAddresses() {
-		return [][]expr.Any{compileFor(r, nil, sets)}
+func compile(in firewall.Rule, all firewall.Ruleset, sets map[string]*nftables.Set) [][]expr.Any {
+	r := &rule{sets: sets, all: all}
+	if !in.HasAddresses() {
+		return [][]expr.Any{r.compileFor(in, nil)}
 	}
 	var out [][]expr.Any
 	for _, ip6 := range []bool{false, true} {
 		if ip6 && all.IPv6 || !ip6 && all.IPv4 {
-			out = append(out, compileFor(r, &ip6, sets))
+			r = &rule{sets: sets, all: all}
+			out = append(out, r.compileFor(in, &ip6))
 		}
 	}
 	return out
@@ -40,6 +42,7 @@ type rule struct {
 	out  []expr.Any
 	ip6  bool
 	sets map[string]*nftables.Set
+	all  firewall.Ruleset
 }
 
 func (r *rule) add(e ...expr.Any) { r.out = append(r.out, e...) }
@@ -108,8 +111,7 @@ func (r *rule) bits(key expr.CtKey, mask uint32) {
 
 // compileFor is compile for one family; nil: for both at once. What is cheap and
 // decides often comes first.
-func compileFor(in firewall.Rule, ip6 *bool, sets map[string]*nftables.Set) []expr.Any {
-	r := &rule{sets: sets}
+func (r *rule) compileFor(in firewall.Rule, ip6 *bool) []expr.Any {
 	if in.UDPPort != 0 {
 		r.protocol(unix.IPPROTO_UDP)
 		r.add(&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2})
@@ -139,8 +141,53 @@ func compileFor(in firewall.Rule, ip6 *bool, sets map[string]*nftables.Set) []ex
 	if in.Redirected {
 		r.bits(expr.CtKeySTATUS, ctDNAT)
 	}
+	if in.OverIn != "" {
+		r.add(&expr.Meta{Key: expr.MetaKeyIIF, Register: register})
+		r.over(in.OverIn, in.OverIn)
+	}
 	r.add(action(in)...)
 	return r.out
+}
+
+// nextHop loads the next hop of the route and the device that leads to it.
+func (r *rule) nextHop() {
+	key, words := expr.RtKey(unix.NFT_RT_NEXTHOP4), uint32(1)
+	if r.ip6 {
+		key, words = unix.NFT_RT_NEXTHOP6, 4
+	}
+	r.add(&expr.Rt{Register: register32, Key: key})
+	r.add(&expr.Meta{Key: expr.MetaKeyOIF, Register: register32 + words})
+}
+
+// over matches what exceeds the limit that a set has for what is in the register.
+func (r *rule) over(set, name string) {
+	var limit firewall.Limit
+	if s, err := r.all.Set(set); err == nil {
+		limit = s.Limit
+	}
+	r.add(&expr.Dynset{
+		SrcRegKey: register, SetName: name, SetID: r.sets[name].ID, Operation: unix.NFT_DYNSET_OP_UPDATE,
+		Exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: limit.PerSecond, Burst: limit.Burst, Unit: expr.LimitTimeSecond, Over: true}},
+	})
+}
+
+// hops adds what is about next hops.
+func (r *rule) hops(in firewall.Rule) {
+	for _, set := range []string{in.Hop, in.AddHop} {
+		if set == "" {
+			continue
+		}
+		name := setName(set, r.ip6)
+		r.nextHop()
+		if set == in.Hop {
+			r.lookup(name, register32, false)
+		}
+		r.add(&expr.Dynset{SrcRegKey: register32, SetName: name, SetID: r.sets[name].ID, Operation: unix.NFT_DYNSET_OP_UPDATE})
+	}
+	if in.OverSrc != "" {
+		r.address(true, register)
+		r.over(in.OverSrc, setName(in.OverSrc, r.ip6))
+	}
 }
 
 // addresses adds what differs between the families.
@@ -161,6 +208,7 @@ func (r *rule) addresses(in firewall.Rule) {
 	r.pair(true, expr.MetaKeyIIFNAME, in.NotSrcIn, true)
 	r.pair(false, expr.MetaKeyIIFNAME, in.DstIn, false)
 	r.pair(true, expr.MetaKeyOIFNAME, in.SrcOut, false)
+	r.hops(in)
 }
 
 func action(in firewall.Rule) []expr.Any {

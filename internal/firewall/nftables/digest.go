@@ -24,9 +24,10 @@ import (
 func (f *Firewall) digest(r firewall.Ruleset) (sum []byte, addresses map[string]map[string]bool, err error) {
 	addresses = map[string]map[string]bool{}
 	for _, s := range r.Sets {
-		if s.Kind.Changes() {
-			addresses[setName(s.Name, false)] = map[string]bool{}
-			addresses[setName(s.Name, true)] = map[string]bool{}
+		if s.Kind.Changes() || s.Kind.ByKernel() {
+			for _, name := range []string{s.Name, setName(s.Name, false), setName(s.Name, true)} {
+				addresses[name] = map[string]bool{}
+			}
 		}
 	}
 	c, err := rtnl.OpenFamily(unix.NETLINK_NETFILTER)

@@ -42,6 +42,9 @@ type part struct {
 
 // parts are the sets of the kernel that one of ours needs.
 func (f *Firewall) parts(s firewall.Set) []part {
+	if s.Kind == firewall.LimitedDevices {
+		return []part{{set: f.byKernel(s, s.Name, nftables.TypeIFIndex)}}
+	}
 	if s.Kind == firewall.Devices {
 		p := part{set: &nftables.Set{Table: f.table, Name: s.Name, KeyType: nftables.TypeIFName}}
 		for _, e := range s.Of(false) {
@@ -55,6 +58,10 @@ func (f *Firewall) parts(s firewall.Set) []part {
 		if ip6 {
 			p.set.KeyType = nftables.TypeIP6Addr
 		}
+		if s.Kind.ByKernel() {
+			out = append(out, part{set: f.byKernel(s, p.set.Name, p.set.KeyType)})
+			continue
+		}
 		p.set.Interval = s.Kind != firewall.Addresses
 		if s.Kind.OnDevice() {
 			p.set.KeyType = nftables.MustConcatSetType(p.set.KeyType, nftables.TypeIFName)
@@ -64,6 +71,18 @@ func (f *Firewall) parts(s firewall.Set) []part {
 			p.elements = append(p.elements, element(s.Kind, e)...)
 		}
 		out = append(out, p)
+	}
+	return out
+}
+
+// mostElements bounds a set that the kernel fills.
+const mostElements = 1 << 16
+
+// byKernel is a set that the kernel fills.
+func (f *Firewall) byKernel(s firewall.Set, name string, key nftables.SetDatatype) *nftables.Set {
+	out := &nftables.Set{Table: f.table, Name: name, KeyType: key, Dynamic: true, HasTimeout: true, Timeout: s.Stay, Size: mostElements}
+	if s.Kind == firewall.NextHops {
+		out.KeyType, out.Concatenation = nftables.MustConcatSetType(key, nftables.TypeIFIndex), true
 	}
 	return out
 }

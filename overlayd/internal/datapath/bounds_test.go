@@ -2,8 +2,12 @@ package datapath
 
 import (
 	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -68,6 +72,85 @@ func TestFDBIsBounded(t *testing.T) {
 		t.Errorf("drift %v, want the limit", r.Drift)
 	}
 	h.mustBeIdle(cfg)
+}
+
+// A container makes the host resolve no more addresses than it may, those of the
+// host's network and those of containers that are not there, and others go on
+// being reached, also new ones. The iptables of such a host have no part in it.
+func TestNeighboursAreBounded(t *testing.T) {
+	for _, kind := range []string{"nftables", "iptables-nft"} {
+		t.Run(kind, func(t *testing.T) {
+			useFirewall(t, kind)
+			n := bothIP
+			_, hosts := n.plugHosts(t, 1)
+			h, cfg := hosts[0], n.Host(0, 1)
+			if off := h.dp.rules.guard.off; off != nil {
+				t.Logf("nothing bounds it on this kernel: %v", off)
+				return
+			}
+			testNeighbours(t, h, cfg)
+		})
+	}
+}
+
+func testNeighbours(t *testing.T, h *host, cfg Host) {
+	other := cfg.Bridges[3].Addrs[0]
+	for _, c := range []struct {
+		what   string
+		from   Bridge
+		device string
+		to     netip.Prefix
+	}{
+		{"addresses of the host's network", cfg.Bridges[0], "eth0", netip.MustParsePrefix("172.20.0.0/16")},
+		{"containers of the other half", cfg.Bridges[2], cfg.Bridges[3].Name, other.Masked()},
+	} {
+		gateway := c.from.Addrs[0]
+		hostile, _ := h.container(c.from.Name, gateway, 5)
+		near, nearAddr := h.container(c.from.Name, gateway, 6)
+		hostile.mustPing("", nearAddr)
+		const scanned = 600
+		began := time.Now()
+		hostile.do(func() {
+			if err := scan(c.to, scanned); err != nil {
+				t.Error(err)
+			}
+		})
+		resolved := strings.Count(h.sh("ip neigh show dev "+c.device), "\n")
+		most := 200 + 50*(1+int(time.Since(began).Seconds())) + 10
+		t.Logf("%s: %d of %d became entries", c.what, resolved, scanned)
+		if resolved < 150 || resolved > most {
+			t.Errorf("%s: %d of %d became entries, want at most %d", c.what, resolved, scanned, most)
+		}
+		bridge := cfg.Bridges[1] // the other half, by the host, in the same family
+		if gateway.Addr().Is6() {
+			bridge = cfg.Bridges[3]
+		}
+		late, lateAddr := h.container(bridge.Name, bridge.Addrs[0], 7)
+		near.mustPing("", lateAddr)
+		late.mustPing("", nearAddr)
+	}
+	// What the kernel has put into the sets is no reason to make the rules anew.
+	h.mustBeIdle(cfg)
+}
+
+// scan sends a packet to each of so many addresses.
+func scan(to netip.Prefix, count int) error {
+	c, err := net.ListenPacket("udp", ":0")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	addr := to.Addr()
+	for range 100 { // beyond those that there are
+		addr = addr.Next()
+	}
+	for range count {
+		addr = addr.Next()
+		if _, err := c.WriteTo([]byte("anybody?"), &net.UDPAddr{IP: addr.AsSlice(), Port: 9}); err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return err
+		}
+	}
+	return nil
 }
 
 // sendFromMACs sends one frame from each of so many MACs.
