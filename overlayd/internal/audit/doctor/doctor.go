@@ -95,6 +95,7 @@ func checks() []check {
 		{name: "bridge-port", run: checkPorts},
 		{name: "rp-filter", run: checkRPFilter},
 		{name: "forwarding", run: checkForwarding},
+		{name: "underlay-family", run: checkFamilies},
 		{name: "route", run: checkRoutes},
 		{name: "neighbour", run: checkNeighbours},
 		{name: "drift", run: checkDrift}, // behind those above, which name more plainly what it finds

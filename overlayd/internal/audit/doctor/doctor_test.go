@@ -70,6 +70,13 @@ func certificate(t *testing.T, from, until time.Time) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
+// peerAt is a host with a subnet of the overlay.
+func peerAt(ip string) func(*testing.T, *host) {
+	return func(_ *testing.T, h *host) {
+		h.peers = append(h.peers, conf.Peer{AgentID: "p", AgentIP: netip.MustParseAddr(ip), Subnets: []netip.Prefix{netip.MustParsePrefix("9.0.2.0/24")}})
+	}
+}
+
 // Each fault is found by the check that is for it, and the same host without the
 // fault is sound.
 func TestChecks(t *testing.T) {
@@ -99,6 +106,9 @@ func TestChecks(t *testing.T) {
 		{"half not nearly full", checkUse, use(80, 10, 125), ""},
 		{"half nearly full", checkUse, use(90, 10, 125), "90 used, 10 cooling, 125 in all"},
 		{"half full", checkUse, use(100, 25, 125), "100 used, 25 cooling, 125 in all"},
+
+		{"a peer of the other family", checkFamilies, peerAt("fd00::4"), "agent IP 172.17.0.4 here, fd00::4 there"},
+		{"a peer of the same family", checkFamilies, peerAt("172.17.0.5"), ""},
 
 		{"conntrack half full", checkConntrack, conntrack(50), ""},
 		{"conntrack nearly full", checkConntrack, conntrack(90), "nf_conntrack_count is 90"},

@@ -35,6 +35,9 @@ func checkRoutes(h *host) (out []Finding) {
 	}
 	missing := 0
 	for _, p := range h.peers {
+		if !h.sharesFamily(p) {
+			continue // nothing leads there
+		}
 		for _, s := range p.Subnets {
 			if r, there := ours[s]; there && (r.OIF == vtep.Index || plain(r, p)) || !h.carries(s) {
 				continue
@@ -123,7 +126,7 @@ func checkNeighbours(h *host) (out []Finding) {
 		}
 	}
 	for _, p := range h.peers {
-		if !slices.ContainsFunc(p.Subnets, h.carries) {
+		if !slices.ContainsFunc(p.Subnets, h.carries) || !h.sharesFamily(p) {
 			continue
 		}
 		evidence := ""
@@ -138,6 +141,29 @@ func checkNeighbours(h *host) (out []Finding) {
 		if out = append(out, Finding{
 			Severity: Error, What: fmt.Sprintf("the containers of host %s are not reached: its entry at %s is wrong", p.AgentIP, conf.VTEPName),
 			Evidence: evidence, Fix: restart, Object: p.AgentIP.String(),
+		}); len(out) == most {
+			break
+		}
+	}
+	return out
+}
+
+// sharesFamily reports whether VXLAN goes between this host and a peer: both agent
+// IPs are of one family.
+func (h *host) sharesFamily(p conf.Peer) bool {
+	return !h.state.IP.IsValid() || !p.AgentIP.IsValid() || p.AgentIP.Is6() == h.state.IP.Is6()
+}
+
+// checkFamilies names the hosts whose agent IP is of the other family.
+func checkFamilies(h *host) (out []Finding) {
+	for _, p := range h.peers {
+		if h.sharesFamily(p) || !slices.ContainsFunc(p.Subnets, h.carries) {
+			continue
+		}
+		if out = append(out, Finding{
+			Severity: Error, What: fmt.Sprintf("the containers of host %s are not reached: its agent IP and this host's are of two families, and VXLAN is sent by one", p.AgentIP),
+			Evidence: fmt.Sprintf("agent IP %s here, %s there", h.state.IP, p.AgentIP),
+			Fix:      "start both agents with an --agent-ip of one family", Object: p.AgentIP.String(),
 		}); len(out) == most {
 			break
 		}

@@ -114,6 +114,9 @@ func (w *walk) remote(step string) bool {
 	p := w.b.peer
 	host := p.AgentIP.String()
 	w.pass("lease", "%s is in a subnet of host %s, VTEP %s", w.b.addr, host, p.VTEPIP)
+	if own := w.books.State.IP; p.AgentIP.IsValid() && own.IsValid() && p.AgentIP.Is6() != own.Is6() {
+		return w.stop("underlay", "agent IP %s here and %s there are of two families, and VXLAN is sent by one; start both agents with an --agent-ip of one", own, host)
+	}
 	if !w.sound("VTEP", []string{"vtep", "vxlan-conflict", "vxlan-port", "mac-policy", "rp-filter"}, conf.VTEPName) ||
 		!w.route() || !w.sound("neighbour", []string{"neighbour"}, host) {
 		return false
