@@ -3,10 +3,12 @@ package datapath
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
+	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/datapath/plan"
 	"overlayd.internal/overlay/overlayd/internal/datapath/plan/plantest"
 )
@@ -208,6 +210,10 @@ func testDirect(t *testing.T, n network) {
 	if !ping(0, 2) || !ping(2, 0) {
 		t.Error("a peer behind a router was not sent VXLAN")
 	}
+	// The VXLAN port of a container is the container's own, by either way.
+	for i, to := range containers {
+		containers[1-min(i, 1)].reaches(to, netip.AddrPortFrom(netip.MustParseAddr(addrs[i]), conf.VXLANPort))
+	}
 	hosts[0].mustPing("", addrs[1]) // the host itself, which has its agent IP then
 	hosts[0].mustPing("", n.gateway(0, 1, "mesos"))
 
@@ -286,4 +292,23 @@ func TestDirectSwitch(t *testing.T) {
 			t.Errorf("only these ways were taken: %v", ways)
 		}
 	})
+}
+
+// reaches checks that a datagram arrives.
+func (h *netNS) reaches(other *netNS, to netip.AddrPort) {
+	h.t.Helper()
+	var c net.PacketConn
+	var err error
+	other.do(func() { c, err = net.ListenPacket("udp", to.String()) })
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer c.Close()
+	sendUDP(h.t, h, to, []byte("hello"))
+	if err := c.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		h.t.Fatal(err)
+	}
+	if _, _, err := c.ReadFrom(make([]byte, 100)); err != nil {
+		h.t.Errorf("from %s to %s: %v", h.name, to, err)
+	}
 }

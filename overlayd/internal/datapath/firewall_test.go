@@ -441,7 +441,7 @@ func testVXLANFromContainers(t *testing.T) {
 	}
 }
 
-func sendUDP(t *testing.T, from *netNS, to netip.AddrPort, payload []byte) {
+func sendUDP(t testing.TB, from *netNS, to netip.AddrPort, payload []byte) {
 	t.Helper()
 	var c net.Conn
 	var err error

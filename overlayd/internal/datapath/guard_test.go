@@ -152,3 +152,25 @@ func TestGuardOfAnother(t *testing.T) {
 	h.mustNotHave("nft list set inet guard-overlay peers4", n.AgentIP(2).String())
 	h.mustHave("nft list set inet guard-overlay peers4", n.AgentIP(1).String())
 }
+
+// A guard that cannot be made does not keep the rules away, and is named.
+func TestRulesWithoutGuard(t *testing.T) { eachFirewall(t, testRulesWithoutGuard) }
+
+func testRulesWithoutGuard(t *testing.T) {
+	n := onlyIPv4
+	_, hosts := n.plugHosts(t, 1)
+	h, cfg := hosts[0], n.Host(0, 2)
+	h.dp.Close() // its table belongs to nobody now
+	h.sh("nft flush chain inet guard-overlay OVERLAY-INPUT; nft delete chain inet guard-overlay OVERLAY-INPUT")
+	h.sh("nft 'add chain inet guard-overlay OVERLAY-INPUT { type nat hook input priority 0; }'")
+	h.sh("nft delete table inet overlay 2>/dev/null || for x in raw filter nat; do iptables -w -t $x -F; done")
+	h.dp = h.newDatapath()
+	r := h.set(cfg, true)
+	if r.Err == nil || !strings.Contains(r.Err.Error(), "guard the VXLAN port") {
+		t.Errorf("the status is %v", r.Err)
+	}
+	h.mustHave("nft list table inet overlay 2>/dev/null || iptables -w -S FORWARD", "OVERLAY-FORWARD")
+	h.sh("nft flush ruleset")
+	h.mustSet(cfg, true)
+	h.mustHave("nft list table inet guard-overlay", "hook input")
+}

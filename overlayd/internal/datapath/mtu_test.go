@@ -139,6 +139,18 @@ func transfer(t *testing.T, from, to *netNS, addr string) error {
 	return nil
 }
 
+// The first peer of a host joins behind a route with an MTU of its own.
+func TestFirstPeerBehindNarrowRoute(t *testing.T) {
+	n := onlyIPv4
+	_, hosts := n.plugHosts(t, 1)
+	h := hosts[0]
+	h.sh("ip route add " + n.AgentIP(1).String() + " dev eth0 mtu 1300")
+	h.mustSet(n.Host(0, 1), true)
+	h.mustSet(n.Host(0, 2), false)
+	h.mustHave("ip route show proto 44", n.AgentSubnet(n.Overlays[0], 1).String(), "mtu 1250")
+	h.mustBeIdle(n.Host(0, 2))
+}
+
 // The MTU of a route of the underlay, of a peer and of the own interface are
 // followed when they change.
 func TestMTUFollowed(t *testing.T) {
