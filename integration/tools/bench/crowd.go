@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -80,6 +81,53 @@ func crowd(ctx context.Context, c *config) error {
 				c.report.ratio("crowd"+agent+verb, crowdName(many, family), crowdName(few, family), "<=", 1.3)
 			}
 		}
+	}
+	return nil
+}
+
+// idle measures an agent that has nothing to do, without containers and with some.
+func idle(ctx context.Context, c *config) error {
+	host, err := c.startHost(ctx, crowdYAML)
+	if err != nil {
+		return err
+	}
+	b, err := makeBox(ctx, c.lab, host.Netns, "i", many)
+	if err != nil {
+		return err
+	}
+	bin, err := c.install(c.bin, "m-overlay")
+	if err != nil {
+		return err
+	}
+	attached := 0
+	for _, step := range []struct {
+		overlay string
+		n       int
+	}{{"", 0}, {"few46", 100}, {"many46", many - 100}} {
+		if step.n > 0 {
+			conf := map[string]any{"cniVersion": "1.0.0", "name": step.overlay, "type": "m-overlay", "runDir": host.RunDir}
+			if err := b.attachMany(ctx, filepath.Join(bin, "m-overlay"), conf, step.overlay, step.n); err != nil {
+				return err
+			}
+			attached += step.n
+		}
+		// Two rounds of the slow look, after what the attaching has set off.
+		const settle, window = 15 * time.Second, 130 * time.Second
+		if err := pause(ctx, settle); err != nil {
+			return err
+		}
+		before, err := cpuSeconds(host.Proc.Pid())
+		if err != nil {
+			return err
+		}
+		if err := pause(ctx, window); err != nil {
+			return err
+		}
+		after, err := cpuSeconds(host.Proc.Pid())
+		if err != nil {
+			return err
+		}
+		c.report.add("idle", fmt.Sprintf("CPU of the agent, %d attachments", attached), "% of a core", []float64{100 * (after - before) / window.Seconds()})
 	}
 	return nil
 }
