@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,31 +14,57 @@ import (
 const etcdPort = 2379
 
 func etcdURL(n *Node) string {
-	return "http://" + netip.AddrPortFrom(n.Underlay(), etcdPort).String()
+	return "https://" + netip.AddrPortFrom(n.Underlay(), etcdPort).String()
 }
 
-// store is the coordinator's --store.
-func (l *Lab) store(n *Node) string {
-	if l.etcd {
-		return "etcd:" + etcdURL(n)
+func (l *Lab) etcdDir() string { return filepath.Join(l.Dir, "etcd") }
+
+// Store is the coordinator's --store.
+func (c *Coordinator) Store() string {
+	if c.lab.etcd {
+		return "etcd:" + etcdURL(c.node)
 	}
-	return "bbolt:" + filepath.Join(l.coordinatorDir(), "coordinator.db")
+	return "bbolt:" + filepath.Join(c.lab.coordinatorDir(), "coordinator.db")
 }
 
-// startEtcd starts a cluster of one member on a node and waits until it answers.
+// StoreArgs are how a client of the store identifies itself.
+func (c *Coordinator) StoreArgs() []string {
+	if !c.lab.etcd {
+		return nil
+	}
+	ca, client := c.lab.etcdIdentity("ca"), c.lab.etcdIdentity("client")
+	return []string{"--store-ca", ca.cert, "--store-cert", client.cert, "--store-key", client.key}
+}
+
+// Etcdctl runs etcdctl as the coordinator's client of etcd.
+func (c *Coordinator) Etcdctl(ctx context.Context, args ...string) (string, error) {
+	return c.lab.etcdctl(ctx, c.node, args...)
+}
+
+func (l *Lab) etcdctl(ctx context.Context, n *Node, args ...string) (string, error) {
+	ca, client := l.etcdIdentity("ca"), l.etcdIdentity("client")
+	return n.Run(ctx, append([]string{"env", "ETCDCTL_API=3", "etcdctl", "--endpoints", etcdURL(n),
+		"--cacert", ca.cert, "--cert", client.cert, "--key", client.key}, args...)...)
+}
+
+// startEtcd starts a cluster of one member on a node, which speaks TLS and demands
+// certificates, and waits until it answers.
 func (l *Lab) startEtcd(ctx context.Context, n *Node) error {
+	ca, err := l.makeEtcdIdentities(n)
+	if err != nil {
+		return err
+	}
+	member := l.etcdIdentity("member")
 	const peer = "http://127.0.0.1:2380"
-	_, err := l.Start(n.Netns, "etcd", "etcd", "--data-dir", filepath.Join(l.Dir, "etcd"),
+	_, err = l.Start(n.Netns, "etcd", "etcd", "--data-dir", filepath.Join(l.etcdDir(), "data"),
 		"--listen-client-urls", etcdURL(n), "--advertise-client-urls", etcdURL(n),
+		"--cert-file", member.cert, "--key-file", member.key, "--trusted-ca-file", ca.cert, "--client-cert-auth",
 		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "default="+peer)
 	if err != nil {
 		return err
 	}
 	return Wait(ctx, "etcd to answer", 20*time.Second, func() error {
-		b, err := n.Get(ctx, etcdURL(n)+"/health")
-		if err == nil && !strings.Contains(string(b), "true") {
-			err = fmt.Errorf("%s", b)
-		}
+		_, err := l.etcdctl(ctx, n, "get", "none")
 		return err
 	})
 }
@@ -55,15 +80,9 @@ func (l *Lab) startSecond(ctx context.Context, first *Coordinator, n *Node) (*Co
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	argv := append(slices.Clone(first.argv), "--state-dir", dir, "--join-token", strings.TrimSpace(token)) // the last one counts
-	second := &Coordinator{node: n, lab: l, URL: l.scheme() + netip.AddrPortFrom(n.Underlay(), CoordinatorPort).String(), argv: argv}
-	if second.Proc, err = l.Start(n.Netns, "coordinator2", argv...); err != nil {
-		return nil, err
-	}
-	err = Wait(ctx, "the second coordinator to be ready", 20*time.Second, func() error {
-		_, err := get(ctx, socketClient(filepath.Join(dir, "coordinator.sock")), "http://coordinator/readyz")
-		return err
-	})
+	second := l.newCoordinator(n, "coordinator2", dir)
+	second.file = first.file
+	second.argv = append(slices.Clone(first.argv), "--state-dir", dir, "--join-token", strings.TrimSpace(token)) // the last one counts
 	first.URL += "," + second.URL
-	return second, err
+	return second, second.Restart(ctx)
 }

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -31,6 +32,9 @@ type Host struct {
 	Bin      string // directory of the programs of another build; empty: those of the lab
 	Datapath string // which way traffic takes (--datapath); empty: the agent decides
 	Routing  string // how it sends to other hosts (--routing); empty: as by default
+	// Later is by how much CLOCK_BOOTTIME is ahead for agent and CNI programs, from
+	// their next start on: the host has slept for as long.
+	Later time.Duration
 
 	RunDir, StateDir, CNIConfDir, UCRConfDir string
 	cniCache                                 string
@@ -60,7 +64,9 @@ type Coordinator struct {
 	node *Node
 	URL  string
 	Args []string // further ones, from the next start on
-	file string   // the cluster configuration
+	name string
+	dir  string // of its state
+	file string // the cluster configuration
 	argv []string
 	lab  *Lab
 }
@@ -72,13 +78,18 @@ func (l *Lab) StartCoordinator(ctx context.Context, n *Node, config string) (*Co
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	c := &Coordinator{node: n, lab: l, file: filepath.Join(dir, "overlay.yaml"), URL: l.scheme() + netip.AddrPortFrom(n.Underlay(), CoordinatorPort).String()}
-	c.argv = []string{
+	c := l.newCoordinator(n, "coordinator", dir)
+	c.file = filepath.Join(dir, "overlay.yaml")
+	c.argv = append([]string{
 		filepath.Join(l.Bin, "overlayd"), "coordinator", fmt.Sprintf("--insecure=%v", !l.secure), "--config", c.file,
 		"--listen", fmt.Sprintf("[::]:%d", CoordinatorPort),
-		"--store", l.store(n), "--state-dir", dir,
-	}
+		"--store", c.Store(), "--state-dir", dir,
+	}, c.StoreArgs()...)
 	return c, c.Reconfigure(ctx, config)
+}
+
+func (l *Lab) newCoordinator(n *Node, name, dir string) *Coordinator {
+	return &Coordinator{node: n, lab: l, name: name, dir: dir, URL: l.scheme() + netip.AddrPortFrom(n.Underlay(), CoordinatorPort).String()}
 }
 
 // File is where its cluster configuration lies.
@@ -96,7 +107,7 @@ func (c *Coordinator) Reconfigure(ctx context.Context, config string) error {
 // Restart starts the coordinator again after Kill or Stop and waits until it is
 // ready.
 func (c *Coordinator) Restart(ctx context.Context) (err error) {
-	if c.Proc, err = c.lab.Start(c.node.Netns, "coordinator", slices.Concat(c.argv, c.Args)...); err != nil {
+	if c.Proc, err = c.lab.Start(c.node.Netns, c.name, slices.Concat(c.argv, c.Args)...); err != nil {
 		return err
 	}
 	return Wait(ctx, "the coordinator to be ready", 20*time.Second, func() error {
@@ -108,7 +119,7 @@ func (c *Coordinator) Restart(ctx context.Context) (err error) {
 // Get fetches one of the coordinator's pages, as its operator.
 func (c *Coordinator) Get(ctx context.Context, path string) ([]byte, error) {
 	if c.lab.secure {
-		return get(ctx, c.lab.operator(), "http://coordinator"+path)
+		return get(ctx, c.Operator(), "http://coordinator"+path)
 	}
 	return c.node.Get(ctx, c.URL+path)
 }
@@ -190,8 +201,21 @@ func (h *Host) StartAgent(coordinator string, args ...string) (err error) {
 	if h.Routing != "" {
 		argv = append(argv, "--routing", h.Routing)
 	}
-	h.Proc, err = h.Lab.Start(h.Netns, "agent-"+filepath.Base(h.Dir), argv...)
+	h.Proc, err = h.Lab.Start(h.Netns, "agent-"+filepath.Base(h.Dir), h.later(argv)...)
 	return err
+}
+
+// Command is described with Netns.Command; what it runs is Later.
+func (h *Host) Command(ctx context.Context, argv ...string) *exec.Cmd {
+	return h.Netns.Command(ctx, h.later(argv)...)
+}
+
+// later has a program run in a time namespace of its own.
+func (h *Host) later(argv []string) []string {
+	if h.Later == 0 {
+		return argv
+	}
+	return append([]string{"unshare", "--fork", "--kill-child", "-T", "--boottime", fmt.Sprint(int64(h.Later.Seconds())), "--"}, argv...)
 }
 
 // WaitRegistered waits until the coordinator shows the host with every overlay

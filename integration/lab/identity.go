@@ -21,14 +21,11 @@ func (l *Lab) scheme() string {
 	return "http://"
 }
 
-// operator asks the coordinator on its socket, which does not care for network
-// namespaces.
-func (l *Lab) operator() *http.Client {
-	return socketClient(filepath.Join(l.coordinatorDir(), "coordinator.sock"))
+// Operator speaks HTTP with the coordinator as root of its host, on its socket, which
+// does not care for network namespaces.
+func (c *Coordinator) Operator() *http.Client {
+	return socketClient(filepath.Join(c.dir, "coordinator.sock"))
 }
-
-// Operator speaks HTTP with the coordinator as root of its host.
-func (c *Coordinator) Operator() *http.Client { return c.lab.operator() }
 
 func socketClient(path string) *http.Client {
 	return &http.Client{Transport: &http.Transport{

@@ -332,7 +332,7 @@ func (c *Coordinator) applyAll(rev uint64, events []store.Event) error {
 			c.agentEventLocked(was, c.view.agents[id])
 		}
 		if id, ok := strings.CutPrefix(e.Key, prefixSeen); ok {
-			c.announce.lookLater(id)
+			c.seenChangedLocked(id)
 		}
 		if e.Key == keyCluster {
 			c.clusterChangedLocked()

@@ -1,6 +1,7 @@
 package coordinator_test
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"strings"
@@ -25,6 +26,55 @@ func copied(t *testing.T, err error) {
 	}
 }
 
+// answer registers, as an agent does, whenever that is asked for, until the stream
+// ends.
+func (s *stream) answer(n *node, with func() api.RegisterRequest) {
+	for {
+		select {
+		case e := <-s.events:
+			if e.Register {
+				_, _ = n.client.Register(context.Background(), with()) // a failure is no answer
+			}
+		case err := <-s.done:
+			s.done <- err
+			return
+		}
+	}
+}
+
+// A host that lost its power comes back while the connection from before is open
+// still, where nobody answers. It is not taken for a copy for good.
+func TestPowerCutIsNotACopy(t *testing.T) {
+	n := start(t, newStore(t), seedNetwork)
+	lease := n.register(t, instanceOf("one", "10.0.0.1"))
+	w := n.watchFrom(t, "a", api.Known{Instance: "one"})
+	w.next(t)
+	notYet := func(own string) {
+		t.Helper()
+		_, err := n.client.Register(t.Context(), instanceOf(own, "10.0.0.1", "one"))
+		var refusal *api.Error
+		if !errors.As(err, &refusal) || refusal.Code != http.StatusServiceUnavailable || refusal.Kind != api.KindIDInUse {
+			t.Errorf("error %v, want to be told to come again", err)
+		}
+	}
+	notYet("two")
+	w.stop()
+	if again := n.register(t, instanceOf("two", "10.0.0.1", "one")); again.Epoch != lease.Epoch {
+		t.Errorf("epoch %d, before %d", again.Epoch, lease.Epoch)
+	}
+	// One that was told so is a copy when the host answers late.
+	w = n.watchFrom(t, "a", api.Known{Instance: "two"})
+	w.next(t)
+	_, err := n.client.Register(t.Context(), instanceOf("copy", "10.0.0.1", "two"))
+	if err == nil {
+		t.Error("a copy was accepted")
+	}
+	n.register(t, instanceOf("two", "10.0.0.1"))
+	w.stop()
+	_, err = n.client.Register(t.Context(), instanceOf("copy", "10.0.0.1", "two"))
+	copied(t, err)
+}
+
 // A copy of a host, with the same id and address, is refused as long as the host
 // lives: while it is connected, while it starts again, and whoever starts again
 // or asks another coordinator.
@@ -32,9 +82,11 @@ func TestCopyOfAHost(t *testing.T) {
 	s := newStore(t)
 	n := start(t, s, seedNetwork)
 	lease := n.register(t, instanceOf("one", "10.0.0.1"))
+	at := "10.0.0.1"
 	follow := func(instance string) *stream {
 		w := n.watchFrom(t, "a", api.Known{Instance: instance})
 		w.next(t)
+		go w.answer(n, func() api.RegisterRequest { return instanceOf(instance, at) })
 		return w
 	}
 	w := follow("one")
@@ -57,6 +109,7 @@ func TestCopyOfAHost(t *testing.T) {
 	}
 	w = follow("two")
 	// It moves while its stream is open: it is known to be itself.
+	at = "10.0.0.9"
 	if moved := n.register(t, instanceOf("two", "10.0.0.9", "one")); moved.AgentIP.String() != "10.0.0.9" {
 		t.Errorf("it moved to %s", moved.AgentIP)
 	}
@@ -86,4 +139,30 @@ func TestRestartIsNotACopy(t *testing.T) {
 	n.register(t, instanceOf("two", "10.0.0.1", "one"))
 	_, err := n.client.Register(t.Context(), instanceOf(strings.Repeat("x", 65), "10.0.0.1"))
 	refused(t, err, http.StatusBadRequest, "instance of agent a")
+}
+
+// A copy that asks another coordinator than the one the host is connected to is
+// refused there as well.
+func TestCopyAtAnotherCoordinator(t *testing.T) {
+	s := newStore(t)
+	a, b := shared(t, s, "127.0.0.1:0"), shared(t, s, "127.0.0.1:0")
+	a.register(t, instanceOf("one", "10.0.0.1"))
+	w := a.watchFrom(t, "a", api.Known{Instance: "one"})
+	w.next(t)
+	go w.answer(a, func() api.RegisterRequest { return instanceOf("one", "10.0.0.1") })
+	eventually(t, "b knows that it is connected", func() bool {
+		agents, err := b.client.Agents(t.Context())
+		return err == nil && len(agents) == 1 && agents[0].Connected
+	})
+	for _, ip := range []string{"10.0.0.1", "10.0.0.2"} {
+		_, err := b.client.Register(t.Context(), instanceOf("copy", ip, "one"))
+		copied(t, err)
+	}
+	// When that coordinator ends, nobody has to wait until it counts as dead.
+	a.stop()
+	eventually(t, "the host is accepted elsewhere after a start", func() bool {
+		began := time.Now()
+		_, err := b.client.Register(t.Context(), instanceOf("two", "10.0.0.1", "one"))
+		return err == nil && time.Since(began) < time.Second
+	})
 }

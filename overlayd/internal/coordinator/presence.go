@@ -22,7 +22,7 @@ type presence struct {
 	toldNetwork uint64              // revision of the network that the lease was of
 	registering int                 // registrations in progress
 	watches     map[*watch]struct{} // nil until there is one
-	rivals      map[string]bool     // instances that were refused as copies
+	contest     *contest            // nil until somebody came in its place
 }
 
 // watch is one connected stream of peers.

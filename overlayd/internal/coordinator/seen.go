@@ -51,6 +51,8 @@ type beat struct {
 	Clock int64 `json:"clock,omitempty"`
 	// URLs are where other coordinators reach it.
 	URLs []string `json:"urls,omitempty"`
+	// Ended: it is the last one, so nobody has to wait for the next.
+	Ended bool `json:"ended,omitempty"`
 }
 
 type storedBeat struct {
@@ -65,6 +67,11 @@ type seen struct {
 	At int64  `json:"at,omitempty"` // Unix seconds
 	// Clock is the beat.Clock of then.
 	Clock int64 `json:"clock,omitempty"`
+	// Asks is an instance of the agent that came to another coordinator than By,
+	// which is to find out whether the one that is connected to it lives; Lives is
+	// the last one that was answered so. See instance.go.
+	Asks  string `json:"asks,omitempty"`
+	Lives string `json:"lives,omitempty"`
 }
 
 type storedSeen struct {
@@ -112,7 +119,7 @@ func (c *Coordinator) connectedElsewhereLocked(id string) bool {
 // deadLocked reports whether another coordinator is at work no longer.
 func (c *Coordinator) deadLocked(run string) bool {
 	b, ok := c.view.beats[run]
-	return !c.shared || !ok || time.Since(b.heard) > deadCoordinator
+	return !c.shared || !ok || b.Ended || time.Since(b.heard) > deadCoordinator
 }
 
 // lastSeenLocked is when an agent was last heard of, now when it is connected; zero
@@ -220,7 +227,7 @@ func (c *Coordinator) keepPresence(ctx context.Context) {
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 			defer cancel()
-			c.beat(last)
+			c.beatAs(last, true)
 			if !c.shared {
 				c.writeSeen(last)
 			}
@@ -230,11 +237,17 @@ func (c *Coordinator) keepPresence(ctx context.Context) {
 }
 
 func (c *Coordinator) beatOp() store.Op {
-	return store.Op{Key: keyCoordinator(c.run), Value: encode(beat{At: time.Now().Unix(), Clock: c.clock(), URLs: c.urls})}
+	return c.beatOpAs(false)
 }
 
-func (c *Coordinator) beat(ctx context.Context) {
-	_, err := c.store.Commit(ctx, store.Txn{Then: []store.Op{c.beatOp()}})
+func (c *Coordinator) beatOpAs(ended bool) store.Op {
+	return store.Op{Key: keyCoordinator(c.run), Value: encode(beat{At: time.Now().Unix(), Clock: c.clock(), URLs: c.urls, Ended: ended})}
+}
+
+func (c *Coordinator) beat(ctx context.Context) { c.beatAs(ctx, false) }
+
+func (c *Coordinator) beatAs(ctx context.Context, ended bool) {
+	_, err := c.store.Commit(ctx, store.Txn{Then: []store.Op{c.beatOpAs(ended)}})
 	c.noteWrite(err)
 }
 
@@ -294,10 +307,17 @@ func (c *Coordinator) composeSeenLocked(txn *store.Txn, id string) {
 		}
 		op.Delete = true
 	case connected:
+		now := seen{By: c.run}
 		if s.By == c.run {
+			now = s.seen
+		}
+		if p.contest != nil && p.contest.answered.After(s.heard) {
+			now.Lives = now.Asks
+		}
+		if now == s.seen {
 			return
 		}
-		op.Value = encode(seen{By: c.run})
+		op.Value = encode(now)
 	case s.At != 0 && s.By == "" && (p == nil || p.seen.Unix() <= s.At):
 		return // gone already, and not seen since
 	case c.shared && s.By != "" && s.By != c.run:
