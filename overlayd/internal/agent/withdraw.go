@@ -20,6 +20,9 @@ import (
 //	a peer has a subnet of ours, with a higher epoch ---> withheld, lease lost
 //	a registration answers with another subnet ---------> withheld, until drained
 //	no container is left on the bridges ----------------> set up as leased
+//
+// That is so for the first subnet of an overlay. A further block goes alone, and the
+// bridges stay with everything else that they have.
 
 // subnetsOf are the subnets of a grant, with those of further blocks.
 func subnetsOf(g conf.Grant) (out []netip.Prefix) {
@@ -29,9 +32,14 @@ func subnetsOf(g conf.Grant) (out []netip.Prefix) {
 	return out
 }
 
-// withdraw takes in that a lease has other subnets than the one before. What it has
-// again is no longer withdrawn, nor is what an overlay had that is not served now: its
-// containers keep their addresses, which nobody gets.
+// firstOf are the subnets of a grant without those of further blocks.
+func firstOf(g conf.Grant) []netip.Prefix {
+	return conf.Block{Subnet: g.Subnet, Subnet6: g.Subnet6}.Prefixes()
+}
+
+// withdraw takes in that a lease has other first subnets than the one before. What it
+// has again is no longer withdrawn, nor is what an overlay had that is not served now:
+// its containers keep their addresses, which nobody gets.
 func (l *loop) withdraw(before *heldLease) {
 	left := map[string][]netip.Prefix{}
 	for _, g := range l.lease.held.Grants {
@@ -40,7 +48,8 @@ func (l *loop) withdraw(before *heldLease) {
 		if before != nil {
 			used := before.inUse().Grants // a block that was given back is no loss
 			if i := slices.IndexFunc(used, func(b conf.Grant) bool { return b.Overlay.Name == name }); i >= 0 {
-				was = append(was, subnetsOf(used[i])...)
+				was = append(was, firstOf(used[i])...)
+				l.warnOfBlocks(used[i], now)
 			}
 		}
 		for _, s := range was {
@@ -58,9 +67,21 @@ func (l *loop) withdraw(before *heldLease) {
 	l.lease.left = left
 }
 
+// warnOfBlocks says which further blocks that were in use a lease no longer has.
+func (l *loop) warnOfBlocks(used conf.Grant, now []netip.Prefix) {
+	for _, b := range used.Blocks {
+		for _, s := range b.Prefixes() {
+			if !slices.ContainsFunc(now, s.Overlaps) {
+				l.log.Warn("a further subnet of this host was granted elsewhere; containers with addresses of it have to be started anew",
+					logkey.Overlay, used.Overlay.Name, logkey.Subnets, s)
+			}
+		}
+	}
+}
+
 // withheld says of an overlay of the lease why it is not set up at present, if it is not.
 func (l *loop) withheld(g conf.Grant) string {
-	for _, s := range subnetsOf(g) {
+	for _, s := range firstOf(g) {
 		if why, ok := l.peers.claims.elsewhere[s]; ok {
 			return why + l.stillOn(g.Overlay.Name)
 		}
@@ -91,14 +112,18 @@ func (l *loop) stillOn(overlay string) string {
 }
 
 // effective is the lease less the overlays that are withheld, which have the reason
-// in place of their subnets.
+// in place of their subnets, and less further blocks that are another's.
 func (l *loop) effective() conf.Lease {
 	lease := l.lease.held.inUse()
 	lease.Grants = slices.Clone(lease.Grants)
 	for i, g := range lease.Grants {
 		if why := l.withheld(g); why != "" {
 			lease.Grants[i] = conf.Grant{Overlay: g.Overlay, Error: why}
+			continue
 		}
+		lease.Grants[i].Blocks = slices.DeleteFunc(slices.Clone(g.Blocks), func(b conf.Block) bool {
+			return slices.ContainsFunc(b.Prefixes(), func(s netip.Prefix) bool { _, lost := l.peers.claims.elsewhere[s]; return lost })
+		})
 	}
 	return lease
 }

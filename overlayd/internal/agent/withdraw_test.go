@@ -191,6 +191,59 @@ func TestSubnetGrantedElsewhere(t *testing.T) {
 	}
 }
 
+// A host that has lost a further block alone keeps the overlay: the block goes, and
+// everything else stays as it is, while nobody but a peer says so and when the
+// coordinator does.
+func TestFurtherBlockElsewhere(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	h := newHost(c)
+	h.start()
+	h.ready()
+	first := h.container("c1", "m-dcos", "9.0.0.5/25", "9.0.0.1")
+	c.stop()
+	h.stop()
+	const lost = "9.0.7.0/24"
+	var l savedLease
+	must(t, conf.ReadJSON(h.stored(leaseFile), &l))
+	l.Lease.Grants[0].Blocks = []conf.Block{{Subnet: prefix("9.0.6.0/24")}, {Subnet: prefix(lost)}}
+	must(t, conf.WriteJSON(h.stored(leaseFile), l, 0o600))
+	must(t, conf.WriteJSON(h.stored(peersFile), savedPeers{
+		AgentID: l.Lease.AgentID, ClusterID: l.Lease.ClusterID,
+		Peers: []conf.Peer{testPeer("new", 9, 1000, lost)},
+	}, 0o600))
+	h.start()
+	s := h.published("the loss", func(s conf.State) bool {
+		o, _ := s.Overlay("dcos")
+		return s.Lease.Lost != "" && o.State != nil && o.State.Status != conf.StatusConfiguring
+	})
+	o, _ := s.Overlay("dcos")
+	if o.State.Status != conf.StatusOK || o.Subnet != prefix("9.0.0.0/24") || o.MesosBridge == nil ||
+		len(o.Blocks) != 1 || o.Blocks[0].Subnet != prefix("9.0.6.0/24") {
+		t.Errorf("published: %+v %+v", o, o.State)
+	}
+	eventually(t, "what is left is set up, and what is lost leads to who has it", func() error {
+		return errors.Join(hasAddr("m-dcos", "9.0.0.1/25"), hasAddr("m-dcos", "9.0.6.1/25"), hasRoute(prefix(lost)), first.reaches("9.0.0.1"))
+	})
+	if err := hasAddr("m-dcos", "9.0.7.1/25"); err == nil {
+		t.Error("the bridge has an address of the lost block")
+	}
+	c.start() // which knows of no block
+	h.ready()
+	s = h.published("the lease of the coordinator", func(s conf.State) bool {
+		o, _ := s.Overlay("dcos")
+		return s.Lease.Lost == "" && len(o.Blocks) == 0
+	})
+	if o, _ := s.Overlay("dcos"); o.State.Status != conf.StatusOK || o.Subnet != prefix("9.0.0.0/24") {
+		t.Errorf("published: %+v %+v", o, o.State)
+	}
+	if err := first.reaches("9.0.0.1"); err != nil {
+		t.Error(err)
+	}
+}
+
 // A host learns of it from its peers alone, because the coordinator does not answer it:
 // it withdraws all the same, and counts.
 func TestSubnetElsewhereByPeers(t *testing.T) {
