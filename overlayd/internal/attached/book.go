@@ -28,6 +28,7 @@ const MaxAddresses = 15
 type Book struct {
 	mu        sync.RWMutex
 	agents    map[string]*agent // none of them ever changes; a report replaces one
+	totals    map[string]int    // attachments, by overlay
 	followers map[*Follower]struct{}
 }
 
@@ -45,7 +46,9 @@ type agent struct {
 }
 
 // New makes an empty book.
-func New() *Book { return &Book{agents: map[string]*agent{}, followers: map[*Follower]struct{}{}} }
+func New() *Book {
+	return &Book{agents: map[string]*agent{}, totals: map[string]int{}, followers: map[*Follower]struct{}{}}
+}
 
 // Change is what a report has changed.
 type Change struct {
@@ -112,12 +115,14 @@ func (b *Book) apply(r api.AttachmentReport, source string, most int, newer func
 
 // replace puts an agent in the place of another one, if that is still there.
 func (b *Book) replace(id string, old, now *agent) bool {
+	was, is := old.byOverlay(), now.byOverlay()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.agents[id] != old {
 		return false
 	}
 	b.agents[id] = now
+	b.count(was, is)
 	if now.source == "" {
 		for f := range b.followers {
 			f.mark(id)
@@ -244,7 +249,34 @@ func without(list, these []string) (out []string) {
 func (b *Book) Forget(id string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.count(b.agents[id].byOverlay(), nil)
 	delete(b.agents, id)
+}
+
+// count takes in that an agent has other attachments. The caller has mu.
+func (b *Book) count(was, is map[string]int) {
+	for overlay, n := range was {
+		if b.totals[overlay] -= n; b.totals[overlay] == 0 {
+			delete(b.totals, overlay)
+		}
+	}
+	for overlay, n := range is {
+		b.totals[overlay] += n
+	}
+}
+
+// byOverlay counts what an agent has attached. The agent may be nil.
+func (a *agent) byOverlay() map[string]int {
+	if a == nil {
+		return nil
+	}
+	out := map[string]int{}
+	for b := a.records; len(b) > 0; {
+		var r record
+		r, b = next(b)
+		out[a.kinds[r.kind].Value().overlay]++
+	}
+	return out
 }
 
 // Has reports whether the agent has reported.

@@ -249,9 +249,24 @@ func TestSearch(t *testing.T) {
 	if _, err := b.Search(agents, attached.Query{After: "x", Limit: 1}); err == nil {
 		t.Error("a place that no page has named is taken")
 	}
-	total, byAgent := b.AttachedTo("blue")
+	total, byAgent := b.Total("blue"), b.AttachedTo("blue")
 	if total != hosts*each-1 || byAgent[id(7)] != each-1 || byAgent[id(8)] != each {
 		t.Errorf("%d in blue: %v", total, byAgent)
+	}
+	for _, h := range []int{7, 8} { // totals are kept, not counted
+		if h == 8 {
+			_, err := b.Apply(api.AttachmentReport{AgentID: id(h), Instance: "other", Sequence: 1, Snapshot: true}, most)
+			must(t, err)
+		} else {
+			b.Forget(id(h))
+		}
+		total = 0
+		for _, n := range b.AttachedTo("blue") {
+			total += n
+		}
+		if got := b.Total("blue"); got != total || b.Total("green") != 0 {
+			t.Errorf("%d in blue and %d in green, want %d and none", got, b.Total("green"), total)
+		}
 	}
 }
 

@@ -262,11 +262,19 @@ func (b *Book) Host(id string) (host *api.Host, problems []string) {
 	return a.host, a.problems
 }
 
-// AttachedTo counts the attachments of an overlay, by agent id.
-func (b *Book) AttachedTo(overlay string) (total int, byAgent map[string]int) {
+// Total is how many attachments an overlay has. It takes the same time however many
+// there are.
+func (b *Book) Total(overlay string) int {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	byAgent = map[string]int{}
+	return b.totals[overlay]
+}
+
+// AttachedTo counts the attachments of an overlay, by agent id.
+func (b *Book) AttachedTo(overlay string) map[string]int {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	byAgent := map[string]int{}
 	for id, a := range b.agents {
 		in := a.matches(overlay, func(string) bool { return false })
 		n := 0
@@ -278,8 +286,7 @@ func (b *Book) AttachedTo(overlay string) (total int, byAgent map[string]int) {
 		}
 		if n > 0 {
 			byAgent[id] = n
-			total += n
 		}
 	}
-	return total, byAgent
+	return byAgent
 }

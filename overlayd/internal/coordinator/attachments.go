@@ -189,11 +189,6 @@ func (r record) room() (n int) {
 	return n
 }
 
-// attachedTo counts the containers of an overlay, by agent id.
-func (c *Coordinator) attachedTo(overlay string) (total int, byAgent map[string]int) {
-	return c.book.AttachedTo(overlay)
-}
-
 // refs are the agents in the order of searches, superseded ones left out.
 func (c *Coordinator) refs() []attached.Ref {
 	c.mu.Lock()
@@ -317,8 +312,7 @@ func (c *Coordinator) addressMetrics(p *metrics.Page) {
 		}
 	}
 	for _, o := range c.network().Overlays {
-		n, _ := c.attachedTo(o.Name)
-		p.Gauge("overlay_coordinator_containers", "Containers of all agents together.", float64(n), "overlay", o.Name)
+		p.Gauge("overlay_coordinator_containers", "Containers of all agents together.", float64(c.book.Total(o.Name)), "overlay", o.Name)
 	}
 }
 

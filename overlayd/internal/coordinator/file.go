@@ -102,7 +102,7 @@ func (c *Coordinator) finishFile(ctx context.Context) {
 // untoldLocked reports whether a host has set up an overlay and not told whether
 // containers are attached.
 func (c *Coordinator) untoldLocked(overlay string) bool {
-	return slices.ContainsFunc(c.hostsOfLocked(overlay), func(h api.OverlayHost) bool { return h.Unknown })
+	return slices.ContainsFunc(c.hostsOfLocked(overlay, nil), func(h api.OverlayHost) bool { return h.Unknown })
 }
 
 // sameAsFile reports whether a network is what the file says.
@@ -143,9 +143,9 @@ func (c *Coordinator) fileDiffersLocked(o conf.Overlay) string {
 }
 
 // hostsOfLocked is what is attached to an overlay, by host: those that have
-// containers, and those that have set it up and have not told whether they have.
-func (c *Coordinator) hostsOfLocked(overlay string) (hosts []api.OverlayHost) {
-	_, byAgent := c.attachedTo(overlay)
+// containers, which the book counts, and those that have set it up and have not told
+// whether they have.
+func (c *Coordinator) hostsOfLocked(overlay string, byAgent map[string]int) (hosts []api.OverlayHost) {
 	for id, n := range byAgent {
 		if a := c.view.agents[id]; a != nil && n > 0 {
 			hosts = append(hosts, api.OverlayHost{AgentID: id, AgentIP: a.IP, Containers: n})

@@ -63,7 +63,7 @@ func (d *differ) change(overlay string, hosts int, what, effect string) {
 func (d *differ) hostsOf(overlay string) []api.OverlayHost {
 	hosts, ok := d.hosts[overlay]
 	if !ok && overlay != "" {
-		hosts = d.c.hostsOfLocked(overlay)
+		hosts = d.c.hostsOfLocked(overlay, d.c.book.AttachedTo(overlay))
 		d.hosts[overlay] = hosts
 	}
 	return hosts

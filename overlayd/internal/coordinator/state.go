@@ -119,14 +119,15 @@ func (c *Coordinator) Agents() []api.Agent {
 // Overlays lists every configured overlay in the order of the configuration,
 // then those of which only stored leases are left.
 func (c *Coordinator) Overlays() []api.Overlay {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	leases := map[string]int{}
-	for _, a := range c.view.agents {
-		for _, h := range a.Subnets {
-			leases[h.Overlay]++
+	byAgent := map[string]map[string]int{} // by overlay that is drained
+	for _, o := range c.network().Overlays {
+		if o.Draining { // who counts looks at every container: not while others wait
+			byAgent[o.Name] = c.book.AttachedTo(o.Name)
 		}
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	leases := maps.Clone(c.view.leases)
 	out := []api.Overlay{}
 	for _, o := range c.network().Overlays {
 		p := c.view.pools.overlays[o.Name]
@@ -134,9 +135,9 @@ func (c *Coordinator) Overlays() []api.Overlay {
 			Overlay: o, Configured: true, Leases: leases[o.Name],
 			Pool: poolOf(p.v4), Pool6: poolOf(p.v6), FileDiffers: c.fileDiffersLocked(o),
 		}
-		row.Containers, _ = c.attachedTo(o.Name)
+		row.Containers = c.book.Total(o.Name)
 		if o.Draining {
-			row.Hosts = c.hostsOfLocked(o.Name)
+			row.Hosts = c.hostsOfLocked(o.Name, byAgent[o.Name])
 		}
 		out = append(out, row)
 		delete(leases, o.Name)

@@ -19,6 +19,7 @@ import (
 type view struct {
 	rev        uint64
 	agents     map[string]*agent
+	leases     map[string]int // agents that hold something of an overlay, by its name
 	statuses   map[string]storedStatus
 	byIP       map[netip.Addr]string
 	cluster    transfer.Cluster
@@ -59,6 +60,7 @@ func newView(n *network) *view {
 	return &view{
 		network:  n,
 		agents:   map[string]*agent{},
+		leases:   map[string]int{},
 		statuses: map[string]storedStatus{},
 		byIP:     map[netip.Addr]string{},
 		seen:     map[string]storedSeen{},
@@ -232,7 +234,9 @@ func (v *view) apply(e store.Event) (agentID string, err error) {
 
 func (v *view) applyAgent(e store.Event) (string, error) {
 	id := strings.TrimPrefix(e.Key, prefixAgent)
+	was := v.agents[id]
 	if e.Delete {
+		v.countLeases(was, -1)
 		delete(v.agents, id)
 		return id, nil
 	}
@@ -240,11 +244,25 @@ func (v *view) applyAgent(e store.Event) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if was := v.agents[id]; was != nil {
+	if was != nil {
 		a.id = was.id // which others have, see name
 	}
+	v.countLeases(was, -1)
+	v.countLeases(a, 1)
 	v.agents[a.id] = a
 	return id, nil
+}
+
+// countLeases adds to the leases what an agent holds. The agent may be nil.
+func (v *view) countLeases(a *agent, n int) {
+	if a == nil {
+		return
+	}
+	for _, h := range a.Subnets {
+		if v.leases[h.Overlay] += n; v.leases[h.Overlay] == 0 {
+			delete(v.leases, h.Overlay)
+		}
+	}
 }
 
 func (v *view) applyResource(e store.Event, r resource) error {
