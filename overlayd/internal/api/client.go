@@ -221,41 +221,24 @@ func (c *Client) Watch(ctx context.Context, agentID string, known Known, fn func
 // watch follows one stream. It ends when nothing at all was received for limit,
 // or after that nothing for silence.
 func (c *Client) watch(ctx context.Context, target string, limit, silence time.Duration, fn func(PeerEvent) error) (received bool, err error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	started := time.Now()
-	quiet := time.AfterFunc(limit, func() {
-		cancel(fmt.Errorf("nothing was received from the coordinator for %s", min(silence, time.Since(started)).Round(time.Second)))
+	_, err = c.open(ctx, target, "", limit, silence, func(r *receivedReader) error {
+		events := json.NewDecoder(r)
+		for {
+			var e PeerEvent
+			if err := events.Decode(&e); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+				return errEnded
+			} else if err != nil {
+				return err
+			}
+			received = true
+			r.timer.Stop() // fn may take its time
+			if err := fn(e); err != nil {
+				return err
+			}
+			r.timer.Reset(silence)
+		}
 	})
-	defer quiet.Stop()
-
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
-	if err != nil {
-		return false, err
-	}
-	resp, err := c.hc.Do(req)
-	if err != nil {
-		return false, because(ctx, err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return false, readError(resp)
-	}
-	events := json.NewDecoder(&receivedReader{resp.Body, quiet, silence})
-	for {
-		var e PeerEvent
-		if err := events.Decode(&e); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return received, errors.New("the coordinator ended the stream")
-		} else if err != nil {
-			return received, because(ctx, err)
-		}
-		received = true
-		quiet.Stop() // fn may take its time
-		if err := fn(e); err != nil {
-			return true, err
-		}
-		quiet.Reset(silence)
-	}
+	return received, err
 }
 
 // because replaces the error of a cancelled request by the reason.

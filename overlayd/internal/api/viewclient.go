@@ -126,7 +126,7 @@ var errEnded = errors.New("the coordinator ended the stream")
 // nil.
 func (c *Client) Attachments(ctx context.Context, fn func(AttachmentLine) error) error {
 	err := c.try(ctx, func(base string, limit, silence time.Duration) (bool, error) {
-		return c.open(ctx, base+PathAttachments, "application/x-ndjson", limit, silence, func(r io.Reader) error {
+		return c.open(ctx, base+PathAttachments, "application/x-ndjson", limit, silence, func(r *receivedReader) error {
 			lines := json.NewDecoder(r)
 			for {
 				var line AttachmentLine
@@ -146,7 +146,7 @@ func (c *Client) Attachments(ctx context.Context, fn func(AttachmentLine) error)
 
 // follow reads the lines of a stream of events.
 func (c *Client) follow(ctx context.Context, target string, limit, silence time.Duration, fn func(line []byte) error) (received bool, err error) {
-	return c.open(ctx, target, "text/event-stream", limit, silence, func(r io.Reader) error {
+	return c.open(ctx, target, "text/event-stream", limit, silence, func(r *receivedReader) error {
 		lines := bufio.NewScanner(r)
 		lines.Buffer(nil, maxEventLine)
 		for lines.Scan() {
@@ -161,12 +161,15 @@ func (c *Client) follow(ctx context.Context, target string, limit, silence time.
 	})
 }
 
-// open has a stream read until it ends, or nothing is received for limit, and after
-// that for silence.
-func (c *Client) open(ctx context.Context, target, kind string, limit, silence time.Duration, read func(io.Reader) error) (opened bool, err error) {
+// open has a stream of a kind (empty: any) read until it ends, or nothing is received
+// for limit, and after that for silence.
+func (c *Client) open(ctx context.Context, target, kind string, limit, silence time.Duration, read func(*receivedReader) error) (opened bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	quiet := time.AfterFunc(limit, func() { cancel(errors.New("nothing was received from the coordinator in time")) })
+	started := time.Now()
+	quiet := time.AfterFunc(limit, func() {
+		cancel(fmt.Errorf("nothing was received from the coordinator for %s", min(silence, time.Since(started)).Round(time.Second)))
+	})
 	defer quiet.Stop()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
 	if err != nil {
