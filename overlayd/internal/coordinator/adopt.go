@@ -78,10 +78,28 @@ func (c *Coordinator) witnessed(cluster string) uint64 {
 	return c.adopt.Witness.Highest(cluster)
 }
 
-// noteEpochLocked has the witness know what the store can have given by now.
-func (c *Coordinator) noteEpochLocked() {
-	if c.adopt.Witness != nil {
-		c.adopt.Witness.Note(c.view.cluster.ID, c.view.cluster.EpochBase+c.view.rev)
+// noteEpoch has the witness know what the store can have given by now.
+func (c *Coordinator) noteEpoch() {
+	c.mu.Lock()
+	cluster, epoch := c.view.cluster.ID, c.view.cluster.EpochBase+c.view.rev
+	c.mu.Unlock()
+	c.adopt.Witness.Note(cluster, epoch)
+}
+
+// noteEpochs does so whenever the store has changed, until ctx ends. Nobody waits for
+// the witness, which may be on a slow disk: it may be behind the store.
+func (c *Coordinator) noteEpochs(ctx context.Context) {
+	if c.adopt.Witness == nil {
+		return
+	}
+	for {
+		c.noteEpoch()
+		select {
+		case <-c.advanced:
+		case <-ctx.Done():
+			c.noteEpoch()
+			return
+		}
 	}
 }
 
@@ -165,6 +183,16 @@ func (v *view) claimOf(a *agent) uint64 {
 		return a.Adopted
 	}
 	return v.cluster.Epoch(a.mod)
+}
+
+// claimKept is record.Adopted of a record that is written anew without a fresh block.
+// What was granted before a loss keeps its claim: an agent that moves is not to have
+// more right to a block than who was granted it since, and has not come back yet.
+func (v *view) claimKept(was *agent, next record) uint64 {
+	if claim := v.claimOf(was); next.Adopted == 0 && claim <= v.cluster.EpochBase {
+		return claim
+	}
+	return next.Adopted
 }
 
 // adoptableLocked reports whether a lease that an agent shows says more about what it

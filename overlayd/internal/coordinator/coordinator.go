@@ -86,6 +86,7 @@ type Coordinator struct {
 	epochBase  atomic.Uint64 // see transfer.Cluster
 	adopt      Adopt
 	adopting   chan struct{} // has a token when there may be an adoption to end
+	advanced   chan struct{} // has a token when the view may be newer than what was witnessed
 	run        string        // the run that this start began
 	hub        *hub
 	encoded    encodedState
@@ -161,6 +162,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 		dirty:     make(chan struct{}, 1),
 		adopt:     o.Adopt.withDefaults(),
 		adopting:  make(chan struct{}, 1),
+		advanced:  make(chan struct{}, 1),
 	}
 	edited := !o.Unedited
 	for {
@@ -186,7 +188,6 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 	c.clusterID = c.view.cluster.ID
 	c.epochBase.Store(c.view.cluster.EpochBase)
 	c.partial = c.view.cluster.Adopting != 0
-	c.noteEpochLocked()
 	c.hub = newHub(c.view.rev)
 	c.logFileDiffersLocked()
 	c.logUnconfigured()
@@ -282,6 +283,7 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	others.Go(func() { c.keepPresence(ctx) })
 	others.Go(func() { c.announcePresence(ctx) })
 	others.Go(func() { c.endAdoptions(ctx) })
+	others.Go(func() { c.noteEpochs(ctx) })
 	others.Go(func() { c.finishFile(ctx) })
 	others.Go(func() { c.followOthers(ctx) })
 	others.Go(func() { c.askForReports(ctx) })
@@ -375,7 +377,10 @@ func (c *Coordinator) tellSoon() {
 
 func (c *Coordinator) advanceLocked(rev uint64) {
 	c.view.rev = rev
-	c.noteEpochLocked()
+	select {
+	case c.advanced <- struct{}{}:
+	default:
+	}
 	c.waiters.release(rev)
 }
 

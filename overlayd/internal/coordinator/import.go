@@ -164,7 +164,7 @@ func (k *importCheck) add(path, format string, args ...any) {
 func (k *importCheck) agent(a dcosstate.Agent, owner string) {
 	network := k.c.view.network
 	if a.IP.IsValid() {
-		if err := k.c.checkAgentIP(a.IP); err != nil {
+		if err := checkAgentIP(k.c.network().Network, a.IP); err != nil {
 			k.add(a.Path+".ip", "%v", err)
 		}
 		k.once(a.Path+".ip", keyIP(a.IP), a.IP.String())

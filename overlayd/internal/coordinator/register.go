@@ -95,6 +95,10 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 	shown := shownBy(req)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	// The network may have another range than when the request was validated.
+	if err := c.view.network.checkAgentIP(&req); err != nil {
+		return nil, err
+	}
 	if err := c.checkLiveLocked(req); err != nil {
 		return nil, err
 	}
@@ -219,6 +223,9 @@ func (c *Coordinator) composeLocked(p *plan, req api.RegisterRequest) {
 	put := func(key string, value []byte) { p.txn.Then = append(p.txn.Then, store.Op{Key: key, Value: value}) }
 
 	if p.old == nil || !reflect.DeepEqual(p.old.record, p.next) {
+		if p.old != nil && len(p.claimed) == 0 {
+			p.next.Adopted = c.view.claimKept(p.old, p.next)
+		}
 		put(keyAgent(id), encode(p.next))
 	}
 	c.redeemLocked(p, id)
@@ -243,6 +250,7 @@ func (c *Coordinator) composeLocked(p *plan, req api.RegisterRequest) {
 			// Its record changes whenever its IP does, so this condition covers both.
 			lost := other.record
 			lost.Superseded = id
+			lost.Adopted = c.view.claimKept(other, lost)
 			p.txn.If = append(p.txn.If, store.Cond{Key: keyAgent(holder), Mod: other.mod})
 			put(keyAgent(holder), encode(lost))
 		}

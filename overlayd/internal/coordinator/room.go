@@ -122,19 +122,29 @@ func (c *Coordinator) adoptFurtherLocked(p *plan, claim uint64, g conf.Grant) {
 	}
 	kept := h.keys(h.Blocks...)
 	for _, b := range before {
-		keys := slices.DeleteFunc(h.keys(b), func(key string) bool { return slices.Contains(kept, key) })
+		b = less(b, func(s netip.Prefix) bool { return slices.Contains(kept, keySubnet(h.Overlay, s)) })
 		switch {
-		case len(keys) == 0:
-		case p.size() >= maxBlocks && len(keys) == len(b.Prefixes()):
+		case b == (conf.Block{}):
+		case p.size() >= maxBlocks:
 			p.more, p.next.Adopted = true, claim-1
 			h.Blocks = append(h.Blocks, b) // it goes when that is written
 		default:
-			p.dropped = append(p.dropped, keys...)
+			p.dropped = append(p.dropped, h.keys(b)...)
 		}
 	}
 	if !slices.Equal(before, h.Blocks) {
 		p.next = p.next.with(h)
 	}
+}
+
+// less is a block without the subnets that are kept elsewhere.
+func less(b conf.Block, kept func(netip.Prefix) bool) conf.Block {
+	for _, s := range [...]*netip.Prefix{&b.Subnet, &b.Subnet6} {
+		if kept(*s) {
+			*s = netip.Prefix{}
+		}
+	}
+	return b
 }
 
 // takeBlockLocked takes a block of every family of the overlay, or nothing.

@@ -35,8 +35,8 @@ func (c *Coordinator) validateRegister(req *api.RegisterRequest) error {
 		return refuseKind(api.KindOtherCluster,
 			"this coordinator is of cluster %s, and agent %s holds a lease of cluster %.80q; nothing was leased", c.clusterID, req.AgentID, req.ClusterID)
 	}
-	if err := c.checkAgentIP(req.AgentIP); err != nil {
-		return refuse(http.StatusBadRequest, "agent_ip of agent %s: %v", req.AgentID, err)
+	if err := c.network().checkAgentIP(req); err != nil {
+		return err
 	}
 	var bridges []conf.Half
 	for _, h := range req.Bridges {
@@ -67,16 +67,24 @@ func (c *Coordinator) validateRegister(req *api.RegisterRequest) error {
 	return c.checkShown(req)
 }
 
+// checkAgentIP refuses an agent whose address cannot be that of a host on the underlay.
+func (n *network) checkAgentIP(req *api.RegisterRequest) error {
+	if err := checkAgentIP(n.Network, req.AgentIP); err != nil {
+		return refuse(http.StatusBadRequest, "agent_ip of agent %s: %v", req.AgentID, err)
+	}
+	return nil
+}
+
 // checkAgentIP says why an address cannot be that of a host on the underlay.
-func (c *Coordinator) checkAgentIP(ip netip.Addr) error {
+func checkAgentIP(n conf.Network, ip netip.Addr) error {
 	if err := conf.CheckAgentIP(ip); err != nil {
 		return err
 	}
 	switch {
-	case c.network().VTEPSubnet.Contains(ip), c.network().VTEPSubnet6.Contains(ip):
+	case n.VTEPSubnet.Contains(ip), n.VTEPSubnet6.Contains(ip):
 		return fmt.Errorf("%s lies in a VTEP subnet; pass the address outside the overlay as --agent-ip", ip)
 	}
-	for _, o := range c.network().Overlays {
+	for _, o := range n.Overlays {
 		if o.Subnet.Contains(ip) || o.Subnet6.Contains(ip) {
 			return fmt.Errorf("%s lies in overlay %s; pass the address outside the overlay as --agent-ip", ip, o.Name)
 		}

@@ -208,7 +208,7 @@ func (s *stream) follow(w *watch, ended <-chan struct{}) {
 		if err == nil && news {
 			due = false
 			heartbeat.Reset(api.HeartbeatInterval)
-			err = s.sync()
+			err = s.flush.Flush() // in the time that the message has
 		}
 		if err != nil {
 			return // the agent will be back
