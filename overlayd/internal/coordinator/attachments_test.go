@@ -162,7 +162,7 @@ func TestReportsThatAreWrong(t *testing.T) {
 		"not continued":    {api.AttachmentReport{AgentID: one.lease.AgentID, Instance: one.next.Instance, Sequence: 7}, 409, "snapshot"},
 		"half":             {put(func(a *api.Attachment) { a.Half = "upper" }), 400, "half"},
 		"overlay":          {put(func(a *api.Attachment) { a.Overlay = "../x" }), 400, "overlay"},
-		"id":               {put(func(a *api.Attachment) { a.ID = long }), 400, "name"},
+		"id":               {put(func(a *api.Attachment) { a.ID = strings.Repeat(long, 4) }), 400, "container"},
 		"network":          {put(func(a *api.Attachment) { a.Network = long }), 400, "name"},
 		"many addresses":   {put(func(a *api.Attachment) { a.Addresses = make([]netip.Addr, 16) }), 400, "addresses"},
 		"zone":             {put(func(a *api.Attachment) { a.Addresses = []netip.Addr{netip.MustParseAddr("fe80::1%eth0")} }), 400, "addresses"},
