@@ -433,22 +433,3 @@ func (c *Coordinator) reload(ctx context.Context) error {
 	c.advanceLocked(rev)
 	return nil
 }
-
-// await waits until the view has the given revision.
-func (c *Coordinator) await(ctx context.Context, rev uint64) error {
-	c.mu.Lock()
-	if c.view.rev >= rev {
-		c.mu.Unlock()
-		return nil
-	}
-	done := c.waiters.add(rev)
-	c.mu.Unlock()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-c.stopped:
-		return errStopping
-	}
-}

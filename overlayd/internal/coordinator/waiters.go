@@ -1,6 +1,9 @@
 package coordinator
 
-import "container/heap"
+import (
+	"container/heap"
+	"context"
+)
 
 // waiters are those who wait for the view to reach a revision, lowest first.
 type waiters struct{ heap waiterHeap }
@@ -21,6 +24,25 @@ func (w *waiters) add(rev uint64) <-chan struct{} {
 func (w *waiters) release(rev uint64) {
 	for len(w.heap) > 0 && w.heap[0].rev <= rev {
 		close(heap.Pop(&w.heap).(waiter).done)
+	}
+}
+
+// await waits until the view has the given revision.
+func (c *Coordinator) await(ctx context.Context, rev uint64) error {
+	c.mu.Lock()
+	if c.view.rev >= rev {
+		c.mu.Unlock()
+		return nil
+	}
+	done := c.waiters.add(rev)
+	c.mu.Unlock()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-c.stopped:
+		return errStopping
 	}
 }
 
