@@ -19,7 +19,8 @@ var parts = map[string]string{
 grep . ipv4/ip_forward ipv6/conf/all/forwarding
 for d in vtep1024 m-dcos d-dcos m-dcos6 d-dcos6; do for k in forwarding rp_filter promote_secondaries; do grep -H . ipv4/conf/$d/$k; done
 for k in accept_ra autoconf accept_redirects disable_ipv6 forwarding accept_dad; do grep -H . ipv6/conf/$d/$k; done; done`,
-	"rules": `nft -s list ruleset; ipset save; for p in iptables-legacy ip6tables-legacy; do $p-save; done`,
+	// Without what the kernel itself puts into sets.
+	"rules": `nft -s list ruleset | awk '/^\tset /{own=0} /flags dynamic/{own=1} own && /elements = /{skip=1} !skip{print} skip && /}/{skip=0}'; ipset save; for p in iptables-legacy ip6tables-legacy; do $p-save; done`,
 }
 
 // everyPart is the names of the parts.
