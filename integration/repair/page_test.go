@@ -44,7 +44,8 @@ sysctl and rule is as it was before; the test fails where that takes more than t
 		}
 	}
 	b.WriteString(`
-Real programs of Debian 12 on the host, their defaults. Longest: the longest time in which a stream had no answer.
+Real programs of Debian 12 on the host, their defaults. Longest: the longest time in which a stream had no answer. NetworkManager takes every device for one that is set up by others ("connected (externally)"), and
+leaves it as it is; told by the file that ` + "`overlayctl doctor`" + ` has one write, it does not look at those of the overlays ("unmanaged").
 
 | what | firewall of the agent | longest | lost: IPv4, IPv6, outside | named by |
 |---|---|---|---|---|

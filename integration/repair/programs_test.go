@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -36,7 +37,7 @@ func testPrograms(t *testing.T) {
 		name   string
 		events func(*site) []event
 	}{
-		{"ufw", ufw}, {"firewalld", firewalld}, {"systemd-networkd", networkd}, {"NetworkManager", networkManager},
+		{"nftables.service", nftables}, {"ufw", ufw}, {"firewalld", firewalld}, {"systemd-networkd", networkd}, {"NetworkManager", networkManager},
 	} {
 		for _, firewall := range firewalls[:2] {
 			t.Run(p.name+", "+firewall, func(t *testing.T) {
@@ -137,6 +138,21 @@ func ufw(x *site) []event {
 	}
 }
 
+// nftables loads the file that Debian's package has, as its unit does.
+func nftables(*site) []event {
+	return []event{{"systemctl reload nftables", func(x *site) {
+		file := filepath.Join(x.h.Dir, "nftables.conf")
+		must(x.t, os.WriteFile(file, []byte(`flush ruleset
+table inet filter {
+	chain input { type filter hook input priority filter; }
+	chain forward { type filter hook forward priority filter; }
+	chain output { type filter hook output priority filter; }
+}
+`), 0o644))
+		x.sh("nft -f " + file)
+	}, ""}}
+}
+
 const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig><type>system</type><listen>%s</listen><auth>EXTERNAL</auth>
 <policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/></policy></busconfig>`
@@ -203,26 +219,61 @@ exec /lib/systemd/systemd-networkd`
 	}
 }
 
-// networkManager with its defaults.
+// dropIn is what doctor has one write for NetworkManager.
+const dropIn = "[keyfile]\nunmanaged-devices=interface-name:vtep1024;interface-name:m-*;interface-name:d-*;interface-name:vm*;interface-name:vd*\n"
+
+// networkManager with its defaults, where every device is one of its own (udev,
+// which would tell it to leave veths alone, is not there), and told to leave ours
+// alone.
 func networkManager(x *site) []event {
 	program, err := exec.LookPath("NetworkManager")
 	if err != nil {
 		x.t.Skip("NetworkManager is not installed (package network-manager)")
 	}
 	x.bus()
+	pidFile := filepath.Join(x.h.Dir, "NetworkManager.pid")
 	var running *lab.Proc
 	start := func(x *site) {
-		script := `mount -t tmpfs run /run/NetworkManager 2>/dev/null || { mkdir -p /run/NetworkManager; mount -t tmpfs run /run/NetworkManager; }
+		script := "echo $$ >" + pidFile + "\n" + `mount -t tmpfs run /run/NetworkManager 2>/dev/null || { mkdir -p /run/NetworkManager; mount -t tmpfs run /run/NetworkManager; }
 mount -t tmpfs lib /var/lib/NetworkManager
 mount -t sysfs -o ro sys /sys
-exec ` + program + ` --no-daemon --log-level=INFO`
+exec ` + program + ` --debug --log-level=INFO`
 		running, err = x.Start(x.h.Netns, "NetworkManager", "sh", "-ec", x.privately([]string{"/etc/NetworkManager"}, script))
 		must(x.t, err)
-		x.wait("NetworkManager", 20*time.Second, func() error { return running.LogContains("manager: startup complete") })
+		x.wait("NetworkManager", 30*time.Second, func() error {
+			if running.Fate() != "running" {
+				return errors.New("it ended: " + running.Fate())
+			}
+			return running.LogContains("startup complete")
+		})
+		x.t.Logf("NetworkManager has:\n%s", x.sh("nmcli -t -f DEVICE,TYPE,STATE,CONNECTION device"))
+	}
+	again := func(x *site) {
+		x.sh("kill $(cat " + pidFile + ")")
+		x.wait("NetworkManager to end", 20*time.Second, func() error {
+			if running.Fate() == "running" {
+				return errors.New("it runs")
+			}
+			return nil
+		})
+		must(x.t, os.Truncate(running.Log, 0))
+		start(x)
+	}
+	told := func(x *site) {
+		file := filepath.Join(x.h.Dir, "private/etc/NetworkManager/conf.d/90-overlay.conf")
+		must(x.t, os.WriteFile(file, []byte(dropIn), 0o644))
+		again(x)
+		for line := range strings.Lines(x.sh("nmcli -t -f DEVICE,STATE device")) {
+			device, state, _ := strings.Cut(strings.TrimSpace(line), ":")
+			if ours := regexp.MustCompile(`^(vtep1024|[md]-|v[md])`); ours.MatchString(device) && state != "unmanaged" {
+				x.t.Errorf("%s is %s", device, state)
+			}
+		}
 	}
 	return []event{
 		{"NetworkManager starts", start, ""},
-		{"NetworkManager starts again", func(x *site) { running.Kill(); must(x.t, os.Truncate(running.Log, 0)); start(x) }, ""},
+		{"NetworkManager starts again", again, ""},
+		{"NetworkManager starts, told to leave the devices alone", told, ""},
 	}
 }
 

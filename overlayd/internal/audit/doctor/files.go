@@ -158,7 +158,7 @@ func checkNetworkManager(h *host) []Finding {
 	}
 	const file = "/etc/NetworkManager/conf.d/90-overlay.conf"
 	return []Finding{{
-		Severity: Warning, What: "NetworkManager manages the overlay's devices: it takes addresses and routes off them",
+		Severity: Warning, What: "NetworkManager manages the overlay's devices: a connection of its own for them would take addresses and routes off them",
 		Evidence: "it runs, and unmanaged-devices does not name " + conf.VTEPName,
 		Fix: `printf '[keyfile]\nunmanaged-devices=interface-name:` + conf.VTEPName + `;interface-name:m-*;interface-name:d-*;interface-name:vm*;interface-name:vd*\n' > ` +
 			file + " && systemctl reload NetworkManager",
