@@ -37,7 +37,7 @@ const (
 
 // ICMPv6 types.
 const (
-	routerAdvert, neighbourSolicit, neighbourAdvert, redirect = 134, 135, 136, 137
+	routerAdvert, neighbourSolicit, neighbourAdvert, redirect, listenerReport = 134, 135, 136, 137, 143
 )
 
 // Ports of UDP that only a server of DHCP sends from.
@@ -80,6 +80,11 @@ func sourceRules(b *rtnl.Batch) {
 		device, load(network, 8, 6, 4), load(network, 24, 4, 6), in(sources4Set), accept)
 
 	ip6 := etherType(unix.ETH_P_IPV6)
+	// What a container reports when its addresses come up goes to all others on the
+	// bridge, none of which is interested, and neither is the bridge (ADR 0049).
+	for n := range uint16(reportedGroups) {
+		add(solicitedOnly(ip6, n+1)...)
+	}
 	add(ip6, protocol(unix.IPPROTO_UDP), sourcePort(dhcp6Server), drop)
 	for _, forbidden := range []byte{routerAdvert, redirect} {
 		add(ip6, icmp6(forbidden), drop)
@@ -92,6 +97,24 @@ func sourceRules(b *rtnl.Batch) {
 	add(ip6, source6, equals(make([]byte, 16)...), notProtocol(unix.IPPROTO_ICMPV6), drop)
 	add(ip6, device, sourceMAC, load(network, 8, 16, 6), in(sources6Set), accept)
 	add(drop)
+}
+
+// reportedGroups is how many groups a report has at most that says only which
+// groups of neighbour discovery are listened to: those of the link-local address
+// and of one address more.
+const reportedGroups = 2
+
+// solicitedOnly drops the reports of so many groups (RFC 3810) that are all of
+// neighbour discovery, ff02::1:ff00:0/104.
+func solicitedOnly(ip6 expression, groups uint16) []expression {
+	const header, record = 8, 20
+	out := []expression{ip6, icmp6(listenerReport), equalsAt(transport, 6, be16(groups)...)}
+	for i := range uint32(groups) {
+		// After the type: nothing besides and no sources, so that the next record
+		// follows, and the group.
+		out = append(out, equalsAt(transport, header+i*record+1, 0, 0, 0, 0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff))
+	}
+	return append(out, drop)
 }
 
 // neighbourRules are asked about solicitations and advertisements. A message has

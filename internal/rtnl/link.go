@@ -31,6 +31,9 @@ type Link struct {
 	PeerNamed bool
 	VXLAN     VXLAN // of a VXLAN device
 	STP       bool  // of a bridge: the spanning tree protocol is on
+	// Snooping: a bridge keeps account of who listens to which multicast group.
+	// Querier: it asks for that itself, and goes by the answers.
+	Snooping, Querier bool
 	// MaxLearned is how many MACs a bridge learns, 0: without a limit; nil: this is no
 	// bridge, or the kernel has no limit (before 6.6).
 	MaxLearned *uint32
@@ -212,6 +215,12 @@ func (l *Link) parseInfo(b []byte) {
 			EachAttr(v, func(typ uint16, v []byte) {
 				if typ == unix.IFLA_BR_STP_STATE && len(v) == 4 {
 					l.STP = native.Uint32(v) != 0
+				}
+				if typ == unix.IFLA_BR_MCAST_SNOOPING && len(v) == 1 {
+					l.Snooping = v[0] != 0
+				}
+				if typ == unix.IFLA_BR_MCAST_QUERIER && len(v) == 1 {
+					l.Querier = v[0] != 0
 				}
 				if typ == unix.IFLA_BR_FDB_MAX_LEARNED && len(v) == 4 {
 					n := native.Uint32(v)

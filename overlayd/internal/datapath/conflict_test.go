@@ -296,7 +296,9 @@ func TestSpanningTreeOfOthers(t *testing.T) {
 	h, cfg := hosts[0], onlyIPv4.Host(0, 1)
 	h.sh("ip link del d-dcos; ip link add d-dcos type bridge stp_state 1; ip addr add 9.0.0.129/25 dev d-dcos")
 	h.mustComplain(cfg, "dcos", "bridge d-dcos has the spanning tree protocol on", "ip link set d-dcos type bridge stp_state 0")
-	h.sh("ip link set d-dcos type bridge stp_state 0")
+	h.sh("ip link set d-dcos type bridge stp_state 0 mcast_querier 1")
+	h.mustComplain(cfg, "dcos", "bridge d-dcos sends multicast only to those who report to it", "ip link set d-dcos type bridge mcast_querier 0")
+	h.sh("ip link set d-dcos type bridge mcast_querier 0")
 	h.mustSet(cfg, true)
 	h.mustBeIdle(cfg)
 }

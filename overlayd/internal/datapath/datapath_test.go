@@ -93,6 +93,7 @@ func TestRepair(t *testing.T) {
 		{"vtep in a bridge", "link", "ip link add br9 type bridge; ip link set vtep1024 master br9"},
 		{"bridge with another mac", "link", "ip link set m-dcos address 02:00:00:00:00:07"},
 		{"bridge with spanning tree", "link", "ip link set m-dcos type bridge stp_state 1"},
+		{"bridge that snoops", "link", "ip link set m-dcos type bridge mcast_snooping 1"},
 		{"local route removed", "route", "ip route del local 9.0.0.1 dev m-dcos table local"},
 		{"local ipv6 route removed", "address", "ip -6 route del local fd01:b::1 dev m-dcos6 table local"},
 		{"range reachable", "route", "ip route del unreachable 9.0.0.0/8 metric 4294967294"},
@@ -353,7 +354,7 @@ func TestBridges(t *testing.T) {
 	_, hosts := onlyIPv4.plugHosts(t, 1)
 	h, cfg := hosts[0], onlyIPv4.Host(0, 1)
 	mac := "address 0a:58:09:00:00:01"
-	h.mustHave("ip -d link show m-dcos", "stp_state 0", "forward_delay 0")
+	h.mustHave("ip -d link show m-dcos", "stp_state 0", "forward_delay 0", "mcast_snooping 0")
 	h.mustHave("ip link show m-dcos", "link/ether 0a:58:09:00:00:01")
 	h.mustHave("ip link show m-dcos", "alias overlay: dcos/mesos")
 

@@ -175,7 +175,7 @@ func (a *applier) sysctl(o plan.Op) {
 func encode(b *rtnl.Batch, o plan.Op, index, master int) {
 	switch o.Obj {
 	case plan.VTEPLink, plan.BridgeLink, plan.LinkAlias, plan.LinkMTU, plan.LinkMAC, plan.LinkUp,
-		plan.LinkMaster, plan.BridgePort, plan.BridgeSTPOff, plan.BridgeNoDelay, plan.BridgeLimit, plan.VXLANLearning:
+		plan.LinkMaster, plan.BridgePort, plan.BridgeSTPOff, plan.BridgeNoDelay, plan.BridgeNoSnooping, plan.BridgeLimit, plan.VXLANLearning:
 		encodeLink(b, o, index, master)
 	case plan.Address:
 		if o.Act == plan.Del {
@@ -207,7 +207,7 @@ func encodeLink(b *rtnl.Batch, o plan.Op, index, master int) {
 	case o.Obj == plan.BridgeLink:
 		b.AddLink("", o.Dev, false)
 		b.Attr(unix.IFLA_ADDRESS, o.MAC[:]...)
-		encodeKind(b, "bridge", encodeNoSTP)
+		encodeKind(b, "bridge", encodeBridge)
 		return
 	case o.Obj == plan.LinkUp:
 		b.LinkUp("", index)
@@ -229,6 +229,8 @@ func encodeLink(b *rtnl.Batch, o plan.Op, index, master int) {
 		encodeKind(b, "bridge", encodeLimit)
 	case plan.BridgeNoDelay: // refused in the message that turns the spanning tree off
 		encodeKind(b, "bridge", func(b *rtnl.Batch) { b.Attr32(unix.IFLA_BR_FORWARD_DELAY, 0) })
+	case plan.BridgeNoSnooping:
+		encodeKind(b, "bridge", encodeNoSnooping)
 	case plan.VXLANLearning:
 		encodeKind(b, "vxlan", func(b *rtnl.Batch) { b.Attr(unix.IFLA_VXLAN_LEARNING, 0) })
 	case plan.BridgePort:
@@ -266,12 +268,18 @@ func encodeVXLAN(b *rtnl.Batch, o plan.Op) {
 	})
 }
 
-// encodeNoSTP: without spanning tree ports forward at once.
-func encodeNoSTP(b *rtnl.Batch) {
+// encodeBridge: without spanning tree ports forward at once.
+func encodeBridge(b *rtnl.Batch) {
 	b.Attr32(unix.IFLA_BR_STP_STATE, 0)
 	b.Attr32(unix.IFLA_BR_FORWARD_DELAY, 0)
 	encodeLimit(b)
+	encodeNoSnooping(b)
 }
+
+// encodeNoSnooping has a bridge send multicast to all ports. Without a querier,
+// which nobody is here, it does so anyway, and looks at every port whenever one
+// comes or goes (ADR 0049).
+func encodeNoSnooping(b *rtnl.Batch) { b.Attr(unix.IFLA_BR_MCAST_SNOOPING, 0) }
 
 // encodeLimit is ignored by kernels before 6.6.
 func encodeLimit(b *rtnl.Batch) { b.Attr32(unix.IFLA_BR_FDB_MAX_LEARNED, plan.MaxLearned) }

@@ -124,7 +124,7 @@ func (x *Expected) link(m rtnl.Message) bool {
 	}
 	return m.Type == unix.RTM_DELLINK || l.MTU != want.mtu ||
 		want.ours && (!l.Up() || l.Name != want.Name) ||
-		want.made && (l.MAC != want.mac || l.Master != 0 || l.STP || l.VXLAN.Learning || want.Overlay != "" && l.MaxLearned != nil && *l.MaxLearned != plan.MaxLearned)
+		want.made && (l.MAC != want.mac || l.Master != 0 || l.STP || l.Snooping || l.VXLAN.Learning || want.Overlay != "" && l.MaxLearned != nil && *l.MaxLearned != plan.MaxLearned)
 }
 
 // suspectPort is the index of a container's host end that may not be as it

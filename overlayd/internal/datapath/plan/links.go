@@ -104,11 +104,17 @@ func (p *Plan) planBridge(d Device, have *State) bool {
 		if l.STP {
 			p.complain(d.Overlay, "bridge %s has the spanning tree protocol on, so that no container can be attached in time, and it is not ours; turn it off (ip link set %s type bridge stp_state 0)", d.Name, d.Name)
 		}
+		if l.Snooping && l.Querier {
+			p.complain(d.Overlay, "bridge %s sends multicast only to those who report to it, so that containers do not find each other's IPv6 addresses, and it is not ours; turn that off (ip link set %s type bridge mcast_querier 0)", d.Name, d.Name)
+		}
 		return true
 	}
 	if l.STP {
 		p.add(Op{Act: Set, Obj: BridgeSTPOff, Dev: d.Name, Overlay: d.Overlay})
 		p.add(Op{Act: Set, Obj: BridgeNoDelay, Dev: d.Name, Overlay: d.Overlay})
+	}
+	if l.Snooping {
+		p.add(Op{Act: Set, Obj: BridgeNoSnooping, Dev: d.Name, Overlay: d.Overlay})
 	}
 	if l.MaxLearned != nil && *l.MaxLearned != MaxLearned {
 		p.add(Op{Act: Set, Obj: BridgeLimit, Dev: d.Name, Overlay: d.Overlay})

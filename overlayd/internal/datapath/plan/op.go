@@ -50,12 +50,13 @@ const (
 	LinkMTU
 	LinkMAC
 	LinkUp
-	LinkMaster    // a port into its bridge, or a device out of one
-	BridgePort    // how a bridge treats a port
-	BridgeSTPOff  // no spanning tree
-	BridgeLimit   // how many MACs it learns
-	BridgeNoDelay // before a port forwards, as bridges are made; only without spanning tree
-	VXLANLearning // off
+	LinkMaster       // a port into its bridge, or a device out of one
+	BridgePort       // how a bridge treats a port
+	BridgeSTPOff     // no spanning tree
+	BridgeLimit      // how many MACs it learns
+	BridgeNoSnooping // multicast goes to all ports
+	BridgeNoDelay    // before a port forwards, as bridges are made; only without spanning tree
+	VXLANLearning    // off
 	Sysctl
 	Address
 	ConnectedRoute // the route the kernel makes for the network of an address
@@ -97,7 +98,7 @@ func (o Op) IsLink() bool { return o.Obj == VTEPLink || o.Obj == BridgeLink }
 // until the operation is done.
 func (o Op) ChangesLink() bool {
 	switch o.Obj {
-	case VTEPLink, BridgeLink, LinkAlias, LinkMTU, LinkMAC, LinkUp, LinkMaster, VXLANLearning, BridgeSTPOff, BridgeNoDelay, BridgeLimit:
+	case VTEPLink, BridgeLink, LinkAlias, LinkMTU, LinkMAC, LinkUp, LinkMaster, VXLANLearning, BridgeSTPOff, BridgeNoDelay, BridgeNoSnooping, BridgeLimit:
 		return true
 	}
 	return false
@@ -121,7 +122,7 @@ func (o Op) NeedsIndex() bool {
 // String is the change as one would type it after "ip" (or "bridge", "sysctl").
 func (o Op) String() string {
 	switch o.Obj {
-	case VTEPLink, BridgeLink, LinkAlias, LinkMTU, LinkMAC, LinkUp, LinkMaster, BridgePort, BridgeSTPOff, BridgeNoDelay, BridgeLimit, VXLANLearning:
+	case VTEPLink, BridgeLink, LinkAlias, LinkMTU, LinkMAC, LinkUp, LinkMaster, BridgePort, BridgeSTPOff, BridgeNoDelay, BridgeNoSnooping, BridgeLimit, VXLANLearning:
 		return o.linkString()
 	case Sysctl:
 		return fmt.Sprintf("sysctl %s=%s", o.Key, o.Value)
@@ -190,6 +191,8 @@ func (o Op) linkString() string {
 		return set + fmt.Sprintf("type bridge fdb_max_learned %d", MaxLearned)
 	case BridgeNoDelay:
 		return set + "type bridge forward_delay 0"
+	case BridgeNoSnooping:
+		return set + "type bridge mcast_snooping 0"
 	case VXLANLearning:
 		return set + "type vxlan nolearning"
 	}
