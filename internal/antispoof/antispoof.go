@@ -99,7 +99,8 @@ func Release(ports ...Port) error {
 
 // ReleaseOpen is Release for a caller who has other work to do before he ends the
 // conversation with the kernel: done waits until the kernel is through with the
-// elements, which may take it 10 ms.
+// elements, also with those that others have removed, which may take it 10 ms. It
+// keeps everybody else from changing rules and from removing interfaces meanwhile.
 func ReleaseOpen(ports ...Port) (done func(), err error) {
 	done = func() {}
 	if len(ports) == 0 {

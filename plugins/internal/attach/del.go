@@ -30,7 +30,7 @@ func (p program) del(ctx context.Context, c *cni.Call) error {
 	// Before the address can be another's, or its ports would lead there.
 	unmapped := unmapPorts(ctx, c)
 	crash("unmapped")
-	aliases, err := removeHostEnds(c.Attachment())
+	aliases, err := removeHostEnds(c.Attachment(), c.Conf.RunDirectory())
 	if err != nil {
 		return kernelError(err)
 	}
@@ -49,16 +49,18 @@ func (p program) del(ctx context.Context, c *cni.Call) error {
 // removeHostEnds removes the host end of the attachment and returns what it
 // said. Both halves are looked at: the configuration may have changed its type
 // since ADD.
-func removeHostEnds(att conf.Attachment) (aliases []mark.Alias, _ error) {
+func removeHostEnds(att conf.Attachment, dir string) (aliases []mark.Alias, _ error) {
 	conn, err := rtnl.Open()
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
+	t := openTurn(dir)
+	defer t.close()
 	var names []string
 	for _, half := range conf.Halves {
 		name := mark.HostEnd(half, att.Key())
-		alias, err := removeHost(conn, name)
+		alias, err := removeHost(conn, name, t)
 		if err != nil {
 			return nil, err
 		}

@@ -156,7 +156,7 @@ func (s *sandbox) create(p pair, undo *undoStack) error {
 	// that name was before, and the undo leaves what is not ours.
 	if !errors.As(err, new(*rtnl.Error)) {
 		undo.push(func() error {
-			_, err := removeHost(s.host, p.host)
+			_, err := removeHost(s.host, p.host, turn{})
 			return err
 		})
 	}
@@ -373,16 +373,17 @@ func wait(ctx context.Context, until time.Time, what string, done func() (bool, 
 // removeHost removes the host end of an attachment if it is there; the
 // container's end goes with it. It returns what its alias said. A link of that
 // name that is not ours is left alone.
-func removeHost(c *rtnl.Conn, name string) (mark.Alias, error) {
+func removeHost(c *rtnl.Conn, name string, t turn) (mark.Alias, error) {
+	if there, err := c.Has(name); err != nil || !there {
+		return mark.Alias{}, err
+	}
 	l, ok, err := c.LinkByName(name)
 	if err != nil || !ok || !isHostEnd(l, name) {
 		return mark.Alias{}, err
 	}
 	alias, _ := mark.ParseAlias(l.Alias)
-	done, err := unprotect(c, l, alias)
-	if err != nil {
-		return alias, err
+	if port, checked := portOf(l.Name, alias); checked {
+		return alias, removeChecked(c, l, port, t)
 	}
-	defer done()
 	return alias, deleteLink(c, name, l.Index)
 }

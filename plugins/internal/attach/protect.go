@@ -1,7 +1,10 @@
 package attach
 
 import (
+	"errors"
 	"net/netip"
+
+	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/internal/antispoof"
 	"overlayd.internal/overlay/internal/mark"
@@ -26,23 +29,43 @@ func (a *attaching) protect(p pair, alias *mark.Alias, addrs []netip.Addr) error
 	return nil
 }
 
-// unprotect forgets what a host end that is about to be removed may send from.
-// The link is set down first, so that nothing is sent meanwhile. done ends the
-// conversation with nftables. It is called when the link has been removed: the
-// kernel waits until nobody uses the elements any more, 10 ms, which have passed
-// by then.
-func unprotect(c *rtnl.Conn, l rtnl.Link, alias mark.Alias) (done func(), err error) {
-	port, checked := portOf(l.Name, alias)
-	if !checked {
-		return func() {}, nil
+// removeChecked removes a host end, and forgets what it may send from as soon as
+// nothing can be sent from it any more. The kernel has taken the link away long
+// before it says so: it waits 15 ms until nobody uses it. The elements, with which
+// it has to wait likewise, go meanwhile.
+func removeChecked(c *rtnl.Conn, l rtnl.Link, port antispoof.Port, t turn) error {
+	look, err := rtnl.Open() // c is busy until the end
+	if err != nil {
+		return err
 	}
-	var b rtnl.Batch
-	b.LinkDown("set interface "+l.Name+" down", l.Index)
-	if err := removed(c.Each(&b)[0]); err != nil {
-		return nil, err
+	defer look.Close()
+	answer := make(chan error, 1)
+	go func() { answer <- deleteLink(c, l.Name, l.Index) }()
+	var removal error
+	answered := false
+	for pause := firstPause; !answered; pause = min(2*pause, longestPause) {
+		there, err := look.Has(l.Name)
+		if err == nil && !there {
+			break
+		}
+		_ = unix.Nanosleep(&unix.Timespec{Nsec: int64(pause)}, nil)
+		select {
+		case removal = <-answer:
+			answered = true
+		default:
+		}
 	}
-	done, err = antispoof.ReleaseOpen(port)
-	return done, supported(err)
+	if removal != nil {
+		return removal
+	}
+	t.begin()
+	done, err := antispoof.ReleaseOpen(port)
+	if !answered {
+		removal = <-answer
+	}
+	t.end()
+	done()
+	return errors.Join(supported(err), removal)
 }
 
 // supported drops the error of a kernel that has nothing to forget.

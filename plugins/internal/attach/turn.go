@@ -1,0 +1,66 @@
+package attach
+
+import (
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// turn is for those who have nftables forget something. The kernel frees it later,
+// and who ends a conversation with nftables before has to wait for that, and keeps
+// all others from nftables and, worse, from removing interfaces. Of fifty DELs at
+// once each would stop the others so. They end their conversations when none of
+// them is about to have freed what it removed; one alone notices nothing of it.
+//
+// It is a lock on a byte of the lock file that no attachment has. The zero value,
+// and one whose file cannot be opened, let everybody go at once.
+type turn struct{ fd int }
+
+// turnByte comes after the bytes of all attachments.
+const turnByte = 1 << 62
+
+// turnLimit is how long one waits for the others. Without them it is only slower.
+const turnLimit = 400 * time.Millisecond
+
+func openTurn(dir string) turn {
+	fd, err := unix.Open(filepath.Join(dir, lockFile), unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return turn{}
+	}
+	return turn{fd}
+}
+
+func (t turn) close() {
+	if t.fd > 0 {
+		unix.Close(t.fd)
+	}
+}
+
+// begin is called before something is forgotten.
+func (t turn) begin() { t.take(unix.F_RDLCK) }
+
+// end is called when the kernel has had the time to free it, and returns when the
+// others are that far.
+func (t turn) end() {
+	t.try(unix.F_UNLCK)
+	t.take(unix.F_WRLCK)
+	t.try(unix.F_UNLCK)
+}
+
+// take asks until it gets the lock or the time is over.
+func (t turn) take(kind int16) {
+	until := time.Now().Add(turnLimit)
+	for pause := firstPause; !t.try(kind) && time.Now().Before(until); pause = min(2*pause, longestPause) {
+		_ = unix.Nanosleep(&unix.Timespec{Nsec: int64(pause)}, nil)
+	}
+}
+
+// try reports whether there is nothing to wait for.
+func (t turn) try(kind int16) bool {
+	if t.fd <= 0 {
+		return true
+	}
+	err := unix.FcntlFlock(uintptr(t.fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Whence: unix.SEEK_SET, Start: turnByte, Len: 1})
+	return err != unix.EAGAIN && err != unix.EACCES
+}
