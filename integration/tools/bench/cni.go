@@ -12,6 +12,7 @@ import (
 const (
 	ours       = "ours, IPv4"
 	oursDual   = "ours, dual stack"
+	unchecked  = "ours, IPv4, without source checks"
 	baseName   = "other build, IPv4"
 	baseDual   = "other build, dual stack"
 	floorName  = "floor program (raw netlink, no addresses)"
@@ -64,6 +65,10 @@ func (c *config) attachBox(ctx context.Context) (*box, map[string]variant, error
 		})
 	}
 	own := func(name, overlay string) variant { return ownIn(bin, name, overlay) }
+	free := b.cniVariant(unchecked, filepath.Join(bin, "m-overlay"), bin, map[string]any{
+		"cniVersion": "1.0.0", "name": "v4", "type": "m-overlay", "runDir": host.RunDir, "antispoof": false,
+		"ipam": map[string]any{"type": "overlay-ipam"},
+	})
 	refer := func(name, dir string, masq bool) variant {
 		return b.cniVariant(name, filepath.Join(dir, "bridge"), dir, map[string]any{
 			"cniVersion": "1.0.0", "name": "ref", "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": masq, "hairpinMode": true,
@@ -76,7 +81,7 @@ func (c *config) attachBox(ctx context.Context) (*box, map[string]variant, error
 	}
 	floor := filepath.Join(bin, "floor")
 	vs := []variant{
-		own(ours, "v4"), own(oursDual, "dual"),
+		own(ours, "v4"), own(oursDual, "dual"), free,
 		refer(reference, peers, false), refer(referMasq, peers, true),
 		{floorName,
 			func(i int) *exec.Cmd {
@@ -117,7 +122,7 @@ func attach(ctx context.Context, c *config) error {
 	if err != nil {
 		return err
 	}
-	if err := b.interleaved(ctx, c.report, c.rounds, pick(all, ours, baseName, oursDual, baseDual, reference, referMasq, referDeb, floorName)); err != nil {
+	if err := b.interleaved(ctx, c.report, c.rounds, pick(all, ours, baseName, oursDual, baseDual, unchecked, reference, referMasq, referDeb, floorName)); err != nil {
 		return err
 	}
 	r := c.report
@@ -125,6 +130,7 @@ func attach(ctx context.Context, c *config) error {
 	r.ratio("ADD", ours, referMasq, "<=", 0.15)
 	r.ratio("ADD", ours, floorName, "<=", 1.5)
 	r.ratio("ADD", oursDual, ours, "<=", 1.2)
+	r.ratio("ADD", ours, unchecked, "<=", 1.1)
 	r.ratio("DEL", ours, reference, "<=", 0.95)
 	r.ratio("DEL", ours, referMasq, "<=", 0.30)
 	if c.base != "" {
