@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -287,6 +288,43 @@ dcos     9.0.1.0/24    m-dcos 9.0.1.0/25  -              ok
 	_, stdout, _ = ctl(t, nil, "-o", "json", "status", "--run-dir", dir, "--coordinator", url)
 	if err := json.Unmarshal([]byte(stdout), &asJSON); err != nil || asJSON.Running || asJSON.Agent.AgentID != "host-2" || !asJSON.Coordinator.Reachable {
 		t.Errorf("%v\n%s", err, stdout)
+	}
+}
+
+// A host that has just joined is waited for, not longer than was said.
+func TestStatusWaits(t *testing.T) {
+	ready := conf.State{
+		AgentID: "host-2", IP: netip.MustParseAddr("172.17.0.3"), MTU: 1450,
+		Lease: conf.LeaseState{Epoch: 3, ExpiresBoottime: int64(conf.Boottime() + time.Hour)},
+	}
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, conf.SocketFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int32
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		state := conf.State{AgentID: "host-2", Lease: conf.LeaseState{Error: ""}}
+		if asked.Add(1) > 2 {
+			state = ready
+		}
+		json.NewEncoder(w).Encode(state)
+	})}
+	go s.Serve(l)
+	t.Cleanup(func() { s.Close() })
+	url := "--coordinator=" + cluster(t)
+	code, stdout, stderr := ctl(t, nil, "status", "--run-dir", dir, url)
+	if code != 1 || !strings.Contains(stdout, "NONE YET") || strings.Contains(stdout, "invalid") || strings.Contains(stdout, "MTU") {
+		t.Errorf("before there is a lease: code %d %s\n%s", code, stderr, stdout)
+	}
+	if code, stdout, stderr := ctl(t, nil, "status", "--run-dir", dir, url, "--wait", "1m"); code != 0 || !strings.Contains(stdout, "172.17.0.3") || asked.Load() != 3 {
+		t.Errorf("waiting: code %d, asked %d times %s\n%s", code, asked.Load(), stderr, stdout)
+	}
+	if code, _, _ := ctl(t, nil, "status", "--run-dir", t.TempDir(), url, "--wait", "300ms"); code != 1 {
+		t.Errorf("of a host without agent: code %d, want 1", code)
+	}
+	if code, _, _ := ctl(t, nil, "status", "--run-dir", dir, url, "--wait", "-1s"); code != 2 {
+		t.Errorf("of a negative time: code %d, want 2", code)
 	}
 }
 

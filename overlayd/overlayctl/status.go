@@ -26,15 +26,27 @@ import (
 const agentTimeout = 5 * time.Second
 
 func (e *env) statusCommand() *cobra.Command {
-	return &cobra.Command{
+	wait := time.Duration(0)
+	cmd := &cobra.Command{
 		Use: "status", Short: "the agent of this host, its overlays, and whether the coordinator answers", Args: cobra.NoArgs,
 		Long: `The agent of this host, its overlays, and whether the coordinator answers.
 
 The exit code is 0 if containers can be attached on this host, else 1. That the
 coordinator answers is not needed for it.`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return e.runStatus(cmd.Context()) },
+		Example: "  overlayctl status --wait 1m && docker start web",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if wait < 0 {
+				return cli.Usagef("--wait %s: must not be negative", wait)
+			}
+			return e.runStatus(cmd.Context(), wait)
+		},
 	}
+	cmd.Flags().DurationVar(&wait, "wait", 0, "how long to wait at most until containers can be attached, as on a host that has just joined")
+	return cmd
 }
+
+// lookAgain is the time between two looks of who waits.
+const lookAgain = 200 * time.Millisecond
 
 // hostStatus is what status prints as JSON.
 type hostStatus struct {
@@ -52,19 +64,23 @@ type hostStatus struct {
 	} `json:"coordinator"`
 }
 
-func (e *env) runStatus(ctx context.Context) error {
-	var s hostStatus
-	state, err := askAgent(ctx, e.runDir)
-	s.Running = err == nil
+func (e *env) runStatus(ctx context.Context, wait time.Duration) error {
+	end := time.Now().Add(wait)
+	s := e.lookAtHost(ctx)
+	for !s.healthy() && time.Now().Before(end) {
+		select {
+		case <-time.After(lookAgain):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		s = e.lookAtHost(ctx)
+	}
+	var agents []string
+	if s.Agent != nil {
+		agents = s.Agent.Coordinators
+	}
+	err := e.askCoordinator(ctx, agents, &s)
 	if err != nil {
-		s.Error = err.Error()
-		state, err = lastPublished(e.runDir)
-	}
-	if err == nil {
-		s.Agent = &state
-		s.Addresses = e.halves(ctx, state)
-	}
-	if err := e.askCoordinator(ctx, state.Coordinators, &s); err != nil {
 		return err
 	}
 	if e.structured() {
@@ -76,6 +92,21 @@ func (e *env) runStatus(ctx context.Context) error {
 		err = cli.ErrReported
 	}
 	return err
+}
+
+// lookAtHost is what the agent says, or published last.
+func (e *env) lookAtHost(ctx context.Context) (s hostStatus) {
+	state, err := askAgent(ctx, e.runDir)
+	s.Running = err == nil
+	if err != nil {
+		s.Error = err.Error()
+		state, err = lastPublished(e.runDir)
+	}
+	if err == nil {
+		s.Agent = &state
+		s.Addresses = e.halves(ctx, state)
+	}
+	return s
 }
 
 // halves is how full the halves are whose stores can be read; doctor finds the
@@ -181,8 +212,10 @@ func (e *env) printStatus(s hostStatus) error {
 	}
 	if a := s.Agent; a != nil {
 		line("agent id", a.AgentID)
-		line("agent IP", a.IP.String())
-		line("MTU", fmt.Sprint(a.MTU))
+		if a.IP.IsValid() { // with the lease
+			line("agent IP", a.IP.String())
+			line("MTU", fmt.Sprint(a.MTU))
+		}
 		line("lease", leaseText(a.Lease))
 		line("datapath", datapathText(a.Datapath))
 		if a.Drift != nil {
