@@ -2,15 +2,20 @@ package integration
 
 import (
 	"encoding/json"
+	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"overlayd.internal/overlay/integration/lab"
 )
 
 type explanation struct {
+	Host      string
 	Reachable bool
 	StopsAt   string `json:"stops_at"`
 	Steps     []struct{ Name, Text string }
@@ -30,6 +35,58 @@ func explain(t *testing.T, h *lab.Host, a, b string) (e explanation) {
 		t.Errorf("overlayctl explain %s %s: %v, %+v", a, b, err, e)
 	}
 	return e
+}
+
+// idOf waits until the coordinator knows a container, and returns its id.
+func idOf(t *testing.T, h *lab.Host, c *lab.Container) (id string) {
+	t.Helper()
+	must(t, lab.Wait(t.Context(), "the coordinator to know "+c.Addr().String(), 30*time.Second, func() error {
+		out, err := h.Run(t.Context(), filepath.Join(h.Lab.Bin, "overlayctl"), "containers", "--all", "-o", "json", "--run-dir", h.RunDir)
+		var list struct {
+			Containers []struct {
+				ID        string
+				Addresses []netip.Addr
+			}
+		}
+		if err := errors.Join(err, json.Unmarshal([]byte(out), &list)); err != nil {
+			return err
+		}
+		for _, found := range list.Containers {
+			if slices.Contains(found.Addresses, c.Addr()) {
+				id = found.ID
+				return nil
+			}
+		}
+		return errors.New(out)
+	}))
+	return id
+}
+
+// explainFromAfar: the host of A walks, whichever host it is asked on, and says what is
+// wrong there; containers are named by address, id or the beginning of one.
+func explainFromAfar(t *testing.T, h *lab.Host, a, far, far6, small *lab.Container) {
+	t.Helper()
+	e := explain(t, h, far.Addr().String(), a.Addr().String())
+	if !e.Reachable || e.Host != "172.17.0.3" {
+		t.Errorf("from a container of another host: %+v", e)
+	}
+	aID, farID, far6ID := idOf(t, h, a), idOf(t, h, far), idOf(t, h, far6)
+	for _, ends := range [][2]string{{farID, aID}, {farID[:len(farID)-1], a.Addr().String()}, {far.Addr().String(), "172.17.0.200"}} {
+		if e := explain(t, h, ends[0], ends[1]); !e.Reachable || e.Host != "172.17.0.3" {
+			t.Errorf("%v: %+v", ends, e)
+		}
+	}
+	if e := explain(t, h, aID, farID); !e.Reachable || e.Host != "172.17.0.4" {
+		t.Errorf("from here to a container that is named by id: %+v", e)
+	}
+	if e := explain(t, h, idOf(t, h, small), aID); !strings.Contains(e.StopsAt, "isolation: overlay dcos does not let in what comes from overlay small") || e.Host != "172.17.0.3" {
+		t.Errorf("isolation on the other host: %+v", e)
+	}
+	for _, ends := range [][2]string{{far6ID, aID}, {"nonsense", aID}} {
+		if out, err := h.Run(t.Context(), filepath.Join(h.Lab.Bin, "overlayctl"), "explain", ends[0], ends[1], "--run-dir", h.RunDir); err == nil {
+			t.Errorf("%v: %s", ends, out)
+		}
+	}
 }
 
 // TestExplain: ways that are open, and the culprit of ten that are broken.
@@ -74,9 +131,7 @@ func TestExplain(t *testing.T) {
 	}
 	stops("isolation", small.Addr().String(), "isolation: overlay small", "", "")
 	stops("nobody has a lease", "9.77.0.2", "no other host has a lease", "", "")
-	if e := explain(t, h, far.Addr().String(), from); !strings.Contains(e.StopsAt, "run this there") {
-		t.Errorf("from another host: %+v", e)
-	}
+	explainFromAfar(t, h, a, far, far6, small)
 
 	// What the agent would repair.
 	must(t, h.Proc.Stop())

@@ -2,10 +2,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/audit/doctor"
 	"overlayd.internal/overlay/overlayd/internal/audit/explain"
 	"overlayd.internal/overlay/overlayd/internal/cli"
@@ -13,18 +19,22 @@ import (
 
 func (e *env) explainCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "explain A B", Short: "the way from a container of this host to another address, and where it stops",
-		Long: `The way from a container of this host to another address, and where it stops.
+		Use: "explain A B", Short: "the way from a container to another one or any address, and where it stops",
+		Long: `The way from a container to another one or any address, and where it stops.
 
-A and B are container ids of this host, the beginning of one, or addresses; B may
-be on another host or outside. Walks lease, isolation, forwarding, firewall, VTEP,
-route and neighbour, and sends probes with the overlay's own encapsulation.
+A and B are containers, by id, the beginning of one or name, or addresses; B may be
+outside. Walks lease, isolation, forwarding, firewall, VTEP, route and neighbour, and
+sends probes with the overlay's own encapsulation.
+
+The walk is made on the host of A. Where that is another one than this, or a name is
+of a container elsewhere, the coordinator is asked; an operator may (overlayctl
+login, or root on a coordinator's host).
 
 The exit code is 0 if B is reached, else 1.`,
 		Example: "  overlayctl explain 3f2c 9.0.2.130\n  overlayctl explain 9.0.1.2 192.0.2.1 -o json",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 2 {
-				return cli.Usagef("want two arguments: container ids or addresses")
+				return cli.Usagef("want two arguments: containers or addresses")
 			}
 			return nil
 		},
@@ -34,26 +44,127 @@ The exit code is 0 if B is reached, else 1.`,
 
 func (e *env) runExplain(ctx context.Context, a, b string) error {
 	r, err := explain.Walk(ctx, doctor.Options{RunDir: e.runDir, StateDir: e.agentStateDir()}, a, b)
+	var elsewhere *explain.Elsewhere
+	if errors.As(err, &elsewhere) || errors.Is(err, explain.ErrUnknown) || errors.Is(err, explain.ErrNoAgent) {
+		r, err = e.explainElsewhere(ctx, a, b, err)
+	}
 	if err != nil {
 		return err
 	}
 	if e.structured() {
 		err = e.print(r)
 	} else {
-		var rows [][]string
-		for _, s := range r.Steps {
-			mark := "ok"
-			if !s.OK {
-				mark = "STOP"
-			}
-			rows = append(rows, []string{mark, s.Name, s.Text})
-		}
-		if err = e.printTable([]string{"", "STEP", "SEEN"}, rows); err == nil && r.Reachable {
-			_, err = fmt.Fprintf(e.stdout, "\n%s reaches %s\n", printable(a), printable(b))
-		}
+		err = e.printExplanation(r, a, b)
 	}
 	if err == nil && !r.Reachable {
 		err = cli.ErrReported
 	}
 	return err
+}
+
+func (e *env) printExplanation(r explain.Result, a, b string) error {
+	var rows [][]string
+	for _, s := range r.Steps {
+		mark := "ok"
+		if !s.OK {
+			mark = "STOP"
+		}
+		rows = append(rows, []string{mark, s.Name, s.Text})
+	}
+	err := e.printTable([]string{"", "STEP", "SEEN ON " + known(r.Host)}, rows)
+	if err == nil && r.Reachable {
+		_, err = fmt.Fprintf(e.stdout, "\n%s reaches %s\n", printable(a), printable(b))
+	}
+	return err
+}
+
+// explainElsewhere has the host of A walk, because why.
+func (e *env) explainElsewhere(ctx context.Context, a, b string, why error) (r explain.Result, err error) {
+	fail := func(err error) (explain.Result, error) {
+		return r, fmt.Errorf("%w; and the coordinator cannot be asked for it: %w", why, err)
+	}
+	client, err := e.client(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	survey := api.Survey{Kind: api.SurveyExplain, SurveyOptions: api.SurveyOptions{A: a, B: b}}
+	from, err := locate(ctx, client, a)
+	var elsewhere *explain.Elsewhere
+	switch known := errors.As(why, &elsewhere); {
+	case err == nil:
+		survey.Agents = []string{from.AgentID}
+		if !hasAddress(from, a) {
+			survey.A = from.ID
+		}
+	case known: // a host has the subnet, and has not told of the container
+		survey.Agents = []string{elsewhere.Host.String()}
+	default:
+		return fail(err)
+	}
+	if _, err := netip.ParseAddr(b); err != nil {
+		to, err := locate(ctx, client, b)
+		if err != nil {
+			return fail(err)
+		}
+		if survey.B, err = addressFor(from, to, b); err != nil {
+			return r, err
+		}
+	}
+	reports, _, err := e.survey(ctx, client, survey)
+	if err != nil {
+		return fail(err)
+	}
+	for _, report := range reports {
+		if report.Explain != nil {
+			return *report.Explain, nil
+		}
+	}
+	return r, cli.ErrReported // why there is none was said
+}
+
+// locate finds a container of the cluster by id, the beginning of one, name or address.
+func locate(ctx context.Context, client *api.Client, name string) (api.Container, error) {
+	found, err := client.Containers(ctx, url.Values{"q": {name}})
+	if err != nil {
+		return api.Container{}, err
+	}
+	var matching []api.Container
+	ids := map[string]bool{}
+	for _, c := range found.Containers {
+		if c.Name != name && !strings.HasPrefix(c.ID, name) && !hasAddress(c, name) {
+			continue
+		}
+		if c.ID == name || c.Name == name || hasAddress(c, name) {
+			return c, nil
+		}
+		matching, ids[c.ID] = append(matching, c), true
+	}
+	switch {
+	case len(ids) == 1:
+		return matching[0], nil
+	case len(ids) > 1:
+		return api.Container{}, fmt.Errorf("%q is the beginning of %d containers of the cluster", name, len(ids))
+	}
+	return api.Container{}, fmt.Errorf("%q is no container of the cluster; overlayctl containers --all lists them", name)
+}
+
+func hasAddress(c api.Container, name string) bool {
+	a, err := netip.ParseAddr(name)
+	for _, has := range c.Addresses {
+		if err == nil && has == a.Unmap() {
+			return true
+		}
+	}
+	return false
+}
+
+// addressFor is an address of one container in a family that the other one, where it is
+// known, has as well.
+func addressFor(from, to api.Container, name string) (string, error) {
+	for _, b := range to.Addresses {
+		if len(from.Addresses) == 0 || slices.ContainsFunc(from.Addresses, func(a netip.Addr) bool { return a.Is4() == b.Is4() }) {
+			return b.String(), nil
+		}
+	}
+	return "", fmt.Errorf("%s has no family of addresses in common with the container it is to be reached from", name)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/audit"
 	"overlayd.internal/overlay/overlayd/internal/audit/ping"
 	"overlayd.internal/overlay/overlayd/internal/cli"
@@ -19,42 +21,54 @@ import (
 const mostProbes = 1000
 
 func (e *env) pingCommand() *cobra.Command {
-	var all bool
+	var all, here bool
 	count, wait := 5, time.Second
 	cmd := &cobra.Command{
-		Use: "ping [HOST|ADDRESS...] [--all] [flags]", Short: "loss, round trip and path MTU from this host to others, through the overlay",
-		Long: `Loss, round trip and path MTU from this host to others, through the overlay.
+		Use: "ping [HOST|ADDRESS...] [--all [--here]] [flags]", Short: "loss, round trip and path MTU between hosts, through the overlay",
+		Long: `Loss, round trip and path MTU between hosts, through the overlay.
 
 A HOST is an agent id, the beginning of one, an agent IP or a VTEP address; its
-VTEP is probed. An ADDRESS is one of an overlay, as of a container on another
-host. --all is every other host that this host's agent knows. The path MTU is the
-largest packet that goes there and back without being fragmented; it should be
-the MTU of this host's overlay devices.
+VTEP is probed, from this host. An ADDRESS is one of an overlay, as of a container
+on another host. The path MTU is the largest packet that goes there and back without
+being fragmented; it should be the MTU of the overlay devices of the host it is
+measured from.
 
-These are the ways from this host. For those between other hosts run it there.
-The exit code is 0 if nothing was lost and every path carries full packets.`,
+--all measures the ways from every host to every other one: the coordinator has the
+agents do it, which an operator may ask for (overlayctl login, or root on a
+coordinator's host). With --here, and where the coordinator cannot be asked, it is
+the ways from this host alone.
+
+The exit code is 0 if every host has answered, nothing was lost and every path
+carries full packets.`,
 		Example: "  overlayctl ping --all\n  overlayctl ping 10.10.0.117 9.0.2.130 --count 20\n  overlayctl ping --all -o json",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case all == (len(args) > 0):
 				return cli.Usagef("name hosts or addresses, or --all")
+			case here && !all:
+				return cli.Usagef("--here goes with --all; hosts that are named are measured from this one anyway")
 			case count < 1 || count > mostProbes:
 				return cli.Usagef("--count %d: want 1 to %d", count, mostProbes)
 			case wait < 10*time.Millisecond || wait > time.Minute:
 				return cli.Usagef("--wait %s: want 10ms to 1m", wait)
 			}
-			return e.runPing(cmd, args, ping.Options{Count: count, Wait: wait})
+			o := ping.Options{Count: count, Wait: wait}
+			if all && !here {
+				return e.runMatrix(cmd.Context(), o)
+			}
+			return e.runPing(cmd.Context(), args, o)
 		},
 	}
 	fs := cmd.Flags()
-	fs.BoolVar(&all, "all", false, "every other host that this host's agent knows")
+	fs.BoolVar(&all, "all", false, "from every host to every other one")
+	fs.BoolVar(&here, "here", false, "with --all: from this host alone")
 	fs.IntVar(&count, "count", count, "probes to each, for loss and round trip")
 	fs.DurationVar(&wait, "wait", wait, "how long an answer is waited for")
 	return cmd
 }
 
-func (e *env) runPing(cmd *cobra.Command, names []string, o ping.Options) error {
-	state, err := askAgent(cmd.Context(), e.runDir)
+func (e *env) runPing(ctx context.Context, names []string, o ping.Options) error {
+	state, err := askAgent(ctx, e.runDir)
 	if err != nil {
 		if state, _ = lastPublished(e.runDir); len(state.Overlays) == 0 { // the way may be there without an agent
 			return err
@@ -68,26 +82,21 @@ func (e *env) runPing(cmd *cobra.Command, names []string, o ping.Options) error 
 	if err != nil {
 		return err
 	}
-	o.From, o.MTU = state.IP, state.MTU
-	if len(state.Overlays) > 0 {
-		o.Source = state.Overlays[0].Backend.VXLAN.VTEPIP.Addr()
-	}
-	if terminal(e.stderr) {
-		o.Progress = func(done, all int) {
-			fmt.Fprintf(e.stderr, "\rmeasured %d of %d", done, all)
-			if done == all {
-				fmt.Fprint(e.stderr, "\r\x1b[K")
-			}
-		}
-	}
-	results, err := ping.Run(cmd.Context(), o, targets)
+	o = ping.From(state, o.Count, o.Wait)
+	o.Progress = e.progress("measured")
+	results, err := ping.Run(ctx, o, targets)
 	if err != nil {
 		return err
 	}
 	if err := e.printPing(results); err != nil {
 		return err
 	}
-	if slices.ContainsFunc(results, func(r ping.Result) bool { return !r.Whole() }) {
+	return wholeOr(results)
+}
+
+// wholeOr is nil if everything arrives that should.
+func wholeOr(ways []api.Way) error {
+	if slices.ContainsFunc(ways, func(w api.Way) bool { return !w.Whole() }) {
 		return cli.ErrReported
 	}
 	return nil
@@ -99,7 +108,7 @@ func pingTargets(peers []conf.Peer, names []string) ([]ping.Target, error) {
 	targets := []ping.Target{}
 	if len(names) == 0 {
 		for _, p := range peers {
-			targets = append(targets, ping.Target{Address: p.VTEPIP, AgentIP: p.AgentIP, AgentID: p.AgentID})
+			targets = append(targets, ping.TargetOf(p))
 		}
 		return targets, nil
 	}
@@ -116,7 +125,7 @@ func pingTargets(peers []conf.Peer, names []string) ([]ping.Target, error) {
 func pingTarget(peers []conf.Peer, name string) (ping.Target, error) {
 	if a, err := netip.ParseAddr(name); err == nil {
 		for _, p := range peers {
-			t := ping.Target{Address: p.VTEPIP, AgentIP: p.AgentIP, AgentID: p.AgentID}
+			t := ping.TargetOf(p)
 			switch {
 			case a == p.AgentIP, a == p.VTEPIP:
 				return t, nil
@@ -140,7 +149,7 @@ func pingTarget(peers []conf.Peer, name string) (ping.Target, error) {
 		}
 		i = found[0]
 	}
-	return ping.Target{Address: peers[i].VTEPIP, AgentIP: peers[i].AgentIP, AgentID: peers[i].AgentID}, nil
+	return ping.TargetOf(peers[i]), nil
 }
 
 func (e *env) printPing(results []ping.Result) error {
@@ -157,7 +166,7 @@ func (e *env) printPing(results []ping.Result) error {
 		if r.Received > 0 {
 			trip, mtu = fmt.Sprintf("%.3f/%.3f/%.3f ms", r.Min, r.Avg, r.Max), fmt.Sprint(r.PathMTU)
 		}
-		row := []string{r.From.String(), r.To.String(), r.Address.String(), fmt.Sprintf("%.0f%%", r.Loss), trip, mtu, pingNote(r)}
+		row := []string{r.From.String(), r.To.String(), known(r.Address), fmt.Sprintf("%.0f%%", r.Loss), trip, mtu, pingNote(r)}
 		if e.output == outputWide {
 			row = append(row, fmt.Sprint(r.Sent), fmt.Sprint(r.Received), r.AgentID)
 		}
@@ -168,10 +177,20 @@ func (e *env) printPing(results []ping.Result) error {
 
 func pingNote(r ping.Result) string {
 	switch {
+	case r.Sent == 0:
+		return "the host it is measured from does not know the other one; overlayctl peers there"
 	case r.Received == 0:
 		return "no answer; overlayctl doctor on both hosts"
 	case r.PathMTU < r.MTU:
 		return fmt.Sprintf("packets of %d do not arrive; set vtep_mtu to %d", r.MTU, r.PathMTU)
 	}
 	return ""
+}
+
+// known is an address, or nothing.
+func known(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
 }

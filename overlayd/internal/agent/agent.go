@@ -110,7 +110,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return listeners.serve(ctx, a.handler(), a.log) })
 	running := []func(context.Context) error{
 		only.answer, l.registrar.run, l.reporter.run, l.goHome, l.runtimes.Run,
-		a.newSweeper(log).run, l.inventory.run, a.newExaminer(log).run, l.room.run, a.fast.Run, pass.Run,
+		a.newSweeper(log).run, l.inventory.run, l.surveyor.run, a.newExaminer(log).run, l.room.run, a.fast.Run, pass.Run,
 	}
 	if a.docker != nil {
 		running = append(running, a.docker.Run)

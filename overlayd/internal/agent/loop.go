@@ -36,6 +36,7 @@ type loop struct {
 	registrar *registrar
 	reporter  *reporter
 	inventory *inventory
+	surveyor  *surveyor
 	runtimes  *runtimes.Keeper
 	watched   *dirwatch.Watch // the run directory
 
@@ -202,6 +203,7 @@ func (a *Agent) newLoop(p loopParts) *loop {
 		register: l.registrar.kick,
 	}
 	l.inventory = a.newInventory(p.id, p.instance.own, p.log)
+	l.surveyor = a.newSurveyor(p.id, p.log)
 	return l
 }
 

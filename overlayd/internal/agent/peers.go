@@ -122,6 +122,9 @@ func (l *loop) peersChanged(e peerEvent) {
 	if e.event.Report {
 		kick(l.inventory.begun)
 	}
+	if e.event.Survey != nil {
+		l.survey(*e.event.Survey)
+	}
 	if now := (api.Known{Revision: e.event.Revision, Run: e.event.Run}); now.Revision > 0 && now != p.position {
 		p.position = now
 		p.save.in(l.timing.resync) // no hurry: an older revision only costs a longer answer

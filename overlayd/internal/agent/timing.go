@@ -32,6 +32,7 @@ type timing struct {
 	direct       time.Duration // how long peers may go on sending without VXLAN after they were told to stop
 	room         time.Duration // between two looks at how full the halves are
 	roomPause    time.Duration // least time between two looks at it because of changes
+	survey       time.Duration // between two looks for operators
 	abandoned    time.Duration // how long a container must be gone before its addresses are released
 }
 
@@ -67,5 +68,6 @@ var defaultTiming = timing{
 	direct:       time.Minute,
 	room:         10 * time.Second,
 	roomPause:    100 * time.Millisecond,
+	survey:       time.Second,
 	abandoned:    time.Minute,
 }

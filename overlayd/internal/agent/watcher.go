@@ -78,7 +78,7 @@ func (w *watcher) stream(ctx context.Context) (received bool, err error) {
 		if w.withoutSelf(&e) {
 			kick(w.register)
 		}
-		if first || e.Report || e.Snapshot || len(e.Put) > 0 || len(e.Delete) > 0 || e.Revision > w.position.Revision {
+		if first || e.Report || e.Survey != nil || e.Snapshot || len(e.Put) > 0 || len(e.Delete) > 0 || e.Revision > w.position.Revision {
 			select {
 			case w.out <- peerEvent{generation: w.generation, connected: first, self: self, event: e}:
 			case <-ctx.Done():

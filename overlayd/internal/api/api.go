@@ -112,6 +112,8 @@ type PeerEvent struct {
 	Register bool `json:"register,omitempty"`
 	// Report asks the agent to tell what it has attached: that is not known here.
 	Report bool `json:"report,omitempty"`
+	// Survey asks the agent to look at something, and to report it.
+	Survey *SurveyOrder `json:"survey,omitempty"`
 }
 
 // Agent is one row of PathAgents.

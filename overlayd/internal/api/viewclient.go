@@ -161,19 +161,35 @@ func (c *Client) follow(ctx context.Context, target string, limit, silence time.
 	})
 }
 
-// open has a stream of a kind (empty: any) read until it ends, or nothing is received
-// for limit, and after that for silence.
+// stream is a request whose answer has no end, or one that is waited for.
+type stream struct {
+	method, target string
+	body           io.Reader // nil: none
+	kind           string    // of the answer; empty: any
+	limit, silence time.Duration
+}
+
+// open is openWith for GET.
 func (c *Client) open(ctx context.Context, target, kind string, limit, silence time.Duration, read func(*receivedReader) error) (opened bool, err error) {
+	return c.openWith(ctx, stream{method: http.MethodGet, target: target, kind: kind, limit: limit, silence: silence}, read)
+}
+
+// openWith has a stream read until it ends, or nothing is received for its limit, and
+// after that for its silence.
+func (c *Client) openWith(ctx context.Context, s stream, read func(*receivedReader) error) (opened bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	started := time.Now()
-	quiet := time.AfterFunc(limit, func() {
-		cancel(fmt.Errorf("nothing was received from the coordinator for %s", min(silence, time.Since(started)).Round(time.Second)))
+	quiet := time.AfterFunc(s.limit, func() {
+		cancel(fmt.Errorf("nothing was received from the coordinator for %s", min(s.silence, time.Since(started)).Round(time.Second)))
 	})
 	defer quiet.Stop()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+	req, err := http.NewRequestWithContext(ctx, s.method, s.target, s.body)
 	if err != nil {
 		return false, err
+	}
+	if s.body != nil {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	resp, err := c.hc.Do(req)
 	if err != nil {
@@ -183,8 +199,8 @@ func (c *Client) open(ctx context.Context, target, kind string, limit, silence t
 	if resp.StatusCode != http.StatusOK {
 		return false, readError(resp)
 	}
-	if got := resp.Header.Get("Content-Type"); !strings.HasPrefix(got, kind) {
-		return false, fmt.Errorf("%s answers %q; is it a coordinator?", target, got)
+	if got := resp.Header.Get("Content-Type"); !strings.HasPrefix(got, s.kind) {
+		return false, fmt.Errorf("%s answers %q; is it a coordinator?", s.target, got)
 	}
-	return true, because(ctx, read(&receivedReader{resp.Body, quiet, silence}))
+	return true, because(ctx, read(&receivedReader{resp.Body, quiet, s.silence}))
 }

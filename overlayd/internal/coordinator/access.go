@@ -23,6 +23,8 @@ const (
 	reader                 // readers, coordinators and operators
 	operator               // operators
 	self                   // operators, and the agent that the request speaks for
+	fellow                 // operators and coordinators
+	relayed                // as self, and coordinators, which hand it on
 )
 
 // route is one thing that is served, and who it is for.
@@ -66,9 +68,16 @@ func (a asker) may(to access) bool {
 		return a.who.Role == pki.RoleReader || a.who.Role == pki.RoleCoordinator
 	case self:
 		return a.who.Role == pki.RoleAgent
+	case fellow:
+		return a.fellow()
+	case relayed:
+		return a.who.Role == pki.RoleAgent || a.fellow()
 	}
 	return false
 }
+
+// fellow reports whether another coordinator asks.
+func (a asker) fellow() bool { return a.who.Role == pki.RoleCoordinator }
 
 // speaksFor refuses an agent that speaks for another one.
 func (a asker) speaksFor(agentID string) error {

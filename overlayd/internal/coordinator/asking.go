@@ -66,10 +66,7 @@ func (c *Coordinator) askSome() (more bool) {
 		}
 		for w := range p.watches {
 			w.report = true
-			select {
-			case w.wake <- struct{}{}:
-			default:
-			}
+			w.rouse()
 		}
 	}
 	return false

@@ -120,8 +120,9 @@ type Coordinator struct {
 	ordered   []attached.Ref    // agents as searches go through them; nil: not made yet
 	announce  announcements
 	unheard   map[string]struct{} // agents that are to be asked what they have attached
-	failed    error               // of the last write to the store; nil: it was written
-	dirty     chan struct{}       // has a token when changed may not be empty
+	surveys   surveys
+	failed    error         // of the last write to the store; nil: it was written
+	dirty     chan struct{} // has a token when changed may not be empty
 }
 
 // New reads the store and checks that what is leased fits the configuration.
@@ -150,7 +151,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 		events:   events.New(time.Now),
 		announce: newAnnouncements(),
 		urls:     o.URLs, peerClient: o.PeerClient,
-		others:     map[string]*other{},
+		others: map[string]*other{}, surveys: newSurveys(),
 		beaten:     make(chan struct{}, 1),
 		reportTurn: make(chan struct{}, 1),
 		asking:     make(chan struct{}, 1), unheard: map[string]struct{}{},

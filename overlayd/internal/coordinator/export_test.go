@@ -16,3 +16,6 @@ func (c *Coordinator) Routes() (out []string) {
 	}
 	return out
 }
+
+// SetSurveyLimit is how long the answers to a survey are waited for from now on.
+func (c *Coordinator) SetSurveyLimit(limit time.Duration) { c.surveys.limit = limit }

@@ -28,6 +28,7 @@ func (c *Coordinator) routes(ended <-chan struct{}) []route {
 	}
 	watch := func(w http.ResponseWriter, r *http.Request) error { return c.serveWatch(w, r, ended) }
 	follow := func(w http.ResponseWriter, r *http.Request) error { return c.serveEvents(w, r, ended) }
+	survey := func(w http.ResponseWriter, r *http.Request) error { return c.serveSurvey(w, r, ended) }
 	reports := func(w http.ResponseWriter, r *http.Request) error { return c.serveReports(w, r, ended) }
 	routes := []route{
 		{http.MethodGet, api.PathMasterState, stateAccess, c.serveState},
@@ -43,6 +44,8 @@ func (c *Coordinator) routes(ended <-chan struct{}) []route {
 		{http.MethodGet, api.PathContainers, reader, c.serveContainers},
 		{http.MethodGet, api.PathAddresses, reader, c.serveAddresses},
 		{http.MethodGet, api.PathEvents, reader, follow},
+		{http.MethodPost, api.PathSurvey, fellow, survey},
+		{http.MethodPost, api.PathSurveyReport, relayed, speaking(c.serveSurveyReport)},
 		{http.MethodGet, api.PathHealth, public, c.serveHealth},
 		{http.MethodGet, api.PathReady, public, c.serveReady},
 		{http.MethodGet, api.PathMetrics, reader, c.serveMetrics},

@@ -9,7 +9,8 @@ import (
 )
 
 // accessNames are how the description calls who a route is for.
-var accessNames = [...]string{public: "public", member: "any identity", reader: "reader", operator: "operator", self: "agent, for itself"}
+var accessNames = [...]string{public: "public", member: "any identity", reader: "reader", operator: "operator", self: "agent, for itself",
+	fellow: "operator, or another coordinator", relayed: "agent, for itself, or another coordinator"}
 
 // withDescription adds the route that describes all of them.
 func (c *Coordinator) withDescription(routes []route) []route {

@@ -27,13 +27,14 @@ type presence struct {
 
 // watch is one connected stream of peers.
 type watch struct {
-	ip       netip.Addr    // the agent's address when the stream began; invalid: not known
-	ahead    bool          // the stream must begin with a snapshot
-	run      string        // of the revision that it begins after
-	instance string        // of the agent that follows; empty: it did not say
-	wake     chan struct{} // has a token when register was set
-	register bool          // the agent is to register again; Coordinator.mu
-	report   bool          // the agent is to tell what it has attached; Coordinator.mu
+	ip       netip.Addr         // the agent's address when the stream began; invalid: not known
+	ahead    bool               // the stream must begin with a snapshot
+	run      string             // of the revision that it begins after
+	instance string             // of the agent that follows; empty: it did not say
+	wake     chan struct{}      // has a token when there is something to ask for
+	register bool               // the agent is to register again; Coordinator.mu
+	report   bool               // the agent is to tell what it has attached; Coordinator.mu
+	orders   []*api.SurveyOrder // that the agent has not been sent; Coordinator.mu
 }
 
 // askToRegister has every stream of the agent say so.
@@ -45,6 +46,11 @@ func (p *presence) askToRegister() {
 
 func (w *watch) ask() {
 	w.register = true
+	w.rouse()
+}
+
+// rouse has the stream look at what is to be asked for.
+func (w *watch) rouse() {
 	select {
 	case w.wake <- struct{}{}:
 	default:

@@ -169,14 +169,19 @@ func (c *Coordinator) endWatch(id string, w *watch) {
 	}
 }
 
-// takeAsk reports what the agent is to be asked for, once: to register, and to
-// report.
-func (c *Coordinator) takeAsk(w *watch) (register, report bool) {
+// takeAsks are the events that ask the agent for something, once: to register, to
+// report, and to look at something.
+func (c *Coordinator) takeAsks(w *watch) (asks []api.PeerEvent) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	register, report = w.register, w.report
-	w.register, w.report = false, false
-	return register, report
+	if w.register || w.report {
+		asks = append(asks, api.PeerEvent{Register: w.register, Report: w.report})
+	}
+	for _, o := range w.orders {
+		asks = append(asks, api.PeerEvent{Survey: o})
+	}
+	w.register, w.report, w.orders = false, false, nil
+	return asks
 }
 
 // stream is one watch being written.
@@ -198,12 +203,19 @@ func (s *stream) follow(w *watch, ended <-chan struct{}) {
 	for {
 		published, run := s.c.published() // before news, so that nothing up to it is missed
 		news, more, err := s.news()
-		register, report := s.c.takeAsk(w)
+		asks := s.c.takeAsks(w)
 		if published >= s.revision {
 			s.revision, s.run = published, run
 		}
-		if err == nil && (register || report || due && !news) {
-			news, err = true, s.write(&message{to: s.revision, data: encodeLine(api.PeerEvent{Revision: s.revision, Run: s.run, Register: register, Report: report})})
+		if due && !news && len(asks) == 0 {
+			asks = append(asks, api.PeerEvent{}) // a heartbeat
+		}
+		for _, e := range asks {
+			if err != nil {
+				break
+			}
+			e.Revision, e.Run = s.revision, s.run
+			news, err = true, s.write(&message{to: s.revision, data: encodeLine(e)})
 		}
 		if err == nil && news {
 			due = false

@@ -26,6 +26,7 @@ const (
 	IfName      = "ifname"
 	IP          = "ip"    // agent IP
 	Key         = "key"   // of the store
+	Kind        = "kind"  // of a survey
 	Kinds       = "kinds" // of kernel objects
 	Left        = "left"
 	Method      = "method" // of Docker's plugin protocol

@@ -42,6 +42,8 @@ func Operations() []Operation {
 			{Name: "after", Description: "id of an event, 0: all that are remembered; else from now on. Last-Event-ID says the same", Number: true},
 			{Name: "follow", Description: "false: end after those that are remembered"},
 		}},
+		{Method: post, Path: api.PathSurvey, Summary: "Have hosts look: at the ways to each other (ping), or at the way of a packet from a container (explain)", Request: api.Survey{}, Answer: api.SurveyLine{}, Kind: lines},
+		{Method: post, Path: api.PathSurveyReport, Summary: "For agents: what the host has seen", Request: api.SurveyReport{}, Status: http.StatusNoContent},
 		{Method: get, Path: api.PathOpenAPI, Summary: "This description", Answer: map[string]any{}},
 		{Method: get, Path: api.PathHealth, Summary: "200 while the process answers", Answer: map[string]string{}},
 		{Method: get, Path: api.PathReady, Summary: "200 while leases can be granted, else 503", Answer: map[string]string{}},

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"slices"
 	"strings"
@@ -15,24 +16,26 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/audit"
 	"overlayd.internal/overlay/overlayd/internal/audit/doctor"
 )
 
-// Result is what became of the walk.
-type Result struct {
-	From      string `json:"from"`
-	To        string `json:"to"`
-	Reachable bool   `json:"reachable"`
-	StopsAt   string `json:"stops_at"` // the step, what is wrong there, and what to do; empty: nothing
-	Steps     []Step `json:"steps"`
+// Result is what became of the walk, and Step one part of it.
+type (
+	Result = api.Explanation
+	Step   = api.Step
+)
+
+// Elsewhere is the error of a walk whose packet is not sent by this host, but by the
+// one that has the container.
+type Elsewhere struct {
+	Host netip.Addr // agent IP
+	A, B string
 }
 
-// Step is one part of the way.
-type Step struct {
-	Name string `json:"name"`
-	OK   bool   `json:"ok"`
-	Text string `json:"text"`
+func (e *Elsewhere) Error() string {
+	return fmt.Sprintf("%s runs on host %s; run this there: overlayctl explain %s %s", e.A, e.Host, e.A, e.B)
 }
 
 // end is one end of the way.
@@ -55,8 +58,12 @@ type walk struct {
 	result   Result
 }
 
-// ErrUnknown: a name is no container of this host and no address.
-var ErrUnknown = errors.New("no container of this host and no address")
+// ErrUnknown: a name is no container of this host and no address. ErrNoAgent: this host
+// is none of the overlay, so that nothing can be told of it.
+var (
+	ErrUnknown = errors.New("no container of this host and no address")
+	ErrNoAgent = errors.New("no agent has published anything on this host")
+)
 
 // Walk explains the way from a to b, each the id of a container of this host, the
 // beginning of one, or an address.
@@ -65,6 +72,7 @@ func Walk(ctx context.Context, o doctor.Options, a, b string) (Result, error) {
 	if err := w.read(o); err != nil {
 		return w.result, err
 	}
+	w.result.Host = w.books.State.IP
 	var err error
 	if w.conn, err = rtnl.Open(); err != nil {
 		return w.result, err
@@ -72,6 +80,9 @@ func Walk(ctx context.Context, o doctor.Options, a, b string) (Result, error) {
 	defer w.conn.Close()
 	if err := w.resolve(a, b); err != nil {
 		return w.result, err
+	}
+	if w.a.record == nil && w.a.peer != nil {
+		return w.result, &Elsewhere{Host: w.a.peer.AgentIP, A: a, B: b}
 	}
 	for _, step := range []func() bool{w.source, w.isolation, w.forwarding, w.destination} {
 		if !step() {
@@ -85,6 +96,9 @@ func Walk(ctx context.Context, o doctor.Options, a, b string) (Result, error) {
 func (w *walk) read(o doctor.Options) (err error) {
 	if w.books, err = audit.Read(w.ctx, o.RunDir); err != nil {
 		return err
+	}
+	if errors.Is(w.books.StateErr, fs.ErrNotExist) {
+		return ErrNoAgent
 	}
 	if w.books.StateErr != nil {
 		return fmt.Errorf("what the agent published: %w", w.books.StateErr)
@@ -177,14 +191,14 @@ func (w *walk) at(name string, addr netip.Addr) end {
 
 // pass notes a step that is in order.
 func (w *walk) pass(name, format string, args ...any) bool {
-	w.result.Steps = append(w.result.Steps, Step{name, true, fmt.Sprintf(format, args...)})
+	w.result.Steps = append(w.result.Steps, Step{Name: name, OK: true, Text: fmt.Sprintf(format, args...)})
 	return true
 }
 
 // stop notes the step at which the way ends.
 func (w *walk) stop(name, format string, args ...any) bool {
 	text := fmt.Sprintf(format, args...)
-	w.result.Steps = append(w.result.Steps, Step{name, false, text})
+	w.result.Steps = append(w.result.Steps, Step{Name: name, Text: text})
 	w.result.StopsAt = name + ": " + text
 	return false
 }

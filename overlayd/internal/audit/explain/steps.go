@@ -25,8 +25,6 @@ func (w *walk) source() bool {
 	switch {
 	case w.a.record != nil && w.a.overlay != nil:
 		return w.container(step, w.a)
-	case w.a.peer != nil:
-		return w.stop(step, "it runs on host %s; run this there: overlayctl explain %s %s", w.a.peer.AgentIP, w.a.name, w.b.name)
 	case w.a.overlay != nil && !w.ownAddress(w.a.addr):
 		return w.stop(step, "nobody has the address on this host, and no other host has a lease of its subnet")
 	}

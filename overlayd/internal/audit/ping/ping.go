@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"time"
 
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/audit/echo"
 )
 
@@ -16,6 +18,20 @@ type Target struct {
 	Address netip.Addr
 	AgentIP netip.Addr
 	AgentID string
+}
+
+// TargetOf is the VTEP of a peer.
+func TargetOf(p conf.Peer) Target {
+	return Target{Address: p.VTEPIP, AgentIP: p.AgentIP, AgentID: p.AgentID}
+}
+
+// From are the options for measuring from the host that has published a state.
+func From(state conf.State, count int, wait time.Duration) Options {
+	o := Options{From: state.IP, MTU: state.MTU, Count: count, Wait: wait}
+	if len(state.Overlays) > 0 {
+		o.Source = state.Overlays[0].Backend.VXLAN.VTEPIP.Addr()
+	}
+	return o
 }
 
 // Options say how to measure.
@@ -28,24 +44,8 @@ type Options struct {
 	Progress func(done, all int) // of targets, may be nil
 }
 
-// Result is one row of the matrix.
-type Result struct {
-	From     netip.Addr `json:"from"`
-	To       netip.Addr `json:"to"` // agent IP
-	AgentID  string     `json:"agent_id"`
-	Address  netip.Addr `json:"address"`
-	Sent     int        `json:"sent"`
-	Received int        `json:"received"`
-	Loss     float64    `json:"loss_percent"`
-	Min      float64    `json:"rtt_min_ms,omitempty"`
-	Avg      float64    `json:"rtt_avg_ms,omitempty"`
-	Max      float64    `json:"rtt_max_ms,omitempty"`
-	PathMTU  int        `json:"path_mtu,omitempty"` // 0: not measured, for nothing was answered
-	MTU      int        `json:"mtu"`                // what it should be
-}
-
-// Whole reports whether everything arrives that should.
-func (r Result) Whole() bool { return r.Received == r.Sent && r.PathMTU >= r.MTU }
+// Result is what was measured of one way.
+type Result = api.Way
 
 const (
 	// parallel is how many targets are measured at once. Their answers fit in the
@@ -97,7 +97,7 @@ func (o Options) measure(ctx context.Context, targets []Target) ([]Result, error
 			return nil, err
 		}
 		for i, rtt := range round {
-			rows[i].count(rtt)
+			count(&rows[i], rtt)
 		}
 		select {
 		case <-ctx.Done():
@@ -106,13 +106,13 @@ func (o Options) measure(ctx context.Context, targets []Target) ([]Result, error
 		}
 	}
 	for i := range rows {
-		rows[i].finish()
+		finish(&rows[i])
 	}
 	return rows, o.pathMTU(ctx, rows)
 }
 
 // count takes one answer, or silence, into the row.
-func (r *Result) count(rtt time.Duration) {
+func count(r *Result, rtt time.Duration) {
 	r.Sent++
 	if rtt == echo.Silence {
 		return
@@ -126,7 +126,7 @@ func (r *Result) count(rtt time.Duration) {
 	r.Max = max(r.Max, ms)
 }
 
-func (r *Result) finish() {
+func finish(r *Result) {
 	if r.Received > 0 {
 		r.Avg /= float64(r.Received)
 	}

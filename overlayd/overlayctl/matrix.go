@@ -1,0 +1,157 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"time"
+
+	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/audit/ping"
+	"overlayd.internal/overlay/overlayd/internal/cli"
+)
+
+// progress says on a terminal how much of long work is done; nil where there is none.
+func (e *env) progress(what string) func(done, all int) {
+	if !terminal(e.stderr) {
+		return nil
+	}
+	return func(done, all int) {
+		fmt.Fprintf(e.stderr, "\r%s %d of %d", what, done, all)
+		if done == all {
+			fmt.Fprint(e.stderr, "\r\x1b[K")
+		}
+	}
+}
+
+// survey has the coordinator ask hosts, and returns what they have seen. Those that
+// have not answered are named on standard error.
+func (e *env) survey(ctx context.Context, client *api.Client, survey api.Survey) (reports []api.SurveyReport, missing []api.SurveyMissing, err error) {
+	progress := e.progress("answered")
+	asked := 0
+	err = client.Survey(ctx, survey, func(line api.SurveyLine) error {
+		asked = max(asked, line.Asked)
+		if line.Report != nil {
+			reports = append(reports, *line.Report)
+		}
+		missing = line.Missing
+		if progress != nil && asked > 0 {
+			done := len(reports)
+			if line.Done {
+				done = asked
+			}
+			progress(done, asked)
+		}
+		return nil
+	})
+	for _, m := range missing {
+		fmt.Fprintf(e.stderr, "host %s has not answered: %s\n", m.AgentIP, printable(m.Reason))
+	}
+	for _, r := range reports {
+		if r.Error != "" {
+			fmt.Fprintf(e.stderr, "host %s: %s\n", r.AgentIP, printable(r.Error))
+		}
+	}
+	return reports, missing, err
+}
+
+// runMatrix measures the ways between all hosts.
+func (e *env) runMatrix(ctx context.Context, o ping.Options) error {
+	if o.Count > api.MaxSurveyCount || o.Wait > api.MaxSurveyWait {
+		return cli.Usagef("--count is at most %d and --wait %s between all hosts; --here measures from this one alone", api.MaxSurveyCount, api.MaxSurveyWait)
+	}
+	client, err := e.client(ctx)
+	var reports []api.SurveyReport
+	var missing []api.SurveyMissing
+	if err == nil {
+		reports, missing, err = e.survey(ctx, client, api.Survey{
+			Kind: api.SurveyPing, SurveyOptions: api.SurveyOptions{Count: o.Count, WaitMS: int(o.Wait / time.Millisecond)},
+		})
+	}
+	var refused *api.Error
+	switch {
+	case err == nil:
+	case ctx.Err() != nil || errors.As(err, &refused) && refused.Code != http.StatusForbidden && refused.Code != http.StatusUnauthorized && refused.Code != http.StatusNotFound:
+		return err
+	default:
+		fmt.Fprintf(e.stderr, "the coordinator cannot be asked, so these are the ways from this host alone: %s\n", printable(err.Error()))
+		return e.runPing(ctx, nil, o)
+	}
+	ways, failed := []api.Way{}, len(missing) > 0
+	for _, r := range reports {
+		ways, failed = append(ways, r.Ways...), failed || r.Error != ""
+	}
+	slices.SortFunc(ways, func(a, b api.Way) int { return cmp.Or(a.From.Compare(b.From), a.To.Compare(b.To)) })
+	if err := e.printMatrix(ways, missing); err != nil {
+		return err
+	}
+	if failed {
+		return cli.ErrReported
+	}
+	return wholeOr(ways)
+}
+
+// printMatrix prints round trips as a matrix, and what is wrong of each way in full.
+func (e *env) printMatrix(ways []api.Way, missing []api.SurveyMissing) error {
+	if e.structured() || e.output == outputWide {
+		return e.printPing(ways)
+	}
+	hosts := map[netip.Addr]struct{}{}
+	cells := map[[2]netip.Addr]string{}
+	var bad []api.Way
+	for _, w := range ways {
+		hosts[w.From], hosts[w.To] = struct{}{}, struct{}{}
+		cells[[2]netip.Addr{w.From, w.To}] = cell(w)
+		if !w.Whole() {
+			bad = append(bad, w)
+		}
+	}
+	for _, m := range missing {
+		hosts[m.AgentIP] = struct{}{}
+	}
+	order := make([]netip.Addr, 0, len(hosts))
+	for h := range hosts {
+		order = append(order, h)
+	}
+	slices.SortFunc(order, netip.Addr.Compare)
+	titles := []string{"", "FROM"}
+	var rows [][]string
+	for i, from := range order {
+		titles = append(titles, fmt.Sprintf("TO %d", i+1))
+		row := []string{fmt.Sprint(i + 1), from.String()}
+		for _, to := range order {
+			row = append(row, cmp.Or(cells[[2]netip.Addr{from, to}], map[bool]string{true: ".", false: "?"}[from == to]))
+		}
+		rows = append(rows, row)
+	}
+	if len(rows) > 0 {
+		if err := e.printTable(titles, rows); err != nil {
+			return err
+		}
+	}
+	if len(bad) == 0 {
+		_, err := fmt.Fprintf(e.stdout, "\naverage round trip in ms; %d ways, nothing lost, full packets\n", len(ways))
+		return err
+	}
+	if _, err := fmt.Fprintf(e.stdout, "\naverage round trip in ms; %d of %d ways are not as they should be:\n\n", len(bad), len(ways)); err != nil {
+		return err
+	}
+	return e.printPing(bad)
+}
+
+// cell is a way in the matrix.
+func cell(w api.Way) string {
+	switch {
+	case w.Received == 0:
+		return "LOST"
+	case w.Received < w.Sent:
+		return fmt.Sprintf("%.3f -%.0f%%", w.Avg, w.Loss)
+	case !w.Whole():
+		return fmt.Sprintf("%.3f MTU", w.Avg)
+	}
+	return fmt.Sprintf("%.3f", w.Avg)
+}
