@@ -77,6 +77,8 @@ var faults = []fault{
 	{name: "blackhole of the own subnet removed", damage: "ip route del blackhole $OWN metric 4294967295", parts: "routes"},
 	{name: "range of the overlay made reachable", damage: "ip route del unreachable 9.0.0.0/8 metric 4294967294", parts: "routes"},
 	{name: "stray route of ours", damage: "ip route add 9.9.9.0/24 dev vtep1024 proto 44", parts: "routes"},
+	{name: "routes flushed among more notifications than are kept (netlink-ENOBUFS)", damage: `flood() { seq 3000 | sed "s|.*|route $1 blackhole 198.18.0.1/32 metric &|" | ip -batch -; }
+kill -STOP $AGENT; flood add; ip route flush proto 44; ip -6 route flush proto 44; flood del; kill -CONT $AGENT`, parts: "routes"},
 	// Neighbours and forwarding entries.
 	{name: "neighbours flushed", damage: "ip neigh flush dev vtep1024 nud permanent; ip -6 neigh flush dev vtep1024 nud permanent", parts: "neighbours"},
 	{name: "neighbour changed", damage: "ip neigh replace $PEERVTEP lladdr 02:00:00:00:00:02 dev vtep1024 nud permanent", parts: "neighbours"},

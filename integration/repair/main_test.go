@@ -165,7 +165,8 @@ ip -4 -o addr show vtep1024 | awk '{print "VTEP=" $4}'`)
 	must(x.t, err)
 	x.env = append(x.env,
 		"PEER="+peer.Overlays[0].Subnet.String(), "PEER6="+peer.Overlays[1].Subnet6.String(),
-		"PEERVTEP="+vtep.String(), "PEERIP="+x.Agents[1].IP.String(), "A="+x.a.Addr().String())
+		"PEERVTEP="+vtep.String(), "PEERIP="+x.Agents[1].IP.String(), "A="+x.a.Addr().String(),
+		fmt.Sprint("AGENT=", x.h.Proc.Pid()))
 	mac := x.sh("ip neigh show " + vtep.String() + " dev vtep1024 | awk '{print $3}'")
 	x.env = append(x.env, "PEERMAC="+strings.TrimSpace(mac))
 	for _, name := range []string{"GW", "GWNET", "GW6NET", "NET", "NET6", "OWN", "PORT", "VTEP", "PEERMAC"} {
