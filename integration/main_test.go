@@ -2,6 +2,7 @@ package integration
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"net/netip"
 	"os"
@@ -19,7 +20,18 @@ import (
 // detector, whose reports fail the test that ran it, the rest as users get them.
 var binDir string
 
+var full = flag.Bool("full", false, "run what is too long for CI as well")
+
+// stores are those that what belongs to no store is shown on.
+func stores() []string {
+	if *full {
+		return []string{"bbolt", "etcd"}
+	}
+	return []string{"bbolt"}
+}
+
 func TestMain(m *testing.M) {
+	flag.Parse()
 	code, err := buildAndRun(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "integration:", err)
