@@ -70,11 +70,13 @@ func (s scope) nftChain(table, chain string, rules map[string][]nftRule, above [
 // nftConcerns looks at the expressions in order: at one that cannot match, the
 // rule ends.
 func (s scope) nftConcerns(table string, r nftRule, rules map[string][]nftRule, above []string) bool {
+	var ends [2]netip.Prefix // source and destination, where the rule has one of each
 	for _, expr := range r {
 		for kind, value := range expr {
 			switch kind {
 			case "match":
-				if !s.nftMatches(value) {
+				nftEnd(value, &ends)
+				if !s.nftMatches(value) || toItself(ends[0], ends[1]) {
 					return false
 				}
 			case "accept", "return", "continue", "counter", "comment", "notrack":
@@ -125,6 +127,25 @@ func (s scope) nftMatches(value json.RawMessage) bool {
 		return !ok || not || !slices.Equal(names, []string{"local"})
 	}
 	return true
+}
+
+// nftEnd notes the one source or destination that a match names.
+func nftEnd(value json.RawMessage, ends *[2]netip.Prefix) {
+	var m struct {
+		Op    string
+		Left  struct{ Payload struct{ Field string } }
+		Right json.RawMessage
+	}
+	if json.Unmarshal(value, &m) != nil || m.Op != "==" {
+		return
+	}
+	i := slices.Index([]string{"saddr", "daddr"}, m.Left.Payload.Field)
+	if i < 0 {
+		return
+	}
+	if p, ok := nftPrefixes(m.Right); ok && len(p) == 1 {
+		ends[i] = p[0]
+	}
 }
 
 // nftElements are the elements of a set written in the rule, or the one value.

@@ -74,6 +74,9 @@ func TestForeignRule(t *testing.T) {
 		{"translated", "*nat\n:PREROUTING ACCEPT\n-A PREROUTING -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 8080\nCOMMIT\n", "-j REDIRECT"},
 		{"virtual addresses", "*nat\n:PREROUTING ACCEPT\n-A PREROUTING -d 10.96.0.1/32 -p tcp -j DNAT --to-destination 9.1.2.3\nCOMMIT\n", ""},
 		{"masqueraded", "*nat\n:POSTROUTING ACCEPT\n-A POSTROUTING -j MASQUERADE\nCOMMIT\n", "-j MASQUERADE"},
+		{"masqueraded to itself", "*nat\n:POSTROUTING ACCEPT\n-A POSTROUTING -s 9.1.2.3/32 -d 9.1.2.3/32 -p tcp -m tcp --dport 80 -j MASQUERADE\nCOMMIT\n", ""},
+		{"masqueraded to another", "*nat\n:POSTROUTING ACCEPT\n-A POSTROUTING -s 9.1.2.3/32 -d 9.1.2.4/32 -j MASQUERADE\nCOMMIT\n", "-d 9.1.2.4/32"},
+		{"masqueraded to its network", "*nat\n:POSTROUTING ACCEPT\n-A POSTROUTING -s 9.1.2.0/24 -d 9.1.2.0/24 -j MASQUERADE\nCOMMIT\n", "-d 9.1.2.0/24"},
 		{"masqueraded outside", "*nat\n:POSTROUTING ACCEPT\n-A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n", ""},
 
 		{"the administrator's", "*filter\n:FORWARD ACCEPT\n:OVERLAY-FORWARD -\n:OVERLAY-USER -\n-A FORWARD -j OVERLAY-FORWARD\n-A OVERLAY-FORWARD -j OVERLAY-USER\n-A OVERLAY-USER -p tcp -m tcp --dport 22 -j DROP\nCOMMIT\n", "-A OVERLAY-USER"},
@@ -88,6 +91,8 @@ func TestForeignRule(t *testing.T) {
 		{"nft: a set of theirs", `table inet a { set s { type ipv4_addr; }; chain f { type filter hook forward priority 0; ip saddr @s drop; }; }`, "chain f"},
 		{"nft: a map", `table inet a { chain f { type filter hook forward priority 0; tcp dport vmap { 22 : drop }; }; }`, "chain f"},
 		{"nft: to the host", `table inet a { chain p { type nat hook prerouting priority -100; fib daddr type local tcp dport 80 dnat ip to 10.0.0.1; }; }`, ""},
+		{"nft: to itself", `table ip a { chain p { type nat hook postrouting priority 100; ip saddr 9.1.2.3 ip daddr 9.1.2.3 tcp dport 80 masquerade; }; }`, ""},
+		{"nft: to another", `table ip a { chain p { type nat hook postrouting priority 100; ip saddr 9.1.2.3 ip daddr 9.1.2.4 masquerade; }; }`, "chain p"},
 		{"nft: input", `table inet a { chain i { type filter hook input priority 0; drop; }; }`, ""},
 		{"nft: bridge", `table bridge a { chain f { type filter hook forward priority 0; ether type arp drop; }; }`, "table bridge a"},
 		{"nft: ours", `table inet overlay { chain f { type filter hook forward priority 0; drop; }; }`, ""},

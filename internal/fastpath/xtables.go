@@ -106,6 +106,7 @@ func (s scope) xtChain(table, chain, policy string, chains map[string][][]string
 func (s scope) xtRule(words []string) (target string, matches bool) {
 	matches = true
 	not := false
+	var from, to netip.Prefix
 	for i := 2; i < len(words); i++ {
 		value := ""
 		if i+1 < len(words) {
@@ -118,10 +119,20 @@ func (s scope) xtRule(words []string) (target string, matches bool) {
 		case "-j", "-g":
 			target = value
 		case "-s", "-d":
-			if p, err := netip.ParsePrefix(value); err == nil {
-				matches = matches && s.inPrefix(p, not)
-			} else if a, err := netip.ParseAddr(value); err == nil {
-				matches = matches && s.inPrefix(netip.PrefixFrom(a, a.BitLen()), not)
+			p, err := netip.ParsePrefix(value)
+			if a, e := netip.ParseAddr(value); e == nil {
+				p, err = netip.PrefixFrom(a, a.BitLen()), nil
+			}
+			if err != nil {
+				break
+			}
+			matches = matches && s.inPrefix(p, not)
+			switch {
+			case not:
+			case words[i] == "-s":
+				from = p
+			default:
+				to = p
 			}
 		case "-i", "-o":
 			if name, wild := strings.CutSuffix(value, "+"); wild {
@@ -140,8 +151,12 @@ func (s scope) xtRule(words []string) (target string, matches bool) {
 		}
 		not = false
 	}
-	return target, matches
+	return target, matches && !toItself(from, to)
 }
+
+// toItself says that a rule is about what an address sends to itself, as Docker
+// makes for every published port. That never leaves the host.
+func toItself(from, to netip.Prefix) bool { return from == to && from.IsSingleIP() }
 
 func (s scope) inPrefix(p netip.Prefix, not bool) bool {
 	if not {

@@ -464,8 +464,19 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct attachmen
 	return give(skb, to, p->proto, packets);
 }
 
-/* The headers of a packet without a tunnel. */
-#define PLAIN_HEADERS (sizeof(struct eth) + sizeof(struct ip6) + 20)
+/* What of an IP packet has to lie in front of the buffer's fragments: its own
+ * header and that of TCP. Not a byte more: payload would be copied, and a buffer
+ * that the sender still holds as well. */
+#define NEEDED4 (sizeof(struct ip4) + 20)
+#define NEEDED6 (sizeof(struct ip6) + 20)
+
+/* pull brings that many bytes in front of the fragments. */
+static __always_inline int pull(struct __sk_buff *skb, __u32 needed)
+{
+	if ((void *)(long)skb->data + needed <= (void *)(long)skb->data_end)
+		return 0;
+	return bpf_skb_pull_data(skb, skb->len < needed ? skb->len : needed);
+}
 
 /* take_plain takes a packet that a peer on the link sent as it is: from one of its
  * subnets, to a container of the same overlay. Who else sends so is left to the
@@ -480,7 +491,7 @@ static __always_inline int take_plain(struct __sk_buff *skb, const struct host *
 
 	if (!h->direct || skb->ifindex != h->uplink)
 		return TC_ACT_UNSPEC;
-	if (bpf_skb_pull_data(skb, skb->len < PLAIN_HEADERS ? skb->len : PLAIN_HEADERS))
+	if (pull(skb, sizeof(struct eth) + (h->family == AF_INET ? NEEDED4 : NEEDED6)))
 		return TC_ACT_UNSPEC;
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
@@ -538,8 +549,15 @@ static __always_inline int decapsulate(struct __sk_buff *skb, const struct host 
 	return deliver(skb, to, room, &p, t->udp.check != 0, (outer_class & ECN_MASK) == ECN_CE);
 }
 
-/* More than the headers of a tunnel and of the packet in it. */
-#define HEADERS (sizeof(struct frame6) + sizeof(struct ip6) + 20)
+/* pull_tunnel does it for what lies in a tunnel, if it is one. */
+static __always_inline int pull_tunnel(struct __sk_buff *skb, __u32 outer)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	if (data + outer <= end && ((struct eth *)(data + outer) - 1)->proto == htons(ETH_P_IP))
+		return pull(skb, outer + NEEDED4);
+	return pull(skb, outer + NEEDED6);
+}
 
 SEC("tc")
 int enter_host(struct __sk_buff *skb)
@@ -578,13 +596,10 @@ int enter_host(struct __sk_buff *skb)
 	} else {
 		return TC_ACT_UNSPEC;
 	}
-	if (data + HEADERS > end) {
-		/* The rest may lie in a fragment of the buffer. */
-		if (bpf_skb_pull_data(skb, skb->len < HEADERS ? skb->len : HEADERS))
-			return TC_ACT_UNSPEC;
-		data = (void *)(long)skb->data;
-		end = (void *)(long)skb->data_end;
-	}
+	if (skb->protocol == htons(ETH_P_IP) ? pull_tunnel(skb, sizeof(struct frame4)) : pull_tunnel(skb, sizeof(struct frame6)))
+		return TC_ACT_UNSPEC;
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
 
 	if (skb->protocol == htons(ETH_P_IP)) {
 		struct ip4 *ip = data + sizeof(struct eth);
