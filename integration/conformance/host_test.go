@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -91,7 +92,7 @@ func (h *host) startAgent(t testing.TB, args ...string) {
 	argv := append([]string{"nsenter", "--mount=" + h.mountsPath(), "--", "env", "OVERLAYD_DOCKER_HOST=", filepath.Join(binDir, "overlayd"), "agent",
 		"--insecure", "--coordinator", h.coordinator.URL, "--agent-ip", h.Underlay().String(), "--listen", "",
 		"--run-dir", h.RunDir, "--state-dir", h.StateDir, "--cni-conf-dir", h.CNIConfDir, "--ucr-conf-dir", h.UCRConfDir,
-		"--cni-bin-dir", binDir}, args...)
+		"--cni-bin-dir", binDir, "--datapath", cmp.Or(os.Getenv("OVERLAY_DATAPATH"), "auto")}, args...)
 	var err error
 	h.Proc, err = h.lab.Start(h.Netns, "agent", argv...)
 	must(t, err)

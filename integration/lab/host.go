@@ -30,7 +30,7 @@ type Host struct {
 
 	FindsIP  bool   // the agent is not told its IP
 	Bin      string // directory of the programs of another build; empty: those of the lab
-	Datapath string // which way traffic takes (--datapath); empty: the agent decides
+	Datapath string // which way traffic takes (--datapath); empty: what OVERLAY_DATAPATH says, or else the agent decides
 	Routing  string // how it sends to other hosts (--routing); empty: as by default
 	// Later is by how much CLOCK_BOOTTIME is ahead for agent and CNI programs, from
 	// their next start on: the host has slept for as long.
@@ -195,8 +195,8 @@ func (h *Host) StartAgent(coordinator string, args ...string) (err error) {
 	if !h.FindsIP {
 		argv = append(argv, "--agent-ip", h.Underlay().String())
 	}
-	if h.Datapath != "" {
-		argv = append(argv, "--datapath", h.Datapath)
+	if datapath := cmp.Or(h.Datapath, os.Getenv("OVERLAY_DATAPATH")); datapath != "" {
+		argv = append(argv, "--datapath", datapath)
 	}
 	if h.Routing != "" {
 		argv = append(argv, "--routing", h.Routing)

@@ -1,10 +1,12 @@
 package engines
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 )
@@ -97,8 +99,20 @@ func (c *Cluster) StartAgent(host int) (err error) {
 	h := c.Hosts[host]
 	c.Agents[host], err = h.Start("agent", filepath.Join(c.bin, "overlayd"), "agent",
 		"--coordinator", "http://"+c.LAN.IP.String()+":6440", "--agent-ip", h.IP.String(),
-		"--ucr-conf-dir", UCRConfDir, "--insecure")
+		"--ucr-conf-dir", UCRConfDir, "--insecure", "--datapath", cmp.Or(os.Getenv("OVERLAY_DATAPATH"), "auto"))
 	return err
+}
+
+// Datapath is which way the traffic of a host takes, and why.
+func (c *Cluster) Datapath(h *Host) (taken, reason string, err error) {
+	var state struct {
+		Datapath struct{ Taken, Reason string }
+	}
+	b, err := os.ReadFile(h.File("/run/overlay/state.json"))
+	if err == nil {
+		err = json.Unmarshal(b, &state)
+	}
+	return state.Datapath.Taken, state.Datapath.Reason, err
 }
 
 // AgentReady waits until a host has the files of all overlays and its agent

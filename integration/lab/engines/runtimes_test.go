@@ -159,6 +159,7 @@ func testPair(t *testing.T, ctx context.Context, c *Cluster, r launcher, engines
 		checkAddrs(t, ctx, h, k, network, r.half)
 		listedAs(t, ctx, c, k, r)
 	}
+	sameDatapath(t, ctx, c)
 	talk(t, ctx, pair[0], pair[1])
 	talk(t, ctx, pair[1], pair[0])
 	if r.ports {
@@ -169,6 +170,27 @@ func testPair(t *testing.T, ctx context.Context, c *Cluster, r launcher, engines
 			t.Error(err)
 		}
 		nothingLeft(t, ctx, c, c.Hosts[i])
+	}
+}
+
+// sameDatapath expects every host to take the way that OVERLAY_DATAPATH names;
+// without it the agents decide.
+func sameDatapath(t *testing.T, ctx context.Context, c *Cluster) {
+	t.Helper()
+	want := os.Getenv("OVERLAY_DATAPATH")
+	if want == "" || want == "auto" {
+		return
+	}
+	for _, h := range c.Hosts {
+		if err := Wait(ctx, func() error {
+			taken, reason, err := c.Datapath(h)
+			if err == nil && taken != want {
+				err = fmt.Errorf("%s takes the datapath %s, want %s: %s", h.Name, taken, want, reason)
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -270,7 +292,7 @@ func talk(t *testing.T, ctx context.Context, from, to *Container) {
 }
 
 // hostPorts fetches the containers' pages at port 8080 of their hosts, from
-// the machine in the middle.
+// the machine in the middle and from the container of the other host.
 func hostPorts(t *testing.T, ctx context.Context, c *Cluster, pair []*Container, network string) {
 	t.Helper()
 	for i, k := range pair {
@@ -279,6 +301,9 @@ func hostPorts(t *testing.T, ctx context.Context, c *Cluster, pair []*Container,
 			at = netip.AddrPortFrom(c.Hosts[i].IP6, 8080)
 		}
 		fetch(t, ctx, c.LAN, at, k.Name)
+		if page, err := pair[1-i].Get(ctx, at); err != nil || page != k.Name {
+			t.Errorf("%s fetches from port %s of the other host: page %q, %v", pair[1-i].Name, at, page, err)
+		}
 	}
 }
 
