@@ -95,38 +95,52 @@ func dataplane(ctx context.Context, c *config) error {
 
 // overlayPair attaches a container on each of two hosts with m-overlay.
 func (c *config) overlayPair(ctx context.Context) (pair, error) {
-	p := pair{name: "ours"}
-	var url string
+	p, _, err := c.pairOf(ctx, "ours", "own", 2, clusterYAML)
+	return p, err
+}
+
+// cluster is two hosts and their coordinator.
+type cluster struct {
+	hosts       []*lab.Host
+	coordinator *lab.Coordinator
+}
+
+// pairOf attaches a container to the overlay v4 on each of two hosts of a cluster
+// of their own, which are number n and n+1 of the lab.
+func (c *config) pairOf(ctx context.Context, name, prefix string, n int, yaml string, args ...string) (pair, *cluster, error) {
+	p := pair{name: name}
+	made := &cluster{}
 	for i := range 2 {
-		host, err := c.lab.Host(ctx, fmt.Sprintf("own%d", i), byte(2+i))
+		host, err := c.lab.Host(ctx, fmt.Sprintf("%s%d", prefix, i), byte(n+i))
 		if err != nil {
-			return p, err
+			return p, made, err
 		}
 		if i == 0 {
-			coordinator, err := c.lab.StartCoordinator(ctx, host.Node, clusterYAML)
+			coordinator, err := c.lab.StartCoordinator(ctx, host.Node, yaml)
 			if err != nil {
-				return p, err
+				return p, made, err
 			}
-			url = coordinator.URL
+			made.coordinator = coordinator
 		}
-		if err := c.startAgent(ctx, host, url); err != nil {
-			return p, err
+		if err := c.startAgent(ctx, host, made.coordinator.URL, args...); err != nil {
+			return p, made, err
 		}
-		space, err := c.lab.Netns(ctx, fmt.Sprintf("own%d-c", i))
+		made.hosts = append(made.hosts, host)
+		space, err := c.lab.Netns(ctx, fmt.Sprintf("%s%d-c", prefix, i))
 		if err != nil {
-			return p, err
+			return p, made, err
 		}
 		conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"v4","type":"m-overlay","runDir":%q,"ipam":{"type":"overlay-ipam"}}`, host.RunDir)
 		cmd := cni(filepath.Join(c.bin, "m-overlay"), "ADD", conf, "dp", space.Path, c.bin)
 		var out []byte
 		if err := ns.WithNetNSPath(host.Path, func(ns.NetNS) (err error) { out, err = cmd.Output(); return err }); err != nil {
-			return p, fmt.Errorf("attach: %w: %s", err, out)
+			return p, made, fmt.Errorf("attach: %w: %s", err, out)
 		}
 		var result struct {
 			IPs []struct{ Address netip.Prefix }
 		}
 		if err := json.Unmarshal(out, &result); err != nil || len(result.IPs) == 0 {
-			return p, fmt.Errorf("attach: unexpected result %s", out)
+			return p, made, fmt.Errorf("attach: unexpected result %s", out)
 		}
 		if i == 0 {
 			p.client = space
@@ -134,7 +148,7 @@ func (c *config) overlayPair(ctx context.Context) (pair, error) {
 			p.server, p.to = space, result.IPs[0].Address.Addr()
 		}
 	}
-	return p, c.reachable(ctx, p)
+	return p, made, c.reachable(ctx, p)
 }
 
 // handPair makes the same with ip(8): VXLAN, bridge, veth, static entries, and a

@@ -69,8 +69,8 @@ func (c *config) install(from string, names ...string) (dir string, err error) {
 }
 
 // startAgent runs an agent and waits until its host is set up.
-func (c *config) startAgent(ctx context.Context, h *lab.Host, url string) error {
-	if err := h.StartAgent(url); err != nil {
+func (c *config) startAgent(ctx context.Context, h *lab.Host, url string, args ...string) error {
+	if err := h.StartAgent(url, args...); err != nil {
 		return fmt.Errorf("start the agent of %s: %w", h.Name, err)
 	}
 	return h.WaitReady(ctx)

@@ -4,7 +4,7 @@
 //
 //	bench [-bin DIR] [-base DIR] [-silent DIR] [-peers DIR] [-rounds N] [-rows LIST] [-ways LIST] [-json FILE] [PART ...]
 //
-// Parts: attach calls burst ipam converge storm reports steady dataplane crowd idle fastpath reach. Without
+// Parts: attach calls burst ipam converge storm reports steady dataplane crowd scale idle fastpath reach. Without
 // one it runs all. With -base the programs of another build are measured beside ours in
 // attach, burst, ipam, converge, storm and crowd. It exits 1 when a goal is missed, so that a check can rely on it.
 package main
@@ -47,7 +47,7 @@ var parts = []struct {
 	run  func(context.Context, *config) error
 }{
 	{"attach", attach}, {"calls", recording}, {"burst", burst}, {"ipam", ipam}, {"converge", converge},
-	{"storm", storm}, {"reports", reports}, {"steady", steady}, {"dataplane", dataplane}, {"crowd", crowd}, {"idle", idle}, {"fastpath", fastpath}, {"reach", reach},
+	{"storm", storm}, {"reports", reports}, {"steady", steady}, {"dataplane", dataplane}, {"crowd", crowd}, {"scale", scale}, {"idle", idle}, {"fastpath", fastpath}, {"reach", reach},
 }
 
 func main() {
@@ -91,7 +91,7 @@ func run(ctx context.Context) (int, error) {
 		}) bool {
 			return p.name == w
 		}) {
-			return 2, fmt.Errorf("no part %q; there are attach, calls, burst, ipam, converge, storm, reports, steady, dataplane, crowd, idle, fastpath and reach", w)
+			return 2, fmt.Errorf("no part %q; there are attach, calls, burst, ipam, converge, storm, reports, steady, dataplane, crowd, scale, idle, fastpath and reach", w)
 		}
 	}
 	for _, dir := range []*string{&c.bin, &c.base, &c.silent, &c.peers, &c.debian} {
