@@ -40,3 +40,20 @@ func CheckAgentIP(ip netip.Addr) error {
 	}
 	return nil
 }
+
+// CheckInNetwork says why an address is that of no host in an IPv4 network: it is the
+// network's own or its broadcast address. Networks of one or two addresses (/32, /31)
+// have neither, and IPv6 has none.
+func CheckInNetwork(ip netip.Addr, network netip.Prefix) error {
+	network = network.Masked()
+	if !network.IsValid() || !network.Contains(ip) || !ip.Is4() || network.Bits() >= 31 {
+		return nil
+	}
+	switch ip {
+	case network.Addr():
+		return fmt.Errorf("%s is the address of the network %s and of no host in it; pass the host's own as --agent-ip", ip, network)
+	case LastAddr(network):
+		return fmt.Errorf("%s is the broadcast address of the network %s and that of no host; pass the host's own as --agent-ip", ip, network)
+	}
+	return nil
+}

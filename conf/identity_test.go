@@ -34,3 +34,20 @@ func TestCheckAgentIP(t *testing.T) {
 		t.Error("no address is good")
 	}
 }
+
+func TestCheckInNetwork(t *testing.T) {
+	for _, tt := range []struct{ ip, network, problem string }{
+		{"10.0.0.1", "10.0.0.9/24", ""}, {"10.0.0.0", "10.0.0.9/24", "is the address of the network 10.0.0.0/24"}, {"10.0.0.255", "10.0.0.9/24", "is the broadcast address of the network 10.0.0.0/24"},
+		{"10.0.1.255", "10.0.0.9/24", ""}, {"10.0.0.255", "10.0.0.9/16", ""}, {"10.0.0.4", "10.0.0.5/30", "address of the network"}, {"10.0.0.7", "10.0.0.5/30", "broadcast"},
+		{"10.0.0.4", "10.0.0.5/31", ""}, {"10.0.0.5", "10.0.0.5/31", ""}, {"10.0.0.5", "10.0.0.5/32", ""},
+		{"fd00::", "fd00::1/64", ""}, {"fd00::ffff:ffff:ffff:ffff", "fd00::1/64", ""},
+	} {
+		err := CheckInNetwork(netip.MustParseAddr(tt.ip), netip.MustParsePrefix(tt.network))
+		if tt.problem == "" && err != nil || tt.problem != "" && (err == nil || !strings.Contains(err.Error(), tt.problem)) {
+			t.Errorf("%s in %s: %v, want %q", tt.ip, tt.network, err, tt.problem)
+		}
+	}
+	if err := CheckInNetwork(netip.MustParseAddr("10.0.0.0"), netip.Prefix{}); err != nil {
+		t.Error(err)
+	}
+}

@@ -111,7 +111,7 @@ func runCoordinator(ctx context.Context, f coordinatorFlags, env cli.LookupEnv, 
 	o := coordinator.Options{
 		Network: network, Store: st, Log: log, LogLevel: leveled.Level(), Version: version, Shared: shared, Identity: identity, StatePublic: f.statePublic, PagePublic: f.pagePublic,
 		Adopt: coordinator.Adopt{Cluster: f.store.adopt, Witness: witness},
-		URLs:  f.urls(listener.Addr(), network), PeerClient: peerClient(identity),
+		URLs:  f.urls(listener.Addr(), network), PeerClient: peerClient(identity), Networks: ownNetworks(),
 	}
 	c, err := f.begin(ctx, o)
 	if err != nil {

@@ -130,6 +130,20 @@ func hostAddresses(network conf.Network) (out []string) {
 	return out
 }
 
+// ownNetworks are those that the interfaces of this host are in.
+func ownNetworks() (out []netip.Prefix) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().IsGlobalUnicast() {
+			out = append(out, p.Masked())
+		}
+	}
+	return out
+}
+
 // setToken checks a token. The error does not repeat it: it is a secret.
 func setToken(to *string) func(string) error {
 	return func(s string) error {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -136,7 +137,29 @@ func (u *underlay) best(link int, like netip.Addr) (best hostAddr, ok bool) {
 // usable reports whether other hosts may be told the address: it is not ours,
 // not on its way out, and not still being probed for duplicates.
 func (u *underlay) usable(a hostAddr) bool {
-	return !a.fading && !u.links[a.link].ours && conf.CheckAgentIP(a.ip) == nil
+	return !a.fading && !u.links[a.link].ours && conf.CheckAgentIP(a.ip) == nil && u.checkIP(a.ip) == nil
+}
+
+// checkIP says why an address is that of no host in a network of this host's, as its
+// interfaces say how long those are.
+func (u *underlay) checkIP(ip netip.Addr) error {
+	for _, a := range u.addrs {
+		if err := conf.CheckInNetwork(ip, netip.PrefixFrom(a.ip, a.bits)); err != nil && !u.links[a.link].ours {
+			return fmt.Errorf("%w (interface %s)", err, u.links[a.link].name)
+		}
+	}
+	return nil
+}
+
+// checkGivenIP is checkIP of the address that the operator gave. A kernel that cannot
+// be asked is said elsewhere.
+func checkGivenIP(ip netip.Addr) error {
+	u, err := readUnderlay()
+	if err != nil {
+		return nil
+	}
+	defer u.close()
+	return u.checkIP(ip)
 }
 
 // why says what is wrong with the addresses there are.
@@ -151,7 +174,7 @@ func (u *underlay) why(r rtnl.Route) string {
 	case chosen.fading:
 		return fmt.Sprintf("%s is deprecated or not yet usable, and there is no other", r.PrefSrc)
 	}
-	if err := conf.CheckAgentIP(r.PrefSrc); err != nil {
+	if err := cmp.Or(conf.CheckAgentIP(r.PrefSrc), u.checkIP(r.PrefSrc)); err != nil {
 		return err.Error()
 	}
 	return fmt.Sprintf("%s cannot be used", r.PrefSrc)

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -204,6 +205,45 @@ func TestUnderlayAt(t *testing.T) {
 	} {
 		if got := u.at(addr(ip)); got != want {
 			t.Errorf("%s: %+v, want %+v", ip, got, want)
+		}
+	}
+}
+
+// An address that is that of a network of this host, or its broadcast address, is no
+// host's: the agent does not start with it, and does not choose it.
+func TestAgentIPOfNoHost(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	out, err := exec.Command("ip", "link", "add", "under0", "type", "veth", "peer", "name", "under1").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, a := range []string{"192.0.2.9/28", "192.0.2.128/25", "198.51.100.4/31"} { // the second is that of the network itself
+		if out, err := exec.Command("ip", "addr", "add", a, "dev", "under0").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	c := newCluster(t, seedNetwork())
+	for ip, problem := range map[string]string{
+		"192.0.2.0":   "192.0.2.0 is the address of the network 192.0.2.0/28 and of no host in it; pass the host's own as --agent-ip (interface under0)",
+		"192.0.2.15":  "192.0.2.15 is the broadcast address of the network 192.0.2.0/28",
+		"192.0.2.128": "192.0.2.128 is the address of the network 192.0.2.128/25",
+		"192.0.2.9":   "", "192.0.2.16": "", "198.51.100.4": "", "198.51.100.5": "",
+	} {
+		h := newHost(c)
+		h.opts.IP = addr(ip)
+		_, err := New(h.opts)
+		if problem == "" && err != nil || problem != "" && (err == nil || !strings.Contains(err.Error(), problem)) {
+			t.Errorf("%s: %v, want %q", ip, err, problem)
+		}
+	}
+	u, err := readUnderlay()
+	must(t, err)
+	defer u.close()
+	for ip, good := range map[string]bool{"192.0.2.9": true, "192.0.2.128": false, "198.51.100.4": true} {
+		if a, found := u.find(addr(ip)); !found || u.usable(a) != good {
+			t.Errorf("%s is found %t and usable %t, want %t", ip, found, !good, good)
 		}
 	}
 }

@@ -214,6 +214,9 @@ type rejection struct {
 func (l *loop) findIP(ctx context.Context) (netip.Addr, error) {
 	if l.opts.IP.IsValid() {
 		return l.opts.IP, nil
+		if err := checkGivenIP(l.opts.IP); err != nil {
+			return netip.Addr{}, fmt.Errorf("agent IP: %w", err)
+		}
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, l.timing.findIP, fmt.Errorf("not found in %s", l.timing.findIP))
 	defer cancel()

@@ -76,7 +76,7 @@ func New(o Options) (*Agent, error) {
 		}
 	}
 	if o.IP.IsValid() {
-		if err := conf.CheckAgentIP(o.IP); err != nil {
+		if err := cmp.Or(conf.CheckAgentIP(o.IP), checkGivenIP(o.IP)); err != nil {
 			bad("agent IP: %w", err)
 		}
 	}

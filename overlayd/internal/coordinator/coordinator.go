@@ -46,7 +46,8 @@ type Options struct {
 	Term     time.Duration
 	Log      *slog.Logger
 	Version  string
-	Shared   bool // other coordinators may use the same store
+	Networks []netip.Prefix // of this host; no agent has the address of one, or its broadcast address
+	Shared   bool           // other coordinators may use the same store
 
 	Adopt Adopt
 
@@ -63,17 +64,17 @@ type Options struct {
 
 // Coordinator is safe for concurrent use.
 type Coordinator struct {
-	served  atomic.Pointer[network]
-	store   store.Store
-	term    time.Duration
-	log     *slog.Logger
-	version string
-	shared  bool
-	started time.Time
+	served   atomic.Pointer[network]
+	store    store.Store
+	term     time.Duration
+	log      *slog.Logger
+	version  string
+	shared   bool
+	started  time.Time
+	networks []netip.Prefix
 
-	identity    *pki.Registry // nil: insecure
-	statePublic bool
-	pagePublic  bool
+	identity                *pki.Registry // nil: insecure
+	statePublic, pagePublic bool
 
 	logLevel *logging.Level
 
@@ -139,7 +140,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 	counts := newCounts(o.Version)
 	c := &Coordinator{
 		file: o.Network, counts: counts, store: store.Timed(o.Store, counts.storeTook), term: o.Term, log: o.Log,
-		version: o.Version, shared: o.Shared,
+		version: o.Version, shared: o.Shared, networks: o.Networks,
 		started:  time.Now(),
 		logLevel: o.LogLevel,
 		identity: o.Identity, statePublic: o.StatePublic, pagePublic: o.PagePublic,

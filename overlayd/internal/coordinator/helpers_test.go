@@ -73,9 +73,12 @@ func start(t testing.TB, s store.Store, network string) *node {
 
 func startLogging(t testing.TB, s store.Store, network string, log slog.Handler) *node {
 	t.Helper()
-	c, err := coordinator.New(t.Context(), coordinator.Options{
-		Network: parseNetwork(t, network), Store: s, Log: slog.New(log), Version: "test",
-	})
+	return startOptions(t, coordinator.Options{Network: parseNetwork(t, network), Store: s, Log: slog.New(log), Version: "test"})
+}
+
+func startOptions(t testing.TB, o coordinator.Options) *node {
+	t.Helper()
+	c, err := coordinator.New(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +92,7 @@ func startLogging(t testing.TB, s store.Store, network string, log slog.Handler)
 		t.Fatal(err)
 	}
 	stopped := false
-	n := &node{Coordinator: c, client: client, store: s, url: server.URL}
+	n := &node{Coordinator: c, client: client, store: o.Store, url: server.URL}
 	n.stop = func() {
 		if stopped {
 			return

@@ -35,6 +35,11 @@ func (c *Coordinator) validateRegister(req *api.RegisterRequest) error {
 		return refuseKind(api.KindOtherCluster,
 			"this coordinator is of cluster %s, and agent %s holds a lease of cluster %.80q; nothing was leased", c.clusterID, req.AgentID, req.ClusterID)
 	}
+	for _, n := range c.networks {
+		if err := conf.CheckInNetwork(req.AgentIP, n); err != nil {
+			return refuse(http.StatusBadRequest, "agent_ip of agent %s: %v", req.AgentID, err)
+		}
+	}
 	if err := c.network().checkAgentIP(req); err != nil {
 		return err
 	}
