@@ -32,6 +32,7 @@ type Overlay struct {
 	BlocksPerAgent int          `json:"blocks_per_agent,omitzero"`
 	Draining       bool         `json:"draining,omitempty"` // nothing new is attached; of the cluster, not of a file
 	Enabled        *bool        `json:"enabled,omitempty"`  // nil: enabled, and not printed
+	Halves         string       `json:"halves,omitempty"`   // HalvesSplit or HalvesShared; empty: split, and not printed
 	Isolation      Isolation    `json:"isolation,omitzero"` // empty: overlay, and not printed
 	Name           string       `json:"name"`
 	Prefix         int          `json:"prefix,omitzero"`

@@ -31,7 +31,8 @@ type AgentOverlay struct {
 }
 
 // Bridge is one bridge. IP and IP6 are the network addresses of the half, as
-// DC/OS shows them; the bridge device itself has the Gateway of each.
+// DC/OS shows them; the bridge device itself has the Gateway of each. Where the
+// halves share a pool, both name the one bridge and the whole agent subnet.
 type Bridge struct {
 	IP   netip.Prefix `json:"ip,omitzero"`
 	IP6  netip.Prefix `json:"ip6,omitzero"`
@@ -76,26 +77,23 @@ func (o AgentOverlay) Ranges(h Half) []netip.Prefix {
 		v6 = append(v6, b.IP6)
 	}
 	for _, block := range o.Blocks {
-		if p := h.Of(block.Subnet); p.IsValid() {
+		if p := o.Info.Part(h, block.Subnet); p.IsValid() {
 			v4 = append(v4, p)
 		}
-		if p := h.Of(block.Subnet6); p.IsValid() {
+		if p := o.Info.Part(h, block.Subnet6); p.IsValid() {
 			v6 = append(v6, p)
 		}
 	}
 	return append(v4, v6...)
 }
 
-// Parts are the parts of a further block that the halves have; a half without a
+// Parts are the parts of a further block that the pools have; a half without a
 // bridge has none.
 func (o AgentOverlay) Parts(b Block) map[Half][]netip.Prefix {
 	parts := map[Half][]netip.Prefix{}
-	for _, half := range Halves {
-		if o.Bridge(half) == nil {
-			continue
-		}
+	for _, pool := range o.Pools() {
 		for _, p := range b.Prefixes() {
-			parts[half] = append(parts[half], half.Of(p))
+			parts[pool.Half] = append(parts[pool.Half], o.Info.Part(pool.Half, p))
 		}
 	}
 	return parts
@@ -116,7 +114,7 @@ func (l Lease) AgentOverlays(status map[string]OverlayStatus) []AgentOverlay {
 		o := AgentOverlay{Backend: backend, Blocks: g.Blocks, Info: g.Overlay, Subnet: g.Subnet, Subnet6: g.Subnet6}
 		if g.Subnet.IsValid() || g.Subnet6.IsValid() {
 			for _, h := range l.Bridges {
-				b := &Bridge{IP: h.Of(g.Subnet), IP6: h.Of(g.Subnet6), Name: h.Bridge(g.Overlay.Name)}
+				b := &Bridge{IP: g.Overlay.Part(h, g.Subnet), IP6: g.Overlay.Part(h, g.Subnet6), Name: g.Overlay.BridgeName(h)}
 				if h == Mesos {
 					o.MesosBridge = b
 				} else {

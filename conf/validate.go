@@ -174,6 +174,9 @@ func (c *checker) overlay(path string, o Overlay) {
 	}
 	c.family(path, "subnet", "prefix", o.Subnet, o.Prefix, true)
 	c.family(path, "subnet6", "prefix6", o.Subnet6, o.Prefix6, false)
+	if o.Halves != "" && o.Halves != HalvesSplit && o.Halves != HalvesShared {
+		c.add(path+".halves", "%.80q: want %s (Mesos and Docker have half of an agent subnet each) or %s (both draw from all of it)", o.Halves, HalvesSplit, HalvesShared)
+	}
 	if o.BlocksPerAgent < 0 || o.BlocksPerAgent > MaxBlocksPerAgent {
 		c.add(path+".blocks_per_agent", "%d: want 1 to %d, or leave it out for %d; with 1 an agent never has more than one subnet",
 			o.BlocksPerAgent, MaxBlocksPerAgent, DefaultBlocksPerAgent)

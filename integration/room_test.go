@@ -30,9 +30,15 @@ overlays:
 // when it has been empty for idle.
 func upRoom(t *testing.T, blocks int, idle time.Duration, datapath string) *lab.Seed {
 	t.Helper()
+	return upRoomWith(t, fmt.Sprintf(roomConfig, blocks), idle, datapath)
+}
+
+// upRoomWith is upRoom with another configuration.
+func upRoomWith(t *testing.T, config string, idle time.Duration, datapath string) *lab.Seed {
+	t.Helper()
 	o := options()
 	o.Secure = true
-	s := makeSeed(t, fmt.Sprintf(roomConfig, blocks), o)
+	s := makeSeed(t, config, o)
 	ctx := t.Context()
 	must(t, s.StartCoordinator(ctx))
 	for _, h := range s.Agents {
@@ -160,7 +166,7 @@ func TestRoom(t *testing.T) {
 			for _, c := range append(append([]*lab.Container{mesos}, docker...), far...) {
 				must(t, c.Del(ctx))
 			}
-			waitGivenBack(t, s, "tight")
+			waitGivenBack(t, s, "tight", "m-tight", "d-tight")
 			for _, h := range s.Agents {
 				checkNothingLeft(t, h)
 			}
@@ -181,7 +187,7 @@ func checkStores(t *testing.T, h *lab.Host) {
 
 // waitGivenBack waits until no host has a further block, by its own word, by the
 // coordinator's and in the kernel.
-func waitGivenBack(t *testing.T, s *lab.Seed, overlay string) {
+func waitGivenBack(t *testing.T, s *lab.Seed, overlay string, bridges ...string) {
 	t.Helper()
 	ctx := t.Context()
 	wait(t, "all further blocks to be given back", 60*time.Second, func() error {
@@ -207,7 +213,7 @@ func waitGivenBack(t *testing.T, s *lab.Seed, overlay string) {
 			if err != nil || len(blocks) > 0 {
 				return fmt.Errorf("%s publishes %v (%w)", h.Name, blocks, err)
 			}
-			for _, bridge := range []string{"m-" + overlay, "d-" + overlay} {
+			for _, bridge := range bridges {
 				out, err := h.Run(ctx, "ip", "-4", "-o", "addr", "show", "dev", bridge)
 				if err != nil || strings.Count(out, "inet ") != 1 {
 					return fmt.Errorf("%s has %q (%w)", bridge, out, err)
@@ -238,5 +244,70 @@ func TestRoomOff(t *testing.T) {
 	blocks, err := blocksOf(h, "tight")
 	if err != nil || len(blocks) > 0 {
 		t.Errorf("further blocks %v (%v)", blocks, err)
+	}
+}
+
+// sharedConfig has one overlay whose halves share a pool of 29 addresses.
+const sharedConfig = `
+vtep_subnet: 44.128.0.0/20
+vtep_subnet6: fd01:a::/64
+vtep_mac_oui: 70:B3:D5:00:00:00
+overlays:
+- {name: one, subnet: 9.0.0.0/16, prefix: 27, subnet6: "fd01:b::/64", prefix6: 80, halves: shared}
+`
+
+// TestSharedHalves: Mesos and Docker draw from one pool, at once and beyond the first
+// block, on one bridge. All reach all, doctor and the books agree, each pool is counted
+// once, and everything is given back.
+func TestSharedHalves(t *testing.T) {
+	s := upRoomWith(t, sharedConfig, 4*time.Second, "ebpf")
+	here, there := s.Agents[0], s.Agents[1]
+	ctx := t.Context()
+	var mesos, docker []*lab.Container
+	var both sync.WaitGroup
+	both.Go(func() { mesos = attachAll(t, here, "one", lab.Mesos, 20) })
+	both.Go(func() { docker = attachAll(t, here, "one", lab.Docker, 20) })
+	far := attachAll(t, there, "one", lab.Docker, 2)
+	both.Wait()
+	if t.Failed() {
+		return
+	}
+	owner := map[netip.Addr]string{}
+	for _, c := range append(append([]*lab.Container{}, mesos...), docker...) {
+		for _, a := range c.Addrs {
+			if other := owner[a.Addr()]; other != "" {
+				t.Errorf("%s is given to %s and to %s", a.Addr(), other, c.Name)
+			}
+			owner[a.Addr()] = c.Name
+		}
+	}
+	if blocks, err := blocksOf(here, "one"); err != nil || len(blocks) == 0 {
+		t.Errorf("further blocks for 40 containers in a pool of 29: %v (%v)", blocks, err)
+	}
+	to := append(append(append([]*lab.Container{}, mesos[:3]...), docker[17:]...), far...)
+	pingAll(t, to, append(to, docker[:3]...))
+	checkStores(t, here)
+	for _, args := range [][]string{{"doctor", "--run-dir", here.RunDir, "-o", "json"}, {"ipam", "show", "--run-dir", here.RunDir, "-o", "json"}} {
+		out, _ := here.Run(ctx, append([]string{filepath.Join(here.Lab.Bin, "overlayctl")}, args...)...)
+		switch args[0] {
+		case "doctor":
+			if strings.Contains(out, "cut off") || strings.Contains(out, "m-one") || strings.Contains(out, "d-one") {
+				t.Errorf("doctor says %s", out)
+			}
+		default:
+			if n := strings.Count(out, `"half": "shared"`); n == 0 || strings.Contains(out, `"half": "mesos",\n      "range"`) {
+				t.Errorf("ipam show says %s", out)
+			}
+		}
+	}
+	if out, err := here.Run(ctx, "ip", "-o", "link", "show", "dev", "d-one"); err == nil {
+		t.Errorf("there is a second bridge: %s", out)
+	}
+	for _, c := range append(append(mesos, docker...), far...) {
+		must(t, c.Del(ctx))
+	}
+	waitGivenBack(t, s, "one", "m-one")
+	for _, h := range s.Agents {
+		checkNothingLeft(t, h)
 	}
 }

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -26,7 +27,7 @@ func (h *half) allocate(o Options, r Request) (Allocation, error) {
 		}
 		// Whoever decided to release an abandoned record must see that it is in use
 		// again.
-		rec.Since, rec.NetNS, rec.Origin = h.now, r.NetNS, r.Origin
+		rec.Since, rec.NetNS, rec.Origin, rec.Half = h.now, r.NetNS, r.Origin, r.by()
 		return a, h.file(rec)
 	}
 	if found { // of another lease: the addresses no longer lead here
@@ -60,7 +61,7 @@ func (h *half) allocate(o Options, r Request) (Allocation, error) {
 			a.Flush = append(a.Flush, addr)
 		}
 	}
-	return a, h.bind(Record{Attachment: r.Attachment, Half: r.Half, Addrs: a.Addrs, BootID: o.BootID, Since: h.now, NetNS: r.NetNS, Origin: r.Origin})
+	return a, h.bind(Record{Attachment: r.Attachment, Half: r.by(), Addrs: a.Addrs, BootID: o.BootID, Since: h.now, NetNS: r.NetNS, Origin: r.Origin})
 }
 
 // existing answers an attachment that has its addresses already.
@@ -79,6 +80,9 @@ func (h *half) existing(rec Record, r Request) (Allocation, error) {
 	}
 	return Allocation{Addrs: rec.Addrs, Existing: true}, nil
 }
+
+// by is the half whose program asks.
+func (r Request) by() conf.Half { return cmp.Or(r.By, r.Half) }
 
 // fits reports whether an attachment that has these addresses may keep them.
 func (r Request) fits(addrs []netip.Addr, spans []*span) bool {

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -85,7 +86,7 @@ func (s *Store) createHalf(tx *bolt.Tx, name conf.Half, recs []Record) error {
 	}
 	h := &half{name: name, b: b, seal: newSealer(string(name)), now: s.o.Now(), cool: s.o.Cooling, sumRead: true}
 	for _, rec := range recs {
-		if rec.Half != name {
+		if cmp.Or(rec.Pool, rec.Half) != name {
 			continue
 		}
 		// Two links that claim one address are both left alone; the first one

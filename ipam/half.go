@@ -176,8 +176,23 @@ func (h *half) attachment(k conf.Key) (Record, bool, error) {
 	if payload == nil || err != nil {
 		return Record{}, false, err
 	}
-	rec, err := decodeRecord(h.name, k, payload)
+	rec, err := h.decode(k, payload)
 	return rec, err == nil, err
+}
+
+// decode reads a record. That it is of the other half's program is an entry beside
+// it, which programs of before leave alone.
+func (h *half) decode(k conf.Key, payload []byte) (Record, error) {
+	rec, err := decodeRecord(h.name, k, payload)
+	if err != nil || h.b.Get(byKey(k)) == nil {
+		return rec, err
+	}
+	rec.Pool = h.name
+	rec.Half = conf.Docker
+	if h.name == conf.Docker {
+		rec.Half = conf.Mesos
+	}
+	return rec, nil
 }
 
 func (h *half) attachments() ([]Record, error) {
@@ -186,7 +201,7 @@ func (h *half) attachments() ([]Record, error) {
 		if len(k) != 17 {
 			return false, damagef("attachment key %x has %d bytes", k, len(k))
 		}
-		rec, err := decodeRecord(h.name, conf.Key(k[1:]), payload)
+		rec, err := h.decode(conf.Key(k[1:]), payload)
 		out = append(out, rec)
 		return true, err
 	})
@@ -217,9 +232,13 @@ func (h *half) bind(rec Record) error {
 	return h.file(rec)
 }
 
-// file writes the record of an attachment, and where its container is from.
+// file writes the record of an attachment, whose program's it is, and where its
+// container is from.
 func (h *half) file(rec Record) error {
 	k := rec.Key()
+	if err := h.fileBy(k, rec.Half); err != nil {
+		return err
+	}
 	if err := h.put(attachmentKey(k), encodeRecord(rec)); err != nil {
 		return err
 	}
@@ -227,6 +246,19 @@ func (h *half) file(rec Record) error {
 		return h.removeOrigin(k)
 	}
 	return h.put(originKey(k), encodeOrigin(rec.Origin))
+}
+
+// fileBy keeps the mark of an attachment of the other half's program. One that is left
+// of an attachment that is none any more is nobody's.
+func (h *half) fileBy(k conf.Key, by conf.Half) error {
+	marked := h.b.Get(byKey(k)) != nil
+	switch {
+	case by != h.name && !marked:
+		return h.put(byKey(k), nil)
+	case by == h.name && marked:
+		return h.remove(byKey(k))
+	}
+	return nil
 }
 
 // removeOrigin does nothing where none is kept.
@@ -277,6 +309,11 @@ func (h *half) release(rec Record) error {
 	}
 	if err := h.removeOrigin(k); err != nil {
 		return err
+	}
+	if rec.Half != h.name {
+		if err := h.remove(byKey(k)); err != nil {
+			return err
+		}
 	}
 	return h.remove(attachmentKey(k))
 }

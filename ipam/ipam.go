@@ -25,7 +25,8 @@ import (
 // Request asks for one address of each family that the half has.
 type Request struct {
 	conf.Attachment
-	Half conf.Half
+	Half conf.Half // whose pool it is: conf.Overlay.Pool
+	By   conf.Half // whose program asks; empty: Half's
 	// Ranges are the half's prefixes: conf.AgentOverlay.Ranges. Of several of one
 	// family the first is filled before the next.
 	Ranges []netip.Prefix
@@ -56,7 +57,9 @@ type Allocation struct {
 // Record is one stored attachment.
 type Record struct {
 	conf.Attachment
-	Half   conf.Half     `json:"half"`
+	Half conf.Half `json:"half"` // whose program has attached it
+	// Pool is the half whose pool the addresses are from, where that is not Half.
+	Pool   conf.Half     `json:"-"`
 	Addrs  []netip.Addr  `json:"addrs"`
 	BootID string        `json:"boot_id"`
 	Since  time.Duration `json:"since"` // CLOCK_BOOTTIME of the last Allocate

@@ -25,6 +25,7 @@ const (
 	kindQueue      = 'q' // family, sequence number -> address, time of release
 	kindReleased   = 'c' // address -> sequence number in the queue
 	kindRange      = 'r' // prefix -> frontier and counters
+	kindBy         = 'p' // key of the attachment -> nothing: it is of the other half's program
 	kindRetired    = 'x' // prefix -> nothing: no address of it is given out any more
 	kindSum        = 's' // (alone) -> digest of all the others
 	kindBoot       = 'b' // (alone, in bucketStore) -> boot id, time of a rebuild
@@ -79,6 +80,8 @@ func damagef(format string, args ...any) error {
 }
 
 // Keys.
+
+func byKey(k conf.Key) []byte { return append([]byte{kindBy}, k[:]...) }
 
 func attachmentKey(k conf.Key) []byte { return append([]byte{kindAttachment}, k[:]...) }
 

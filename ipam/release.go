@@ -57,6 +57,27 @@ func (h *half) removeOrigins() error {
 	return nil
 }
 
+// collect releases the attachments that keep does not want.
+func (h *half) collect(keep func(Record) bool) (out []Record, _ error) {
+	recs, err := h.attachments()
+	if err != nil {
+		return nil, err
+	}
+	for _, rec := range recs {
+		if keep(rec) {
+			continue
+		}
+		if err := h.release(rec); err != nil {
+			return nil, err
+		}
+		out = append(out, rec)
+	}
+	if out == nil {
+		return nil, nil
+	}
+	return out, h.flush()
+}
+
 // Release takes the addresses of an attachment back, in both halves, and
 // returns them. An attachment that has none is no error.
 func (s *Store) Release(ctx context.Context, a conf.Attachment) ([]netip.Addr, error) {
@@ -116,34 +137,28 @@ func (s *Store) confirmReleased(err error, keys ...conf.Key) error {
 	return nil
 }
 
-// GC releases the attachments of one network in one half that keep does not
-// want, and returns them.
-func (s *Store) GC(ctx context.Context, network string, name conf.Half, keep func(Record) bool) ([]Record, error) {
+// GC releases the attachments of one network that the programs of one half have
+// made and keep does not want, and returns them.
+func (s *Store) GC(ctx context.Context, network string, by conf.Half, keep func(Record) bool) ([]Record, error) {
 	var out []Record
 	err := s.run(ctx, func() error {
 		err := s.update(func(tx *bolt.Tx) error {
 			out = nil
-			h, err := s.half(tx, name)
-			if err != nil {
-				return err
-			}
-			recs, err := h.attachments()
-			if err != nil {
-				return err
-			}
-			for _, rec := range recs {
-				if rec.Network != network || keep(rec) {
-					continue
-				}
-				if err := h.release(rec); err != nil {
+			for _, name := range halfNames {
+				h, err := s.half(tx, conf.Half(name))
+				if err != nil {
 					return err
 				}
-				out = append(out, rec)
+				released, err := h.collect(func(rec Record) bool { return rec.Network != network || rec.Half != by || keep(rec) })
+				if err != nil {
+					return err
+				}
+				out = append(out, released...)
 			}
 			if out == nil {
 				return errUnchanged
 			}
-			return h.flush()
+			return nil
 		})
 		var keys []conf.Key
 		for _, rec := range out {

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +19,8 @@ import (
 
 // SingleRequest asks for one address of one family.
 type SingleRequest struct {
-	Half   conf.Half
+	Half   conf.Half // as in Request
+	By     conf.Half
 	Ranges []netip.Prefix // the half's prefixes, one per family, as in Request
 	// From is one of the Ranges, and then the address is taken from all of its
 	// family in their order; or a part of one, and then it is taken from that.
@@ -146,7 +148,7 @@ func (h *half) single(o Options, r SingleRequest) (a netip.Addr, early bool, err
 	if err != nil {
 		return a, false, err
 	}
-	return a, early, h.bind(Record{Attachment: att, Half: r.Half, Addrs: []netip.Addr{a}, BootID: o.BootID, Since: h.now})
+	return a, early, h.bind(Record{Attachment: att, Half: cmp.Or(r.By, r.Half), Addrs: []netip.Addr{a}, BootID: o.BootID, Since: h.now})
 }
 
 // takeFrom is takeNext for a part of the range. It looks at one address after

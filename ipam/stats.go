@@ -109,13 +109,13 @@ func (h *half) stats(p netip.Prefix) (Stats, error) {
 // that its bridge has no port left.
 type ExhaustedError struct {
 	Overlay string
-	Half    conf.Half
-	Stats   Stats // of one family
+	Half    conf.Half // or conf.SharedPool
+	Stats   Stats     // of one family
 }
 
 func (e *ExhaustedError) Error() string {
-	text := fmt.Sprintf("overlay %s: no %%s left in the %s half %s: %d used, %d cooling, %d in all%%s; remove containers or %%s",
-		e.Overlay, e.Half, e.Stats.Ranges(), e.Stats.Used, e.Stats.Cooling, e.Stats.Total)
+	text := fmt.Sprintf("overlay %s: no %%s left in the %s %s: %d used, %d cooling, %d in all%%s; remove containers or %%s",
+		e.Overlay, e.Half.PoolText(), e.Stats.Ranges(), e.Stats.Used, e.Stats.Cooling, e.Stats.Total)
 	if e.Stats.PortLimited() {
 		return fmt.Sprintf(text, "place", fmt.Sprintf(" because a Linux bridge has at most %d ports", conf.BridgePorts), "start them on another host")
 	}

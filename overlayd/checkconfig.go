@@ -97,7 +97,7 @@ func report(w io.Writer, n conf.Network) error {
 				pools = append(pools, pool{fmt.Sprintf("overlays[%d].%s", i, f.key), free.Total(), o.Name})
 			}
 			first, _ := free.Next()
-			half := conf.Mesos.Of(first)
+			half := o.Part(conf.Mesos, first)
 			fmt.Fprintf(t, "%s\t%s\t/%d\t%s\t%s\t%s\n", o.Name, f.subnet, f.bits,
 				count(free.Total()), count(conf.Capacity(half)), note(o, half))
 		}
@@ -120,6 +120,9 @@ func note(o conf.Overlay, half netip.Prefix) string {
 		notes = append(notes, "strictly isolated")
 	case o.Isolation != "":
 		notes = append(notes, "isolated from other overlays")
+	}
+	if o.Shared() {
+		notes = append(notes, "one pool for both halves")
 	}
 	if conf.Capacity(half) < conf.Containers(half) {
 		notes = append(notes, fmt.Sprintf("a bridge has %s ports", count(conf.BridgePorts)))

@@ -27,7 +27,7 @@ const Key = "dcos_overlay_network"
 
 var (
 	networkKeys = []string{"vtep_subnet", "vtep_subnet6", "vtep_mac_oui", "vtep_mtu", "reclaim", "overlays"}
-	overlayKeys = []string{"name", "subnet", "prefix", "subnet6", "prefix6", "enabled", "isolation", "allow", "antispoof", "blocks_per_agent"}
+	overlayKeys = []string{"name", "subnet", "prefix", "subnet6", "prefix6", "enabled", "isolation", "allow", "antispoof", "blocks_per_agent", "halves"}
 )
 
 // LoadFile is Load of the file at path.
@@ -244,6 +244,8 @@ func (l *loader) overlay(path string, node *yaml.Node) conf.Overlay {
 			o.BlocksPerAgent = l.number(at, value, 1, conf.MaxBlocksPerAgent)
 		case "antispoof":
 			o.AntiSpoof = l.boolean(at, value)
+		case "halves":
+			o.Halves = l.text(at, value)
 		}
 	}
 	return o

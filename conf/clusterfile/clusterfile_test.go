@@ -153,7 +153,7 @@ func TestLoadReportsProblems(t *testing.T) {
 		{"misspelt keys of an overlay", strings.NewReplacer("  subnet", "  Subnets", "prefix", "prefx").Replace(whole),
 			[]string{`overlays[0].Subnets: unknown key; did you mean "subnet"? (line 5)`, `overlays[0].prefx: unknown key; did you mean "prefix"? (line 6)`}},
 		{"unknown key of an overlay", whole + "  vlan: 7\n",
-			[]string{"overlays[0].vlan: unknown key; the keys are name, subnet, prefix, subnet6, prefix6, enabled, isolation, allow, antispoof, blocks_per_agent (line 7)"}},
+			[]string{"overlays[0].vlan: unknown key; the keys are name, subnet, prefix, subnet6, prefix6, enabled, isolation, allow, antispoof, blocks_per_agent, halves (line 7)"}},
 		{"misspelt network key", "dcos_overlay_networks: {}\n",
 			[]string{`dcos_overlay_network: missing; is "dcos_overlay_networks" meant to be it? (line 1)`}},
 		{"something else", "a: 1\n",

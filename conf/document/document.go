@@ -194,6 +194,7 @@ func (s *scanner) overlay(o *conf.AgentOverlay) {
 				{"blocks_per_agent", &info.BlocksPerAgent},
 				{"draining", &info.Draining},
 				{"enabled", &info.Enabled},
+				{"halves", &info.Halves},
 				{"isolation", &info.Isolation},
 				{"name", &info.Name},
 				{"prefix", &info.Prefix},

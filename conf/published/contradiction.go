@@ -100,8 +100,8 @@ func inItself(o conf.AgentOverlay) string {
 		if b == nil {
 			continue
 		}
-		if b.Name != half.Bridge(o.Info.Name) {
-			return fmt.Sprintf("the bridge of the %s half is %q, want %s", half, b.Name, half.Bridge(o.Info.Name))
+		if want := o.Info.BridgeName(half); b.Name != want {
+			return fmt.Sprintf("the bridge of the %s half is %q, want %s", half, b.Name, want)
 		}
 		for _, family := range [...]struct{ half, subnet netip.Prefix }{{b.IP, o.Subnet}, {b.IP6, o.Subnet6}} {
 			switch {
@@ -125,7 +125,7 @@ func ofBlocks(o conf.AgentOverlay) string {
 			case !family.subnet.IsValid():
 			case family.overlay.IsValid() && !inside(family.subnet, family.overlay):
 				return fmt.Sprintf("the further subnet of this host, %s, is not in the overlay's, %s", family.subnet, family.overlay)
-			case conf.Containers(conf.Mesos.Of(family.subnet)) == 0:
+			case conf.Containers(o.Info.Part(conf.Mesos, family.subnet)) == 0:
 				return fmt.Sprintf("the further subnet of this host, %s, has no address for a container", family.subnet)
 			}
 		}

@@ -26,7 +26,7 @@ func AddressRequest(c *Call, half conf.Half, o conf.AgentOverlay) (ipam.Request,
 	if err != nil {
 		return ipam.Request{}, Errorf(types.ErrInvalidNetworkConfig, "requested address: %w", err)
 	}
-	return ipam.Request{Attachment: c.Attachment(), Half: half, Ranges: ranges, Want: want, Origin: c.Origin}, nil
+	return ipam.Request{Attachment: c.Attachment(), Half: o.Info.Pool(half), By: half, Ranges: ranges, Want: want, Origin: c.Origin}, nil
 }
 
 // wantedAddrs collects the four ways to ask for an address. Runtimes use more

@@ -29,17 +29,25 @@ func Allocate(ctx context.Context, c *Call, state conf.State, o conf.AgentOverla
 		got, err := allocate(ctx, c, state.CoolingSeconds, r)
 		// More addresses do not help a bridge that has no port left.
 		if exhausted := new(*ipam.ExhaustedError); !errors.As(err, exhausted) || (*exhausted).Stats.PortLimited() {
-			return got, o, StoreError(err)
+			return got, o, storeError(err, o)
 		}
 		if until.IsZero() {
 			until = time.Now().Add(roomPatience)
 		}
 		next, room := awaitRoom(ctx, c, r, until)
 		if !room {
-			return got, o, StoreError(err)
+			return got, o, storeError(err, o)
 		}
-		o, r.Ranges = next, next.Ranges(r.Half)
+		o, r.Ranges = next, next.Ranges(r.By)
 	}
+}
+
+// storeError is StoreError of an overlay's store.
+func storeError(err error, o conf.AgentOverlay) error {
+	if exhausted := new(*ipam.ExhaustedError); errors.As(err, exhausted) {
+		(*exhausted).Half = o.Info.PoolName((*exhausted).Half)
+	}
+	return StoreError(err)
 }
 
 // allocate is one try. Its error has a code only if the store cannot be opened.
@@ -64,11 +72,11 @@ func awaitRoom(ctx context.Context, c *Call, r ipam.Request, until time.Time) (c
 		if err != nil {
 			return conf.AgentOverlay{}, false
 		}
-		o, _, err := Overlay(state, c.Conf.OverlayName(), r.Half)
+		o, _, err := Overlay(state, c.Conf.OverlayName(), r.By)
 		switch {
 		case err != nil:
 			return o, false
-		case !slices.Equal(o.Ranges(r.Half), r.Ranges):
+		case !slices.Equal(o.Ranges(r.By), r.Ranges):
 			return o, true
 		case !published.HasRoom(state, o.Info.Name) || time.Now().After(until):
 			return o, false

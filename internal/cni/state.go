@@ -78,7 +78,7 @@ func Status(ctx context.Context, c *Call, half conf.Half, ports bool) error {
 		return StatusError(err)
 	}
 	defer s.Close()
-	stats, err := s.Stats(ctx, half, o.Ranges(half))
+	stats, err := s.Stats(ctx, o.Info.Pool(half), o.Ranges(half))
 	if err != nil {
 		return StatusError(StoreError(err))
 	}
@@ -87,7 +87,7 @@ func Status(ctx context.Context, c *Call, half conf.Half, ports bool) error {
 			st.Total = st.Addresses()
 		}
 		if st.Used >= st.Total && (st.PortLimited() || !published.HasRoom(state, o.Info.Name)) { // cooling addresses are used early
-			return StatusError(StoreError(&ipam.ExhaustedError{Overlay: o.Info.Name, Half: half, Stats: st}))
+			return StatusError(storeError(&ipam.ExhaustedError{Overlay: o.Info.Name, Half: half, Stats: st}, o))
 		}
 	}
 	return nil

@@ -208,7 +208,10 @@ func capacity(c *api.Capacity) string {
 		return ""
 	}
 	s := fmt.Sprintf("%s, %s", c.Range, pool(&c.Pool))
-	if c.PerHalf > 0 {
+	switch {
+	case c.Shared:
+		s += fmt.Sprintf(", %d containers per agent", c.PerHalf)
+	case c.PerHalf > 0:
 		s += fmt.Sprintf(", %d containers per half", c.PerHalf)
 	}
 	return s

@@ -230,7 +230,7 @@ func (e *env) printStatus(s hostStatus) error {
 	}
 	for _, u := range s.Addresses {
 		if u.Level != api.LevelOK {
-			line(level(u.Level), fmt.Sprintf("the %s half of overlay %s: %d of %d used, %d cooling, %d free", u.Half, u.Overlay, u.Used, u.Total, u.Cooling, u.Free))
+			line(level(u.Level), fmt.Sprintf("the %s of overlay %s: %d of %d used, %d cooling, %d free", u.Half.PoolText(), u.Overlay, u.Used, u.Total, u.Cooling, u.Free))
 		}
 	}
 	reachable := "reachable"

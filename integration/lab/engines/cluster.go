@@ -48,6 +48,11 @@ type Cluster struct {
 // returns when every agent has published its networks. The lab keeps what was made when that
 // fails.
 func (l *Lab) NewCluster(ctx context.Context, bin string, hosts int) (*Cluster, error) {
+	return l.newCluster(ctx, bin, hosts, network)
+}
+
+// newCluster is NewCluster with another configuration.
+func (l *Lab) newCluster(ctx context.Context, bin string, hosts int, network string) (*Cluster, error) {
 	bin, err := filepath.Abs(bin)
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ package engines
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 )
 
@@ -62,6 +63,57 @@ func TestDockerRoom(t *testing.T) {
 	for _, k := range append(all, first, far) {
 		if err := k.Remove(ctx); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// TestDockerShared: the halves of an overlay share a pool. Docker's containers, those of
+// a CNI runtime and those of Mesos are on one bridge, have addresses of one subnet, none
+// of them twice, and talk with each other and with another host.
+func TestDockerShared(t *testing.T) {
+	ctx, l := newLab(t)
+	c, err := l.newCluster(ctx, programs(), 2, strings.Replace(network, "subnet: 9.0.0.0/8, prefix: 24", "subnet: 9.0.0.0/8, prefix: 24, halves: shared", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := c.Hosts[0]
+	engines := []Engine{overlayDocker(Docker20(h)), &Podman{h}, NewUCR(h), &Podman{c.Hosts[1]}}
+	var all []*Container
+	owner := map[netip.Addr]string{}
+	for i, e := range engines {
+		if err := e.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for j := range 2 {
+			k, err := e.Run(ctx, Spec{Name: fmt.Sprintf("k%d-%d", i, j), Network: IPv4})
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, k)
+			for _, a := range k.IPs {
+				if other := owner[a]; other != "" {
+					t.Errorf("%s is given to %s and to %s", a, other, k.Name)
+				}
+				owner[a] = k.Name
+			}
+		}
+	}
+	whole := halves(t, h, IPv4, "docker_bridge")
+	if mesos := halves(t, h, IPv4, "mesos_bridge"); mesos[0] != whole[0] || whole[0].Bits() != 24 {
+		t.Errorf("Docker has %v and Mesos %v, want one whole subnet", whole, mesos)
+	}
+	for i := range all {
+		talk(t, ctx, all[i], all[(i+2)%len(all)])
+		talk(t, ctx, all[(i+2)%len(all)], all[i])
+	}
+	for _, k := range all {
+		if err := k.Remove(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, h := range c.Hosts {
+		if left, err := c.Leftovers(ctx, h); err != nil || left != "" {
+			t.Errorf("left on %s: %s (%v)", h.Name, left, err)
 		}
 	}
 }

@@ -148,11 +148,15 @@ func (l *loop) hasRoom() (out []string) {
 // mostBlocks is how many blocks of an overlay are of use to a host: a bridge has no
 // more ports than one large block has addresses.
 func mostBlocks(o conf.Overlay) int {
+	shared := 0
+	if o.Shared() { // one pool has all of it
+		shared = 1
+	}
 	for _, family := range [...]struct {
 		there bool
 		bits  int
 	}{{o.Subnet.IsValid(), 32 - o.Prefix}, {o.Subnet6.IsValid(), 128 - o.Prefix6}} {
-		if family.there && family.bits <= smallBlock {
+		if family.there && family.bits <= smallBlock-shared {
 			return o.Blocks()
 		}
 	}

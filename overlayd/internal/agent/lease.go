@@ -117,6 +117,7 @@ func (l *loop) registered(ctx context.Context, r registration) {
 		l.direct.in(l.timing.direct) // the peers hear of it now
 	}
 	before := l.lease.held
+	l.keepHalves(before, &r.lease)
 	changed := before == nil || !sameLease(before.Lease, r.lease)
 	signed := before == nil || !reflect.DeepEqual(before.Signed, r.lease.Signed)
 	l.hold(&heldLease{Lease: r.lease, renewed: r.sent, returned: stillReturned(before, r.lease)})
@@ -213,10 +214,10 @@ type rejection struct {
 // not accept it, the present one stays as long as the host has it.
 func (l *loop) findIP(ctx context.Context) (netip.Addr, error) {
 	if l.opts.IP.IsValid() {
-		return l.opts.IP, nil
 		if err := checkGivenIP(l.opts.IP); err != nil {
 			return netip.Addr{}, fmt.Errorf("agent IP: %w", err)
 		}
+		return l.opts.IP, nil
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, l.timing.findIP, fmt.Errorf("not found in %s", l.timing.findIP))
 	defer cancel()

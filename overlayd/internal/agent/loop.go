@@ -81,6 +81,9 @@ type leaseState struct {
 	// listening: peers may still send without VXLAN, though this host no longer
 	// wants them to.
 	listening bool
+	// kept says of which overlays the halves stay as they were, though the coordinator
+	// says otherwise.
+	kept []string
 
 	// asks is what the next registration asks for besides the lease; nil: nothing.
 	asks atomic.Pointer[roomAsks]
@@ -187,7 +190,7 @@ func (a *Agent) newLoop(p loopParts) *loop {
 		moveOn: o.Coordinator.MoveOn,
 		again:  o.Coordinator.Reconnect,
 		req: api.RegisterRequest{
-			AgentID: p.id, Bridges: o.Bridges, Version: o.Version, Instance: p.instance.own, Previous: p.instance.previous,
+			AgentID: p.id, Bridges: o.Bridges, Version: o.Version, Instance: p.instance.own, Previous: p.instance.previous, SharedHalves: true,
 			Underlay: conf.Underlay{Direct: o.Routing == conf.RoutingDirect},
 		},
 		boot:   l.boot,

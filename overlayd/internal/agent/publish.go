@@ -166,7 +166,7 @@ func (l *loop) compose() conf.State {
 	state.Overlays = l.effective().AgentOverlays(l.status())
 	state.Room = l.hasRoom()
 	l.problems.Report(followProblem, l.notFollowing())
-	state.Problems, state.Notices = l.hostProblems(), l.outcome.report.Notices
+	state.Problems, state.Notices = l.hostProblems(), slices.Concat(l.outcome.report.Notices, l.lease.kept)
 	return state
 }
 

@@ -215,7 +215,7 @@ func (r *room) look(ctx context.Context, o conf.AgentOverlay, all bool) ([]ownBl
 	}
 	s, err := ipam.Open(ctx, ipam.Options{
 		Dir: r.dir, Overlay: name, Cooling: r.cooling,
-		Rebuild: func(context.Context) ([]ipam.Record, error) { return rebuild.Records(name) },
+		Rebuild: func(context.Context) ([]ipam.Record, error) { return rebuild.Records(filepath.Dir(r.dir), name) },
 	})
 	if err != nil {
 		return nil, err
@@ -236,11 +236,8 @@ type use map[conf.Half][]ipam.Stats
 // use reads it, and has retired ranges that are this host's again given out again.
 func (r *room) use(ctx context.Context, s *ipam.Store, o conf.AgentOverlay) (use, error) {
 	out, retired := use{}, map[conf.Half][]netip.Prefix{}
-	for _, half := range conf.Halves {
-		ranges := o.Ranges(half)
-		if ranges == nil {
-			continue
-		}
+	for _, pool := range o.Pools() {
+		half, ranges := pool.Half, pool.Ranges
 		var err error
 		if out[half], err = s.Stats(ctx, half, ranges); err != nil {
 			return nil, err

@@ -61,6 +61,9 @@ type RegisterRequest struct {
 	// Want is how many blocks of an overlay the agent would like to have in all, by
 	// overlay name, where one is not enough. It gets what can be had.
 	Want map[string]int `json:"want,omitempty"`
+	// SharedHalves: the agent knows overlays whose halves share a pool. One that does
+	// not is granted nothing of them.
+	SharedHalves bool `json:"shared_halves,omitempty"`
 	// Return are further blocks that the agent no longer uses.
 	Return *Return `json:"return,omitempty"`
 	// Source is the address that the request came from, as the coordinator sees it.

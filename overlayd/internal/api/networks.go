@@ -74,6 +74,7 @@ type Capacity struct {
 	Range netip.Prefix `json:"range"`
 	Pool
 	PerHalf uint64 `json:"containers_per_half,omitempty"` // of each agent; of overlays
+	Shared  bool   `json:"halves_shared,omitempty"`       // PerHalf is that of both halves together
 }
 
 // RouteOverlap is a route of a host, of somebody else, that leads into a range that

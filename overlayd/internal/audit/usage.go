@@ -19,7 +19,7 @@ import (
 // Usage is how full one range of a half is.
 type Usage struct {
 	Overlay string    `json:"overlay"`
-	Half    conf.Half `json:"half"`
+	Half    conf.Half `json:"half"` // or conf.SharedPool
 	ipam.Stats
 }
 
@@ -67,17 +67,13 @@ func (h Host) Usage() (out []Usage) {
 }
 
 func usage(ctx context.Context, o conf.AgentOverlay, stats func(context.Context, conf.Half, []netip.Prefix) ([]ipam.Stats, error)) (out []Usage, _ error) {
-	for _, half := range conf.Halves {
-		ranges := o.Ranges(half)
-		if ranges == nil {
-			continue
-		}
-		list, err := stats(ctx, half, ranges)
+	for _, pool := range o.Pools() {
+		list, err := stats(ctx, pool.Half, pool.Ranges)
 		if err != nil {
 			return nil, err
 		}
 		for _, st := range list {
-			out = append(out, Usage{o.Info.Name, half, st})
+			out = append(out, Usage{o.Info.Name, pool.Name, st})
 		}
 	}
 	return out, nil

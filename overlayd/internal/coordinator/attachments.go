@@ -150,6 +150,9 @@ func (c *Coordinator) checkAttachments(r *api.AttachmentReport) (most int, err e
 	told := map[string]bool{}
 	for _, u := range r.Usage {
 		_, err := conf.ParseHalf(string(u.Half))
+		if u.Half == conf.SharedPool {
+			err = nil
+		}
 		what := string(u.Half) + " of " + u.Overlay
 		if _, configured := c.network().Overlay(u.Overlay); err != nil || !configured && !a.has(u.Overlay) || told[what] {
 			return 0, bad("usage of", what)

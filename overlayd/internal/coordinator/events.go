@@ -105,7 +105,7 @@ func (c *Coordinator) noteChange(id string, change attached.Change) {
 	}
 	for _, u := range change.Levels {
 		kind := map[api.Level]api.EventKind{api.LevelOK: api.EventAddressesOK, api.LevelWarning: api.EventAddressesWarning, api.LevelFull: api.EventAddressesFull}[u.Level()]
-		c.events.Add(about(kind, u.Overlay, u.Half, "the %s half of overlay %s on host %s %s: %d of %d used, %d cooling", u.Half, u.Overlay, a.IP,
+		c.events.Add(about(kind, u.Overlay, u.Half, "the %s of overlay %s on host %s %s: %d of %d used, %d cooling", u.Half.PoolText(), u.Overlay, a.IP,
 			map[api.Level]string{api.LevelOK: "has room again", api.LevelWarning: "is nearly full", api.LevelFull: "is full"}[u.Level()], u.Used, u.Total, u.Cooling))
 	}
 	for _, p := range change.Begun {

@@ -3,9 +3,11 @@ package coordinator
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/allocate"
+	"overlayd.internal/overlay/overlayd/internal/api"
 )
 
 // lease is what an agent gets to see: what it holds of the configured overlays.
@@ -47,6 +49,23 @@ func (c *Coordinator) leaseOf(n *network, a *agent, missing map[string]string) c
 		g.Blocks = h.configured(o)
 		if g.Subnet.IsValid() || g.Subnet6.IsValid() || g.Error != "" {
 			l.Grants = append(l.Grants, g)
+		}
+	}
+	return l
+}
+
+// withheld reports whether the agent gets nothing of an overlay because it would make
+// two bridges where the halves share one.
+func withheld(req api.RegisterRequest, o conf.Overlay) bool { return o.Shared() && !req.SharedHalves }
+
+// leaseFor is lease for the agent that asks, without what is withheld from it.
+func (c *Coordinator) leaseFor(req api.RegisterRequest, a *agent, missing map[string]string) conf.Lease {
+	l := c.lease(a, missing)
+	l.Grants = slices.DeleteFunc(l.Grants, func(g conf.Grant) bool { return withheld(req, g.Overlay) })
+	for _, o := range c.network().Overlays {
+		if withheld(req, o) {
+			l.Grants = append(l.Grants, conf.Grant{Overlay: o, Error: fmt.Sprintf(
+				"overlay %s: Mesos and Docker share one pool of addresses in it, which the agent's release (%s) does not know; upgrade the agent", o.Name, req.Version)})
 		}
 	}
 	return l

@@ -182,7 +182,8 @@ func (d *differ) overlay(was, next conf.Overlay) {
 	d.setting(name, "isolation", string(was.Isolation), string(next.Isolation), holders, "hosts change their rules; new connections are judged by them")
 	d.setting(name, "allow", strings.Join(was.Allow, " "), strings.Join(next.Allow, " "), holders, "hosts change their rules; new connections are judged by them")
 	d.setting(name, "antispoof", flag(was.AntiSpoof), flag(next.AntiSpoof), holders, "hosts change what its containers may send from")
-	d.others(name, was, next, holders, "name", "subnet", "prefix", "subnet6", "prefix6", "enabled", "isolation", "allow", "antispoof", "draining")
+	d.halves(was, next)
+	d.others(name, was, next, holders, "name", "subnet", "prefix", "subnet6", "prefix6", "enabled", "isolation", "allow", "antispoof", "draining", "halves")
 	switch {
 	case next.Draining && !was.Draining:
 		d.change(name, holders, "drained", "nothing new is attached to it on any host; containers that are go on")
@@ -190,6 +191,20 @@ func (d *differ) overlay(was, next conf.Overlay) {
 		d.change(name, holders, "no longer drained", "containers can be attached to it again")
 	}
 }
+
+// halves compares how an overlay's halves give out addresses. That is settled as long
+// as hosts have subnets of it: containers have the gateway and the bridge of then.
+func (d *differ) halves(was, next conf.Overlay) {
+	name, holders := was.Name, d.holders[was.Name]
+	d.setting(name, "halves", was.Halves, next.Halves, holders, "hosts that get a subnet from now on give out its addresses so")
+	if was.Shared() != next.Shared() && holders > 0 {
+		d.refuse("the halves of overlay %[1]s cannot be changed from %[2]s to %[3]s while hosts have subnets of it, which are %[4]d: their containers have the gateways and bridges of then; "+
+			"add another overlay with halves: %[3]s, drain this one (overlayctl overlays drain %[1]s), move the containers, and remove it",
+			name, halvesText(was), halvesText(next), holders)
+	}
+}
+
+func halvesText(o conf.Overlay) string { return cmp.Or(o.Halves, conf.HalvesSplit) }
 
 // others records the settings beside those that there are words for.
 func (d *differ) others(overlay string, was, next any, hosts int, known ...string) {
@@ -269,8 +284,8 @@ func (d *differ) capacity() {
 			d.plan.Capacity = append(d.plan.Capacity, api.PoolChange{Overlay: overlay, Key: key, From: before, To: after})
 		}
 	}
-	add("", "vtep_subnet", capacityOf(was.vtep, d.was.VTEPSubnet, 0), capacityOf(next.vtep, d.next.VTEPSubnet, 0))
-	add("", "vtep_subnet6", capacityOf(was.vtep6, d.was.VTEPSubnet6, 0), capacityOf(next.vtep6, d.next.VTEPSubnet6, 0))
+	add("", "vtep_subnet", capacityOf(was.vtep, d.was.VTEPSubnet), capacityOf(next.vtep, d.next.VTEPSubnet))
+	add("", "vtep_subnet6", capacityOf(was.vtep6, d.was.VTEPSubnet6), capacityOf(next.vtep6, d.next.VTEPSubnet6))
 	var names []string
 	for _, o := range slices.Concat(d.was.Overlays, d.next.Overlays) {
 		if !slices.Contains(names, o.Name) {
@@ -280,18 +295,22 @@ func (d *differ) capacity() {
 	for _, name := range names {
 		a, _ := d.was.Overlay(name)
 		b, _ := d.next.Overlay(name)
-		add(name, "subnet", capacityOf(was.overlays[name].v4, a.Subnet, a.Prefix), capacityOf(next.overlays[name].v4, b.Subnet, b.Prefix))
-		add(name, "subnet6", capacityOf(was.overlays[name].v6, a.Subnet6, a.Prefix6), capacityOf(next.overlays[name].v6, b.Subnet6, b.Prefix6))
+		add(name, "subnet", perAgent(capacityOf(was.overlays[name].v4, a.Subnet), a, a.Prefix), perAgent(capacityOf(next.overlays[name].v4, b.Subnet), b, b.Prefix))
+		add(name, "subnet6", perAgent(capacityOf(was.overlays[name].v6, a.Subnet6), a, a.Prefix6), perAgent(capacityOf(next.overlays[name].v6, b.Subnet6), b, b.Prefix6))
 	}
 }
 
-func capacityOf(p *allocate.Pool, of netip.Prefix, bits int) *api.Capacity {
+func capacityOf(p *allocate.Pool, of netip.Prefix) *api.Capacity {
 	if p == nil {
 		return nil
 	}
-	out := &api.Capacity{Range: of, Pool: *poolOf(p)}
-	if bits != 0 {
-		out.PerHalf = conf.Capacity(conf.Mesos.Of(netip.PrefixFrom(of.Addr(), bits)))
+	return &api.Capacity{Range: of, Pool: *poolOf(p)}
+}
+
+// perAgent enters how many containers one agent subnet of the overlay holds.
+func perAgent(out *api.Capacity, o conf.Overlay, bits int) *api.Capacity {
+	if out != nil {
+		out.PerHalf, out.Shared = conf.Capacity(o.Part(conf.Mesos, netip.PrefixFrom(out.Range.Addr(), bits))), o.Shared()
 	}
 	return out
 }

@@ -397,6 +397,7 @@ func TestChangeRefused(t *testing.T) {
 	}{
 		{"subnet under leases", networkOf(moved, overlayTwo), []string{"overlay one: subnet 11.0.0.0/8 with prefix 24", "9.0.0.0/24 by agent agent-1", "another name", "overlayctl overlays drain one"}},
 		{"prefix under leases", networkOf(strings.Replace(overlayOne, `"prefix": 24`, `"prefix": 25`, 1), overlayTwo), []string{"prefix 25", "put back"}},
+		{"halves under leases", networkOf(strings.Replace(overlayOne, "}", `, "halves": "shared"}`, 1), overlayTwo), []string{"the halves of overlay one cannot be changed from split to shared while hosts have subnets of it, which are 2", "another overlay with halves: shared", "overlayctl overlays drain one"}},
 		{"removed under containers", networkOf(overlayOne), []string{"overlay two is to go while containers are attached: 3 on 172.16.0.2 (agent agent-1)", "overlayctl overlays drain two", "remove two --force"}},
 		{"renamed", networkOf(overlayOne, strings.Replace(overlayTwo, "two", "three", 1)), []string{"overlay three: subnet 10.0.0.0/16", "overlay two"}},
 		{"range of hosts", networkOf(overlayOne, overlayTwo, `{"name": "three", "subnet": "172.16.0.0/16", "prefix": 24}`), []string{"overlay three: subnet 172.16.0.0/16 holds the addresses of hosts", "172.16.0.2 (agent agent-1)", "choose another range"}},

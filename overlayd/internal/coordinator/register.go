@@ -54,7 +54,7 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 			if p.more || c.reclaimFor(ctx, p.missing) {
 				continue
 			}
-			return c.signed(c.lease(a, p.missing), a), nil
+			return c.signed(c.leaseFor(req, a, p.missing), a), nil
 		case err != nil && !errors.Is(err, store.ErrConflict):
 			return conf.Lease{}, fmt.Errorf("register agent %s: %w", req.AgentID, err)
 		}
@@ -118,6 +118,9 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 		if p.size() >= maxBlocks {
 			p.more = true
 			break
+		}
+		if withheld(req, o) {
+			continue
 		}
 		c.takeSubnetsLocked(p, o)
 		if want := req.Want[o.Name]; len(p.dropped) == 0 {

@@ -24,14 +24,15 @@ func HostOf(l conf.Lease, ip netip.Addr) (h Host) {
 			Isolation: g.Overlay.Isolation,
 			Allow:     g.Overlay.Allow,
 			AnySource: !g.Overlay.ChecksSources(),
+			Shared:    g.Overlay.Shared(),
 		})
 		if len(leased) == 0 {
 			continue
 		}
-		for _, half := range l.Bridges {
+		for _, half := range g.Overlay.Pools(l.Bridges) {
 			b := Bridge{Name: half.Bridge(g.Overlay.Name), Overlay: g.Overlay.Name}
 			for _, s := range leased {
-				b.Addrs = append(b.Addrs, conf.GatewayPrefix(half.Of(s)))
+				b.Addrs = append(b.Addrs, conf.GatewayPrefix(g.Overlay.Part(half, s)))
 			}
 			h.Bridges = append(h.Bridges, b)
 		}

@@ -168,8 +168,10 @@ func (a *attaching) run(ctx context.Context, prev *types100.Result) (*types100.R
 	if err != nil {
 		return nil, err
 	}
-	if err := s.vacant(a.host, a.att.IfName); err != nil {
-		return nil, kernelError(err)
+	for _, host := range a.hostEnds() {
+		if err := s.vacant(host, a.att.IfName); err != nil {
+			return nil, kernelError(err)
+		}
 	}
 	crash("checked")
 	addressing, err := a.address(ctx)
@@ -205,6 +207,18 @@ func (a *attaching) run(ctx context.Context, prev *types100.Result) (*types100.R
 	crash("attached")
 	result := buildResult(prev, pair, a.call.NetNS, a.dns, addressing)
 	return result, a.mapPorts(ctx, result)
+}
+
+// hostEnds are the names that a host end with the attachment's address may have: in
+// a shared pool the same attachment has the same address, whichever program asks.
+func (a *attaching) hostEnds() []string {
+	names := []string{a.host}
+	for _, half := range conf.Halves {
+		if half != a.half && a.overlay.Info.Shared() {
+			names = append(names, mark.HostEnd(half, a.att.Key()))
+		}
+	}
+	return names
 }
 
 // takeBack undoes an ADD.

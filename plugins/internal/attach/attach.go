@@ -99,7 +99,9 @@ func (p place) findBridge(c *rtnl.Conn) (rtnl.Interface, error) {
 
 // rebuildFromLinks tells the address store what the kernel knows.
 func rebuildFromLinks(c *cni.Call) {
-	c.Rebuild = func(context.Context) ([]ipam.Record, error) { return rebuild.Records(c.Conf.OverlayName()) }
+	c.Rebuild = func(context.Context) ([]ipam.Record, error) {
+		return rebuild.Records(c.Conf.RunDirectory(), c.Conf.OverlayName())
+	}
 }
 
 // noPort says what the kernel's "exchange full" means.

@@ -9,6 +9,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/conf/published"
 	"overlayd.internal/overlay/internal/cni"
 	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/netns"
@@ -57,7 +58,7 @@ func missing(format string, args ...any) error {
 // checkHost checks the host end: there, up and a forwarding port of the bridge. It
 // returns what the host end says about the attachment.
 func (p program) checkHost(c *cni.Call, s *sandbox) (alias mark.Alias, err error) {
-	bridgeName := p.half.Bridge(c.Conf.OverlayName())
+	bridgeName := p.bridgeName(c.Conf)
 	bridge, ok, err := s.host.Find(bridgeName)
 	if err != nil {
 		return alias, kernelError(err)
@@ -79,6 +80,16 @@ func (p program) checkHost(c *cni.Call, s *sandbox) (alias mark.Alias, err error
 	}
 	alias, _ = mark.ParseAlias(l.Alias)
 	return alias, nil
+}
+
+// bridgeName is the half's bridge, as far as the published state says which: a lease
+// that has run out does not make what is attached wrong.
+func (p program) bridgeName(n conf.NetConf) string {
+	state, _ := published.Load(n.RunDirectory())
+	if o, ok := state.Overlay(n.OverlayName()); ok {
+		return o.Info.BridgeName(p.half)
+	}
+	return p.half.Bridge(n.OverlayName())
 }
 
 // checkContainer checks the container's end against prevResult.

@@ -130,7 +130,7 @@ func (s schemas) of(t reflect.Type) object {
 	case reflect.TypeFor[netip.Prefix]():
 		return object{"type": "string", "description": "IP address, slash, length of the prefix; or empty"}
 	case reflect.TypeFor[conf.Half]():
-		return object{"type": "string", "enum": []any{string(conf.Mesos), string(conf.Docker)}}
+		return object{"type": "string", "enum": []any{string(conf.Mesos), string(conf.Docker), string(conf.SharedPool)}}
 	case reflect.TypeFor[json.RawMessage]():
 		return object{}
 	}

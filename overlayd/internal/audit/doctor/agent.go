@@ -98,7 +98,7 @@ func checkUse(h *host) (out []Finding) {
 			continue
 		}
 		f := Finding{
-			Severity: Warning, What: fmt.Sprintf("the %s half of overlay %s is nearly full on this host: soon no container can be attached to it", u.Half, u.Overlay),
+			Severity: Warning, What: fmt.Sprintf("the %s of overlay %s is nearly full on this host: soon no container can be attached to it", u.Half.PoolText(), u.Overlay),
 			Evidence: fmt.Sprintf("%s: %d used, %d cooling, %d in all", u.Ranges(), u.Used, u.Cooling, u.Total),
 			Fix:      "overlayctl ipam shows who has the addresses; stop containers, or give new ones to another host or to an overlay with a shorter prefix",
 		}
@@ -106,7 +106,7 @@ func checkUse(h *host) (out []Finding) {
 		case api.LevelOK:
 			continue
 		case api.LevelFull:
-			f.Severity, f.What = Error, fmt.Sprintf("the %s half of overlay %s is full on this host: no container can be attached to it", u.Half, u.Overlay)
+			f.Severity, f.What = Error, fmt.Sprintf("the %s of overlay %s is full on this host: no container can be attached to it", u.Half.PoolText(), u.Overlay)
 		}
 		out = append(out, f)
 	}

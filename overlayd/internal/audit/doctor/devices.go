@@ -165,7 +165,7 @@ func checkPorts(h *host) (out []Finding) {
 	for _, name := range all {
 		l := h.links[name]
 		for _, end := range veth.Of([]rtnl.Link{l}) {
-			bridge := end.Half.Bridge(end.Overlay)
+			bridge := h.bridgeOf(end)
 			bad := func(evidence, fix string) {
 				out = append(out, Finding{Severity: Error, What: fmt.Sprintf("container %s is cut off", end.Attachment.ContainerID), Evidence: evidence, Fix: fix, Object: end.Attachment.ContainerID, safe: true})
 			}
@@ -180,6 +180,14 @@ func checkPorts(h *host) (out []Finding) {
 		}
 	}
 	return out
+}
+
+// bridgeOf is the bridge that a host end should be a port of.
+func (h *host) bridgeOf(l veth.Link) string {
+	if o, ok := h.state.Overlay(l.Overlay); ok {
+		return o.Info.BridgeName(l.Half)
+	}
+	return l.Half.Bridge(l.Overlay)
 }
 
 // checkRPFilter: strict filtering drops what comes back another way, such as

@@ -77,10 +77,8 @@ func (h *host) gateway() netip.Addr {
 		if !subnet.IsValid() || o.Info.Isolation.Mode() == conf.IsolationStrict {
 			continue
 		}
-		for _, half := range conf.Halves {
-			if o.Bridge(half) != nil {
-				return conf.Gateway(half.Of(subnet))
-			}
+		for _, pool := range o.Pools() {
+			return conf.Gateway(o.Info.Part(pool.Half, subnet))
 		}
 	}
 	return netip.Addr{}

@@ -77,7 +77,7 @@ func checkPortmap(h *host) []Finding {
 func checkPlugins(h *host) (out []Finding) {
 	for _, half := range conf.Halves {
 		name := string(half[0]) + "-overlay"
-		if slices.ContainsFunc(h.bridges(), func(b bridge) bool { return strings.HasPrefix(b.name, half.Bridge("")) }) && len(h.programs(name)) == 0 {
+		if slices.ContainsFunc(h.healthy(), func(o conf.AgentOverlay) bool { return o.Bridge(half) != nil }) && len(h.programs(name)) == 0 {
 			if half == conf.Mesos && h.dirs.CNIConf == "" {
 				continue
 			}

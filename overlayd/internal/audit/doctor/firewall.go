@@ -13,10 +13,8 @@ import (
 func (h *host) letThrough() foreign.Host {
 	out := foreign.Host{Devices: []string{conf.VTEPName}, Underlay6: h.state.IP.Is6()}
 	for _, o := range h.state.Overlays {
-		for _, half := range conf.Halves {
-			if b := o.Bridge(half); b != nil {
-				out.Devices = append(out.Devices, b.Name)
-			}
+		for _, pool := range o.Pools() {
+			out.Devices = append(out.Devices, pool.Bridge.Name)
 		}
 		for _, s := range []netip.Prefix{o.Info.Subnet, o.Info.Subnet6} {
 			if s.IsValid() {

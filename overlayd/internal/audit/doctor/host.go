@@ -111,13 +111,9 @@ type bridge struct {
 // bridges are those of the overlays that the agent says are set up.
 func (h *host) bridges() (out []bridge) {
 	for _, o := range h.healthy() {
-		for _, half := range conf.Halves {
-			b := o.Bridge(half)
-			if b == nil {
-				continue
-			}
-			want := bridge{name: b.Name, overlay: o.Info.Name}
-			for _, r := range o.Ranges(half) {
+		for _, pool := range o.Pools() {
+			want := bridge{name: pool.Bridge.Name, overlay: o.Info.Name}
+			for _, r := range pool.Ranges {
 				want.ranges = append(want.ranges, r)
 				want.gateways = append(want.gateways, conf.GatewayPrefix(r))
 			}

@@ -34,7 +34,7 @@ func (w *walk) source() bool {
 // container looks at the container of this host that has an address.
 func (w *walk) container(step string, e end) bool {
 	r := e.record
-	bridge := r.Half.Bridge(e.overlay.Info.Name)
+	bridge := e.overlay.Info.BridgeName(r.Half)
 	linked := slices.ContainsFunc(w.books.Links, func(l veth.Link) bool { return l.Key() == mark.KeyOf(r.Attachment) })
 	if !linked && !r.IsDocker() && r.NetNS.Path == "" {
 		return w.stop(step, "container %s has %s, and its interface on this host is gone; delete the container", r.ContainerID, e.addr)
@@ -60,11 +60,11 @@ func (w *walk) isolation() bool {
 func (w *walk) forwarding() bool {
 	a, b := w.a.record, w.b.record
 	oneBridge := a != nil && b != nil && w.a.overlay != nil && w.b.overlay != nil &&
-		w.a.overlay.Info.Name == w.b.overlay.Info.Name && a.Half == b.Half
+		w.a.overlay.Info.Name == w.b.overlay.Info.Name && w.a.overlay.Info.Pool(a.Half) == w.a.overlay.Info.Pool(b.Half)
 	if oneBridge || a == nil {
 		return true
 	}
-	bridge := a.Half.Bridge(w.a.overlay.Info.Name)
+	bridge := w.a.overlay.Info.BridgeName(a.Half)
 	return w.sound("forwarding", []string{"forwarding"}, bridge, conf.VTEPName) &&
 		w.sound("firewall", []string{"forward-policy", "firewalld"}) &&
 		w.pass("forwarding", "this host forwards, and its firewall asks the overlay's rules first")
@@ -181,7 +181,7 @@ func (w *walk) packet() rtnl.Packet {
 	if w.a.record == nil {
 		return p
 	}
-	if l, ok, err := w.conn.LinkByName(w.a.record.Half.Bridge(w.a.overlay.Info.Name)); err == nil && ok {
+	if l, ok, err := w.conn.LinkByName(w.a.overlay.Info.BridgeName(w.a.record.Half)); err == nil && ok {
 		p.Src, p.IIF = w.a.addr, l.Index
 	}
 	return p

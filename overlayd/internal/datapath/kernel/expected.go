@@ -23,6 +23,7 @@ type Expected struct {
 	plan.Entries
 	links    map[int]link
 	bridges  map[string]int // index of our bridges by name
+	overlays []plan.Overlay
 	sysctls  []plan.Setting
 	ranges   []netip.Prefix // where routes and addresses of others matter
 	own      []netip.Prefix // this host's agent subnets
@@ -67,6 +68,7 @@ func (x *Expected) After(p *plan.Plan, have *plan.State, index map[string]int) {
 	x.vtep, x.underlay = index[conf.VTEPName], 0
 	x.ways.set(p, index)
 	x.links, x.bridges, x.sysctls = map[int]link{}, map[string]int{}, nil
+	x.overlays = p.Wanted.Overlays
 	x.ranges, x.own, x.pools = p.Wanted.Ranges()
 	usable := map[string]bool{"": true}
 	for _, d := range p.Devices {
@@ -160,7 +162,7 @@ func (x *Expected) contradictsPort(l rtnl.Link) bool {
 	if !ok || l.Kind != "veth" {
 		return false
 	}
-	bridge, ours := x.bridges[alias.Half.Bridge(alias.Overlay)]
+	bridge, ours := x.bridges[plan.BridgeOf(x.overlays, alias.Overlay, alias.Half)]
 	return ours && (l.Master != bridge || !l.Up() || plan.WrongPort(l))
 }
 

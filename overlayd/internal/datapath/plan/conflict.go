@@ -90,6 +90,10 @@ func (s *State) serving(w Wanted) map[string]bool {
 	gateways := map[netip.Addr]bool{}
 	for _, o := range w.Overlays {
 		for _, a := range o.Agent {
+			if o.Shared {
+				gateways[conf.Gateway(a)] = true
+				continue
+			}
 			for _, h := range conf.Halves {
 				if half := h.Of(a); half.IsValid() {
 					gateways[conf.Gateway(half)] = true

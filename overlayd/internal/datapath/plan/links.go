@@ -220,7 +220,7 @@ func (p *Plan) planPorts(have *State) {
 			continue
 		}
 		alias, ours := mark.IsHostEnd(name, l.Alias)
-		bridge := alias.Half.Bridge(alias.Overlay)
+		bridge := BridgeOf(p.Wanted.Overlays, alias.Overlay, alias.Half)
 		overlay, wanted := overlays[bridge]
 		if !ours || !wanted {
 			continue

@@ -78,6 +78,17 @@ type Overlay struct {
 	Isolation conf.Isolation // from whom its containers are kept apart
 	Allow     []string       // overlays whose containers may reach this one all the same
 	AnySource bool           // its containers may send from any address
+	Shared    bool           // both halves have one bridge, with addresses of all of an agent subnet
+}
+
+// BridgeOf is the bridge of a container that a program of the half has attached.
+func BridgeOf(all []Overlay, overlay string, half conf.Half) string {
+	for _, o := range all {
+		if o.Name == overlay && o.Shared {
+			return conf.Mesos.Bridge(overlay)
+		}
+	}
+	return half.Bridge(overlay)
 }
 
 // Device is a link of ours with its addresses.

@@ -1,6 +1,6 @@
 // The agents: a table to sort and filter, and a dialog about one of them.
 import {h, fill, bar, badge, swatch, say} from './dom.js';
-import {ago, clock, halfName, number, percent, plural} from './format.js';
+import {ago, clock, number, percent, plural, poolName} from './format.js';
 import {health, findings} from './wrong.js';
 import {Table} from './table.js';
 
@@ -137,8 +137,8 @@ export function showAgent(model, id) {
     h('ul', {class: 'plain-list'}, (a.overlays || []).map(g => h('li', {}, swatch(model.colour(g.overlay.name)), ' ', g.overlay.name, ' ',
       [g.subnet, g.subnet6].filter(Boolean).map(p => h('a', {href: `#/map?overlay=${encodeURIComponent(g.overlay.name)}&at=${encodeURIComponent(p)}`, onclick: close}, p, ' ')), g.error || ''))),
     model.usage.agents.filter(u => u.agent_id === id).map(u => h('div', {class: 'fill'},
-      h('p', {}, h('span', {}, `${u.overlay}, ${halfName(u.half)} half`), h('span', {class: 'muted'}, `${number(u.used)} used, ${number(u.cooling)} cooling, ${number(u.free)} free`)),
-      bar(`${u.overlay}, ${halfName(u.half)} half`, u.used, u.cooling, u.total, u.level))),
+      h('p', {}, h('span', {}, `${u.overlay}, ${poolName(u.half)}`), h('span', {class: 'muted'}, `${number(u.used)} used, ${number(u.cooling)} cooling, ${number(u.free)} free`)),
+      bar(`${u.overlay}, ${poolName(u.half)}`, u.used, u.cooling, u.total, u.level))),
     state.findings.length ? [h('h3', {}, 'What is wrong'), findings(state.findings)] : null,
     h('p', {}, h('a', {href: '#/containers?agent=' + encodeURIComponent(id), onclick: close}, 'Its containers')));
   dialog.addEventListener('close', () => { dialog.remove(); if (from?.isConnected) from.focus(); });

@@ -39,3 +39,6 @@ export function plural(n, one, many) {
 
 // halfName says which half is meant, for people.
 export const halfName = half => ({mesos: 'Mesos', docker: 'Docker', shared: 'shared'}[half] || half || '');
+
+// poolName names what a half gives out addresses of.
+export const poolName = half => half === 'shared' ? 'shared pool' : `${halfName(half)} half`;

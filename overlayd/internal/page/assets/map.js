@@ -2,7 +2,7 @@
 // colour of its overlay; from the whole range to the addresses of a half. Beside
 // it the same as a table.
 import {h, fill, bar, swatch, say} from './dom.js';
-import {capped, halfName, number, percent, plural} from './format.js';
+import {capped, halfName, number, percent, plural, poolName} from './format.js';
 import {parse, write, address, same, holds, child, place, spaces, blocks, step, trail} from './space.js';
 import {draw, theme, zoom, copy} from './draw.js';
 import {showAgent} from './agents.js';
@@ -65,7 +65,7 @@ export class SpaceMap {
     const block = this.blocks.find(b => holds(b.prefix, this.at));
     this.block = block;
     if (!block) this.scene = this.cells();
-    else if (same(block.prefix, this.at)) this.scene = this.halves(block);
+    else if (same(block.prefix, this.at) && !block.halves.some(u => u.half === 'shared')) this.scene = this.halves(block);
     else this.scene = this.half(block);
     this.scene.active = this.active = Math.min(this.active, this.scene.cells.length - 1);
     this.canvas.setAttribute('aria-label', `Map of ${write(this.at)}: ${this.scene.about}`);
@@ -120,7 +120,7 @@ export class SpaceMap {
 
   // half is every address of a half; who has which is asked for.
   half(b) {
-    const u = b.halves.find(x => x.half === (place(b.prefix, 1, this.at) === 0 ? 'mesos' : 'docker')) || {used: 0, cooling: 0, total: 0, level: 'ok'};
+    const u = b.halves.find(x => x.half === 'shared' || x.half === (place(b.prefix, 1, this.at) === 0 ? 'mesos' : 'docker')) || {used: 0, cooling: 0, total: 0, level: 'ok'};
     const key = b.agent + ' ' + write(this.at) + ' ' + u.used;
     if (this.halfKey !== key) {
       this.halfKey = key;
@@ -133,7 +133,7 @@ export class SpaceMap {
     }
     if (size > 10) {
       cells.push({prefix: this.at, kind: 'block', colour: b.colour, overlay: b.overlay, block: b, half: u, fill: part(u.used, u.total), cooling: part(u.cooling, u.total), level: u.level, used: u.used, cooling_: u.cooling, total: u.total, label: halfName(u.half)});
-      return {cols: 1, rows: 1, cells, have, about: `the ${halfName(u.half)} half of ${b.agent}`};
+      return {cols: 1, rows: 1, cells, have, about: `the ${poolName(u.half)} of ${b.agent}`};
     }
     for (let i = 0; i < 2 ** size; i++) {
       const addr = this.at.addr | BigInt(i), c = have.get(addr), ends = i === 0 || i === 2 ** size - 1 && this.at.bits === 32;
@@ -141,7 +141,7 @@ export class SpaceMap {
         role: ends ? 'not given to containers' : i === 1 ? 'gateway' : ''});
     }
     const cols = 2 ** Math.ceil(size / 2);
-    return {cols, rows: 2 ** size / cols, cells, have, about: `the addresses of the ${halfName(u.half)} half of ${b.agent}; ${number(have.size)} used`};
+    return {cols, rows: 2 ** size / cols, cells, have, about: `the addresses of the ${poolName(u.half)} of ${b.agent}; ${number(have.size)} used`};
   }
 
   async ask(b, key) {

@@ -1,7 +1,7 @@
 // The first view: how the cluster is, what is wrong, the overlays, what happened
 // last.
 import {h, fill, bar, badge, swatch} from './dom.js';
-import {capped, halfName, number, percent, plural} from './format.js';
+import {capped, number, percent, plural, poolName} from './format.js';
 import {health, wrong, findings} from './wrong.js';
 import {showAgent} from './agents.js';
 import {line} from './events.js';
@@ -76,8 +76,8 @@ export class Overview {
         h('p', {}, h('span', {}, range), h('span', {class: 'muted'}, `${number(pool.used)} of ${capped(pool.total)} subnets /${prefix}`)),
         bar(`Agent subnets of ${o.name} in ${range}`, pool.used, 0, pool.total, pool.used >= pool.total ? 'full' : pool.used >= 0.8 * pool.total ? 'warning' : 'ok'))),
       use.map(u => h('div', {class: 'fill'},
-        h('p', {}, h('span', {}, halfName(u.half), ' half'), h('span', {class: 'muted'}, `${number(u.used)} used, ${number(u.cooling)} cooling, ${capped(u.free)} free`)),
-        bar(`Addresses of ${o.name}, ${halfName(u.half)} half`, u.used, u.cooling, u.total, u.level))),
+        h('p', {}, h('span', {}, poolName(u.half)), h('span', {class: 'muted'}, `${number(u.used)} used, ${number(u.cooling)} cooling, ${capped(u.free)} free`)),
+        bar(`Addresses of ${o.name}, ${poolName(u.half)}`, u.used, u.cooling, u.total, u.level))),
       h('p', {class: 'muted'}, plural(o.leases, 'lease'), use.length ? [', ', h('a', {href: '#/containers?overlay=' + encodeURIComponent(o.name)}, 'its containers')] : null));
   }
 

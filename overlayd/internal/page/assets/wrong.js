@@ -1,7 +1,7 @@
 // What is wrong in the cluster, said as `overlayctl doctor` says it: what, what was
 // seen, and what to do.
 import {h, badge} from './dom.js';
-import {ago, halfName, number, percent, plural} from './format.js';
+import {ago, number, percent, plural, poolName} from './format.js';
 
 const shown = 25; // of one kind
 
@@ -76,7 +76,7 @@ export function wrong(model) {
     const full = u.level === 'full';
     list.push({
       check: 'addresses', severity: full ? 'error' : 'warning', agent: u.agent_id,
-      what: `the ${halfName(u.half)} half of ${u.overlay} on ${u.agent_id} at ${u.agent_ip} is ${full ? 'full: containers are refused' : 'nearly full'}`,
+      what: `the ${poolName(u.half)} of ${u.overlay} on ${u.agent_id} at ${u.agent_ip} is ${full ? 'full: containers are refused' : 'nearly full'}`,
       evidence: `${number(u.used)} used, ${number(u.cooling)} cooling, ${number(u.free)} free of ${number(u.total)}`,
       fix: 'overlayctl ipam check   (on that host)',
     });

@@ -193,7 +193,7 @@ func (d *Docker) file(ctx context.Context, state conf.State, a netip.Addr, who u
 	}
 	overlay := o.Info.Name
 	_, err := d.driver.take(ctx, state, overlay, ipam.SingleRequest{
-		Half: conf.Docker, Ranges: ranges, From: ranges[i], Want: a,
+		Half: o.Info.Pool(conf.Docker), By: conf.Docker, Ranges: ranges, From: ranges[i], Want: a,
 		Name: func(a netip.Addr) conf.Attachment { return conf.DockerAttachment(overlay, a) },
 	})
 	if err != nil {

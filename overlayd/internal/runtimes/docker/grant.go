@@ -101,7 +101,7 @@ func (d *driver) allocate(ctx context.Context, p pool, want netip.Addr) (netip.A
 		return netip.Addr{}, err
 	}
 	r := ipam.SingleRequest{
-		Half: conf.Docker, Ranges: rangesFor(o, p.prefix), From: p.from(), Want: want,
+		Half: o.Info.Pool(conf.Docker), By: conf.Docker, Ranges: rangesFor(o, p.prefix), From: p.from(), Want: want,
 		Name: func(a netip.Addr) conf.Attachment { return conf.DockerAttachment(p.overlay, a) },
 	}
 	got, err := d.take(ctx, state, p.overlay, r)
@@ -135,7 +135,11 @@ func (d *driver) take(ctx context.Context, state conf.State, overlay string, r i
 		return ipam.Allocation{}, err
 	}
 	defer s.Close()
-	return s.AllocateSingle(ctx, r)
+	got, err := s.AllocateSingle(ctx, r)
+	if exhausted := new(*ipam.ExhaustedError); errors.As(err, exhausted) && r.Half != r.By {
+		(*exhausted).Half = conf.SharedPool
+	}
+	return got, err
 }
 
 // ready is what is published, and the pool's overlay in it. When a host boots,
