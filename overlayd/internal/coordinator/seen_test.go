@@ -1,12 +1,16 @@
 package coordinator_test
 
 import (
+	"context"
+	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
+	"overlayd.internal/overlay/overlayd/internal/store"
 )
 
 // two are two coordinators on one store.
@@ -60,10 +64,13 @@ func TestMovesToAnother(t *testing.T) {
 // seen when it was.
 func TestCoordinatorDies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a, b := two(t)
+		s := newStore(t)
+		cut := &unreachable{Store: s}
+		a, b := bubbleWith(t, coordinator.Options{Store: cut, Shared: true}), bubbleWith(t, coordinator.Options{Store: s, Shared: true})
 		a.register("x", "10.0.0.1")
 		_, disconnect := a.connect("x")
 		time.Sleep(time.Hour)
+		cut.off.Store(true) // who dies does not write that he ends
 		a.stop()
 		disconnect()
 		died := time.Now()
@@ -78,6 +85,34 @@ func TestCoordinatorDies(t *testing.T) {
 			t.Errorf("last seen at %s, before it registered", seen)
 		}
 	})
+}
+
+// The agents of a coordinator that ends in order are free at once.
+func TestCoordinatorEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := two(t)
+		a.register("x", "10.0.0.1")
+		_, disconnect := a.connect("x")
+		time.Sleep(time.Hour)
+		a.stop()
+		disconnect()
+		if moved := b.register("x", "10.0.0.2"); moved.AgentIP.String() != "10.0.0.2" {
+			t.Errorf("%+v", moved)
+		}
+	})
+}
+
+// unreachable is a real store to which nothing gets any more once it is off.
+type unreachable struct {
+	store.Store
+	off atomic.Bool
+}
+
+func (u *unreachable) Commit(ctx context.Context, txn store.Txn) (uint64, error) {
+	if u.off.Load() {
+		return 0, errors.New("the store cannot be reached")
+	}
+	return u.Store.Commit(ctx, txn)
 }
 
 func (b *bubble) lastSeen(id string) time.Time {
