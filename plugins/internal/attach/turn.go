@@ -11,7 +11,8 @@ import (
 // and who ends a conversation with nftables before has to wait for that, and keeps
 // all others from nftables and, worse, from removing interfaces. Of fifty DELs at
 // once each would stop the others so. They end their conversations when none of
-// them is about to have freed what it removed; one alone notices nothing of it.
+// them is about to have freed what it removed; one alone notices nothing of it. See
+// findings/nft-close-after-delete.sh.
 //
 // It is a lock on a byte of the lock file that no attachment has. The zero value,
 // and one whose file cannot be opened, let everybody go at once.
