@@ -23,6 +23,10 @@ import (
 // whoever has its address by now knows no such connection.
 const linger = time.Second
 
+// moving is how long an agent may take from a coordinator that ended in order to
+// another one; see leftLatelyLocked.
+const moving = 3 * time.Second
+
 // maxRivals bounds the copies of one agent that are remembered.
 const maxRivals = 16
 
@@ -37,6 +41,9 @@ func (c *Coordinator) checkInstanceLocked(req api.RegisterRequest) (proven bool,
 	}
 	current := c.view.statuses[req.AgentID].decode().Instance
 	p := c.presence[req.AgentID]
+	if p != nil {
+		p.contest.about(current)
+	}
 	switch {
 	case current == "":
 		return false, nil
@@ -44,7 +51,7 @@ func (c *Coordinator) checkInstanceLocked(req api.RegisterRequest) (proven bool,
 		c.answeredLocked(req.AgentID)
 		return true, nil
 	case slices.Contains(req.Previous, current) && !p.isRival(req):
-		if p.watchedBy(current) || c.connectedElsewhereLocked(req.AgentID) {
+		if p.watchedBy(current) || c.connectedElsewhereLocked(req.AgentID) || c.leftLatelyLocked(req.AgentID) {
 			return false, errLingering
 		}
 		return true, nil
@@ -70,19 +77,54 @@ func (c *Coordinator) isCopyLocked(req api.RegisterRequest) error {
 		"and remove agent-id, instance and the directory pki there; then it joins as a new host with a token of its own"}
 }
 
+// leftLatelyLocked reports whether an agent has just lost another coordinator, which
+// has ended in order, and has not come here. A copy that was refused there must not
+// come first.
+func (c *Coordinator) leftLatelyLocked(id string) bool {
+	s, p := c.view.seen[id], c.presence[id]
+	if s.By == "" || s.By == c.run || p != nil && len(p.watches) > 0 {
+		return false
+	}
+	b := c.view.beats[s.By]
+	return c.shared && b.Ended && time.Since(b.heard) < moving && (p == nil || p.seen.Before(b.heard))
+}
+
 // contest is what is known of those who came in the place of an agent.
 type contest struct {
+	of       string          // the instance whose place it is
 	answered time.Time       // last registration of the current instance here since it began
 	rivals   map[string]bool // instances that were refused as copies
 	unproven map[string]bool // those that are copies if the current one ever answers
 }
 
 func (c *Coordinator) contestLocked(id string) *contest {
-	p := c.presenceLocked(id)
+	p, current := c.presenceLocked(id), c.view.statuses[id].decode().Instance
 	if p.contest == nil {
-		p.contest = &contest{}
+		p.contest = &contest{of: current}
 	}
+	p.contest.about(current)
 	return p.contest
+}
+
+// about has a new contest begin where the place is another instance's by now, which is
+// no copy then. Copies that were refused stay refused.
+func (k *contest) about(current string) {
+	if k == nil || k.of == current {
+		return
+	}
+	delete(k.rivals, current)
+	k.of, k.answered, k.unproven = current, time.Time{}, nil
+}
+
+// won takes in who was accepted: neither it nor a start of it before is a copy.
+func (k *contest) won(req api.RegisterRequest) {
+	if k == nil || req.Instance == "" {
+		return
+	}
+	delete(k.rivals, req.Instance)
+	for _, before := range req.Previous {
+		delete(k.rivals, before)
+	}
 }
 
 func (c *Coordinator) addRivalLocked(id, instance string) {
@@ -103,12 +145,13 @@ func (c *Coordinator) answeredLocked(id string) {
 	if p == nil || p.contest == nil {
 		return
 	}
-	p.contest.answered = time.Now()
-	for instance := range p.contest.unproven {
+	k := c.contestLocked(id)
+	k.answered = time.Now()
+	for instance := range k.unproven {
 		c.addRivalLocked(id, instance)
 	}
-	p.contest.unproven = nil
-	if s := c.view.seen[id]; s.By == c.run && s.Asks != s.Lives {
+	k.unproven = nil
+	if s := c.view.seen[id]; s.By == c.run && s.Asks != s.Lives && s.Asks != k.of {
 		c.addRivalLocked(id, s.Asks)
 		c.noteSeenLocked(id) // which tells who asked
 	}

@@ -62,16 +62,21 @@ func TestPowerCutIsNotACopy(t *testing.T) {
 	if again := n.register(t, instanceOf("two", "10.0.0.1", "one")); again.Epoch != lease.Epoch {
 		t.Errorf("epoch %d, before %d", again.Epoch, lease.Epoch)
 	}
+	// It renews, and starts again as any host does.
+	n.register(t, instanceOf("two", "10.0.0.1"))
+	if again := n.register(t, instanceOf("three", "10.0.0.1", "two", "one")); again.Epoch != lease.Epoch {
+		t.Errorf("epoch %d, before %d", again.Epoch, lease.Epoch)
+	}
 	// One that was told so is a copy when the host answers late.
-	w = n.watchFrom(t, "a", api.Known{Instance: "two"})
+	w = n.watchFrom(t, "a", api.Known{Instance: "three"})
 	w.next(t)
-	_, err := n.client.Register(t.Context(), instanceOf("copy", "10.0.0.1", "two"))
+	_, err := n.client.Register(t.Context(), instanceOf("copy", "10.0.0.1", "three"))
 	if err == nil {
 		t.Error("a copy was accepted")
 	}
-	n.register(t, instanceOf("two", "10.0.0.1"))
+	n.register(t, instanceOf("three", "10.0.0.1"))
 	w.stop()
-	_, err = n.client.Register(t.Context(), instanceOf("copy", "10.0.0.1", "two"))
+	_, err = n.client.Register(t.Context(), instanceOf("copy", "10.0.0.1", "three"))
 	copied(t, err)
 }
 

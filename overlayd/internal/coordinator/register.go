@@ -368,6 +368,7 @@ func (c *Coordinator) finish(p *plan, req api.RegisterRequest, done bool) (a *ag
 		return nil, false
 	}
 	pres.told, pres.toldNetwork = a.mod, p.network.mod
+	pres.contest.won(req)
 	for w := range pres.watches {
 		if !w.ip.IsValid() {
 			w.ip = a.IP
