@@ -114,7 +114,8 @@ func (p *Path) Apply(_ context.Context, w Wanted, resync bool) error {
 	defer p.mu.Unlock()
 	var errs []error
 	if resync || !sameHost(p.wanted, w) {
-		errs = append(errs, p.applyHost(w), p.applyOverlays(w.Overlays))
+		// What went is not to be delivered to while all the peers are walked.
+		errs = append(errs, p.applyHost(w), p.applyOverlays(w.Overlays), p.renew())
 		resync = true
 	}
 	p.peers.send = w.Send

@@ -173,8 +173,10 @@ func (a *Agent) newLoop(p loopParts) *loop {
 			backlog: newDeadline(), silent: newDeadline(), save: newDeadline(),
 		},
 		outcome: outcome{
-			retry:   backoff{min: a.timing.retryMin, max: a.timing.resync},
-			repairs: allowance{most: repairsAtOnce, pause: a.timing.kernelPause},
+			retry: backoff{min: a.timing.retryMin, max: a.timing.resync},
+			// What the kernel tells of the agent's own start is not to have everything
+			// looked at five times.
+			repairs: allowance{most: repairsAtOnce, pause: a.timing.kernelPause, spent: (repairsAtOnce - 1) * a.timing.kernelPause, at: time.Now()},
 		},
 		apply: newDeadline(), direct: newDeadline(), resync: newDeadline(), look: newDeadline(), tidy: newDeadline(),
 	}

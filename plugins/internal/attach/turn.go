@@ -21,8 +21,9 @@ type turn struct{ fd int }
 // turnByte comes after the bytes of all attachments.
 const turnByte = 1 << 62
 
-// turnLimit is how long one waits for the others. Without them it is only slower.
-const turnLimit = 400 * time.Millisecond
+// turnLimit is how long one waits for the others. Where containers go all the time
+// nobody is ever alone, and each would wait that long.
+const turnLimit = 150 * time.Millisecond
 
 func openTurn(dir string) turn {
 	fd, err := unix.Open(filepath.Join(dir, lockFile), unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
