@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"context"
 	"net"
 	"net/netip"
 	"strings"
@@ -41,6 +42,8 @@ func testVXLANDuringFlushes(t *testing.T) {
 		t.Helper()
 		var senders sync.WaitGroup
 		sent := make(chan struct{})
+		more, enough := context.WithCancel(t.Context())
+		defer enough()
 		for name, a := range map[string]struct {
 			ns *netNS
 			to netip.Addr
@@ -49,15 +52,18 @@ func testVXLANDuringFlushes(t *testing.T) {
 			"container of the host": {near, there.VTEP.Local}, "container, to the VTEP": {attacker, there.VTEP.IP.Addr()},
 		} {
 			senders.Go(func() {
-				if err := injectSlowly(a.ns, netip.AddrPortFrom(a.to, conf.VXLANPort), packet); err != nil {
+				if err := injectSlowly(more, a.ns, netip.AddrPortFrom(a.to, conf.VXLANPort), packet); err != nil {
 					t.Errorf("%s: %v", name, err)
 				}
 			})
 		}
 		go func() { senders.Wait(); close(sent) }()
 		rounds := 0
-		for done := false; !done; rounds++ {
+		for done := false; !done; {
 			f()
+			if rounds++; rounds == leastRounds {
+				enough()
+			}
 			select {
 			case <-sent:
 				done = true
@@ -83,8 +89,8 @@ func testVXLANDuringFlushes(t *testing.T) {
 			}
 			delivered++
 		}
-		t.Logf("%s, %d times: %d of %d delivered", when, rounds, delivered, 4*injections)
-		if delivered > 0 || rounds < 5 {
+		t.Logf("%s, %d times: %d of at least %d delivered", when, rounds, delivered, 4*injections)
+		if delivered > 0 || rounds < leastRounds {
 			t.Errorf("%s, %d times: %d of %d injected packets were delivered", when, rounds, delivered, 4*injections)
 		}
 	}
@@ -111,12 +117,16 @@ func testVXLANDuringFlushes(t *testing.T) {
 	}
 }
 
-// injectSlowly is inject with a pause after every hundred packets.
-func injectSlowly(from *netNS, to netip.AddrPort, packet []byte) (err error) {
+// leastRounds is during how many flushes, or replacements, packets are injected.
+const leastRounds = 5
+
+// injectSlowly is inject with a pause after every hundred packets, and goes on until
+// that is enough.
+func injectSlowly(more context.Context, from *netNS, to netip.AddrPort, packet []byte) (err error) {
 	from.do(func() {
 		tick := time.NewTicker(20 * time.Millisecond)
 		defer tick.Stop()
-		for range injections / 100 {
+		for i := 0; i < injections/100 || more.Err() == nil; i++ {
 			var c net.Conn
 			if c, err = net.Dial("udp", to.String()); err != nil {
 				return
