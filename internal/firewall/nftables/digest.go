@@ -3,6 +3,7 @@ package nftables
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"slices"
@@ -20,11 +21,12 @@ import (
 // rules of the administrator's chain do not count.
 //
 // Some sets may be large and change often. Their elements are
-// returned as they are instead, by the name of the set.
+// returned as they are instead, by the name of the set. What the kernel puts into
+// sets is not read at all.
 func (f *Firewall) digest(r firewall.Ruleset) (sum []byte, addresses map[string]map[string]bool, err error) {
 	addresses = map[string]map[string]bool{}
 	for _, s := range r.Sets {
-		if s.Kind.Changes() || s.Kind.ByKernel() {
+		if s.Kind.Changes() {
 			for _, name := range []string{s.Name, setName(s.Name, false), setName(s.Name, true)} {
 				addresses[name] = map[string]bool{}
 			}
@@ -101,6 +103,9 @@ func (r reader) digest(addresses map[string]map[string]bool) ([]byte, error) {
 	}
 	for _, s := range sets {
 		note(s, nftaSetHandle, nftaSetCount)
+		if flags := s[unix.NFTA_SET_FLAGS]; len(flags) == 4 && binary.BigEndian.Uint32(flags)&unix.NFT_SET_EVAL != 0 {
+			continue
+		}
 		parts, err := r.list("list elements", unix.NFT_MSG_GETSETELEM, unix.NFTA_SET_ELEM_LIST_TABLE,
 			func(b *rtnl.Batch) { b.Attr(unix.NFTA_SET_ELEM_LIST_SET, s[unix.NFTA_SET_NAME]...) })
 		if err != nil {
