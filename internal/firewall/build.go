@@ -29,6 +29,7 @@ const (
 	hopsSet      = "hops"      // where packets of containers went lately
 	sendersSet   = "senders"   // who sent them elsewhere
 	arrivalsSet  = "arrivals"  // by which device they came
+	tunnelSet    = "tunnel"    // the VTEP
 )
 
 // SetNames are the names of all sets that Build may make.

@@ -91,7 +91,8 @@ type Rule struct {
 	ICMP        bool   // ICMP, or ICMPv6
 
 	// Those of sets that the kernel fills. Only nftables has them.
-	Hop     string // its next hop, and the device to that, are in the set, and stay for as long again
+	Toward  string // its next hop is an address of the set
+	Hop     string // its next hop, and the device to that, are in the set
 	AddHop  string // they are put into it
 	OverSrc string // its source sends more of what reaches the rule than the set allows
 	OverIn  string // so does the device that it came in by
@@ -184,7 +185,7 @@ func (s Set) Of(ip6 bool) []Element {
 // addresses at all, its rules need not be there.
 func (r Rule) HasAddresses() bool {
 	return r.Src != "" || r.Dst != "" || r.NotDst != "" || r.SrcIn != "" || r.NotSrcIn != "" ||
-		r.DstIn != "" || r.SrcOut != "" || r.ICMP || r.Hop != "" || r.AddHop != "" || r.OverSrc != ""
+		r.DstIn != "" || r.SrcOut != "" || r.ICMP || r.Toward != "" || r.Hop != "" || r.AddHop != "" || r.OverSrc != ""
 }
 
 // Set finds a set by its name.

@@ -50,8 +50,9 @@ func (b *builder) guard() {
 }
 
 // BuildGuard is the part of Build that keeps VXLAN of others out, for a table of
-// its own that nobody else can flush.
-func BuildGuard(c Config) Ruleset {
+// its own that nobody else can flush. It also bounds what containers make the host
+// resolve, which not every kernel that has such tables can do: bounded asks for it.
+func BuildGuard(c Config, bounded bool) Ruleset {
 	b := builder{Config: c}
 	whole := Build(c)
 	if len(whole.Chains) == 0 {
@@ -76,27 +77,38 @@ func BuildGuard(c Config) Ruleset {
 		}
 	}
 	b.hook(mark.ForwardChain, Forward, append(forward, Rule{UDPPort: conf.VXLANPort, In: devicesSet, Action: Drop})...)
-	b.neighbours()
+	if bounded {
+		b.neighbours()
+	}
 	return b.r
 }
 
-// What containers may make a host resolve (ADR 0050). A next hop that is not in
-// use counts as another one, so a source has no more entries than its burst and
-// what it may add while one is remembered: 400. The kernel's table has 1,024 by
-// default.
-const hopStays = 4 * time.Second
+// What containers may make a host resolve (ADR 0050). The kernel asks for an
+// address for 3 s by default and throws away what did not answer when it needs
+// the room; so a source holds no more entries than its burst and what it may add
+// in 3 s: 500 of the 1,024 that the kernel's table has by default. A next hop is
+// remembered no longer than that: otherwise a packet to it would have the kernel
+// ask once more without being counted.
+const hopStays = 3 * time.Second
+
+// limitStays is longer than a limit takes to have its whole burst again, so that
+// nothing is gained by being forgotten, and short, so that false sources do not
+// fill the set.
+const limitStays = 4 * time.Second
 
 var (
-	perSource = Limit{PerSecond: 50, Burst: 200}
+	perSource = Limit{PerSecond: 100, Burst: 200}
 	// perDevice is for sources that nobody checks: a container that Docker attached
-	// can send from any address.
+	// can send from any address. It is more than perSource, so that one source does
+	// not use up what the others of its device may do.
 	perDevice = Limit{PerSecond: 150, Burst: 300}
 )
 
 // neighbours bounds what containers make the host resolve: each address on a link
 // of the host that is sent to is an entry of a table that the whole host shares,
 // whether or not anybody has the address. Packets of connections that were
-// answered pass; so does what goes where others went lately.
+// answered pass; so does what goes to other hosts, of which there are as many as
+// there are peers, and what goes where others went lately.
 func (b *builder) neighbours() {
 	rules := []Rule{
 		{Established: true, Action: Return},
@@ -107,14 +119,17 @@ func (b *builder) neighbours() {
 	}
 	b.hook(mark.NeighboursChain, Forward, rules...)
 	b.chain(mark.HopsChain, Forward,
+		Rule{Out: tunnelSet, Action: Return}, // the agent keeps all of those entries itself
+		Rule{Toward: PeersSet, Action: Return},
 		Rule{Hop: hopsSet, Action: Return},
 		Rule{OverSrc: sendersSet, Action: Drop},
 		Rule{OverIn: arrivalsSet, Action: Drop},
 		Rule{AddHop: hopsSet, Action: Return})
 	b.r.Sets = append(b.r.Sets,
+		Set{Name: tunnelSet, Kind: Devices, Elements: []Element{{Device: conf.VTEPName}}},
 		Set{Name: hopsSet, Kind: NextHops, Stay: hopStays},
-		Set{Name: sendersSet, Kind: LimitedSources, Stay: time.Minute, Limit: perSource},
-		Set{Name: arrivalsSet, Kind: LimitedDevices, Stay: time.Minute, Limit: perDevice})
+		Set{Name: sendersSet, Kind: LimitedSources, Stay: limitStays, Limit: perSource},
+		Set{Name: arrivalsSet, Kind: LimitedDevices, Stay: limitStays, Limit: perDevice})
 }
 
 // encapsulated stops VXLAN that a container made on its way to another host,

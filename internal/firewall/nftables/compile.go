@@ -173,6 +173,14 @@ func (r *rule) over(set, name string) {
 
 // hops adds what is about next hops.
 func (r *rule) hops(in firewall.Rule) {
+	if in.Toward != "" {
+		key := expr.RtKey(unix.NFT_RT_NEXTHOP4)
+		if r.ip6 {
+			key = unix.NFT_RT_NEXTHOP6
+		}
+		r.add(&expr.Rt{Register: register, Key: key})
+		r.lookup(setName(in.Toward, r.ip6), register, false)
+	}
 	for _, set := range []string{in.Hop, in.AddHop} {
 		if set == "" {
 			continue
@@ -180,7 +188,8 @@ func (r *rule) hops(in firewall.Rule) {
 		name := setName(set, r.ip6)
 		r.nextHop()
 		if set == in.Hop {
-			r.lookup(name, register32, false)
+			r.lookup(name, register32, false) // and does not stay longer for that
+			continue
 		}
 		r.add(&expr.Dynset{SrcRegKey: register32, SetName: name, SetID: r.sets[name].ID, Operation: unix.NFT_DYNSET_OP_UPDATE})
 	}

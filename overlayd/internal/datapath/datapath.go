@@ -265,6 +265,10 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 		d.log.Info("VXLAN of others is kept out by rules that can be flushed", logkey.Reason, off)
 		d.warned.guard = true
 	}
+	if why := d.rules.guard.unbounded; why != nil && !d.warned.unbounded {
+		d.log.Warn("the kernel cannot bound what containers make this host resolve; one can fill its table of neighbours", logkey.Reason, why)
+		d.warned.unbounded = true
+	}
 	if err != nil {
 		failed = append(failed, plan.Problem{Err: err})
 	}

@@ -15,9 +15,17 @@ import (
 // of nftables that belongs to this process, whatever makes those. Where the
 // kernel has no such tables the other rules are all there is.
 type guard struct {
-	table *nftables.Firewall
-	off   error // why there is none
-	busy  error // another process has it at present
+	table     guardTable
+	off       error // why there is none
+	unbounded error // why it does not bound what containers make the host resolve
+	busy      error // another process has it at present
+}
+
+// guardTable is a table that nftables.NewGuard opens.
+type guardTable interface {
+	Set(ctx context.Context, r firewall.Ruleset) (changed int, err error)
+	Elements(ctx context.Context, set string, add, remove []firewall.Element) error
+	Close()
 }
 
 // set makes the table what it should be.
@@ -31,9 +39,15 @@ func (g *guard) set(ctx context.Context, c firewall.Config, ipv6 bool) (changed 
 		}
 		g.table = nftables.NewGuard()
 	}
-	want := firewall.BuildGuard(c)
-	want.IPv6 = want.IPv6 && ipv6
-	changed, err = g.table.Set(ctx, want)
+	changed, err = g.make(ctx, c, ipv6)
+	if g.unbounded == nil && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP)) {
+		// All is one transaction: what the kernel does not have of the bounds would
+		// take the rest away too.
+		g.unbounded = err
+		if changed, err = g.make(ctx, c, ipv6); err != nil {
+			g.unbounded = nil // it was not that
+		}
+	}
 	if nftables.IsUnsupported(err) {
 		g.off = err
 		g.close()
@@ -50,6 +64,13 @@ func (g *guard) set(ctx context.Context, c firewall.Config, ipv6 bool) (changed 
 		err = fmt.Errorf("guard the VXLAN port: %w", err)
 	}
 	return changed, err
+}
+
+// make makes the table, with bounds unless the kernel cannot do those.
+func (g *guard) make(ctx context.Context, c firewall.Config, ipv6 bool) (changed int, err error) {
+	want := firewall.BuildGuard(c, g.unbounded == nil)
+	want.IPv6 = want.IPv6 && ipv6
+	return g.table.Set(ctx, want)
 }
 
 // elements changes the peers.

@@ -1,7 +1,10 @@
 package datapath
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -9,7 +12,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/firewall"
+	"overlayd.internal/overlay/internal/firewall/nftables"
 )
 
 // VXLAN that no peer sent is not taken while others flush all rules again and
@@ -183,4 +190,47 @@ func testRulesWithoutGuard(t *testing.T) {
 	h.sh("nft flush ruleset")
 	h.mustSet(cfg, true)
 	h.mustHave("nft list table inet guard-overlay", "hook input")
+}
+
+// withoutLimits is a table of a kernel that lacks what limits are made of: it
+// refuses the transaction as that does, and makes every other one.
+type withoutLimits struct {
+	guardTable
+	refused int
+}
+
+func (w *withoutLimits) Set(ctx context.Context, r firewall.Ruleset) (int, error) {
+	for _, s := range r.Sets {
+		if s.Limit != (firewall.Limit{}) {
+			w.refused++
+			return 0, fmt.Errorf("replace the rules: %w", unix.ENOENT)
+		}
+	}
+	return w.guardTable.Set(ctx, r)
+}
+
+// A kernel that cannot bound what containers make the host resolve still keeps
+// VXLAN of others out, and is named once.
+func TestGuardWithoutBounds(t *testing.T) {
+	n := onlyIPv4
+	_, hosts := n.plugHosts(t, 1)
+	h, cfg := hosts[0], n.Host(0, 2)
+	if off := h.dp.rules.guard.off; off != nil {
+		t.Logf("this kernel has no such tables: %v", off)
+		return
+	}
+	h.dp.Close() // its table belongs to nobody now
+	h.sh("nft flush ruleset")
+	h.dp = h.newDatapath()
+	var log bytes.Buffer
+	h.dp.log = slog.New(slog.NewTextHandler(&log, nil))
+	table := &withoutLimits{guardTable: nftables.NewGuard()}
+	h.dp.rules.guard.table = table
+	h.mustSet(cfg, true)
+	h.mustHave("nft list chain inet guard-overlay OVERLAY-RAW", "udp dport", "drop")
+	h.mustNotHave("nft list table inet guard-overlay", "OVERLAY-HOPS")
+	h.mustBeIdle(cfg)
+	if got := strings.Count(log.String(), "cannot bound"); got != 1 || table.refused != 1 {
+		t.Errorf("named %d times, refused %d times, want once:\n%s", got, table.refused, log.String())
+	}
 }

@@ -143,11 +143,12 @@ func (m *memory) replace(old, now []conf.Peer) {
 
 // warned is what was logged of what works, but not as it was meant.
 type warned struct {
-	mtu      int // configured one that does not fit
-	disputed bool
-	notices  []string
-	guard    bool // that the kernel has no tables that belong to a process
-	altered  bool // that rules which are not announced cannot be looked at
+	mtu       int // configured one that does not fit
+	disputed  bool
+	notices   []string
+	guard     bool // that the kernel has no tables that belong to a process
+	unbounded bool // that the kernel cannot bound what containers make the host resolve
+	altered   bool // that rules which are not announced cannot be looked at
 }
 
 // warn logs what works, but not as it was meant; once, until it changes.
