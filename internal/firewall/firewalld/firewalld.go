@@ -5,7 +5,9 @@
 //
 // It is spoken to over D-Bus, as Docker does. What it was told at run time is
 // lost when it reloads or starts again, so it is told for both, run time and
-// permanent configuration (see Keeper for when).
+// permanent configuration (see Keeper for when). Sources are never permanent: a
+// zone that accepts whole ranges of addresses may only stand behind our own rules,
+// and these are gone at boot, after a reload and when we are.
 package firewalld
 
 import (
@@ -118,13 +120,18 @@ type Traffic struct {
 	Devices []string
 	// Sources are addresses that come in by the underlay without VXLAN. Our own
 	// rules say from whom.
-	Sources  []netip.Prefix
+	Sources []netip.Prefix
+	// Former are sources that may have been asked for earlier.
+	Former   []netip.Prefix
 	Underlay string // the device that VXLAN comes in by
+
+	withhold bool // leave sources as they are: our own rules may not stand
 }
 
 // Ensure puts devices and sources into our zone and opens the VXLAN port, at once
-// and in the permanent configuration, so that the next start or reload begins with
-// it. It returns how much it changed; where no firewalld runs, nothing.
+// and, but for sources, in the permanent configuration, so that the next start or
+// reload begins with it. It returns how much it changed; where no firewalld runs,
+// nothing.
 // A zone of ours is there from then on.
 func (c Client) Ensure(ctx context.Context, t Traffic) (changed int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
@@ -161,12 +168,13 @@ func (b *bus) pass(t Traffic) (changed int, err error) {
 	if err := b.daemon(name + ".reload").Err; err != nil {
 		return changed, err
 	}
+	t.withhold = true // a reload empties the tables of iptables
 	n, err = b.members(mark.FirewalldZone, t)
 	return changed + n, err
 }
 
-func (t Traffic) sources() (out []string) {
-	for _, s := range t.Sources {
+func texts(prefixes []netip.Prefix) (out []string) {
+	for _, s := range prefixes {
 		out = append(out, s.String())
 	}
 	return out
@@ -191,17 +199,17 @@ func (b *bus) zone() (string, error) {
 
 // members makes a zone hold what it should.
 func (b *bus) members(zone string, t Traffic) (changed int, err error) {
-	changed, err = b.membersOf(zone, interfaces, t.Devices)
-	if err != nil {
+	changed, err = b.membersOf(zone, interfaces, t.Devices, nil)
+	if err != nil || t.withhold {
 		return changed, err
 	}
-	n, err := b.membersOf(zone, sources, t.sources())
+	n, err := b.membersOf(zone, sources, texts(t.Sources), texts(t.Former))
 	return changed + n, err
 }
 
-// membersOf puts things of one kind into a zone and, where it is ours, takes
-// others out.
-func (b *bus) membersOf(zone string, kind membership, want []string) (changed int, err error) {
+// membersOf puts things of one kind into a zone and takes others out: where it is
+// ours all of them, else those that we had put there.
+func (b *bus) membersOf(zone string, kind membership, want, former []string) (changed int, err error) {
 	var have []string
 	if err := b.daemon(zones+kind.list, zone).Store(&have); err != nil {
 		return 0, err
@@ -215,10 +223,13 @@ func (b *bus) membersOf(zone string, kind membership, want []string) (changed in
 		}
 		changed++
 	}
-	for _, m := range have {
-		if slices.Contains(want, m) || zone != mark.FirewalldZone {
-			continue
+	stale := slices.DeleteFunc(have, func(m string) bool { return slices.Contains(want, m) })
+	if zone != mark.FirewalldZone && len(stale) > 0 {
+		if stale, err = b.put(zone, kind, stale, former); err != nil {
+			return changed, err
 		}
+	}
+	for _, m := range stale {
 		if err := b.daemon(zones+kind.remove, zone, m).Err; err != nil {
 			return changed, err
 		}
@@ -227,12 +238,30 @@ func (b *bus) membersOf(zone string, kind membership, want []string) (changed in
 	return changed, nil
 }
 
-// membership names the methods for what a zone may have.
-type membership struct{ list, move, remove string }
+// put are those members of a zone of others that we put there: former ones and
+// what our own zone has permanently. What the administrator has there for good
+// stays.
+func (b *bus) put(zone string, kind membership, members, former []string) ([]string, error) {
+	ours, err := b.kept(mark.FirewalldZone, kind)
+	if err != nil {
+		return nil, err
+	}
+	theirs, err := b.kept(zone, kind)
+	if err != nil {
+		return nil, err
+	}
+	ours = append(ours, former...)
+	return slices.DeleteFunc(members, func(m string) bool {
+		return !slices.Contains(ours, m) || slices.Contains(theirs, m)
+	}), nil
+}
+
+// membership names a setting of a zone and the methods for what it may have.
+type membership struct{ key, list, move, remove string }
 
 var (
-	interfaces = membership{".getInterfaces", ".changeZoneOfInterface", ".removeInterface"}
-	sources    = membership{".getSources", ".changeZoneOfSource", ".removeSource"}
+	interfaces = membership{"interfaces", ".getInterfaces", ".changeZoneOfInterface", ".removeInterface"}
+	sources    = membership{"sources", ".getSources", ".changeZoneOfSource", ".removeSource"}
 )
 
 // underlayZone is the zone of the underlay device.
@@ -280,9 +309,12 @@ func explain(err error, t Traffic) error {
 	for _, d := range t.Devices {
 		fmt.Fprintf(&hint, " --add-interface=%s", d)
 	}
-	for _, s := range t.sources() {
+	fmt.Fprintf(&hint, "; firewall-cmd --permanent --add-port=%d/udp; firewall-cmd --reload", conf.VXLANPort)
+	if len(t.Sources) > 0 {
+		fmt.Fprintf(&hint, "; and, after each reload, firewall-cmd --zone=%s", mark.FirewalldZone)
+	}
+	for _, s := range texts(t.Sources) {
 		fmt.Fprintf(&hint, " --add-source=%s", s)
 	}
-	fmt.Fprintf(&hint, "; firewall-cmd --permanent --add-port=%d/udp; firewall-cmd --reload", conf.VXLANPort)
 	return fmt.Errorf("firewalld runs and stops traffic between hosts, and it does not let us change that (%w); type: %s", err, hint.String())
 }

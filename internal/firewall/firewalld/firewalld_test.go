@@ -167,7 +167,10 @@ func TestFirewalld(t *testing.T) {
 	// What it starts with is the same.
 	kept := func(when string) {
 		t.Helper()
-		if n, err := l.ensure("vtep1024", "d-dcos"); n != 0 || err != nil {
+		if got := l.cmd("--zone=overlay --list-sources"); got != "" {
+			t.Errorf("%s: sources are there before anybody asked: %s", when, got)
+		}
+		if n, err := l.ensure("vtep1024", "d-dcos"); n != len(l.sources) || err != nil {
 			t.Errorf("%s: %d changes, %v", when, n, err)
 		}
 		check(when, "overlay", policy)
@@ -197,6 +200,7 @@ func TestFirewalld(t *testing.T) {
 		if got := l.cmd("--list-all-zones") + l.cmd("--get-policies"); got != before {
 			t.Errorf("%s, Remove left\n%s\nbefore:\n%s", when, got, before)
 		}
+		l.sources = []netip.Prefix{netip.MustParsePrefix("9.0.0.0/8")}
 		if _, err := l.ensure("vtep1024"); err != nil {
 			t.Error(err)
 		}
@@ -220,7 +224,7 @@ func TestKeeper(t *testing.T) {
 	l := newLab(t, "")
 	news := make(chan struct{}, 1)
 	k := NewKeeper(l.address, news)
-	k.Want(Traffic{Devices: []string{"vtep1024", "d-dcos"}, Underlay: "eth0"})
+	k.Want(Traffic{Devices: []string{"vtep1024", "d-dcos"}, Underlay: "eth0"}, k.Round())
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { _ = l.ns.Do(func(ns.NetNS) error { return k.Run(ctx) }) })
@@ -243,7 +247,7 @@ func TestKeeper(t *testing.T) {
 	l.wait("zone overlay", func() bool { return strings.Contains(l.cmd("--permanent --zone=overlay --list-all"), "target: ACCEPT") })
 	l.cmd("--zone=trusted --remove-interface=d-dcos; firewall-cmd --permanent --zone=overlay --remove-interface=d-dcos; firewall-cmd --reload")
 	l.wait("zone overlay again", has("overlay"))
-	if n, err := k.Want(Traffic{Devices: []string{"vtep1024"}, Underlay: "eth0"}); n < 3 || err != nil {
+	if n, err := k.Want(Traffic{Devices: []string{"vtep1024"}, Underlay: "eth0"}, k.Round()); n < 3 || err != nil {
 		t.Errorf("%d changes so far, %v", n, err)
 	}
 	l.wait("another zone overlay", func() bool { return l.cmd("--zone=overlay --list-interfaces") == "vtep1024" })

@@ -40,8 +40,8 @@ func objects(t Traffic) []object {
 			get: config + ".zone.getSettings2", update: config + ".zone.update2", remove: config + ".zone.remove",
 			settings: map[string]any{
 				"target": "ACCEPT", "short": mark.FirewalldZone,
-				"description": "VTEP and bridges of the container overlays. Made by overlayd.",
-				"interfaces":  slices.Sorted(slices.Values(t.Devices)), "sources": slices.Sorted(slices.Values(t.sources())),
+				"description":  "VTEP and bridges of the container overlays. Made by overlayd.",
+				interfaces.key: slices.Sorted(slices.Values(t.Devices)), sources.key: []string{},
 			},
 		},
 		{
@@ -90,6 +90,27 @@ func (b *bus) keepOne(o object) (changed int, added bool, err error) {
 		return 0, false, nil
 	}
 	return 1, false, b.call(b.conn.Object(name, at), o.update, o.settings).Err
+}
+
+// kept are the members of one kind that a zone has permanently, none where there
+// is no such zone.
+func (b *bus) kept(zone string, kind membership) (members []string, err error) {
+	var at dbus.ObjectPath
+	err = b.call(b.conn.Object(name, configObj), config+".getZoneByName", zone).Store(&at)
+	if err != nil && strings.Contains(err.Error(), "INVALID_ZONE") {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	have := map[string]dbus.Variant{}
+	if err := b.call(b.conn.Object(name, at), config+".zone.getSettings2").Store(&have); err != nil {
+		return nil, err
+	}
+	if v, ok := have[kind.key]; ok {
+		err = v.Store(&members)
+	}
+	return members, err
 }
 
 // same reports whether the settings that we make are as they should be; an
@@ -167,10 +188,11 @@ func (b *bus) removeOne(o object) (changed int, err error) {
 	if err := b.call(b.conn.Object(name, at), o.get).Store(&have); err != nil {
 		return 0, err
 	}
-	// A reload leaves every device in the zone that it is in.
-	for key, kind := range map[string]membership{"interfaces": interfaces, "sources": sources} {
+	// A reload leaves every device in the zone that it is in. Sources that are not
+	// permanent go with it.
+	for _, kind := range []membership{interfaces, sources} {
 		var members []string
-		if v, ok := have[key]; ok && v.Store(&members) == nil {
+		if v, ok := have[kind.key]; ok && v.Store(&members) == nil {
 			for _, m := range members {
 				_ = b.daemon(zones+kind.remove, "", m).Err // from whatever zone, if any
 			}

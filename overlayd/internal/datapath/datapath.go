@@ -256,6 +256,7 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	d.warned.warn(d.log, p, w.VTEP.MTU)
 	// The firewall comes first, so that isolation is there before traffic is.
 	var failed []plan.Problem
+	round := d.firewalldRound()
 	changed, err := d.rules.set(ctx, p.Wanted, sendersOf(peers, p.Wanted, have), have.IPv6)
 	d.drift.add(driftFirewall, changed, fmt.Sprintf("%d chains and sets of %s", changed, d.rules.name()))
 	if busy := d.rules.guard.busy; busy != nil {
@@ -270,6 +271,7 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 		d.warned.unbounded = true
 	}
 	if err != nil {
+		round = 0
 		failed = append(failed, plan.Problem{Err: err})
 	}
 	n, err := d.checkSources(p.Wanted, have)
@@ -278,7 +280,7 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 		failed = append(failed, plan.Problem{Err: err})
 	}
 	stopped := d.others.look(p.Wanted)
-	n, err = d.passFirewalld(p.Wanted, have)
+	n, err = d.passFirewalld(p.Wanted, have, round)
 	changed += n
 	d.drift.add(driftFirewalld, n, "zone of firewalld")
 	if err != nil {

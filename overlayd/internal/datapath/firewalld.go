@@ -19,25 +19,34 @@ func (d *Datapath) UseFirewalld(address string) *firewalld.Keeper {
 }
 
 // passFirewalld asks for our devices in a zone of firewalld, and what comes from
-// containers without VXLAN. It returns what came of earlier requests.
-func (d *Datapath) passFirewalld(w plan.Wanted, have *plan.State) (changed int, err error) {
+// containers without VXLAN. set is when our own rules were set, which have to
+// stand before the latter. It returns what came of earlier requests.
+func (d *Datapath) passFirewalld(w plan.Wanted, have *plan.State, set firewalld.Round) (changed int, err error) {
 	if d.firewalld == nil {
 		return 0, nil
 	}
 	if len(w.Overlays) == 0 {
-		return d.firewalld.Want(firewalld.Traffic{Underlay: have.Underlay})
+		return d.firewalld.Want(firewalld.Traffic{Underlay: have.Underlay}, set)
 	}
 	t := firewalld.Traffic{Devices: []string{conf.VTEPName}, Underlay: have.Underlay}
 	for _, b := range w.Bridges {
 		t.Devices = append(t.Devices, b.Name)
 	}
-	if w.Direct.Take {
-		whole, _, pools := w.Ranges()
-		for _, s := range slices.Concat(whole, pools) {
-			if s.Addr().Is6() == w.VTEP.Local.Is6() {
-				t.Sources = append(t.Sources, s)
-			}
+	whole, _, pools := w.Ranges()
+	for _, s := range slices.Concat(whole, pools) {
+		if w.Direct.Take && s.Addr().Is6() == w.VTEP.Local.Is6() {
+			t.Sources = append(t.Sources, s)
+		} else {
+			t.Former = append(t.Former, s) // maybe of a run with other options
 		}
 	}
-	return d.firewalld.Want(t)
+	return d.firewalld.Want(t, set)
+}
+
+// firewalldRound is to be asked for before rules are set.
+func (d *Datapath) firewalldRound() firewalld.Round {
+	if d.firewalld == nil {
+		return 0
+	}
+	return d.firewalld.Round()
 }
