@@ -2,9 +2,13 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -74,6 +78,63 @@ HOST        OVERLAY  HALF    SUBNET        USED  COOLING  FREE  TOTAL  LEVEL    
 	var all api.Containers
 	if code, stdout, _ := ctl(t, nil, "containers", "--all", "-o", "json", "--coordinator", url); code != 0 || json.Unmarshal([]byte(stdout), &all) != nil || all.Total != 4 || len(all.Containers) != 4 {
 		t.Errorf("code %d\n%s", code, stdout)
+	}
+}
+
+// A container is found by address, id, name or the beginning of an id, in this order,
+// on every page, and what may be several is refused with their hosts.
+func TestLocate(t *testing.T) {
+	var all []api.Container
+	add := func(host int, id, name string, addrs ...string) {
+		c := api.Container{ID: id, Name: name, AgentID: fmt.Sprintf("host-%d", host), AgentIP: netip.AddrFrom4([4]byte{10, 0, 0, byte(host)})}
+		for _, a := range addrs {
+			c.Addresses = append(c.Addresses, netip.MustParseAddr(a))
+		}
+		all = append(all, c)
+	}
+	add(1, "aaaa1", "9.0.1.2", "9.0.0.2")
+	add(1, "bbbb1", "cccc", "9.0.0.3") // its name is the beginning of another's id
+	add(1, "dddd1", "eeee1", "9.0.0.4")
+	add(1, "ffff1", "web", "9.0.0.5")
+	add(2, "ffff2", "web", "9.0.1.2")
+	add(2, "cccc1", "", "9.0.1.3")
+	add(2, "eeee1", "", "9.0.1.4")
+	add(2, "eeee1", "", "9.0.1.5") // its second interface
+	add(2, "same", "", "9.0.1.6")
+	add(3, "same", "", "9.0.2.6")
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { // two a page
+		at, _ := strconv.Atoi(r.URL.Query().Get("after"))
+		page := api.Containers{Total: len(all), Containers: all[at : at+2]}
+		if at+2 < len(all) {
+			page.Next = strconv.Itoa(at + 2)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(page)
+	}))
+	t.Cleanup(server.Close)
+	client, err := api.NewClient([]string{server.URL}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ name, id, refused string }{
+		{"9.0.1.2", "ffff2", ""},
+		{"::ffff:9.0.1.2", "ffff2", ""},
+		{"9.0.1", "", "is no container"},
+		{"eeee1", "eeee1", ""},
+		{"cccc", "bbbb1", ""},
+		{"cccc1", "cccc1", ""},
+		{"eee", "eeee1", ""},
+		{"web", "", `"web" may be any of 2 containers of the cluster, so name one by its address or id: ffff1 on host 10.0.0.1, ffff2 on host 10.0.0.2`},
+		{"fff", "", "any of 2 containers"},
+		{"same", "", "same on host 10.0.0.2, same on host 10.0.0.3"},
+	} {
+		c, err := locate(t.Context(), client, tt.name)
+		if c.ID != tt.id || (err != nil) != (tt.refused != "") || err != nil && !strings.Contains(err.Error(), tt.refused) {
+			t.Errorf("%s: %s on %s, %v; want %s, %s", tt.name, c.ID, c.AgentIP, err, tt.id, tt.refused)
+		}
+		if c.ID == "eeee1" && len(c.Addresses) != 2 {
+			t.Errorf("addresses %v", c.Addresses)
+		}
 	}
 }
 

@@ -22,8 +22,8 @@ func (e *env) explainCommand() *cobra.Command {
 		Use: "explain A B", Short: "the way from a container to another one or any address, and where it stops",
 		Long: `The way from a container to another one or any address, and where it stops.
 
-A and B are containers, by id, the beginning of one or name, or addresses; B may be
-outside. Walks lease, isolation, forwarding, firewall, VTEP, route and neighbour, and
+A and B are addresses, or containers by id, name, or the beginning of an id; B may be
+outside. A name that several containers have is refused. Walks lease, isolation, forwarding, firewall, VTEP, route and neighbour, and
 sends probes with the overlay's own encapsulation.
 
 The walk is made on the host of A. Where that is another one than this, or a name is
@@ -122,30 +122,63 @@ func (e *env) explainElsewhere(ctx context.Context, a, b string, why error) (r e
 	return r, cli.ErrReported // why there is none was said
 }
 
-// locate finds a container of the cluster by id, the beginning of one, name or address.
+// locate finds a container of the cluster by address, or else by id, name, or the
+// beginning of an id, in this order. Names are one container's on a Docker host alone,
+// so that a name of several is refused.
 func locate(ctx context.Context, client *api.Client, name string) (api.Container, error) {
-	found, err := client.Containers(ctx, url.Values{"q": {name}})
-	if err != nil {
-		return api.Container{}, err
+	text, ranks := name, []func(api.Container) bool{
+		func(c api.Container) bool { return c.ID == name },
+		func(c api.Container) bool { return c.Name == name },
+		func(c api.Container) bool { return strings.HasPrefix(c.ID, name) },
 	}
-	var matching []api.Container
-	ids := map[string]bool{}
-	for _, c := range found.Containers {
-		if c.Name != name && !strings.HasPrefix(c.ID, name) && !hasAddress(c, name) {
-			continue
-		}
-		if c.ID == name || c.Name == name || hasAddress(c, name) {
-			return c, nil
-		}
-		matching, ids[c.ID] = append(matching, c), true
+	if a, err := netip.ParseAddr(name); err == nil {
+		text, ranks = a.Unmap().String(), []func(api.Container) bool{func(c api.Container) bool { return hasAddress(c, name) }}
 	}
-	switch {
-	case len(ids) == 1:
-		return matching[0], nil
-	case len(ids) > 1:
-		return api.Container{}, fmt.Errorf("%q is the beginning of %d containers of the cluster", name, len(ids))
+	found := make([][]api.Container, len(ranks))
+	query := url.Values{"q": {text}, "limit": {fmt.Sprint(pageSize)}}
+	for next := "-"; next != ""; {
+		page, err := client.Containers(ctx, query)
+		if err != nil {
+			return api.Container{}, err
+		}
+		for _, c := range page.Containers {
+			if rank := slices.IndexFunc(ranks, func(is func(api.Container) bool) bool { return is(c) }); rank >= 0 {
+				found[rank] = join(found[rank], c)
+			}
+		}
+		next = page.Next
+		query.Set("after", next)
+	}
+	for _, are := range found {
+		switch {
+		case len(are) == 1:
+			return are[0], nil
+		case len(are) > 1:
+			return api.Container{}, several(name, are)
+		}
 	}
 	return api.Container{}, fmt.Errorf("%q is no container of the cluster; overlayctl containers --all lists them", name)
+}
+
+// join puts the interfaces of one container together.
+func join(to []api.Container, c api.Container) []api.Container {
+	if i := slices.IndexFunc(to, func(has api.Container) bool { return has.ID == c.ID && has.AgentID == c.AgentID }); i >= 0 {
+		to[i].Addresses = append(slices.Clip(to[i].Addresses), c.Addresses...)
+		return to
+	}
+	return append(to, c)
+}
+
+func several(name string, are []api.Container) error {
+	const most = 10
+	var list []string
+	for _, c := range are[:min(len(are), most)] {
+		list = append(list, fmt.Sprintf("%s on host %s", shortID(c.ID), c.AgentIP))
+	}
+	if len(are) > most {
+		list = append(list, fmt.Sprintf("%d more", len(are)-most))
+	}
+	return fmt.Errorf("%q may be any of %d containers of the cluster, so name one by its address or id: %s", name, len(are), strings.Join(list, ", "))
 }
 
 func hasAddress(c api.Container, name string) bool {
