@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"overlayd.internal/overlay/conf"
@@ -14,7 +15,7 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
-// maxOrders is how many orders wait for their turn; further ones are dropped.
+// maxOrders is how many orders wait for their turn; further ones are refused.
 const maxOrders = 4
 
 // surveyor looks at what an operator has the coordinator ask for, and reports it: the
@@ -28,6 +29,7 @@ type surveyor struct {
 	pause  time.Duration
 	limit  time.Duration // of one look
 	orders chan order
+	refuse chan order // those beyond that many
 	log    *slog.Logger
 }
 
@@ -43,7 +45,7 @@ func (a *Agent) newSurveyor(id string, log *slog.Logger) *surveyor {
 	return &surveyor{
 		send: a.opts.Coordinator.ReportSurvey, state: func() conf.State { return a.served.Load().state },
 		look: doctor.Options{RunDir: a.opts.RunDir, StateDir: a.opts.StateDir, Version: a.opts.Version},
-		id:   id, pause: a.timing.survey, limit: api.SurveyTime, orders: make(chan order, maxOrders), log: log,
+		id:   id, pause: a.timing.survey, limit: api.SurveyTime, orders: make(chan order, maxOrders), refuse: make(chan order, maxOrders), log: log,
 	}
 }
 
@@ -61,6 +63,11 @@ func (l *loop) survey(o api.SurveyOrder) {
 	}
 	select {
 	case l.surveyor.orders <- with:
+		return
+	default:
+	}
+	select {
+	case l.surveyor.refuse <- with:
 	default:
 		l.log.Warn("survey dropped: others are under way", logkey.Kind, string(o.Kind))
 	}
@@ -68,14 +75,14 @@ func (l *loop) survey(o api.SurveyOrder) {
 
 // run takes orders until ctx is done.
 func (s *surveyor) run(ctx context.Context) error {
+	var refusing sync.WaitGroup
+	defer refusing.Wait()
+	refusing.Go(func() { s.runRefuse(ctx) })
 	for {
 		select {
 		case o := <-s.orders:
 			s.log.Info("looking for an operator", logkey.Kind, string(o.Kind))
-			report := s.answer(ctx, o)
-			if err := s.send(ctx, report); err != nil && ctx.Err() == nil {
-				s.log.Warn("what an operator asked for could not be reported", logkey.Kind, string(o.Kind), logkey.Err, err)
-			}
+			s.report(ctx, o, s.answer(ctx, o))
 		case <-ctx.Done():
 			return nil
 		}
@@ -84,6 +91,25 @@ func (s *surveyor) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+	}
+}
+
+// runRefuse says of the orders that find no room that they do, while others are looked
+// at.
+func (s *surveyor) runRefuse(ctx context.Context) {
+	for {
+		select {
+		case o := <-s.refuse:
+			s.report(ctx, o, api.SurveyReport{AgentID: s.id, ID: o.ID, Error: "others are under way on this host; try again in some minutes"})
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *surveyor) report(ctx context.Context, o order, r api.SurveyReport) {
+	if err := s.send(ctx, r); err != nil && ctx.Err() == nil {
+		s.log.Warn("what an operator asked for could not be reported", logkey.Kind, string(o.Kind), logkey.Err, err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,7 +15,7 @@ import (
 )
 
 // An agent takes one order at a time, says what it does not know, and goes on when an
-// answer cannot be told; orders beyond those that wait are dropped.
+// answer cannot be told; orders beyond those that wait are refused at once.
 func TestSurveyor(t *testing.T) {
 	reports, hold := make(chan api.SurveyReport, 10), make(chan struct{})
 	s := &surveyor{
@@ -28,7 +29,7 @@ func TestSurveyor(t *testing.T) {
 		},
 		state: func() conf.State { return conf.State{MTU: 1450} },
 		look:  doctor.Options{RunDir: t.TempDir(), StateDir: t.TempDir(), Version: "1.2"},
-		id:    "me", limit: time.Minute, orders: make(chan order, maxOrders), log: slog.New(slog.DiscardHandler),
+		id:    "me", limit: time.Minute, orders: make(chan order, maxOrders), refuse: make(chan order, maxOrders), log: slog.New(slog.DiscardHandler),
 	}
 	l := &loop{id: "me", surveyor: s, log: s.log, peers: peerState{claims: newClaims()}}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -41,7 +42,7 @@ func TestSurveyor(t *testing.T) {
 		}
 		return nil
 	})
-	for _, id := range []string{"2", "3", "4", "5", "dropped", "dropped"} {
+	for _, id := range []string{"2", "3", "4", "5", "refused", "refused"} {
 		l.survey(api.SurveyOrder{ID: id, Kind: api.SurveyPing, Targets: []string{"me", "stranger"}})
 	}
 	if len(reports) != 0 {
@@ -58,12 +59,22 @@ func TestSurveyor(t *testing.T) {
 			return api.SurveyReport{}
 		}
 	}
-	if r := next(); r.ID != "1" || r.AgentID != "me" || !strings.Contains(r.Error, `version 1.2, does not know surveys of the kind "shell"`) {
+	var got []api.SurveyReport
+	for range 7 {
+		got = append(got, next())
+	}
+	slices.SortStableFunc(got, func(a, b api.SurveyReport) int { return strings.Compare(a.ID, b.ID) })
+	if r := got[0]; r.ID != "1" || r.AgentID != "me" || !strings.Contains(r.Error, `version 1.2, does not know surveys of the kind "shell"`) {
 		t.Errorf("%+v", r)
 	}
-	for _, id := range []string{"2", "3", "4", "5"} {
-		r := next()
+	for i, id := range []string{"2", "3", "4", "5"} {
+		r := got[i+1]
 		if r.ID != id || r.Error != "" || len(r.Ways) != 1 || r.Ways[0].AgentID != "stranger" || r.Ways[0].Sent != 0 || r.Ways[0].Whole() {
+			t.Errorf("%+v", r)
+		}
+	}
+	for _, r := range got[5:] {
+		if r.ID != "refused" || r.AgentID != "me" || !strings.Contains(r.Error, "others are under way") || len(r.Ways) > 0 {
 			t.Errorf("%+v", r)
 		}
 	}

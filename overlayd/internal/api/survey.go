@@ -36,7 +36,13 @@ const (
 	MaxSurveyCount = 100
 	// MinSurveyWait and MaxSurveyWait bound how long an answer to a probe is waited for.
 	MinSurveyWait = 10 * time.Millisecond
-	MaxSurveyWait = 2 * time.Second
+	MaxSurveyWait = 1500 * time.Millisecond
+	// SurveyParallel is how many hosts an agent measures at once, SurveyPause what lies
+	// between two probes to one, and SurveySearch how many probes find the largest
+	// packet, at most: 15 sizes, twice each, up to an MTU of 9000.
+	SurveyParallel = 128
+	SurveyPause    = 20 * time.Millisecond
+	SurveySearch   = 30
 	// SurveyTime is how long an agent may take. SurveyLimit is how long all of them
 	// are waited for.
 	SurveyTime  = 60 * time.Second
@@ -59,14 +65,27 @@ type Survey struct {
 	Here bool `json:"here,omitempty"`
 	// ID is that of the survey of another coordinator that this is part of.
 	ID string `json:"id,omitempty"`
+	// Run is that of the coordinator that is meant, of a part: another one that has
+	// its address refuses it with 503.
+	Run string `json:"run,omitempty"`
+	// Targets are the ids of the hosts that a part measures, where they are others
+	// than those that are asked.
+	Targets []string `json:"targets,omitempty"`
 }
 
 // SurveyOptions say how to look.
 type SurveyOptions struct {
 	Count  int    `json:"count,omitempty"`   // of ping: probes to each; 0: 5
-	WaitMS int    `json:"wait_ms,omitempty"` // of ping: how long an answer is waited for; 0: 1000
+	WaitMS int    `json:"wait_ms,omitempty"` // of ping: how long an answer is waited for; 0: 1000, or less where that takes too long
 	A      string `json:"a,omitempty"`       // of explain: a container of the host, or an address
 	B      string `json:"b,omitempty"`       // of explain: an address, or a container of the host
+}
+
+// MostWait is how long each answer of a ping can be waited for at most, so that an
+// agent has measured so many hosts in SurveyTime even if nothing is answered.
+func (o SurveyOptions) MostWait(targets int) time.Duration {
+	batches := (max(targets, 1) + SurveyParallel - 1) / SurveyParallel
+	return (SurveyTime/time.Duration(batches) - time.Duration(o.Count)*SurveyPause) / time.Duration(o.Count+1+SurveySearch)
 }
 
 // SurveyOrder is a survey as it goes to one agent, over its stream of peers.
@@ -82,6 +101,8 @@ type SurveyReport struct {
 	AgentID string     `json:"agent_id"`
 	AgentIP netip.Addr `json:"agent_ip,omitzero"` // the coordinator fills it in
 	ID      string     `json:"id"`
+	// Run is that of the coordinator that another one hands this on to.
+	Run string `json:"run,omitempty"`
 	// Error says why it has not looked. Ways that it measured before may be there.
 	Error   string       `json:"error,omitempty"`
 	Ways    []Way        `json:"ways,omitempty"`

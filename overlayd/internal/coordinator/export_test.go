@@ -1,6 +1,13 @@
 package coordinator
 
-import "time"
+import (
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"overlayd.internal/overlay/overlayd/internal/api"
+)
 
 // SetPace has readers take a message in timeout and a second more for every
 // rate bytes. Call it before the first stream begins.
@@ -19,3 +26,33 @@ func (c *Coordinator) Routes() (out []string) {
 
 // SetSurveyLimit is how long the answers to a survey are waited for from now on.
 func (c *Coordinator) SetSurveyLimit(limit time.Duration) { c.surveys.limit = limit }
+
+// GoUnasked has an agent go whose stream has not sent the order of a survey, and returns
+// who is missing when nobody is waited for any longer.
+func (c *Coordinator) GoUnasked(t testing.TB, id string) []api.SurveyMissing {
+	t.Helper()
+	w, err := c.beginWatch(id, api.Known{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.beginSurvey(t.Context(), api.Survey{Kind: api.SurveyPing, ID: "x", SurveyOptions: api.SurveyOptions{Count: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.endSurvey("x")
+	if c.surveyed(s) {
+		t.Fatal("nobody is waited for")
+	}
+	asks := c.takeAsks(w)
+	c.notSent(w, asks) // the connection broke in the middle
+	c.endWatch(id, w)
+	select {
+	case <-s.changed:
+	case <-time.After(time.Minute):
+		t.Fatal("who waits is not told")
+	}
+	if !c.surveyed(s) {
+		t.Fatal("it is waited for")
+	}
+	return slices.Collect(maps.Values(s.missing))
+}

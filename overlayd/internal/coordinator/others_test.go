@@ -19,8 +19,9 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
 
-// shared starts one of several coordinators on a store, at an address of its own.
-func shared(t testing.TB, s store.Store, addr string) *node {
+// shared starts one of several coordinators on a store, at an address of its own. It
+// names others before that one.
+func shared(t testing.TB, s store.Store, addr string, others ...string) *node {
 	t.Helper()
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -28,7 +29,7 @@ func shared(t testing.TB, s store.Store, addr string) *node {
 	}
 	n := &node{store: s, url: "http://" + l.Addr().String()}
 	n.Coordinator, err = coordinator.New(t.Context(), coordinator.Options{
-		Network: parseNetwork(t, seedNetwork), Store: s, Log: slog.New(slog.DiscardHandler), Version: "test", Shared: true, URLs: []string{n.url},
+		Network: parseNetwork(t, seedNetwork), Store: s, Log: slog.New(slog.DiscardHandler), Version: "test", Shared: true, URLs: append(others, n.url),
 	})
 	if err != nil {
 		t.Fatal(err)

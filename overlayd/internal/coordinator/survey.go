@@ -44,6 +44,7 @@ type survey struct {
 	local   map[string]struct{}          // those of them that were asked here
 	missing map[string]api.SurveyMissing // agents of which it is known why they do not answer
 	answers chan api.SurveyReport        // has room for all
+	changed chan struct{}                // has a token when less are waited for without an answer
 	asking  sync.WaitGroup               // of the other coordinators
 	parts   int                          // those that have not ended
 	ended   chan []api.SurveyMissing     // whom they missed; has room for all
@@ -56,6 +57,9 @@ func (c *Coordinator) serveSurvey(w http.ResponseWriter, r *http.Request, ended 
 	}
 	if err := checkSurvey(&req); err != nil {
 		return err
+	}
+	if req.Run != "" && req.Run != c.run {
+		return refuseRun()
 	}
 	if !req.Here {
 		req.ID = c.run + "." + rand.Text()
@@ -78,33 +82,10 @@ func (c *Coordinator) serveSurvey(w http.ResponseWriter, r *http.Request, ended 
 	return nil // the status line is out; whatever happens ends the stream
 }
 
-// checkSurvey refuses what no agent would do, and fills in what was left out.
-func checkSurvey(req *api.Survey) error {
-	bad := func(format string, args ...any) error { return refuse(http.StatusBadRequest, format, args...) }
-	wait := time.Duration(req.WaitMS) * time.Millisecond
-	switch {
-	case req.Here && (req.ID == "" || len(req.ID) > maxWord):
-		return bad("id: a part of a survey has that of the survey")
-	case len(req.Agents) > api.MaxSurveyed:
-		return bad("agents: %d are named, at most %d are asked at once", len(req.Agents), api.MaxSurveyed)
-	case req.Kind == api.SurveyPing && (req.Count < 0 || req.Count > api.MaxSurveyCount):
-		return bad("count %d: want 1 to %d", req.Count, api.MaxSurveyCount)
-	case req.Kind == api.SurveyPing && req.WaitMS != 0 && (wait < api.MinSurveyWait || wait > api.MaxSurveyWait):
-		return bad("wait_ms %d: want %d to %d", req.WaitMS, api.MinSurveyWait.Milliseconds(), api.MaxSurveyWait.Milliseconds())
-	case req.Kind == api.SurveyExplain && (req.A == "" || req.B == "" || max(len(req.A), len(req.B)) > maxWord):
-		return bad("a and b: want a container id or an address each")
-	case req.Kind == api.SurveyExplain && len(req.Agents) != 1:
-		return bad("agents: want the one host that the packet comes from")
-	case req.Kind != api.SurveyPing && req.Kind != api.SurveyExplain:
-		return bad("kind %.80q: want %s or %s", req.Kind, api.SurveyPing, api.SurveyExplain)
-	}
-	if req.Kind == api.SurveyPing && req.Count == 0 {
-		req.Count = 5
-	}
-	if req.Kind == api.SurveyPing && req.WaitMS == 0 {
-		req.WaitMS = 1000
-	}
-	return nil
+// refuseRun refuses what is meant for another coordinator, which may be at another
+// address that it has named: one of its host can be one of this host as well.
+func refuseRun() error {
+	return refuse(http.StatusServiceUnavailable, "this is another coordinator than the one that is meant")
 }
 
 // beginSurvey asks the agents that are connected here, and has the other coordinators
@@ -115,6 +96,15 @@ func (c *Coordinator) beginSurvey(ctx context.Context, req api.Survey) (*survey,
 	chosen, err := c.chooseLocked(req)
 	if err != nil {
 		return nil, err
+	}
+	targets := req.Targets
+	if req.Kind == api.SurveyPing {
+		if len(targets) == 0 {
+			targets = slices.Sorted(maps.Keys(chosen))
+		}
+		if err := checkTime(&req, len(targets)-1); err != nil { // none of them measures itself
+			return nil, err
+		}
 	}
 	underway := 0
 	for _, s := range c.surveys.underway {
@@ -127,12 +117,10 @@ func (c *Coordinator) beginSurvey(ctx context.Context, req api.Survey) (*survey,
 	}
 	s := &survey{
 		part: req.Here, waiting: map[string]netip.Addr{}, local: map[string]struct{}{}, missing: map[string]api.SurveyMissing{},
-		answers: make(chan api.SurveyReport, len(chosen)),
+		answers: make(chan api.SurveyReport, len(chosen)), changed: make(chan struct{}, 1),
 	}
-	order := &api.SurveyOrder{ID: req.ID, Kind: req.Kind, SurveyOptions: req.SurveyOptions}
-	if req.Kind == api.SurveyPing {
-		order.Targets = slices.Sorted(maps.Keys(chosen))
-	}
+	order := &api.SurveyOrder{ID: req.ID, Kind: req.Kind, Targets: targets, SurveyOptions: req.SurveyOptions}
+	req.Targets = targets
 	for id, ip := range chosen {
 		p := c.presence[id]
 		here := p != nil && len(p.watches) > 0
@@ -206,7 +194,9 @@ func (c *Coordinator) askOthersLocked(ctx context.Context, s *survey, req api.Su
 		if len(o.urls) == 0 || c.deadLocked(run) {
 			continue
 		}
-		s.asking.Go(func() { s.ended <- c.askOther(ctx, o, s, req) })
+		part := req
+		part.Run = run
+		s.asking.Go(func() { s.ended <- c.askOther(ctx, o, s, part) })
 	}
 }
 
@@ -229,13 +219,13 @@ func (c *Coordinator) askOther(ctx context.Context, o *other, s *survey, req api
 	return missing
 }
 
-// answer takes in what an agent has seen, once.
-func (c *Coordinator) answer(s *survey, r api.SurveyReport) {
+// answer takes in what an agent has seen, once, and reports whether it was waited for.
+func (c *Coordinator) answer(s *survey, r api.SurveyReport) (taken bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	ip, waited := s.waiting[r.AgentID]
 	if !waited {
-		return
+		return false
 	}
 	delete(s.waiting, r.AgentID)
 	delete(s.local, r.AgentID)
@@ -248,6 +238,7 @@ func (c *Coordinator) answer(s *survey, r api.SurveyReport) {
 		}
 	}
 	s.answers <- r
+	return true
 }
 
 // followSurvey writes what comes until all have answered, the time is up, or nobody
@@ -270,6 +261,8 @@ func (c *Coordinator) followSurvey(ctx context.Context, out *stream, s *survey, 
 		case missing := <-s.ended:
 			s.parts--
 			c.noteMissing(s, missing)
+			continue
+		case <-s.changed:
 			continue
 		case <-heartbeat.C:
 		case <-ctx.Done():
@@ -309,6 +302,28 @@ func (c *Coordinator) surveyed(s *survey) bool {
 	return true
 }
 
+// missOrdersLocked: an agent has gone, and the orders it was not sent are waited for in
+// vain.
+func (c *Coordinator) missOrdersLocked(id string, orders []*api.SurveyOrder) {
+	for _, o := range orders {
+		s := c.surveys.underway[o.ID]
+		if s == nil {
+			continue
+		}
+		ip, waited := s.waiting[id]
+		if !waited {
+			continue
+		}
+		delete(s.waiting, id)
+		delete(s.local, id)
+		s.missing[id] = api.SurveyMissing{AgentID: id, AgentIP: ip, Reason: "its connection ended before it was asked"}
+		select {
+		case s.changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
 func (c *Coordinator) noteMissing(s *survey, missing []api.SurveyMissing) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -344,45 +359,27 @@ func (c *Coordinator) serveSurveyReport(w http.ResponseWriter, r *http.Request, 
 		return err
 	}
 	run, _, _ := strings.Cut(report.ID, ".")
+	if report.Run != "" && report.Run != c.run {
+		return refuseRun()
+	}
 	c.mu.Lock()
 	s, o := c.surveys.underway[report.ID], c.others[run]
 	c.mu.Unlock()
+	taken := s != nil && c.answer(s, report)
 	switch {
-	case s != nil:
-		c.answer(s, report)
-	case o != nil && len(o.urls) > 0 && !askerOf(r).fellow():
+	case taken:
+	case (s == nil || s.part) && report.Run == "" && o != nil && len(o.urls) > 0 && !askerOf(r).fellow():
 		client, err := api.NewClient(o.urls, c.peerClient)
 		if err != nil {
 			return err
 		}
+		report.Run = run
 		if err := client.ReportSurvey(r.Context(), report); err != nil {
 			return fmt.Errorf("hand on the answer to a survey: %w", err)
 		}
-	default:
+	case s == nil || s.part:
 		return refuse(http.StatusNotFound, "there is no such survey, or it has ended")
 	}
 	w.WriteHeader(http.StatusNoContent)
-	return nil
-}
-
-// checkSurveyReport cuts what is longer than any agent of ours says.
-func checkSurveyReport(r *api.SurveyReport) error {
-	if err := checkAgentID(r.AgentID); err != nil {
-		return err
-	}
-	if len(r.Ways) > api.MaxSurveyed {
-		return refuse(http.StatusBadRequest, "%d ways: want at most %d", len(r.Ways), api.MaxSurveyed)
-	}
-	r.Error = clip(r.Error, api.MaxSurveyText)
-	for i := range r.Ways {
-		r.Ways[i].AgentID = clip(r.Ways[i].AgentID, maxWord)
-	}
-	if e := r.Explain; e != nil {
-		e.From, e.To, e.StopsAt = clip(e.From, maxWord), clip(e.To, maxWord), clip(e.StopsAt, api.MaxSurveyText)
-		e.Steps = e.Steps[:min(len(e.Steps), api.MaxSurveySteps)]
-		for i := range e.Steps {
-			e.Steps[i].Name, e.Steps[i].Text = clip(e.Steps[i].Name, maxWord), clip(e.Steps[i].Text, api.MaxSurveyText)
-		}
-	}
 	return nil
 }

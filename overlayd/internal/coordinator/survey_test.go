@@ -159,9 +159,13 @@ func TestSurveyRefused(t *testing.T) {
 		"a and b":                {Kind: explain, Agents: []string{"agent-0"}, SurveyOptions: api.SurveyOptions{A: "x"}},
 		"want the one host":      {Kind: explain, SurveyOptions: api.SurveyOptions{A: "x", B: "y"}},
 		"a part of a survey has": {Kind: ping, Here: true},
+		"only a part":            {Kind: ping, Targets: []string{"agent-0"}},
+		"lower wait_ms to 442":   {Kind: ping, SurveyOptions: api.SurveyOptions{Count: 100, WaitMS: 1000}},
 	} {
 		refused(t, n.client.Survey(t.Context(), req, fail), http.StatusBadRequest, says)
 	}
+	refused(t, n.client.Survey(t.Context(), api.Survey{Kind: ping, Here: true, ID: "x.y", Run: "another"}, fail), http.StatusServiceUnavailable, "another coordinator")
+	refused(t, n.client.ReportSurvey(t.Context(), api.SurveyReport{AgentID: "agent-0", ID: "another.y", Run: "another"}), http.StatusServiceUnavailable, "another coordinator")
 	refused(t, n.client.Survey(t.Context(), api.Survey{Kind: ping, Agents: []string{"nobody"}}, fail), http.StatusNotFound, `"nobody"`)
 
 	enough := errors.New("enough")
@@ -214,6 +218,98 @@ func TestSurveyOfCoordinators(t *testing.T) {
 		t.Errorf("%+v, missing %+v", reports, missing)
 	}
 	t.Logf("without one coordinator after %s: %s", time.Since(began).Round(time.Millisecond), missing[0].Reason)
+}
+
+// TestSurveyAcross: the answer of an agent that brings it to a coordinator which waits
+// for another one in the same survey is not lost; and all measure all, whoever they are
+// connected to, also those that are not connected.
+func TestSurveyAcross(t *testing.T) {
+	s := newStore(t)
+	a, b, begins := shared(t, s, "127.0.0.1:0"), shared(t, s, "127.0.0.1:0"), shared(t, s, "127.0.0.1:0")
+	for i := range 3 {
+		a.register(t, nth(i))
+	}
+	for _, n := range []*node{a, b, begins} {
+		n.SetSurveyLimit(5 * time.Second)
+	}
+	within := func(c chan struct{}) {
+		select {
+		case <-c:
+		case <-time.After(3 * time.Second):
+		}
+	}
+	under, told := make(chan struct{}, 100), make(chan struct{}, 100) // the part of b is; the answer of agent-0 is
+	answering(t, a.client, b.client, "agent-0", func(o api.SurveyOrder) *api.SurveyReport {
+		within(under)
+		return measured("agent-0")(o)
+	})
+	answering(t, b.client, b.client, "agent-1", func(o api.SurveyOrder) *api.SurveyReport {
+		under <- struct{}{}
+		within(told)
+		return measured("agent-1")(o)
+	})
+	var reports []api.SurveyReport
+	eventually(t, "the coordinators know who is connected to them", func() bool {
+		reports = nil
+		var missing []api.SurveyMissing
+		err := begins.client.Survey(t.Context(), api.Survey{Kind: api.SurveyPing}, func(line api.SurveyLine) error {
+			if line.Report != nil {
+				reports = append(reports, *line.Report)
+				told <- struct{}{}
+			}
+			missing = line.Missing
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for len(under)+len(told) > 0 {
+			select {
+			case <-under:
+			case <-told:
+			}
+		}
+		return len(missing) == 1
+	})
+	if len(reports) != 2 || reports[0].AgentID != "agent-0" {
+		t.Fatalf("%+v", reports)
+	}
+	for _, r := range reports {
+		if len(r.Ways) != 2 {
+			t.Errorf("%s measures %+v, want the ways to both others", r.AgentID, r.Ways)
+		}
+	}
+}
+
+// TestSurveyAddressOfAnother: where the first address of a coordinator is that of the
+// one that asks it, the next one is tried.
+func TestSurveyAddressOfAnother(t *testing.T) {
+	s := newStore(t)
+	a := shared(t, s, "127.0.0.1:0")
+	b := shared(t, s, "127.0.0.1:0", a.url)
+	for i := range 2 {
+		a.register(t, nth(i))
+	}
+	answering(t, b.client, b.client, "agent-0", measured("agent-0"))
+	answering(t, b.client, a.client, "agent-1", measured("agent-1"))
+	for _, asked := range []*node{a, b} {
+		var missing []api.SurveyMissing
+		eventually(t, "both answer", func() bool {
+			asked.SetSurveyLimit(3 * time.Second)
+			_, _, missing = survey(t, asked.client, api.Survey{Kind: api.SurveyPing})
+			return len(missing) == 0
+		})
+	}
+}
+
+// TestSurveyGone: who goes before he was asked is not waited for.
+func TestSurveyGone(t *testing.T) {
+	n := start(t, newStore(t), seedNetwork)
+	n.register(t, nth(0))
+	s := n.GoUnasked(t, "agent-0")
+	if len(s) != 1 || s[0].AgentID != "agent-0" || s[0].Reason != "its connection ended before it was asked" {
+		t.Errorf("%+v", s)
+	}
 }
 
 // TestSurveyIdentify: over TLS, coordinators ask each other, and nobody else but

@@ -161,6 +161,7 @@ func (c *Coordinator) endWatch(id string, w *watch) {
 	if len(p.watches) > 0 {
 		return
 	}
+	c.missOrdersLocked(id, w.orders)
 	p.seen = time.Now() // it was here until now
 	c.noteSeenLocked(id)
 	c.announce.lookLater(id)
@@ -182,6 +183,17 @@ func (c *Coordinator) takeAsks(w *watch) (asks []api.PeerEvent) {
 	}
 	w.register, w.report, w.orders = false, false, nil
 	return asks
+}
+
+// notSent puts back what the agent may not have got, because its connection ended.
+func (c *Coordinator) notSent(w *watch, asks []api.PeerEvent) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range asks {
+		if e.Survey != nil {
+			w.orders = append(w.orders, e.Survey)
+		}
+	}
 }
 
 // stream is one watch being written.
@@ -223,6 +235,7 @@ func (s *stream) follow(w *watch, ended <-chan struct{}) {
 			err = s.flush.Flush() // in the time that the message has
 		}
 		if err != nil {
+			s.c.notSent(w, asks)
 			return // the agent will be back
 		}
 		select {
