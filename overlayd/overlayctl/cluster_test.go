@@ -81,6 +81,21 @@ HOST        OVERLAY  HALF    SUBNET        USED  COOLING  FREE  TOTAL  LEVEL    
 	}
 }
 
+// A coordinator that ends in the middle of a survey does not take with it what was
+// measured, and nothing is measured in its place.
+func TestMatrixCut(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/x-ndjson")
+		fmt.Fprintln(w, `{"asked": 2}`)
+		fmt.Fprintln(w, `{"report": {"agent_id": "one", "id": "x", "ways": [{"from": "10.0.0.1", "to": "10.0.0.2", "sent": 5, "received": 5, "rtt_avg_ms": 0.125, "path_mtu": 1450, "mtu": 1450}]}}`)
+	}))
+	t.Cleanup(server.Close)
+	code, stdout, stderr := ctl(t, nil, "ping", "--all", "--coordinator", server.URL)
+	if code != 1 || !strings.Contains(stdout, "0.125") || !strings.Contains(stderr, "1 of 2 hosts had answered") || strings.Contains(stderr, "this host alone") {
+		t.Errorf("code %d\n%s%s", code, stdout, stderr)
+	}
+}
+
 // A container is found by address, id, name or the beginning of an id, in this order,
 // on every page, and what may be several is refused with their hosts.
 func TestLocate(t *testing.T) {

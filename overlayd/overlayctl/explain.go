@@ -110,11 +110,11 @@ func (e *env) explainElsewhere(ctx context.Context, a, b string, why error) (r e
 			return r, err
 		}
 	}
-	reports, _, err := e.survey(ctx, client, survey)
+	seen, err := e.survey(ctx, client, survey)
 	if err != nil {
 		return fail(err)
 	}
-	for _, report := range reports {
+	for _, report := range seen.reports {
 		if report.Explain != nil {
 			return *report.Explain, nil
 		}

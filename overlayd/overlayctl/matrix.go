@@ -28,68 +28,82 @@ func (e *env) progress(what string) func(done, all int) {
 	}
 }
 
-// survey has the coordinator ask hosts, and returns what they have seen. Those that
-// have not answered are named on standard error.
-func (e *env) survey(ctx context.Context, client *api.Client, survey api.Survey) (reports []api.SurveyReport, missing []api.SurveyMissing, err error) {
+// surveyed is what a survey has brought.
+type surveyed struct {
+	begun   bool // the coordinator has asked
+	asked   int  // hosts
+	reports []api.SurveyReport
+	missing []api.SurveyMissing
+}
+
+// survey has the coordinator ask hosts, and returns what they have seen; beside an
+// error that is what had come before. Those that have not answered are named on
+// standard error.
+func (e *env) survey(ctx context.Context, client *api.Client, survey api.Survey) (seen surveyed, err error) {
 	progress := e.progress("answered")
-	asked := 0
 	err = client.Survey(ctx, survey, func(line api.SurveyLine) error {
-		asked = max(asked, line.Asked)
+		seen.begun = true
+		seen.asked = max(seen.asked, line.Asked)
 		if line.Report != nil {
-			reports = append(reports, *line.Report)
+			seen.reports = append(seen.reports, *line.Report)
 		}
-		missing = line.Missing
-		if progress != nil && asked > 0 {
-			done := len(reports)
+		seen.missing = line.Missing
+		if progress != nil && seen.asked > 0 {
+			done := len(seen.reports)
 			if line.Done {
-				done = asked
+				done = seen.asked
 			}
-			progress(done, asked)
+			progress(done, seen.asked)
 		}
 		return nil
 	})
-	for _, m := range missing {
+	for _, m := range seen.missing {
 		fmt.Fprintf(e.stderr, "host %s has not answered: %s\n", m.AgentIP, printable(m.Reason))
 	}
-	for _, r := range reports {
+	for _, r := range seen.reports {
 		if r.Error != "" {
 			fmt.Fprintf(e.stderr, "host %s: %s\n", r.AgentIP, printable(r.Error))
 		}
 	}
-	return reports, missing, err
+	return seen, err
 }
 
-// runMatrix measures the ways between all hosts.
-func (e *env) runMatrix(ctx context.Context, o ping.Options) error {
+// runMatrix measures the ways between all hosts. Unless wait was asked for, the
+// coordinator chooses one that fits.
+func (e *env) runMatrix(ctx context.Context, o ping.Options, wait bool) error {
 	if o.Count > api.MaxSurveyCount || o.Wait > api.MaxSurveyWait {
 		return cli.Usagef("--count is at most %d and --wait %s between all hosts; --here measures from this one alone", api.MaxSurveyCount, api.MaxSurveyWait)
 	}
+	options := api.SurveyOptions{Count: o.Count}
+	if wait {
+		options.WaitMS = int(o.Wait / time.Millisecond)
+	}
 	client, err := e.client(ctx)
-	var reports []api.SurveyReport
-	var missing []api.SurveyMissing
+	var seen surveyed
 	if err == nil {
-		reports, missing, err = e.survey(ctx, client, api.Survey{
-			Kind: api.SurveyPing, SurveyOptions: api.SurveyOptions{Count: o.Count, WaitMS: int(o.Wait / time.Millisecond)},
-		})
+		seen, err = e.survey(ctx, client, api.Survey{Kind: api.SurveyPing, SurveyOptions: options})
 	}
 	var refused *api.Error
 	switch {
-	case err == nil:
+	case err == nil, seen.begun && ctx.Err() == nil:
 	case ctx.Err() != nil || errors.As(err, &refused) && refused.Code != http.StatusForbidden && refused.Code != http.StatusUnauthorized && refused.Code != http.StatusNotFound:
 		return err
 	default:
 		fmt.Fprintf(e.stderr, "the coordinator cannot be asked, so these are the ways from this host alone: %s\n", printable(err.Error()))
 		return e.runPing(ctx, nil, o)
 	}
-	ways, failed := []api.Way{}, len(missing) > 0
-	for _, r := range reports {
+	ways, failed := []api.Way{}, len(seen.missing) > 0
+	for _, r := range seen.reports {
 		ways, failed = append(ways, r.Ways...), failed || r.Error != ""
 	}
 	slices.SortFunc(ways, func(a, b api.Way) int { return cmp.Or(a.From.Compare(b.From), a.To.Compare(b.To)) })
-	if err := e.printMatrix(ways, missing); err != nil {
-		return err
+	if perr := e.printMatrix(ways, seen.missing); perr != nil {
+		return perr
 	}
-	if failed {
+	switch {
+	case err != nil:
+		return fmt.Errorf("%d of %d hosts had answered: %w", len(seen.reports), seen.asked, err)
+	case failed:
 		return cli.ErrReported
 	}
 	return wholeOr(ways)
@@ -150,6 +164,8 @@ func cell(w api.Way) string {
 		return "LOST"
 	case w.Received < w.Sent:
 		return fmt.Sprintf("%.3f -%.0f%%", w.Avg, w.Loss)
+	case w.PathMTU == 0:
+		return fmt.Sprintf("%.3f MTU?", w.Avg)
 	case !w.Whole():
 		return fmt.Sprintf("%.3f MTU", w.Avg)
 	}

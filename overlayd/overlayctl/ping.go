@@ -36,7 +36,8 @@ measured from.
 --all measures the ways from every host to every other one: the coordinator has the
 agents do it, which an operator may ask for (overlayctl login, or root on a
 coordinator's host). With --here, and where the coordinator cannot be asked, it is
-the ways from this host alone.
+the ways from this host alone. Without --wait, many hosts or probes make --all wait
+for less than a second, so that it ends within a minute.
 
 The exit code is 0 if every host has answered, nothing was lost and every path
 carries full packets.`,
@@ -54,7 +55,7 @@ carries full packets.`,
 			}
 			o := ping.Options{Count: count, Wait: wait}
 			if all && !here {
-				return e.runMatrix(cmd.Context(), o)
+				return e.runMatrix(cmd.Context(), o, cmd.Flags().Changed("wait"))
 			}
 			return e.runPing(cmd.Context(), args, o)
 		},
@@ -181,6 +182,8 @@ func pingNote(r ping.Result) string {
 		return "the host it is measured from does not know the other one; overlayctl peers there"
 	case r.Received == 0:
 		return "no answer; overlayctl doctor on both hosts"
+	case r.PathMTU == 0:
+		return "the time was up before the path MTU was found"
 	case r.PathMTU < r.MTU:
 		return fmt.Sprintf("packets of %d do not arrive; set vtep_mtu to %d", r.MTU, r.PathMTU)
 	}

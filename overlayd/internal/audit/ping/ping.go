@@ -50,27 +50,29 @@ type Result = api.Way
 const (
 	// parallel is how many targets are measured at once. Their answers fit in the
 	// buffer of one socket.
-	parallel = 128
+	parallel = api.SurveyParallel
 	// least is the size of the small probes; every way carries them, or none.
 	least = 64
 	// pause lies between two probes to the same target.
-	pause = 20 * time.Millisecond
+	pause = api.SurveyPause
 	// tries is how often a packet of a size has to be lost before the way does not
 	// carry it.
 	tries = 2
 )
 
 // Run measures the ways to all targets, some at a time. It needs root, and sends
-// from the network namespace of the calling thread.
+// from the network namespace of the calling thread. When ctx ends, the error is its
+// cause, and what was measured until then is returned: a path MTU that is 0 of a way
+// that answers was not found yet.
 func Run(ctx context.Context, o Options, targets []Target) ([]Result, error) {
 	results := make([]Result, 0, len(targets))
 	for first := 0; first < len(targets); first += parallel {
 		part := targets[first:min(first+parallel, len(targets))]
 		rows, err := o.measure(ctx, part)
+		results = append(results, rows...)
 		if err != nil {
 			return results, err
 		}
-		results = append(results, rows...)
 		if o.Progress != nil {
 			o.Progress(len(results), len(targets))
 		}
@@ -88,27 +90,39 @@ func (o Options) measure(ctx context.Context, targets []Target) ([]Result, error
 	for i := range everyone {
 		everyone[i], sizes[i] = i, least
 	}
+	err := o.rounds(ctx, rows, everyone, sizes)
+	if err != nil && rows[0].Sent == 0 {
+		return nil, err // of none of them anything is known
+	}
+	for i := range rows {
+		finish(&rows[i])
+	}
+	if err == nil {
+		err = o.pathMTU(ctx, rows)
+	}
+	return rows, err
+}
+
+// rounds sends a probe to everyone as often as was asked for.
+func (o Options) rounds(ctx context.Context, rows []Result, everyone, sizes []int) error {
 	if _, err := o.send(ctx, rows, everyone, sizes); err != nil { // neighbours may have to be looked for first
-		return nil, err
+		return err
 	}
 	for range o.Count {
 		round, err := o.send(ctx, rows, everyone, sizes)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for i, rtt := range round {
 			count(&rows[i], rtt)
 		}
 		select {
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			return context.Cause(ctx)
 		case <-time.After(pause):
 		}
 	}
-	for i := range rows {
-		finish(&rows[i])
-	}
-	return rows, o.pathMTU(ctx, rows)
+	return nil
 }
 
 // count takes one answer, or silence, into the row.
@@ -148,6 +162,9 @@ func (o Options) send(ctx context.Context, rows []Result, which, sizes []int) ([
 	if err != nil {
 		return nil, fmt.Errorf("send probes (this needs root): %w", err)
 	}
+	if ctx.Err() != nil { // then silence says nothing
+		return nil, context.Cause(ctx)
+	}
 	return answers, nil
 }
 
@@ -156,6 +173,13 @@ func (o Options) send(ctx context.Context, rows []Result, which, sizes []int) ([
 func (o Options) pathMTU(ctx context.Context, rows []Result) error {
 	low, high := make([]int, len(rows)), make([]int, len(rows))
 	next := make([]int, len(rows))
+	defer func() {
+		for i := range rows {
+			if rows[i].Received > 0 && low[i] >= high[i] {
+				rows[i].PathMTU = low[i]
+			}
+		}
+	}()
 	for i := range rows {
 		low[i], high[i], next[i] = least, o.MTU, o.MTU
 		if rows[i].Received == 0 {
@@ -170,7 +194,7 @@ func (o Options) pathMTU(ctx context.Context, rows []Result) error {
 			}
 		}
 		if len(open) == 0 {
-			break
+			return nil
 		}
 		carried, err := o.carry(ctx, rows, open, next)
 		if err != nil {
@@ -185,12 +209,6 @@ func (o Options) pathMTU(ctx context.Context, rows []Result) error {
 			next[i] = (low[i] + high[i] + 1) / 2
 		}
 	}
-	for i := range rows {
-		if rows[i].Received > 0 {
-			rows[i].PathMTU = low[i]
-		}
-	}
-	return nil
 }
 
 // carry reports which of some rows answer a packet of the size that is next.
