@@ -199,6 +199,32 @@ func TestNeighboursStayBounded(t *testing.T) {
 	}
 }
 
+// What goes to other hosts is not counted: there are as many entries for them as
+// peers.
+func TestOtherHostsAreNotCounted(t *testing.T) {
+	useFirewall(t, "nftables")
+	n := onlyIPv4
+	_, hosts := n.plugHosts(t, 2)
+	h, cfg := hosts[0], n.Host(0, 2)
+	if off := h.dp.rules.guard.off; off != nil {
+		t.Logf("nothing is counted on this kernel: %v", off)
+		return
+	}
+	bridge := cfg.Bridges[0]
+	c, _ := h.container(bridge.Name, bridge.Addrs[0], 5)
+	send := func(to netip.Prefix) {
+		c.do(func() {
+			if err := scan(to, 1); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	send(n.Host(1, 2).Bridges[0].Addrs[0].Masked())
+	h.mustNotHave("nft list set inet guard-overlay hops4", "expires")
+	send(netip.MustParsePrefix("172.20.0.0/16"))
+	h.mustHave("nft list set inet guard-overlay hops4", "172.20.0.101", "expires")
+}
+
 // scan sends a packet to each of so many addresses.
 func scan(to netip.Prefix, count int) error {
 	c, err := net.ListenPacket("udp", ":0")
