@@ -144,7 +144,7 @@ func hostileNames(t *testing.T, br context.Context, c *coordinator) {
 	b.wait("the containers", "document.querySelectorAll('.vt-spacer .name').length === 50")
 	names := eval[[]string](b, "[...document.querySelectorAll('.vt-spacer .name')].map(e => e.textContent)")
 	for _, want := range hostile {
-		want = strings.NewReplacer("\u202e", "\ufffd", "\n", "\ufffd").Replace(want)
+		want = strings.NewReplacer("\u202e", "", "\n", "").Replace(want) // the coordinator keeps what prints
 		if !slices.Contains(names, want) {
 			t.Errorf("%q is not shown as it is: %q", want, names)
 		}
