@@ -25,7 +25,11 @@ func (c *Coordinator) Routes() (out []string) {
 }
 
 // SetSurveyLimit is how long the answers to a survey are waited for from now on.
-func (c *Coordinator) SetSurveyLimit(limit time.Duration) { c.surveys.limit = limit }
+func (c *Coordinator) SetSurveyLimit(limit time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.surveys.limit = limit
+}
 
 // GoUnasked has an agent go whose stream has not sent the order of a survey, and returns
 // who is missing when nobody is waited for any longer.

@@ -29,7 +29,13 @@ const maxSurveys = 4
 // surveys are those that are under way here, by id. Coordinator.mu guards them.
 type surveys struct {
 	underway map[string]*survey
-	limit    time.Duration // how long answers are waited for; tests in this package shorten it
+	limit    time.Duration // how long answers are waited for; tests shorten it
+}
+
+func (c *Coordinator) surveyLimit() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.surveys.limit
 }
 
 func newSurveys() surveys {
@@ -64,7 +70,7 @@ func (c *Coordinator) serveSurvey(w http.ResponseWriter, r *http.Request, ended 
 	if !req.Here {
 		req.ID = c.run + "." + rand.Text()
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), c.surveys.limit)
+	ctx, cancel := context.WithTimeout(r.Context(), c.surveyLimit())
 	defer cancel()
 	sv, err := c.beginSurvey(ctx, req)
 	if err != nil {
