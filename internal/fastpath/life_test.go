@@ -275,7 +275,13 @@ func TestRoutedUnderlay(t *testing.T) {
 	for _, h := range r.hosts {
 		h.ip(fmt.Sprintf("route delete 172.30.0.%d/32", 3-h.n))
 	}
-	a.ping(1, b.v4)
+	// A way is remembered for 10 ms, and the new next hops are to be resolved.
+	for range 20 {
+		before = linkPackets(t, router, "to1")
+		if a.ping(1, b.v4); linkPackets(t, router, "to1") == before {
+			break
+		}
+	}
 	before = linkPackets(t, router, "to1")
 	if n := taken(t, paths[0], func() { a.ping(5, b.v4) }); n != 10 {
 		t.Errorf("%d packets taken after the route has changed, want 10", n)
