@@ -243,6 +243,11 @@ func twoCoordinatorsTwoFiles(t *testing.T, c cluster) {
 	}
 	defer stop()
 	h := c.Agents[0]
+	// An agent that asks before says of all that follows that nobody can be reached.
+	wait(t, "the other coordinator to listen", 20*time.Second, func() error {
+		_, err := h.Run(ctx, "bash", "-c", fmt.Sprintf("</dev/tcp/%s/7440", c.Master.Underlay()))
+		return err
+	})
 	c.unbroken(t, func() {
 		h.Proc.Kill()
 		must(t, h.StartAgent("https://"+netip.AddrPortFrom(c.Master.Underlay(), 7440).String()))
