@@ -86,8 +86,7 @@ func TestNeighboursAreBounded(t *testing.T) {
 			_, hosts := n.plugHosts(t, 1)
 			h, cfg := hosts[0], n.Host(0, 1)
 			if off := h.dp.rules.guard.off; off != nil {
-				t.Logf("nothing bounds it on this kernel: %v", off)
-				return
+				t.Skipf("nothing bounds it on this kernel: %v", off)
 			}
 			testNeighbours(t, h, cfg)
 		})
@@ -144,8 +143,7 @@ func TestNeighboursStayBounded(t *testing.T) {
 	_, hosts := n.plugHosts(t, 1)
 	h, cfg := hosts[0], n.Host(0, 1)
 	if off := h.dp.rules.guard.off; off != nil {
-		t.Logf("nothing bounds it on this kernel: %v", off)
-		return
+		t.Skipf("nothing bounds it on this kernel: %v", off)
 	}
 	bridge := cfg.Bridges[0]
 	hostile, _ := h.container(bridge.Name, bridge.Addrs[0], 5)
@@ -207,8 +205,7 @@ func TestOtherHostsAreNotCounted(t *testing.T) {
 	_, hosts := n.plugHosts(t, 2)
 	h, cfg := hosts[0], n.Host(0, 2)
 	if off := h.dp.rules.guard.off; off != nil {
-		t.Logf("nothing is counted on this kernel: %v", off)
-		return
+		t.Skipf("nothing is counted on this kernel: %v", off)
 	}
 	bridge := cfg.Bridges[0]
 	c, _ := h.container(bridge.Name, bridge.Addrs[0], 5)
