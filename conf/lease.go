@@ -24,6 +24,8 @@ type Lease struct {
 	// TakenDown are overlays that were removed by force: their bridges go although
 	// containers are attached.
 	TakenDown []string `json:"taken_down,omitempty"`
+	// SecondError says why the second agent IP that the agent has was not taken.
+	SecondError string `json:"second_error,omitempty"`
 	// Signed is this lease as the agent is to show it, should the store be lost.
 	Signed *SignedLease `json:"signed,omitempty"`
 }
@@ -46,14 +48,55 @@ type Underlay struct {
 	// MTU is that of an overlay packet that its underlay interface takes; 0: not
 	// known.
 	MTU int `json:"mtu,omitempty"`
+	// SecondIP is an agent IP of the other family, for hosts that have none of the
+	// first one's; invalid: there is none. SecondMTU is MTU for what goes there.
+	SecondIP  netip.Addr `json:"second_ip,omitzero"`
+	SecondMTU int        `json:"second_mtu,omitempty"`
+	// TwoFamilies: it knows that hosts may have two agent IPs.
+	TwoFamilies bool `json:"two_families,omitempty"`
+}
+
+// OneFamily is what is left without the second agent IP.
+func (u Underlay) OneFamily() Underlay {
+	u.SecondIP, u.SecondMTU = netip.Addr{}, 0
+	return u
 }
 
 // CheckUnderlay says what is wrong with it, or nil.
 func CheckUnderlay(u Underlay) error {
-	if u.MTU != 0 && (u.MTU < MinMTU || u.MTU > MaxMTU) {
-		return fmt.Errorf("mtu %d: want %d to %d, or 0 where it is not known", u.MTU, MinMTU, MaxMTU)
+	for _, mtu := range [...]int{u.MTU, u.SecondMTU} {
+		if mtu != 0 && (mtu < MinMTU || mtu > MaxMTU) {
+			return fmt.Errorf("mtu %d: want %d to %d, or 0 where it is not known", mtu, MinMTU, MaxMTU)
+		}
 	}
 	return nil
+}
+
+// Between chooses the agent IPs by which two hosts, each with a first and perhaps a
+// second one, send to each other: the first ones where they are of one family, else
+// those of IPv4, else those of IPv6. Both hosts come to the same. ok is false where
+// they have no family in common.
+func Between(first, second, peerFirst, peerSecond netip.Addr) (own, peer netip.Addr, ok bool) {
+	if first.Is4() == peerFirst.Is4() {
+		return first, peerFirst, true
+	}
+	for _, is4 := range [...]bool{true, false} {
+		own, peer = ofFamily(is4, first, second), ofFamily(is4, peerFirst, peerSecond)
+		if own.IsValid() && peer.IsValid() {
+			return own, peer, true
+		}
+	}
+	return netip.Addr{}, netip.Addr{}, false
+}
+
+// ofFamily is the first valid address of a family.
+func ofFamily(is4 bool, addrs ...netip.Addr) netip.Addr {
+	for _, a := range addrs {
+		if a.IsValid() && a.Is4() == is4 {
+			return a
+		}
+	}
+	return netip.Addr{}
 }
 
 // Routing is how a host sends to its peers.
@@ -147,6 +190,24 @@ func (p Peer) VTEPOf(a netip.Addr) netip.Prefix {
 		return netip.Prefix{}
 	}
 	return netip.PrefixFrom(vtep, vtep.BitLen())
+}
+
+// Reach is the agent IPs by which a host with these sends to the peer; see Between. A
+// peer of an earlier release knows nothing of second ones, and would not take what
+// comes from there.
+func (p *Peer) Reach(first, second netip.Addr) (own, peer netip.Addr, ok bool) {
+	if !p.TwoFamilies {
+		second = netip.Addr{}
+	}
+	return Between(first, second, p.AgentIP, p.SecondIP)
+}
+
+// MTUAt is what the peer's host takes at one of its agent IPs; 0: not known.
+func (p *Peer) MTUAt(ip netip.Addr) int {
+	if ip.IsValid() && ip == p.SecondIP {
+		return p.SecondMTU
+	}
+	return p.MTU
 }
 
 // Peer returns the lease as others see it.

@@ -103,8 +103,10 @@ func (c *Coordinator) planDelete(name string) (txn store.Txn, viewRev uint64, mo
 	for _, key := range a.resources() {
 		remove(key)
 	}
-	if a.Superseded == "" {
-		remove(keyIP(a.IP))
+	for _, ip := range a.ips() {
+		if c.view.byIP[ip] == a.id {
+			remove(keyIP(ip))
+		}
 	}
 	txn.Then = append(txn.Then, store.Op{Key: keyDeleted, Value: []byte(a.id)})
 	return txn, c.view.rev, false, true

@@ -45,6 +45,10 @@ func (c *Coordinator) agentEventLocked(was, is *agent) {
 		c.events.Add(agentEvent(api.EventAgentChanged, is.id, is.IP, "agent %s now has the address %s of agent %s", is.Superseded, is.IP, is.id))
 	case is.IP != was.IP:
 		c.events.Add(agentEvent(api.EventAgentChanged, is.id, is.IP, "agent %s has moved from %s to %s", is.id, was.IP, is.IP))
+	case is.SecondIP != was.SecondIP && is.SecondIP.IsValid():
+		c.events.Add(agentEvent(api.EventAgentChanged, is.id, is.IP, "agent %s at %s is at %s as well", is.id, is.IP, is.SecondIP))
+	case is.SecondIP != was.SecondIP:
+		c.events.Add(agentEvent(api.EventAgentChanged, is.id, is.IP, "agent %s at %s is no longer at %s as well", is.id, is.IP, was.SecondIP))
 	case is.mod != was.mod:
 		c.events.Add(agentEvent(api.EventAgentChanged, is.id, is.IP, "the lease of agent %s at %s has changed", is.id, is.IP))
 	}

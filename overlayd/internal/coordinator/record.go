@@ -55,6 +55,14 @@ type record struct {
 	Superseded string `json:"superseded,omitempty"`
 }
 
+// ips are the agent IPs.
+func (r record) ips() []netip.Addr {
+	if !r.SecondIP.IsValid() {
+		return []netip.Addr{r.IP}
+	}
+	return []netip.Addr{r.IP, r.SecondIP}
+}
+
 // held are the agent subnets of one overlay.
 type held struct {
 	Overlay string       `json:"overlay"`

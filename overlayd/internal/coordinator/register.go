@@ -54,7 +54,9 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 			if p.more || c.reclaimFor(ctx, p.missing) {
 				continue
 			}
-			return c.signed(c.leaseFor(req, a, p.missing), a), nil
+			l := c.signed(c.leaseFor(req, a, p.missing), a)
+			l.SecondError = p.second
+			return l, nil
 		case err != nil && !errors.Is(err, store.ErrConflict):
 			return conf.Lease{}, fmt.Errorf("register agent %s: %w", req.AgentID, err)
 		}
@@ -77,6 +79,7 @@ type plan struct {
 	dropped  []string     // keys of those that it holds in place of others no longer
 	freed    []string     // keys of those that it gives back
 	reserved *reservation // what waited for its IP, and is its own now; nil: nothing
+	second   string       // why the second agent IP is not taken; empty: it is, or there is none
 	missing  map[string]string
 	gone     map[string]string // by overlay, whose subnet it would have got back
 	more     bool              // there are subnets to take in a further transaction
@@ -107,6 +110,9 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 		p.next = p.old.record
 	}
 	p.next.IP, p.next.Bridges, p.next.Superseded, p.next.Underlay = req.AgentIP, req.Bridges, "", req.Underlay
+	if p.second = c.refusedSecondLocked(req); p.second != "" {
+		p.next.Underlay = req.Underlay.OneFamily()
+	}
 	c.takeReservedLocked(p, shown)
 	c.adoptLocked(p, shown)
 	if err := c.takeVTEPLocked(p); err != nil {
@@ -244,23 +250,7 @@ func (c *Coordinator) composeLocked(p *plan, req api.RegisterRequest) {
 		p.txn.If = append(p.txn.If, store.Cond{Key: keySeen(id), Mod: s.mod})
 		p.txn.Then = append(p.txn.Then, store.Op{Key: keySeen(id), Delete: true})
 	}
-	holder, taken := c.view.byIP[req.AgentIP]
-	if holder != id {
-		put(keyIP(req.AgentIP), []byte(id))
-		if !taken {
-			p.txn.If = append(p.txn.If, store.Cond{Key: keyIP(req.AgentIP)})
-		} else if other := c.view.agents[holder]; other != nil {
-			// Its record changes whenever its IP does, so this condition covers both.
-			lost := other.record
-			lost.Superseded = id
-			lost.Adopted = c.view.claimKept(other, lost)
-			p.txn.If = append(p.txn.If, store.Cond{Key: keyAgent(holder), Mod: other.mod})
-			put(keyAgent(holder), encode(lost))
-		}
-	}
-	if p.old != nil && p.old.IP != req.AgentIP && p.old.Superseded == "" {
-		p.txn.Then = append(p.txn.Then, store.Op{Key: keyIP(p.old.IP), Delete: true})
-	}
+	c.takeIPsLocked(p, id)
 	was := c.view.statuses[id]
 	if st := was.decode(); st.Version != req.Version || req.Instance != "" && st.Instance != req.Instance {
 		st.Version = req.Version
@@ -364,7 +354,7 @@ func (c *Coordinator) finish(p *plan, req api.RegisterRequest, done bool) (a *ag
 	if a == nil && pres.registering == 0 && len(pres.watches) == 0 {
 		delete(c.presence, req.AgentID)
 	}
-	if !done || a == nil || a.IP != req.AgentIP || a.Superseded != "" || !slices.Equal(a.Bridges, req.Bridges) || a.Underlay != req.Underlay || p.network != c.view.network {
+	if !done || a == nil || a.IP != req.AgentIP || a.Superseded != "" || !slices.Equal(a.Bridges, req.Bridges) || a.Underlay != p.next.Underlay || p.network != c.view.network {
 		return nil, false
 	}
 	pres.told, pres.toldNetwork = a.mod, p.network.mod

@@ -1,0 +1,136 @@
+package coordinator_test
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/api"
+)
+
+// twoFamilies is the request of a host with an agent IP of each family.
+func twoFamilies(id, ip, second string) api.RegisterRequest {
+	req := request(id, ip, conf.Mesos)
+	req.TwoFamilies, req.SecondIP, req.SecondMTU = true, netip.MustParseAddr(second), 1430
+	return req
+}
+
+// TestSecondIP: a second agent IP is part of the lease and told to peers, costs an
+// epoch when it comes or goes and nothing when it stays, and is kept over a restart.
+// The state of DC/OS knows nothing of it.
+func TestSecondIP(t *testing.T) {
+	s := newStore(t)
+	n := start(t, s, seedNetwork)
+	first := n.register(t, twoFamilies("a", "10.0.0.1", "fd00::1"))
+	if first.SecondIP.String() != "fd00::1" || first.SecondMTU != 1430 || !first.TwoFamilies || first.SecondError != "" {
+		t.Errorf("lease %+v", first.Underlay)
+	}
+	if again := n.register(t, twoFamilies("a", "10.0.0.1", "fd00::1")); again.Epoch != first.Epoch {
+		t.Errorf("epoch %d after a renewal, %d before", again.Epoch, first.Epoch)
+	}
+	n.register(t, request("b", "10.0.0.2"))
+	w := n.watch(t, "b", 0)
+	if e := w.next(t); len(e.Put) != 2 || e.Put[0].SecondIP != first.SecondIP && e.Put[1].SecondIP != first.SecondIP {
+		t.Errorf("peers %+v", e.Put)
+	}
+	state, err := json.Marshal(n.State())
+	if err != nil || strings.Contains(string(state), "fd00::1") || strings.Contains(string(state), "second") {
+		t.Errorf("%v, state %s", err, state)
+	}
+
+	n.stop()
+	n = start(t, s, seedNetwork)
+	if a := n.Agents()[0]; a.SecondIP != first.SecondIP {
+		t.Errorf("after a restart %+v", a.Underlay)
+	}
+	gone := n.register(t, request("a", "10.0.0.1", conf.Mesos))
+	if gone.SecondIP.IsValid() || gone.Epoch <= first.Epoch {
+		t.Errorf("without: epoch %d, %+v", gone.Epoch, gone.Underlay)
+	}
+	if l := n.register(t, twoFamilies("c", "10.0.0.3", "fd00::1")); l.SecondIP != first.SecondIP {
+		t.Errorf("an address that was given up is refused: %s", l.SecondError)
+	}
+	if _, err := n.Delete(t.Context(), []string{"fd00::1"}); err != nil || len(n.Agents()) != 2 {
+		t.Errorf("%v, %d agents are left", err, len(n.Agents()))
+	}
+	n.register(t, request("d", "fd00::1"))
+}
+
+// TestSecondIPRefused: an address that cannot be the second one keeps no host from
+// registering; the lease says why it does not have it.
+func TestSecondIPRefused(t *testing.T) {
+	n := start(t, newStore(t), seedNetwork)
+	n.register(t, twoFamilies("a", "10.0.0.1", "fd00::1"))
+	n.register(t, request("six", "fd00::6"))
+	for second, words := range map[string]string{
+		"10.0.0.9":  "same family",
+		"fd01:b::1": "lies in overlay dcos6",
+		"fd01:a::1": "lies in a VTEP subnet",
+		"fe80::1":   "link-local",
+		"fd00::1":   "belongs to agent a",
+		"fd00::6":   "belongs to agent six",
+	} {
+		l := n.register(t, twoFamilies("b", "10.0.0.2", second))
+		if l.SecondIP.IsValid() || l.SecondMTU != 0 || !strings.Contains(l.SecondError, words) {
+			t.Errorf("%s: %+v, %q", second, l.Underlay, l.SecondError)
+		}
+	}
+	if l := n.register(t, twoFamilies("b", "10.0.0.2", "fd00::2")); l.SecondError != "" || !l.SecondIP.IsValid() {
+		t.Errorf("%+v, %q", l.Underlay, l.SecondError)
+	}
+	_, err := n.client.Register(t.Context(), request("c", "fd00::1"))
+	refused(t, err, http.StatusConflict, "agent IP fd00::1 belongs to agent a")
+}
+
+// TestSecondIPMoves: addresses of a host that is no longer alive go to the one that
+// has them now, both at once, and roles may change. Nothing is left of them.
+func TestSecondIPMoves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := inBubble(t, newStore(t))
+		take := func(req api.RegisterRequest) conf.Lease {
+			t.Helper()
+			l, err := b.Register(t.Context(), req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return l
+		}
+		second := func(id string) string {
+			for _, a := range b.Agents() {
+				if a.AgentID == id {
+					return a.SecondIP.String()
+				}
+			}
+			return "no agent"
+		}
+		take(twoFamilies("old", "10.0.0.1", "fd00::1"))
+		time.Sleep(91 * time.Second)
+		// The same host with a new id.
+		take(twoFamilies("new", "10.0.0.1", "fd00::1"))
+		if by := b.superseded("old"); by != "new" || second("new") != "fd00::1" || second("old") == "fd00::1" {
+			t.Errorf("old is superseded by %q and has %s, new has %s", by, second("old"), second("new"))
+		}
+		// What was the second is the first now.
+		if l := take(twoFamilies("new", "fd00::1", "10.0.0.1")); l.SecondIP.String() != "10.0.0.1" {
+			t.Errorf("%+v", l.Underlay)
+		}
+		time.Sleep(91 * time.Second)
+		// One that takes the second one alone leaves its holder the first.
+		take(request("four", "10.0.0.1"))
+		if by := b.superseded("new"); by != "" || second("new") != "invalid IP" {
+			t.Errorf("new is superseded by %q and has %s", by, second("new"))
+		}
+		if _, err := b.Delete(t.Context(), []string{"new", "old"}); err != nil {
+			t.Fatal(err)
+		}
+		take(request("six", "fd00::1"))
+		if n := len(b.Agents()); n != 2 {
+			t.Errorf("%d agents, want 2", n)
+		}
+	})
+}
