@@ -87,9 +87,10 @@ func TestPortsThatGo(t *testing.T) {
 	h.do(func() { changes = h.dp.Changes(t.Context()) })
 	for k := range 3 {
 		_, port := h.attach(conf.Mesos, "dcos", cfg.Bridges[0].Addrs[0], 5+k)
-		h.sh("ip link set " + port + " down; ip link set " + port + " nomaster; ip link del " + port)
+		// By one process: what lies between is announced where it lasts.
+		h.sh("printf 'link set %s down\nlink set %s nomaster\nlink del %s\n' " + port + " " + port + " " + port + " | ip -batch -")
 	}
-	h.sh("ip link add x0 type veth peer name x1; ip link set x0 master m-dcos; ip link set x0 nomaster")
+	h.sh("ip link add x0 type veth peer name x1; printf 'link set x0 master m-dcos\nlink set x0 nomaster\n' | ip -batch -")
 	// What comes after is announced, and was nothing before.
 	select {
 	case <-changes:

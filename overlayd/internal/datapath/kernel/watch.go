@@ -36,7 +36,7 @@ type Rules struct {
 // is closed when ctx ends.
 func (k *Kernel) Watch(ctx context.Context, log *slog.Logger, rules Rules) <-chan struct{} {
 	w := &watcher{out: make(chan struct{}, 1), expected: &k.Expected, log: log}
-	w.ports.announce = w.announce
+	w.ports = ports{announce: w.announce, waiting: map[int]time.Time{}, missing: map[string]time.Time{}}
 	var err error
 	if w.ports.conn, err = rtnl.Open(); err != nil {
 		log.Error("cannot look at ports of bridges; changes by others are repaired at the next look", "err", err)
@@ -50,7 +50,7 @@ func (k *Kernel) Watch(ctx context.Context, log *slog.Logger, rules Rules) <-cha
 	}{
 		{unix.NETLINK_ROUTE, routeGroups, rtnl.WithoutOwn(k.port), w.concerns},
 		{unix.NETLINK_NETFILTER, []uint{unix.NFNLGRP_NFTABLES}, nil, func(m rtnl.Message) bool {
-			w.ports.lookFor(rules.Unchecked(m))
+			w.ports.lookFor(rules.Unchecked(m), w.expected)
 			return rules.Concerns(m)
 		}},
 	} {
@@ -176,50 +176,29 @@ func (w *watcher) poll(ctx context.Context, rules Rules) {
 // is removed.
 const portPause = 200 * time.Millisecond
 
-// ports looks at ports of bridges that were said to be other than they should,
-// a moment later.
+// ports looks at links of containers that were said to be other than they
+// should, each a moment after it was said: where containers go all the time,
+// one of them is just going.
 type ports struct {
 	announce func()
 
 	mu      sync.Mutex
 	conn    *rtnl.Conn // nil: none could be opened, or closed
-	waiting map[int]bool
-	missing map[string]bool // by name: announced where they are still there
+	ticking bool
+	waiting map[int]time.Time    // by index: when to look whether the port is as it should be
+	missing map[string]time.Time // by name: when to look whether the link is still there
 }
 
 // lookFor has links looked for after a moment.
-func (p *ports) lookFor(names []string) {
-	if len(names) == 0 {
-		return
-	}
+func (p *ports) lookFor(names []string, x *Expected) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.conn == nil {
 		return
 	}
-	if p.missing == nil {
-		p.missing = map[string]bool{}
-		time.AfterFunc(2*portPause, p.lookForAll)
-	}
 	for _, name := range names {
-		p.missing[name] = true
-	}
-}
-
-func (p *ports) lookForAll() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	missing := p.missing
-	p.missing = nil
-	for name := range missing {
-		if p.conn == nil {
-			return
-		}
-		l, ok, err := p.conn.LinkByName(name)
-		if _, ours := mark.IsHostEnd(l.Name, l.Alias); err != nil || ok && ours {
-			p.announce()
-			return
-		}
+		p.missing[name] = time.Now().Add(2 * portPause)
+		p.tick(x)
 	}
 }
 
@@ -230,28 +209,50 @@ func (p *ports) look(index int, x *Expected) {
 	if p.conn == nil {
 		return
 	}
-	if p.waiting == nil {
-		p.waiting = map[int]bool{}
-		time.AfterFunc(portPause, func() { p.lookAtAll(x) })
+	if _, ok := p.waiting[index]; !ok {
+		p.waiting[index] = time.Now().Add(portPause)
 	}
-	p.waiting[index] = true
+	p.tick(x)
 }
 
+// tick has lookAtAll called while something waits.
+func (p *ports) tick(x *Expected) {
+	if p.ticking || len(p.waiting)+len(p.missing) == 0 {
+		return
+	}
+	p.ticking = true
+	time.AfterFunc(portPause/2, func() { p.lookAtAll(x) })
+}
+
+// lookAtAll looks at those whose moment is over.
 func (p *ports) lookAtAll(x *Expected) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	waiting := p.waiting
-	p.waiting = nil
-	for index := range waiting {
-		if p.conn == nil {
-			return
+	p.ticking = false
+	if p.conn == nil {
+		return
+	}
+	now := time.Now()
+	for index, due := range p.waiting {
+		if now.Before(due) {
+			continue
 		}
-		l, ok, err := p.conn.LinkByIndex(index)
-		if err != nil || ok && x.wrongPort(l) {
+		delete(p.waiting, index)
+		if l, ok, err := p.conn.LinkByIndex(index); err != nil || ok && x.wrongPort(l) {
 			p.announce()
-			return
 		}
 	}
+	for name, due := range p.missing {
+		if now.Before(due) {
+			continue
+		}
+		delete(p.missing, name)
+		l, ok, err := p.conn.LinkByName(name)
+		if _, ours := mark.IsHostEnd(l.Name, l.Alias); err != nil || ok && ours {
+			p.announce()
+		}
+	}
+	p.tick(x)
 }
 
 func (p *ports) close() {
