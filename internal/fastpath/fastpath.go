@@ -223,13 +223,15 @@ func (p *Path) applyOverlays(overlays []Overlay) error {
 	return nil
 }
 
-// Traffic is what crossed hosts in one overlay since the programs were loaded.
-// Packets are those on the wire, bytes those of the inner frames.
+// Traffic is what attachments that have the fast path sent and got in one overlay
+// since the programs were loaded. Packets are those on the wire, bytes those of the
+// inner frames.
 type Traffic struct {
-	Out, In Count
-	// Passed went to a peer but not by the fast path, from attachments that
-	// have it.
-	Passed Count
+	Out, In Count // to and from other hosts
+	// PassedOut and PassedIn went to a peer and came from one, but not by the fast
+	// path.
+	PassedOut, PassedIn Count
+	Near                Count // from one container of this host to another
 }
 
 // Count is packets and bytes.
@@ -249,7 +251,9 @@ func (p *Path) Traffic() (map[string]Traffic, error) {
 		for _, c := range cpus {
 			t.Out.add(c.OutPackets, c.OutBytes)
 			t.In.add(c.InPackets, c.InBytes)
-			t.Passed.add(c.PassedPackets, c.PassedBytes)
+			t.PassedOut.add(c.PassedOutPackets, c.PassedOutBytes)
+			t.PassedIn.add(c.PassedInPackets, c.PassedInBytes)
+			t.Near.add(c.NearPackets, c.NearBytes)
 		}
 		out[name] = t
 	}

@@ -163,20 +163,35 @@ func (h *host) up() {
 // attach makes a container with the last byte in both of its addresses.
 func (h *host) attach(name string, last byte, group int) *container {
 	h.t.Helper()
+	return h.attachTo("m-net", name, last, group, fmt.Sprintf("9.200.%d.1/24", h.n), fmt.Sprintf("fd09:200:0:%d::1/64", h.n))
+}
+
+// attachTo makes one at a bridge with these addresses.
+func (h *host) attachTo(bridge, name string, last byte, group int, gateway4, gateway6 string) *container {
+	h.t.Helper()
+	g4, g6 := netip.MustParsePrefix(gateway4), netip.MustParsePrefix(gateway6)
 	c := &container{
 		space: newSpace(h.t, fmt.Sprintf("%s%d", name, h.n)),
-		v4:    netip.AddrFrom4([4]byte{9, 200, byte(h.n), last}),
-		v6:    netip.MustParseAddr(fmt.Sprintf("fd09:200:0:%d::%x", h.n, last)),
+		v4:    withLast(g4.Addr(), last),
+		v6:    withLast(g6.Addr(), last),
 	}
 	a := conf.Attachment{Network: overlayName, ContainerID: name, IfName: "eth0"}
 	c.link, c.mac = mark.HostEnd(conf.Mesos, a.Key()), conf.MAC{2, 0, 0, 0, last, byte(h.n)}
 	alias := mark.NewAlias(overlayName, conf.Mesos, a, []netip.Addr{c.v4, c.v6}, time.Second)
-	h.ip(fmt.Sprintf("link add %s up mtu %d group %d master m-net type veth peer name eth0 mtu %d address %s netns %s",
-		c.link, h.rig.mtu, group, h.rig.mtu, c.mac, c.name))
+	h.ip(fmt.Sprintf("link add %s up mtu %d group %d master %s type veth peer name eth0 mtu %d address %s netns %s",
+		c.link, h.rig.mtu, group, bridge, h.rig.mtu, c.mac, c.name))
 	h.run("ip", "link", "set", c.link, "alias", alias.String())
-	c.ip("link set eth0 up", fmt.Sprintf("address add %s/24 dev eth0", c.v4), fmt.Sprintf("address add %s/64 dev eth0 nodad", c.v6),
-		fmt.Sprintf("route add default via 9.200.%d.1", h.n), fmt.Sprintf("route add default via fd09:200:0:%d::1", h.n))
+	c.ip("link set eth0 up", fmt.Sprintf("address add %s/%d dev eth0", c.v4, g4.Bits()), fmt.Sprintf("address add %s/%d dev eth0 nodad", c.v6, g6.Bits()),
+		fmt.Sprintf("route add default via %s", g4.Addr()), fmt.Sprintf("route add default via %s", g6.Addr()))
 	return c
+}
+
+// withLast is an address with another last byte.
+func withLast(a netip.Addr, last byte) netip.Addr {
+	b := a.AsSlice()
+	b[len(b)-1] = last
+	a, _ = netip.AddrFromSlice(b)
+	return a
 }
 
 // wanted is what the fast path of the host has to know.

@@ -75,13 +75,17 @@ type programsReceipt struct {
 }
 
 type programsTraffic struct {
-	_             structs.HostLayout
-	OutPackets    uint64
-	OutBytes      uint64
-	InPackets     uint64
-	InBytes       uint64
-	PassedPackets uint64
-	PassedBytes   uint64
+	_                structs.HostLayout
+	OutPackets       uint64
+	OutBytes         uint64
+	InPackets        uint64
+	InBytes          uint64
+	PassedOutPackets uint64
+	PassedOutBytes   uint64
+	PassedInPackets  uint64
+	PassedInBytes    uint64
+	NearPackets      uint64
+	NearBytes        uint64
 }
 
 type programsWay struct {
@@ -96,9 +100,11 @@ type programsWay struct {
 	Dst        [4]uint32
 	Overlay    uint32
 	To         programsPeer
+	Near       uint32
 	Out        uint32
 	Family     uint32
 	Hop        [4]uint32
+	HopMacs    [12]uint8
 	Mtu        uint16
 	Id         uint16
 	OnLink     uint32

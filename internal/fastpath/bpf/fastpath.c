@@ -102,19 +102,26 @@ static __always_inline void count_out(__u32 overlay, __u32 packets, __u32 bytes)
 	}
 }
 
-/* hand_on gives a packet to the next hop of its way. */
-static __always_inline int hand_on(struct __sk_buff *skb, const struct way *w)
+/* hand_on gives a packet to the next hop of its way. The first of a way goes
+ * through the kernel's neighbour, so that its entry is kept and probed as for any
+ * other user; the others get the MACs that were found with the way. */
+static __always_inline int hand_on(struct __sk_buff *skb, const struct way *w, int first)
 {
 	struct bpf_redir_neigh hop = { .nh_family = w->family };
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 
 	/* The queue was chosen on the container's interface, which has one. */
 	skb->queue_mapping = 0;
+	if (!first && data + sizeof(struct eth) <= end) {
+		memcpy(data, w->hop_macs, sizeof(w->hop_macs));
+		return bpf_redirect(w->out, 0);
+	}
 	memcpy(hop.nh, w->hop, sizeof(hop.nh));
 	return bpf_redirect_neigh(w->out, &hop, sizeof(hop), 0);
 }
 
 /* send_plain sends a packet to a peer on the link as it is. */
-static __always_inline int send_plain(struct __sk_buff *skb, const struct way *w)
+static __always_inline int send_plain(struct __sk_buff *skb, const struct way *w, int first)
 {
 	__u32 bytes = skb->len, packets = segments(skb);
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -122,7 +129,7 @@ static __always_inline int send_plain(struct __sk_buff *skb, const struct way *w
 	if (hop_less(data + sizeof(struct eth), end, w->proto))
 		return TC_ACT_UNSPEC;
 	count_out(w->overlay, packets, bytes);
-	return hand_on(skb, w);
+	return hand_on(skb, w, first);
 }
 
 #define ROOM_FLAGS                                                                                     \
@@ -131,7 +138,7 @@ static __always_inline int send_plain(struct __sk_buff *skb, const struct way *w
 
 /* encapsulate sends a packet to a peer. Until there is room for the outer
  * headers it may still be left to the kernel; after that it is ours. */
-static __always_inline int encapsulate(struct __sk_buff *skb, const struct host *h, struct way *w, __u8 class)
+static __always_inline int encapsulate(struct __sk_buff *skb, const struct host *h, struct way *w, __u8 class, int first)
 {
 	__u32 bytes = skb->len, length = bytes - sizeof(struct eth), packets = segments(skb);
 	void *data, *end;
@@ -184,7 +191,28 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct host 
 	}
 
 	count_out(w->overlay, packets, bytes);
-	return hand_on(skb, w);
+	return hand_on(skb, w, first);
+}
+
+/* send_near hands a packet of size bytes to a container of this host. */
+static __always_inline int send_near(struct __sk_buff *skb, const struct way *w, __u32 size)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	__u32 mtu = 0;
+	struct traffic *n;
+
+	/* Not 0: the interface has gone, or is too small. */
+	if (bpf_check_mtu(skb, w->out, &mtu, 0, 0) || size > mtu)
+		return TC_ACT_UNSPEC;
+	if (data + sizeof(struct eth) > end || hop_less(data + sizeof(struct eth), end, w->proto))
+		return TC_ACT_UNSPEC;
+	memcpy(data, w->hop_macs, sizeof(w->hop_macs));
+	n = bpf_map_lookup_elem(&counters, &w->overlay);
+	if (n) {
+		n->near_packets += segments(skb);
+		n->near_bytes += skb->len;
+	}
+	return bpf_redirect_peer(w->out, 0);
 }
 
 /* remembered says whether a way is that of the flow of a packet, found in the
@@ -207,9 +235,8 @@ static __always_inline int remembered(const struct way *w, __u32 now, __u32 ifin
 	return bpf_ktime_get_coarse_ns() < w->until;
 }
 
-/* remember notes the way of a flow. */
-static __always_inline void remember(struct way *w, __u32 now, __u32 ifindex, const struct eth *eth, __u16 port,
-				     __u32 overlay, const struct peer *to, const struct bpf_fib_lookup *way)
+/* note_flow notes which flow a way is of; its addresses are there already. */
+static __always_inline void note_flow(struct way *w, __u32 ifindex, const struct eth *eth, __u16 port, __u32 overlay)
 {
 	w->ifindex = ifindex;
 	w->until = bpf_ktime_get_coarse_ns() + WAY_LASTS;
@@ -217,14 +244,42 @@ static __always_inline void remember(struct way *w, __u32 now, __u32 ifindex, co
 	w->proto = eth->proto;
 	w->port = port;
 	w->overlay = overlay;
+}
+
+/* remember notes the way of a flow to a peer. */
+static __always_inline void remember(struct way *w, __u32 now, const struct peer *to, const struct bpf_fib_lookup *way)
+{
 	w->to = *to;
+	w->near = 0;
 	w->out = way->ifindex;
 	w->family = way->family;
 	memcpy(w->hop, way->dst, sizeof(w->hop));
+	memcpy(w->hop_macs, way->dmac, 6);
+	memcpy(w->hop_macs + 6, way->smac, 6);
 	w->mtu = way->tot_len;
 	w->id = bpf_get_prandom_u32();
 	w->on_link = way->family == AF_INET ? way->dst[0] == to->addr[0] : same_ip6(way->dst, to->addr);
 	w->generation = now;
+}
+
+/* near notes the way to a container of the same overlay on this host, which is
+ * behind another bridge, if it has the fast path as well. */
+static __always_inline int near(const struct attachment *a, const struct eth *eth, struct way *w)
+{
+	struct attachment *to;
+
+	if (eth->proto == htons(ETH_P_IP))
+		to = bpf_map_lookup_elem(&containers4, w->dst);
+	else
+		to = bpf_map_lookup_elem(&containers6, w->dst);
+	/* What it says to itself by way of the gateway is the kernel's. */
+	if (!to || to->overlay != a->overlay || to->ifindex == a->ifindex)
+		return 0;
+	w->near = 1;
+	w->out = to->ifindex;
+	memcpy(w->hop_macs, to->mac, 6);
+	memcpy(w->hop_macs + 6, to->gateway, 6);
+	return 1;
 }
 
 /* What find answers besides 0, found. */
@@ -271,11 +326,17 @@ static __always_inline int find(struct __sk_buff *skb, const struct host *h, str
 		memcpy(w->src, ip->src, sizeof(w->src));
 		memcpy(w->dst, ip->dst, sizeof(w->dst));
 	}
-	if (!to)
-		return NOT_FOR_A_PEER;
+	if (!to) {
+		if (!plain || !near(a, eth, w))
+			return NOT_FOR_A_PEER;
+		note_flow(w, ifindex, eth, port, a->overlay);
+		w->generation = now;
+		return 0;
+	}
 	if (!plain || route(skb, h, to, size, port, &way))
 		return FOR_A_PEER;
-	remember(w, now, ifindex, eth, port, a->overlay, to, &way);
+	note_flow(w, ifindex, eth, port, a->overlay);
+	remember(w, now, to, &way);
 	return 0;
 }
 
@@ -285,7 +346,7 @@ int leave_container(struct __sk_buff *skb)
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	__u32 bytes = skb->len, length = bytes - sizeof(struct eth), packets = segments(skb);
 	__u32 hash, slot, now, size, overlay = 0;
-	int verdict = TC_ACT_UNSPEC, plain;
+	int verdict = TC_ACT_UNSPEC, plain, first = 0;
 	struct packet p = {};
 	struct eth *eth = data;
 	struct traffic *n;
@@ -299,12 +360,12 @@ int leave_container(struct __sk_buff *skb)
 		struct ip4 *ip = data + sizeof(*eth);
 
 		plain = plain4(ip, end, length, &p);
-		hash = flow_hash(ip->src, ip->dst, p.ports, p.transport);
+		hash = skb->hash ? skb->hash : flow_hash(ip->src, ip->dst, p.ports, p.transport);
 	} else if (eth->proto == htons(ETH_P_IPV6) && data + sizeof(*eth) + sizeof(struct ip6) <= end) {
 		struct ip6 *ip = data + sizeof(*eth);
 
 		plain = plain6(ip, end, length, &p);
-		hash = flow_hash(ip->src[1] ^ ip->src[2] ^ ip->src[3], ip->dst[1] ^ ip->dst[2] ^ ip->dst[3], p.ports, p.transport);
+		hash = skb->hash ? skb->hash : flow_hash(ip->src[1] ^ ip->src[2] ^ ip->src[3], ip->dst[1] ^ ip->dst[2] ^ ip->dst[3], p.ports, p.transport);
 	} else {
 		return TC_ACT_UNSPEC;
 	}
@@ -312,8 +373,6 @@ int leave_container(struct __sk_buff *skb)
 	if (!h)
 		return TC_ACT_UNSPEC;
 	now = generation();
-	if (skb->hash)
-		hash = skb->hash; /* the socket's */
 	slot = hash & (FLOWS - 1);
 	/* As the kernel chooses a tunnel's source port. */
 	hash ^= hash << 16;
@@ -330,22 +389,25 @@ int leave_container(struct __sk_buff *skb)
 		case FOR_A_PEER:
 			goto passed;
 		}
+		first = 1;
 	}
+	if (w->near)
+		return send_near(skb, w, size - (h->family == AF_INET ? ROOM4 : ROOM6));
 	overlay = w->overlay;
 	/* The kernel tells a sender that its packet is too big. */
 	if (size <= w->mtu && (!w->to.mtu || size - (h->family == AF_INET ? ROOM4 : ROOM6) <= w->to.mtu)) {
 		if (w->to.direct && w->on_link && (w->proto == htons(ETH_P_IP)) == (h->family == AF_INET))
-			verdict = send_plain(skb, w);
+			verdict = send_plain(skb, w, first);
 		else
-			verdict = encapsulate(skb, h, w, p.class);
+			verdict = encapsulate(skb, h, w, p.class, first);
 	}
 	if (verdict != TC_ACT_UNSPEC)
 		return verdict;
 passed:
 	n = bpf_map_lookup_elem(&counters, &overlay);
 	if (n) {
-		n->passed_packets += packets;
-		n->passed_bytes += bytes;
+		n->passed_out_packets += packets;
+		n->passed_out_bytes += bytes;
 	}
 	return TC_ACT_UNSPEC;
 }
@@ -440,6 +502,18 @@ static __always_inline struct attachment *receiver(__u32 slot, const __u32 *from
 	return &r->to;
 }
 
+/* pass_in counts a packet of a peer that the kernel is to deliver. */
+static __always_inline int pass_in(struct __sk_buff *skb, const struct attachment *to, __u32 bytes)
+{
+	struct traffic *n = bpf_map_lookup_elem(&counters, &to->overlay);
+
+	if (n) {
+		n->passed_in_packets += segments(skb);
+		n->passed_in_bytes += bytes;
+	}
+	return TC_ACT_UNSPEC;
+}
+
 /* deliver strips the outer headers and gives a packet to its container. */
 static __always_inline int deliver(struct __sk_buff *skb, const struct attachment *to, int room,
 				   const struct packet *p, int summed, int congested)
@@ -488,6 +562,7 @@ static __always_inline int take_plain(struct __sk_buff *skb, const struct host *
 	__u32 from[4] = {}; /* no tunnel */
 	struct attachment *to;
 	struct packet p = {};
+	int plain;
 
 	if (!h->direct || skb->ifindex != h->uplink)
 		return TC_ACT_UNSPEC;
@@ -498,14 +573,16 @@ static __always_inline int take_plain(struct __sk_buff *skb, const struct host *
 	if (h->family == AF_INET) {
 		struct ip4 *ip = data + sizeof(struct eth);
 
-		if ((void *)(ip + 1) > end || !plain4(ip, end, bytes, &p))
+		if ((void *)(ip + 1) > end)
 			return TC_ACT_UNSPEC;
+		plain = plain4(ip, end, bytes, &p);
 		slot = ip->src ^ ip->dst;
 	} else {
 		struct ip6 *ip = data + sizeof(struct eth);
 
-		if ((void *)(ip + 1) > end || !plain6(ip, end, bytes, &p))
+		if ((void *)(ip + 1) > end)
 			return TC_ACT_UNSPEC;
+		plain = plain6(ip, end, bytes, &p);
 		slot = ip->src[3] ^ ip->dst[3];
 	}
 	/* The low bits of both are the last of their addresses. */
@@ -513,8 +590,8 @@ static __always_inline int take_plain(struct __sk_buff *skb, const struct host *
 	to = receiver(slot ^ slot >> 8, from, p.proto, data + sizeof(struct eth), end);
 	if (!to)
 		return TC_ACT_UNSPEC;
-	if (bpf_check_mtu(skb, to->ifindex, &mtu, 0, 0))
-		return TC_ACT_UNSPEC;
+	if (!plain || bpf_check_mtu(skb, to->ifindex, &mtu, 0, 0))
+		return pass_in(skb, to, skb->len);
 	return give(skb, to, p.proto, segments(skb));
 }
 
@@ -527,6 +604,7 @@ static __always_inline int decapsulate(struct __sk_buff *skb, const struct host 
 	__u32 bytes = skb->len - sizeof(struct eth) - room;
 	struct packet p = {};
 	struct attachment *to;
+	int verdict;
 
 	if (!same_mac(link->dst, h->vtep_mac))
 		return TC_ACT_UNSPEC;
@@ -536,17 +614,21 @@ static __always_inline int decapsulate(struct __sk_buff *skb, const struct host 
 		return TC_ACT_UNSPEC;
 	if (link->proto == htons(ETH_P_IP)) {
 		if (inner + sizeof(struct ip4) > end || !plain4(inner, end, bytes, &p))
-			return TC_ACT_UNSPEC;
+			goto passed;
 	} else if (inner + sizeof(struct ip6) > end || !plain6(inner, end, bytes, &p)) {
-		return TC_ACT_UNSPEC;
+		goto passed;
 	}
 	/* The container would take a batch of datagrams apart as a tunnel's. */
 	if (skb->gso_size && p.transport != IPPROTO_TCP)
-		return TC_ACT_UNSPEC;
+		goto passed;
 	/* A packet that cannot carry the mark must be dropped. */
 	if ((outer_class & ECN_MASK) == ECN_CE && !(p.class & ECN_MASK))
-		return TC_ACT_UNSPEC;
-	return deliver(skb, to, room, &p, t->udp.check != 0, (outer_class & ECN_MASK) == ECN_CE);
+		goto passed;
+	verdict = deliver(skb, to, room, &p, t->udp.check != 0, (outer_class & ECN_MASK) == ECN_CE);
+	if (verdict != TC_ACT_UNSPEC)
+		return verdict;
+passed:
+	return pass_in(skb, to, skb->len - room);
 }
 
 /* pull_tunnel does it for what lies in a tunnel, if it is one. */

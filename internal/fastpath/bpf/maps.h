@@ -30,7 +30,10 @@ struct overlay {
 struct traffic {
 	__u64 out_packets, out_bytes;
 	__u64 in_packets, in_bytes;
-	__u64 passed_packets, passed_bytes; /* for a peer, but left to the kernel */
+	/* for a peer and from one, but left to the kernel */
+	__u64 passed_out_packets, passed_out_bytes;
+	__u64 passed_in_packets, passed_in_bytes;
+	__u64 near_packets, near_bytes; /* from one container of this host to another */
 };
 
 struct prefix4 {
@@ -60,7 +63,8 @@ struct attachment {
 	__u8 gateway[6]; /* MAC of the bridge */
 };
 
-/* The way of a flow out of a container, as it was found. */
+/* The way of a flow out of a container, as it was found: to a peer, or to a
+ * container behind another bridge of this host. */
 struct way {
 	__u32 generation; /* of the maps that it was found in */
 	__u32 ifindex; /* of the host end */
@@ -71,9 +75,11 @@ struct way {
 	__u32 src[4], dst[4]; /* inner */
 	__u32 overlay;
 	struct peer to;
-	__u32 out; /* index of the underlay device */
+	__u32 near; /* 1: the container is on this host, and has no peer */
+	__u32 out; /* index of the underlay device, or of the container's host end */
 	__u32 family; /* of the next hop */
 	__u32 hop[4];
+	__u8 hop_macs[12]; /* of the frame that leaves: destination, source */
 	__u16 mtu; /* of the route */
 	__u16 id; /* of the last outer packet */
 	__u32 on_link; /* 1: the peer is the next hop itself */

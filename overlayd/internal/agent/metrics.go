@@ -133,7 +133,9 @@ func (a *Agent) trafficMetrics(p *metrics.Page, state conf.State) {
 			t := traffic[name]
 			p.Counter(unit.name, unit.help, float64(unit.of(t.Out)), "overlay", name, "direction", "out", "path", "fast")
 			p.Counter(unit.name, unit.help, float64(unit.of(t.In)), "overlay", name, "direction", "in", "path", "fast")
-			p.Counter(unit.name, unit.help, float64(unit.of(t.Passed)), "overlay", name, "direction", "out", "path", "kernel")
+			p.Counter(unit.name, unit.help, float64(unit.of(t.PassedOut)), "overlay", name, "direction", "out", "path", "kernel")
+			p.Counter(unit.name, unit.help, float64(unit.of(t.PassedIn)), "overlay", name, "direction", "in", "path", "kernel")
+			p.Counter(unit.name, unit.help, float64(unit.of(t.Near)), "overlay", name, "direction", "local", "path", "fast")
 		}
 	}
 }

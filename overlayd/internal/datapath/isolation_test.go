@@ -256,7 +256,7 @@ func (m *matrix) applyFast(h *host, p *fastpath.Path, c Host) {
 // without VXLAN were sent so.
 func (m *matrix) checkFast(s setting) {
 	m.t.Helper()
-	for _, p := range m.fast {
+	for i, p := range m.fast {
 		all, err := p.Traffic()
 		if err != nil {
 			m.t.Fatal(err)
@@ -264,6 +264,10 @@ func (m *matrix) checkFast(s setting) {
 		for name, t := range all {
 			if t.Out.Packets == 0 || t.In.Packets == 0 {
 				m.t.Errorf("overlay %s: the fast path took nothing: %+v", name, t)
+			}
+			// On the first host one of the two has a published port.
+			if near := t.Near.Packets > 0; near != (i == 1) {
+				m.t.Errorf("overlay %s, host %d: the fast path took %+v between two containers of it", name, i, t.Near)
 			}
 		}
 	}
@@ -308,7 +312,12 @@ func (m *matrix) try() []*attempt {
 				for _, to := range []string{x, y} {
 					for _, other := range conf.Halves {
 						if to != x || other != half {
-							add(from, m.at[fmt.Sprintf("%s %s 0 %s", to, other, family)].addr, listening, false, "container of %s | container of %s, same host", x, to)
+							for host := range m.hosts { // of the second no container is published
+								at := func(overlay string, half conf.Half) place {
+									return m.at[fmt.Sprintf("%s %s %d %s", overlay, half, host, family)]
+								}
+								add(at(x, half).netNS, at(to, other).addr, listening, false, "container of %s | container of %s, same host", x, to)
+							}
 						}
 						add(from, m.at[fmt.Sprintf("%s %s 1 %s", to, other, family)].addr, listening, false, "container of %s | container of %s, other host", x, to)
 					}
