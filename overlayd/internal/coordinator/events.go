@@ -22,8 +22,8 @@ import (
 // coordinator has events of its own, of all that its view and its book show.
 
 const (
-	// settle is how long an agent has to be gone, or back, before that is an
-	// event: one that goes to another coordinator is neither.
+	// settle is how long an agent has to be gone before that is an event: one that
+	// goes to another coordinator is not. Who was said to be gone is back at once.
 	settle = 2 * time.Second
 	// gatherEvents is how long events are gathered for one write.
 	gatherEvents = 50 * time.Millisecond
@@ -154,9 +154,13 @@ func (a announcements) forget(id string) {
 	delete(a.due, id)
 }
 
-// lookLater has it found out in a moment whether an agent has come or gone.
+// lookLater has it found out in a moment whether an agent has gone, and at once
+// whether one that has is back.
 func (a announcements) lookLater(id string) {
 	a.due[id] = time.Now().Add(settle)
+	if _, gone := a.gone[id]; gone {
+		a.due[id] = time.Now()
+	}
 	select {
 	case a.wake <- struct{}{}:
 	default:

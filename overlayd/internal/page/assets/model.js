@@ -8,6 +8,9 @@ const stream = '/v1/events';
 // answers are large, so a reading also rests for twenty times as long as it took.
 const rest = 2000, restFactor = 20;
 const kept = 5000; // events
+// Who has gone, or has come after the coordinator was started, is not told at once, and
+// not at all if it is over by then: so for how long, in ms, is read again who was missed.
+const untold = 150000;
 
 export class Model extends EventTarget {
   constructor() {
@@ -22,12 +25,29 @@ export class Model extends EventTarget {
     this.live = 'off';
     this.incoming = [];
     this.readings = {
-      agents: new Reading(() => this.get('/v1/agents'), list => { this.agents = list || []; this.index(); }, this),
+      agents: new Reading(() => this.get('/v1/agents'), list => { this.agents = list || []; this.index(); this.missing(); }, this),
       overlays: new Reading(() => this.get('/v1/overlays'), list => { this.overlays = list || []; }, this),
       usage: new Reading(() => this.get('/v1/addresses'), u => { this.usage = {overlays: u.overlays || [], agents: u.agents || [], incomplete: u.incomplete || [], unreported: u.unreported || 0}; }, this),
       containers: new Reading(() => this.get('/v1/containers?limit=1'), l => { this.containers = l.total; }, this, 500),
     };
     this.byID = new Map();
+    this.told = new Map(); // agent id to the last event that said whether it is connected
+    this.missed = new Map(); // agent id to when it was first seen not to be connected
+  }
+
+  // missing reads again while an agent is not connected and no event has said so, for
+  // none will say then that it is back.
+  missing() {
+    const now = performance.now(), missed = new Map();
+    let again = false;
+    for (const a of this.agents) {
+      if (a.connected || a.superseded) continue;
+      const since = this.missed.get(a.agent_id) ?? now;
+      missed.set(a.agent_id, since);
+      again ||= this.told.get(a.agent_id) !== 'agent_disconnected' && now - since < untold;
+    }
+    this.missed = missed;
+    if (again) this.readings.agents.want();
   }
 
   index() {
@@ -94,6 +114,7 @@ export class Model extends EventTarget {
       try {
         const e = JSON.parse(data);
         fresh.push(e);
+        if (e.kind === 'agent_connected' || e.kind === 'agent_disconnected') this.told.set(e.agent_id, e.kind);
         for (const name of touches(e.kind)) old.add(name);
       } catch (err) {
         console.warn('an event cannot be read', err);
