@@ -99,6 +99,29 @@ type MesosNetworkInfo struct {
 	Name         string             `json:"name"`
 	IPAddresses  []MesosAddress     `json:"ip_addresses"`
 	PortMappings []MesosPortMapping `json:"port_mappings"`
+	Labels       struct {
+		Labels []MesosLabel `json:"labels"`
+	} `json:"labels"`
+}
+
+// MesosNameLabel is the key of the label whose value is what people are shown as the
+// task's name: Mesos itself tells none.
+const MesosNameLabel = "name"
+
+// Label is the value of the first label with a key; empty: there is none.
+func (n MesosNetworkInfo) Label(key string) string {
+	for _, l := range n.Labels.Labels {
+		if l.Key == key {
+			return l.Value
+		}
+	}
+	return ""
+}
+
+// MesosLabel is what the framework, or whoever wrote the task, says of a NetworkInfo.
+type MesosLabel struct {
+	Key   string `json:"key"`
+	Value string `json:"value"`
 }
 
 // MesosAddress is one address of a NetworkInfo.

@@ -108,6 +108,11 @@ func (s *scanner) mesos(n *conf.MesosNetworkInfo) {
 				{"host_port", &p.HostPort}, {"container_port", &p.ContainerPort}, {"protocol", &p.Protocol},
 			})
 		})},
+		{"labels", func() {
+			s.object(fields{{"labels", listOf(s, &n.Labels.Labels, func(l *conf.MesosLabel) {
+				s.object(fields{{"key", &l.Key}, {"value", &l.Value}})
+			})}})
+		}},
 	})
 }
 

@@ -110,18 +110,24 @@ func TestCounters(t *testing.T) {
 	Record(dir, call("DEL", 107, time.Minute))
 	Record(dir, call("STATUS", 0, time.Microsecond))
 	Record(dir, Call{Program: "stranger", Verb: "ADD"})
+	Record(dir, Call{Program: "overlay-netavark", Verb: "DEL", Code: 7, Took: time.Minute}) // the last that it has
+	Record(dir, Call{Program: "overlay-netavark", Verb: "STATUS", Code: 7, Took: time.Minute})
 	got, err := Read(dir)
-	if err != nil || len(got) != 4 {
+	if err != nil || len(got) != 5 {
 		t.Fatalf("%+v, %v", got, err)
 	}
 	for i, want := range []struct {
-		verb, result string
-		n            uint64
-		bucket       int
-		sum          time.Duration
-	}{{"ADD", "ok", 2000, 3, 6 * time.Second}, {"ADD", "again", 1, 15, 9 * time.Second}, {"DEL", "failed", 1, 16, time.Minute}, {"STATUS", "ok", 1, 0, time.Microsecond}} {
+		program, verb, result string
+		n                     uint64
+		bucket                int
+		sum                   time.Duration
+	}{
+		{"d-overlay", "ADD", "ok", 2000, 3, 6 * time.Second}, {"d-overlay", "ADD", "again", 1, 15, 9 * time.Second},
+		{"d-overlay", "DEL", "failed", 1, 16, time.Minute}, {"d-overlay", "STATUS", "ok", 1, 0, time.Microsecond},
+		{"overlay-netavark", "DEL", "failed", 1, 16, time.Minute},
+	} {
 		c := got[i]
-		if c.Program != "d-overlay" || c.Verb != want.verb || c.Result != want.result || c.Total() != want.n || c.Calls[want.bucket] != want.n || c.Sum != want.sum {
+		if c.Program != want.program || c.Verb != want.verb || c.Result != want.result || c.Total() != want.n || c.Calls[want.bucket] != want.n || c.Sum != want.sum {
 			t.Errorf("%+v, want %+v", c, want)
 		}
 	}

@@ -22,6 +22,9 @@ import (
 //
 //	magic, then for each program, verb and result:
 //	    sum of the durations in nanoseconds, calls by duration (17)
+//
+// The size stays: programs of other releases write the same file. Of the last program
+// there is room for ADD, DEL and CHECK, of which it has the first two.
 const (
 	countersFile = "cni.counters"
 	magic        = uint64(0x6f766c63616c6c31)
@@ -30,7 +33,7 @@ const (
 )
 
 var (
-	programNames = [...]string{"m-overlay", "d-overlay", "overlay-ipam"}
+	programNames = [...]string{"m-overlay", "d-overlay", "overlay-ipam", "overlay-netavark"}
 	verbNames    = [...]string{"ADD", "DEL", "CHECK", "GC", "STATUS"}
 	resultNames  = [...]string{"ok", "again", "failed"}
 )
@@ -76,9 +79,16 @@ func offset(program, verb, result int) int {
 	return 1 + ((program*len(verbNames)+verb)*len(resultNames)+result)*words
 }
 
+// fits reports whether the file has room for the counters that begin there.
+func fits(offset int) bool { return 8*(offset+words) <= fileSize }
+
 func (c Call) count(dir string) {
 	program, verb := slices.Index(programNames[:], c.Program), slices.Index(verbNames[:], c.Verb)
 	if program < 0 || verb < 0 {
+		return
+	}
+	at := offset(program, verb, c.result())
+	if !fits(at) {
 		return
 	}
 	fd, err := unix.Open(filepath.Join(dir, countersFile), unix.O_RDWR|c.create()|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
@@ -93,7 +103,6 @@ func (c Call) count(dir string) {
 	if st.Size == 0 && unix.Ftruncate(fd, fileSize) != nil || st.Size != 0 && st.Size != fileSize {
 		return
 	}
-	at := offset(program, verb, c.result())
 	add(fd, at, uint64(c.Took), at+1+bucketOf(c.Took))
 }
 
@@ -152,6 +161,9 @@ func Read(dir string) ([]Count, error) {
 		for v, verb := range verbNames {
 			for r, result := range resultNames {
 				at := offset(p, v, r)
+				if !fits(at) {
+					continue
+				}
 				c := Count{Program: program, Verb: verb, Result: result, Sum: time.Duration(word(at))}
 				for i := range c.Calls {
 					c.Calls[i] = word(at + 1 + i)

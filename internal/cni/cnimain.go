@@ -63,6 +63,7 @@ type Args struct {
 	MAC string   // MAC=
 
 	PodNamespace, PodName string // K8S_POD_NAMESPACE=, K8S_POD_NAME=
+	Hostname              string // NERDCTL_CNI_DHCP_HOSTNAME=
 }
 
 // Codes of our own; those of the specification are in types.Err*. What passes

@@ -130,6 +130,8 @@ func parseArgs(s string) Args {
 			a.PodNamespace = value
 		case key == "K8S_POD_NAME":
 			a.PodName = value
+		case key == "NERDCTL_CNI_DHCP_HOSTNAME":
+			a.Hostname = value
 		}
 	}
 	return a

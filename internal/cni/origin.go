@@ -28,10 +28,17 @@ var runtimesByProgram = [...]struct{ program, runtime string }{
 // what people are shown depends on it.
 func originOf(c *Call, parent func() string) conf.Origin {
 	a := c.Args
-	if c.Conf.Args.Mesos.NetworkInfo != nil || strings.Contains(c.NetNS, "/isolators/network/cni/") {
-		return conf.Origin{Runtime: conf.RuntimeMesos} // which does not tell the task's name
+	if info := c.Conf.Args.Mesos.NetworkInfo; info != nil {
+		return conf.Origin{Runtime: conf.RuntimeMesos, Name: info.Label(conf.MesosNameLabel)}
+	}
+	if strings.Contains(c.NetNS, "/isolators/network/cni/") {
+		return conf.Origin{Runtime: conf.RuntimeMesos}
 	}
 	o := conf.Origin{Name: a.PodName}
+	// nerdctl says the host name, which is the beginning of the id unless one was given.
+	if a.PodName == "" && !strings.Contains(c.ContainerID, a.Hostname) {
+		o.Name = a.Hostname
+	}
 	program := parent()
 	for _, r := range runtimesByProgram {
 		if program == r.program {

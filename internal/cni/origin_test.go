@@ -10,7 +10,9 @@ import (
 // TestOrigin: who has a container, and what it is called there, by what the runtimes
 // say in fact; the engines' tests look at the real ones.
 func TestOrigin(t *testing.T) {
-	info := &conf.MesosNetworkInfo{Name: "dcos"}
+	info, labelled := &conf.MesosNetworkInfo{Name: "dcos"}, &conf.MesosNetworkInfo{Name: "dcos"}
+	info.Labels.Labels = []conf.MesosLabel{{Key: "names", Value: "no"}}
+	labelled.Labels.Labels = []conf.MesosLabel{{Key: "app", Value: "a"}, {Key: "name", Value: "web.prod"}, {Key: "name", Value: "second"}}
 	for _, tt := range []struct {
 		name, args, netns, parent string
 		mesos                     *conf.MesosNetworkInfo
@@ -21,12 +23,15 @@ func TestOrigin(t *testing.T) {
 		{"CRI-O", "K8S_POD_NAMESPACE=prod;K8S_POD_NAME=web-0", "/var/run/netns/x", "crio", nil, conf.Origin{Runtime: "cri-o", Name: "prod/web-0"}},
 		{"ctr", "", "/proc/77/ns/net", "ctr", nil, conf.Origin{Runtime: "containerd"}},
 		{"nerdctl", "IgnoreUnknown=1", "/proc/77/ns/net", "nerdctl", nil, conf.Origin{Runtime: "containerd"}},
+		{"nerdctl, a host name of its own making", "NERDCTL_CNI_DHCP_HOSTNAME=4f1d2a90c3b7;IgnoreUnknown=1", "/proc/77/ns/net", "nerdctl", nil, conf.Origin{Runtime: "containerd"}},
+		{"nerdctl --hostname", "NERDCTL_CNI_DHCP_HOSTNAME=web;IgnoreUnknown=1", "/proc/77/ns/net", "nerdctl", nil, conf.Origin{Runtime: "containerd", Name: "web"}},
 		{"Mesos, by its arguments", "", "/x", "sh", info, conf.Origin{Runtime: "mesos"}},
+		{"Mesos, a task with a label", "", "/x", "sh", labelled, conf.Origin{Runtime: "mesos", Name: "web.prod"}},
 		{"Mesos, by its namespace", "", "/run/mesos/isolators/network/cni/u/ns", "sh", nil, conf.Origin{Runtime: "mesos"}},
 		{"who knows", "K8S_POD_NAME=web", "/run/netns/x", "bash", nil, conf.Origin{Name: "web"}},
 		{"nothing to see", "", "/run/netns/x", "", nil, conf.Origin{}},
 	} {
-		c := &Call{NetNS: tt.netns, Args: parseArgs(tt.args)}
+		c := &Call{ContainerID: "default-4f1d2a90c3b7e5", NetNS: tt.netns, Args: parseArgs(tt.args)}
 		c.Conf.Args.Mesos.NetworkInfo = tt.mesos
 		if got := originOf(c, func() string { return tt.parent }); got != tt.want {
 			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)

@@ -183,6 +183,7 @@ func (p program) cni(ctx context.Context, command, netns string, c container) (i
 	env := func(name string) (string, bool) { v, ok := vars[name]; return v, ok }
 	out := &translator{to: p.stdout, ifName: c.Options.InterfaceName}
 	plugin := attach.New(conf.Docker)
+	plugin.Name = Driver // in the log and the counters of calls
 	plugin.Origin = conf.Origin{Runtime: conf.RuntimePodman, Name: c.Name}
 	return cni.Run(ctx, plugin, env, bytes.NewReader(input), out, p.stderr), nil
 }
