@@ -3,6 +3,7 @@ package integration
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -19,6 +20,14 @@ type explanation struct {
 	Reachable bool
 	StopsAt   string `json:"stops_at"`
 	Steps     []struct{ Name, Text string }
+
+	Far        *explanation
+	FarUnknown string `json:"far_unknown"`
+}
+
+// seenFar reports whether the host of B was asked, and has nothing to say against it.
+func (e explanation) seenFar(host string) bool {
+	return e.Far != nil && e.FarUnknown == "" && e.Far.Host == host && e.Far.Reachable && len(e.Far.Steps) >= 5
 }
 
 // explain runs overlayctl explain on a host and checks that its exit code fits.
@@ -89,6 +98,35 @@ func explainFromAfar(t *testing.T, h *lab.Host, a, far, far6, small *lab.Contain
 	}
 }
 
+// explainFar: what is wrong on the host of B is named in its words, also where a probe of
+// the host of A passes, and that it could not be asked is said.
+func explainFar(t *testing.T, s *lab.Seed, from string, far *lab.Container) {
+	t.Helper()
+	h, peer, to := s.Agents[0], s.Agents[1], far.Addr().String()
+	// What is not the agent's it does not take away.
+	script(t, peer, "nft add table inet stranger; nft 'add chain inet stranger f { type filter hook forward priority 10; policy drop; }'")
+	e := explain(t, h, from, to)
+	if !strings.HasPrefix(e.StopsAt, "on host 172.17.0.3, firewall: ") || e.Far == nil || e.Far.StopsAt == "" {
+		t.Errorf("the firewall of the other host: %+v", e)
+	}
+	script(t, peer, "nft delete table inet stranger")
+
+	must(t, peer.Proc.Stop())
+	script(t, peer, "ip link set d-dcos down")
+	if e := explain(t, h, from, to); !strings.Contains(e.StopsAt, "the container does not answer") || e.Far != nil || !strings.Contains(e.FarUnknown, "not connected") {
+		t.Errorf("its agent is away: %+v", e)
+	}
+	must(t, s.StartAgent(peer))
+	must(t, peer.WaitReady(t.Context()))
+	must(t, s.WaitMesh(t.Context()))
+	wait(t, "all to be well again", 20*time.Second, func() error {
+		if e := explain(t, h, from, to); !e.Reachable || !e.seenFar("172.17.0.3") {
+			return fmt.Errorf("%+v", e)
+		}
+		return nil
+	})
+}
+
 // TestExplain: ways that are open, and the culprit of ten that are broken.
 func TestExplain(t *testing.T) {
 	t.Parallel()
@@ -104,12 +142,17 @@ func TestExplain(t *testing.T) {
 	open := place(t, s, 1, "g", "open", lab.Docker)
 	from := a.Addr().String()
 
-	for _, to := range []string{near.Addr().String(), far.Addr().String(), open.Addr().String(), "172.17.0.200"} {
-		if e := explain(t, h, from, to); !e.Reachable {
+	for _, to := range []string{near.Addr().String(), "172.17.0.200"} {
+		if e := explain(t, h, from, to); !e.Reachable || e.Far != nil || e.FarUnknown != "" {
 			t.Errorf("%s to %s: %+v", from, to, e)
 		}
 	}
-	if e := explain(t, h, near6.Addr().String(), far6.Addr().String()); !e.Reachable {
+	for _, to := range []string{far.Addr().String(), open.Addr().String()} {
+		if e := explain(t, h, from, to); !e.Reachable || !e.seenFar("172.17.0.3") {
+			t.Errorf("%s to %s: %+v", from, to, e)
+		}
+	}
+	if e := explain(t, h, near6.Addr().String(), far6.Addr().String()); !e.Reachable || !e.seenFar("172.17.0.3") {
 		t.Errorf("IPv6: %+v", e)
 	}
 	out, err := h.Run(t.Context(), filepath.Join(h.Lab.Bin, "overlayctl"), "explain", from, "nonsense", "--run-dir", h.RunDir)
@@ -132,6 +175,7 @@ func TestExplain(t *testing.T) {
 	stops("isolation", small.Addr().String(), "isolation: overlay small", "", "")
 	stops("nobody has a lease", "9.77.0.2", "no other host has a lease", "", "")
 	explainFromAfar(t, h, a, far, far6, small)
+	explainFar(t, s, from, far)
 
 	// What the agent would repair.
 	must(t, h.Proc.Stop())
@@ -150,7 +194,7 @@ func TestExplain(t *testing.T) {
 	must(t, s.StartAgent(h))
 	must(t, h.WaitReady(t.Context()))
 	must(t, far.Remove(t.Context()))
-	stops("container gone", far4, "the container does not answer", "", "")
+	stops("container gone", far4, "on host 172.17.0.3, container "+far4+": no container of this host has "+far4, "", "")
 	script(t, h, "ip link delete $(ip -br link show master m-dcos | cut -d@ -f1)")
 	stops("own interface gone", far4, "its interface on this host is gone", "", "")
 	if _, err := os.Stat(h.RunDir); err != nil {

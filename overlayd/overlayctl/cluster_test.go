@@ -96,6 +96,62 @@ func TestMatrixCut(t *testing.T) {
 	}
 }
 
+// listed is a coordinator that lists containers, two a page.
+func listed(t *testing.T, all []api.Container) (url string) {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		at, _ := strconv.Atoi(r.URL.Query().Get("after"))
+		end := min(at+2, len(all))
+		page := api.Containers{Total: len(all), Containers: all[at:end]}
+		if end < len(all) {
+			page.Next = strconv.Itoa(end)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(page)
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+// What may be a container of this host and one of another host as well is refused, with
+// both; where nobody can say what others there are, that is said.
+func TestOnlyOne(t *testing.T) {
+	here := netip.MustParsePrefix("9.0.1.0/27")
+	runDir := t.TempDir()
+	s, err := ipam.Open(t.Context(), ipam.Options{Dir: filepath.Join(runDir, conf.IPAMDir), Overlay: "dcos"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []api.Container
+	for _, id := range []string{"aaaa1", "aabb1", "cccc1", "dddd1", "dddd12", "eeee1"} {
+		a, err := s.Allocate(t.Context(), ipam.Request{Attachment: conf.Attachment{Network: "dcos", ContainerID: id, IfName: "eth0"}, Half: conf.Mesos, Ranges: []netip.Prefix{here}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if id != "eeee1" { // which was not told yet
+			all = append(all, api.Container{ID: id, AgentIP: netip.MustParseAddr("10.0.0.1"), Addresses: a.Addrs})
+		}
+	}
+	s.Close()
+	there := netip.MustParseAddr("10.0.0.2")
+	all = append(all, api.Container{ID: "ffff1", Name: "cccc", AgentIP: there}, api.Container{ID: "eeee2", AgentIP: there})
+	url := listed(t, all)
+	for name, refused := range map[string]string{
+		"9.0.1.2": "", "aaaa": "", "dddd1": "", "dddd12": "", "ffff": "", "nobody": "",
+		"aa":   "any of 2 containers, so name one by its address or id: aaaa1 on host 10.0.0.1, aabb1 on host 10.0.0.1",
+		"cccc": "ffff1 on host 10.0.0.2, cccc1 on this host",
+		"eee":  "eeee2 on host 10.0.0.2, eeee1 on this host",
+	} {
+		code, stdout, stderr := ctl(t, nil, "explain", name, "192.0.2.1", "--run-dir", runDir, "--coordinator", url)
+		if code != 1 || strings.Contains(stderr, "any of") != (refused != "") || !strings.Contains(stderr, refused) {
+			t.Errorf("%s: code %d, %s%s; want %q", name, code, stdout, stderr, refused)
+		}
+	}
+	if _, _, stderr := ctl(t, nil, "explain", "aaaa", "192.0.2.1", "--run-dir", runDir, "--coordinator", "http://127.0.0.1:1"); !strings.Contains(stderr, "whether others are called so is not known") {
+		t.Errorf("without a coordinator: %s", stderr)
+	}
+}
+
 // A container is found by address, id, name or the beginning of an id, in this order,
 // on every page, and what may be several is refused with their hosts.
 func TestLocate(t *testing.T) {
@@ -117,17 +173,7 @@ func TestLocate(t *testing.T) {
 	add(2, "eeee1", "", "9.0.1.5") // its second interface
 	add(2, "same", "", "9.0.1.6")
 	add(3, "same", "", "9.0.2.6")
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { // two a page
-		at, _ := strconv.Atoi(r.URL.Query().Get("after"))
-		page := api.Containers{Total: len(all), Containers: all[at : at+2]}
-		if at+2 < len(all) {
-			page.Next = strconv.Itoa(at + 2)
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(page)
-	}))
-	t.Cleanup(server.Close)
-	client, err := api.NewClient([]string{server.URL}, nil)
+	client, err := api.NewClient([]string{listed(t, all)}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +185,7 @@ func TestLocate(t *testing.T) {
 		{"cccc", "bbbb1", ""},
 		{"cccc1", "cccc1", ""},
 		{"eee", "eeee1", ""},
-		{"web", "", `"web" may be any of 2 containers of the cluster, so name one by its address or id: ffff1 on host 10.0.0.1, ffff2 on host 10.0.0.2`},
+		{"web", "", `"web" may be any of 2 containers, so name one by its address or id: ffff1 on host 10.0.0.1, ffff2 on host 10.0.0.2`},
 		{"fff", "", "any of 2 containers"},
 		{"same", "", "same on host 10.0.0.2, same on host 10.0.0.3"},
 	} {

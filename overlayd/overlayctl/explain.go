@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -23,12 +25,14 @@ func (e *env) explainCommand() *cobra.Command {
 		Long: `The way from a container to another one or any address, and where it stops.
 
 A and B are addresses, or containers by id, name, or the beginning of an id; B may be
-outside. A name that several containers have is refused. Walks lease, isolation, forwarding, firewall, VTEP, route and neighbour, and
-sends probes with the overlay's own encapsulation.
+outside. What several containers may be meant by, here or on other hosts, is refused, and
+they are listed. Walks lease, isolation, forwarding, firewall, VTEP, route and neighbour,
+and sends probes with the overlay's own encapsulation.
 
-The walk is made on the host of A. Where that is another one than this, or a name is
-of a container elsewhere, the coordinator is asked; an operator may (overlayctl
-login, or root on a coordinator's host).
+The walk is made on the host of A, and its end on the host of B as well. For another host
+than this one, and for the name of a container elsewhere, the coordinator is asked; an
+operator may (overlayctl login, or root on a coordinator's host). Where the host of B could
+not be asked, that is said.
 
 The exit code is 0 if B is reached, else 1.`,
 		Example: "  overlayctl explain 3f2c 9.0.2.130\n  overlayctl explain 9.0.1.2 192.0.2.1 -o json",
@@ -43,6 +47,11 @@ The exit code is 0 if B is reached, else 1.`,
 }
 
 func (e *env) runExplain(ctx context.Context, a, b string) error {
+	for _, name := range []string{a, b} {
+		if err := e.onlyOne(ctx, name); err != nil {
+			return err
+		}
+	}
 	r, err := explain.Walk(ctx, doctor.Options{RunDir: e.runDir, StateDir: e.agentStateDir()}, a, b)
 	var elsewhere *explain.Elsewhere
 	if errors.As(err, &elsewhere) || errors.Is(err, explain.ErrUnknown) || errors.Is(err, explain.ErrNoAgent) {
@@ -51,6 +60,7 @@ func (e *env) runExplain(ctx context.Context, a, b string) error {
 	if err != nil {
 		return err
 	}
+	e.askFar(ctx, &r)
 	if e.structured() {
 		err = e.print(r)
 	} else {
@@ -63,6 +73,23 @@ func (e *env) runExplain(ctx context.Context, a, b string) error {
 }
 
 func (e *env) printExplanation(r explain.Result, a, b string) error {
+	err := e.printSteps(r)
+	switch {
+	case err != nil:
+	case r.Far != nil:
+		if _, err = fmt.Fprintln(e.stdout); err == nil {
+			err = e.printSteps(*r.Far)
+		}
+	case r.FarUnknown != "":
+		fmt.Fprintf(e.stderr, "what host %s sees is not known, for it was not asked: %s\n", r.ToHost, printable(r.FarUnknown))
+	}
+	if err == nil && r.Reachable {
+		_, err = fmt.Fprintf(e.stdout, "\n%s reaches %s\n", printable(a), printable(b))
+	}
+	return err
+}
+
+func (e *env) printSteps(r explain.Result) error {
 	var rows [][]string
 	for _, s := range r.Steps {
 		mark := "ok"
@@ -71,11 +98,86 @@ func (e *env) printExplanation(r explain.Result, a, b string) error {
 		}
 		rows = append(rows, []string{mark, s.Name, s.Text})
 	}
-	err := e.printTable([]string{"", "STEP", "SEEN ON " + known(r.Host)}, rows)
-	if err == nil && r.Reachable {
-		_, err = fmt.Fprintf(e.stdout, "\n%s reaches %s\n", printable(a), printable(b))
+	return e.printTable([]string{"", "STEP", "SEEN ON " + known(r.Host)}, rows)
+}
+
+// askFar has the host of B look as well, if it is another one, and takes its word for what
+// is wrong where nobody answered the host of A, or all was well there.
+func (e *env) askFar(ctx context.Context, r *explain.Result) {
+	if !r.ToHost.IsValid() {
+		return
 	}
-	return err
+	far, err := e.arrive(ctx, *r)
+	if err != nil {
+		r.FarUnknown = err.Error()
+		return
+	}
+	r.Far = &far
+	if !far.Reachable && (r.Reachable || r.Silent && !far.Silent) {
+		r.Reachable, r.StopsAt = false, "on host "+known(far.Host)+", "+far.StopsAt
+	}
+}
+
+// farPatience is how long the host of B is waited for, and who knows which containers
+// there are. The walk on this host has been made, or can be without.
+const farPatience = 20 * time.Second
+
+// arrive has the host of B walk.
+func (e *env) arrive(ctx context.Context, r explain.Result) (explain.Result, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, farPatience, fmt.Errorf("no answer within %s", farPatience))
+	defer cancel()
+	client, err := e.client(ctx)
+	if err != nil {
+		return explain.Result{}, err
+	}
+	seen, err := e.ask(ctx, client, api.Survey{
+		Kind: api.SurveyExplain, Agents: []string{r.ToHost.String()},
+		SurveyOptions: api.SurveyOptions{A: r.FromAddress.String(), B: r.ToAddress.String(), Arrive: true},
+	})
+	for _, report := range seen.reports {
+		switch {
+		case report.Explain != nil:
+			return *report.Explain, nil
+		case report.Error != "":
+			return explain.Result{}, errors.New(report.Error)
+		}
+	}
+	for _, m := range seen.missing {
+		return explain.Result{}, errors.New(m.Reason)
+	}
+	return explain.Result{}, cmp.Or(err, errors.New("the coordinator says nothing of it"))
+}
+
+// onlyOne refuses the name of a container of this host that may be one of another host
+// as well, or several of this one. Without a coordinator nobody knows of the others.
+func (e *env) onlyOne(ctx context.Context, name string) error {
+	if _, err := netip.ParseAddr(name); err == nil {
+		return nil
+	}
+	here, err := explain.Named(ctx, e.runDir, name)
+	if err != nil || len(here) == 0 || len(here) == 1 && here[0] == name {
+		return nil // the walk says what is wrong; a whole id is one container's
+	}
+	ctx, cancel := context.WithTimeout(ctx, farPatience)
+	defer cancel()
+	var all []api.Container
+	client, err := e.client(ctx)
+	if err == nil {
+		all, err = candidates(ctx, client, name)
+	}
+	if err != nil {
+		fmt.Fprintf(e.stderr, "%s is taken for a container of this host; whether others are called so is not known: %s\n", printable(name), printable(err.Error()))
+		return nil
+	}
+	for _, id := range here {
+		if !slices.ContainsFunc(all, func(c api.Container) bool { return c.ID == id }) {
+			all = append(all, api.Container{ID: id})
+		}
+	}
+	if len(all) > 1 {
+		return several(name, all)
+	}
+	return nil
 }
 
 // explainElsewhere has the host of A walk, because why.
@@ -122,10 +224,24 @@ func (e *env) explainElsewhere(ctx context.Context, a, b string, why error) (r e
 	return r, cli.ErrReported // why there is none was said
 }
 
-// locate finds a container of the cluster by address, or else by id, name, or the
-// beginning of an id, in this order. Names are one container's on a Docker host alone,
-// so that a name of several is refused.
+// locate is the one of the candidates; several are refused: names are one container's on
+// a Docker host alone.
 func locate(ctx context.Context, client *api.Client, name string) (api.Container, error) {
+	are, err := candidates(ctx, client, name)
+	switch {
+	case err != nil:
+		return api.Container{}, err
+	case len(are) == 1:
+		return are[0], nil
+	case len(are) > 1:
+		return api.Container{}, several(name, are)
+	}
+	return api.Container{}, fmt.Errorf("%q is no container of the cluster; overlayctl containers --all lists them", name)
+}
+
+// candidates finds containers of the cluster by address, or else by id, name, or the
+// beginning of an id, in this order.
+func candidates(ctx context.Context, client *api.Client, name string) ([]api.Container, error) {
 	text, ranks := name, []func(api.Container) bool{
 		func(c api.Container) bool { return c.ID == name },
 		func(c api.Container) bool { return c.Name == name },
@@ -139,7 +255,7 @@ func locate(ctx context.Context, client *api.Client, name string) (api.Container
 	for next := "-"; next != ""; {
 		page, err := client.Containers(ctx, query)
 		if err != nil {
-			return api.Container{}, err
+			return nil, err
 		}
 		for _, c := range page.Containers {
 			if rank := slices.IndexFunc(ranks, func(is func(api.Container) bool) bool { return is(c) }); rank >= 0 {
@@ -150,14 +266,11 @@ func locate(ctx context.Context, client *api.Client, name string) (api.Container
 		query.Set("after", next)
 	}
 	for _, are := range found {
-		switch {
-		case len(are) == 1:
-			return are[0], nil
-		case len(are) > 1:
-			return api.Container{}, several(name, are)
+		if len(are) > 0 {
+			return are, nil
 		}
 	}
-	return api.Container{}, fmt.Errorf("%q is no container of the cluster; overlayctl containers --all lists them", name)
+	return nil, nil
 }
 
 // join puts the interfaces of one container together.
@@ -173,12 +286,16 @@ func several(name string, are []api.Container) error {
 	const most = 10
 	var list []string
 	for _, c := range are[:min(len(are), most)] {
-		list = append(list, fmt.Sprintf("%s on host %s", shortID(c.ID), c.AgentIP))
+		where := "this host"
+		if c.AgentIP.IsValid() {
+			where = "host " + c.AgentIP.String()
+		}
+		list = append(list, fmt.Sprintf("%s on %s", shortID(c.ID), where))
 	}
 	if len(are) > most {
 		list = append(list, fmt.Sprintf("%d more", len(are)-most))
 	}
-	return fmt.Errorf("%q may be any of %d containers of the cluster, so name one by its address or id: %s", name, len(are), strings.Join(list, ", "))
+	return fmt.Errorf("%q may be any of %d containers, so name one by its address or id: %s", name, len(are), strings.Join(list, ", "))
 }
 
 func hasAddress(c api.Container, name string) bool {

@@ -40,6 +40,20 @@ type surveyed struct {
 // error that is what had come before. Those that have not answered are named on
 // standard error.
 func (e *env) survey(ctx context.Context, client *api.Client, survey api.Survey) (seen surveyed, err error) {
+	seen, err = e.ask(ctx, client, survey)
+	for _, m := range seen.missing {
+		fmt.Fprintf(e.stderr, "host %s has not answered: %s\n", m.AgentIP, printable(m.Reason))
+	}
+	for _, r := range seen.reports {
+		if r.Error != "" {
+			fmt.Fprintf(e.stderr, "host %s: %s\n", r.AgentIP, printable(r.Error))
+		}
+	}
+	return seen, err
+}
+
+// ask is survey without a word about who has not answered.
+func (e *env) ask(ctx context.Context, client *api.Client, survey api.Survey) (seen surveyed, err error) {
 	progress := e.progress("answered")
 	err = client.Survey(ctx, survey, func(line api.SurveyLine) error {
 		seen.begun = true
@@ -57,14 +71,6 @@ func (e *env) survey(ctx context.Context, client *api.Client, survey api.Survey)
 		}
 		return nil
 	})
-	for _, m := range seen.missing {
-		fmt.Fprintf(e.stderr, "host %s has not answered: %s\n", m.AgentIP, printable(m.Reason))
-	}
-	for _, r := range seen.reports {
-		if r.Error != "" {
-			fmt.Fprintf(e.stderr, "host %s: %s\n", r.AgentIP, printable(r.Error))
-		}
-	}
 	return seen, err
 }
 

@@ -123,8 +123,12 @@ func (s *surveyor) answer(ctx context.Context, o order) api.SurveyReport {
 	case api.SurveyPing:
 		report.Ways, err = s.ping(ctx, o)
 	case api.SurveyExplain:
+		walk := explain.Walk
+		if o.Arrive {
+			walk = explain.Arrive
+		}
 		var walked explain.Result
-		if walked, err = explain.Walk(ctx, s.look, o.A, o.B); err == nil {
+		if walked, err = walk(ctx, s.look, o.A, o.B); err == nil {
 			report.Explain = &walked
 		}
 	default:

@@ -25,7 +25,7 @@ type SurveyKind string
 // The kinds.
 const (
 	SurveyPing    SurveyKind = "ping"    // the ways to other hosts
-	SurveyExplain SurveyKind = "explain" // the way of a packet from this host
+	SurveyExplain SurveyKind = "explain" // the way of a packet from this host, or at its end on this host
 )
 
 // Bounds of a survey.
@@ -79,6 +79,9 @@ type SurveyOptions struct {
 	WaitMS int    `json:"wait_ms,omitempty"` // of ping: how long an answer is waited for; 0: 1000, or less where that takes too long
 	A      string `json:"a,omitempty"`       // of explain: a container of the host, or an address
 	B      string `json:"b,omitempty"`       // of explain: an address, or a container of the host
+	// Arrive, of explain: the host that is asked is that of B, and walks where the packet
+	// arrives. A and B are addresses.
+	Arrive bool `json:"arrive,omitempty"`
 }
 
 // MostWait is how long each answer of a ping can be waited for at most, so that an
@@ -155,6 +158,16 @@ type Explanation struct {
 	Reachable bool       `json:"reachable"`
 	StopsAt   string     `json:"stops_at"` // the step, what is wrong there, and what to do; empty: nothing
 	Steps     []Step     `json:"steps"`
+	// Silent: it stops because nobody answered, so that the cause may be elsewhere.
+	Silent bool `json:"silent,omitempty"`
+	// FromAddress and ToAddress are of one family; ToHost is the agent IP of the host that
+	// has ToAddress, where that is another one.
+	FromAddress netip.Addr `json:"from_address,omitzero"`
+	ToAddress   netip.Addr `json:"to_address,omitzero"`
+	ToHost      netip.Addr `json:"to_host,omitzero"`
+	// Far is what ToHost has seen; nil: it was not asked, and FarUnknown says why.
+	Far        *Explanation `json:"far,omitempty"`
+	FarUnknown string       `json:"far_unknown,omitempty"`
 }
 
 // Step is one part of the way.

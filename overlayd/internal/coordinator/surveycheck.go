@@ -27,7 +27,7 @@ func checkSurvey(req *api.Survey) error {
 	case req.Kind == api.SurveyExplain && (req.A == "" || req.B == "" || max(len(req.A), len(req.B)) > maxWord):
 		return bad("a and b: want a container id or an address each")
 	case req.Kind == api.SurveyExplain && len(req.Agents) != 1:
-		return bad("agents: want the one host that the packet comes from")
+		return bad("agents: want the one host that the packet comes from, or arrives at")
 	case req.Kind != api.SurveyPing && req.Kind != api.SurveyExplain:
 		return bad("kind %.80q: want %s or %s", req.Kind, api.SurveyPing, api.SurveyExplain)
 	}
@@ -64,6 +64,7 @@ func checkSurveyReport(r *api.SurveyReport) error {
 		r.Ways[i].AgentID = clip(r.Ways[i].AgentID, maxWord)
 	}
 	if e := r.Explain; e != nil {
+		e.Far, e.FarUnknown = nil, "" // who asks fills them in
 		e.From, e.To, e.StopsAt = clip(e.From, maxWord), clip(e.To, maxWord), clip(e.StopsAt, api.MaxSurveyText)
 		e.Steps = e.Steps[:min(len(e.Steps), api.MaxSurveySteps)]
 		for i := range e.Steps {

@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -68,6 +70,20 @@ var (
 // Walk explains the way from a to b, each the id of a container of this host, the
 // beginning of one, or an address.
 func Walk(ctx context.Context, o doctor.Options, a, b string) (Result, error) {
+	return run(ctx, o, a, b, func(w *walk) error {
+		if w.a.record == nil && w.a.peer != nil {
+			return &Elsewhere{Host: w.a.peer.AgentIP, A: a, B: b}
+		}
+		if w.b.record == nil && w.b.peer != nil {
+			w.result.ToHost = w.b.peer.AgentIP
+		}
+		w.steps(w.source, w.isolation, w.forwarding, w.destination)
+		return nil
+	})
+}
+
+// run reads what is known on this host, and has the walk between both ends made.
+func run(ctx context.Context, o doctor.Options, a, b string, make func(*walk) error) (Result, error) {
 	w := &walk{ctx: ctx, result: Result{From: a, To: b}}
 	if err := w.read(o); err != nil {
 		return w.result, err
@@ -81,16 +97,19 @@ func Walk(ctx context.Context, o doctor.Options, a, b string) (Result, error) {
 	if err := w.resolve(a, b); err != nil {
 		return w.result, err
 	}
-	if w.a.record == nil && w.a.peer != nil {
-		return w.result, &Elsewhere{Host: w.a.peer.AgentIP, A: a, B: b}
-	}
-	for _, step := range []func() bool{w.source, w.isolation, w.forwarding, w.destination} {
+	w.result.FromAddress, w.result.ToAddress = w.a.addr, w.b.addr
+	err = make(w)
+	return w.result, err
+}
+
+// steps takes steps until one stops.
+func (w *walk) steps(all ...func() bool) {
+	for _, step := range all {
 		if !step() {
-			return w.result, nil
+			return
 		}
 	}
 	w.result.Reachable = true
-	return w.result, nil
 }
 
 func (w *walk) read(o doctor.Options) (err error) {
@@ -141,23 +160,58 @@ func (w *walk) ends(name string) (out []end, _ error) {
 		return []end{w.at(name, addr.Unmap())}, nil
 	}
 	ids := map[string]bool{}
-	for _, s := range w.books.Stores {
-		for _, r := range s.Records {
-			if name != "" && strings.HasPrefix(r.ContainerID, name) {
-				ids[r.ContainerID] = true
-				for _, a := range r.Addrs {
-					out = append(out, w.at(name, a))
-				}
-			}
+	for r := range named(w.books, name) {
+		ids[r.ContainerID] = true
+		for _, a := range r.Addrs {
+			out = append(out, w.at(name, a))
 		}
 	}
 	switch {
 	case len(ids) == 0:
 		return nil, fmt.Errorf("%s: %w; overlayctl containers lists those of this host, those of others are named by address", name, ErrUnknown)
 	case len(ids) > 1:
-		return nil, fmt.Errorf("%s: %d containers of this host begin so", name, len(ids))
+		return nil, fmt.Errorf("%s: %d containers of this host begin so: %s", name, len(ids), strings.Join(slices.Sorted(maps.Keys(ids)), ", "))
 	}
 	return out, nil
+}
+
+// named are the attachments of this host's containers with that id, or else with ids
+// that begin so.
+func named(books audit.Host, name string) iter.Seq[ipam.Record] {
+	return func(yield func(ipam.Record) bool) {
+		for _, is := range []func(id string) bool{
+			func(id string) bool { return id == name },
+			func(id string) bool { return name != "" && strings.HasPrefix(id, name) },
+		} {
+			found := false
+			for _, s := range books.Stores {
+				for _, r := range s.Records {
+					if !is(r.ContainerID) {
+						continue
+					}
+					if found = true; !yield(r) {
+						return
+					}
+				}
+			}
+			if found {
+				return
+			}
+		}
+	}
+}
+
+// Named are the ids of this host's containers that a name may stand for.
+func Named(ctx context.Context, runDir, name string) ([]string, error) {
+	books, err := audit.Read(ctx, runDir)
+	if err != nil {
+		return nil, err
+	}
+	ids := map[string]bool{}
+	for r := range named(books, name) {
+		ids[r.ContainerID] = true
+	}
+	return slices.Sorted(maps.Keys(ids)), nil
 }
 
 // at is what there is to know about an address.

@@ -45,8 +45,16 @@ func (w *walk) container(step string, e end) bool {
 }
 
 func (w *walk) isolation() bool {
+	if w.a.record == nil {
+		return true
+	}
+	return w.admitted()
+}
+
+// admitted looks whether the overlay of b lets in what comes from that of a.
+func (w *walk) admitted() bool {
 	a, b := w.a.overlay, w.b.overlay
-	if w.a.record == nil || a == nil || b == nil || a.Info.Name == b.Info.Name {
+	if a == nil || b == nil || a.Info.Name == b.Info.Name {
 		return true
 	}
 	open := a.Info.Isolation.Mode() == conf.IsolationNone && b.Info.Isolation.Mode() == conf.IsolationNone
@@ -104,14 +112,28 @@ func (w *walk) answers(step string, to, from netip.Addr, otherwise string) bool 
 			return w.pass(step, "%s answers after %s", to, round[0].Round(time.Microsecond))
 		}
 	}
+	w.result.Silent = true
 	return w.stop(step, "%s: %s", to, otherwise)
 }
 
 // remote walks to a container of another host.
 func (w *walk) remote(step string) bool {
+	host := w.b.peer.AgentIP.String()
+	w.pass("lease", "%s is in a subnet of host %s, VTEP %s", w.b.addr, host, w.b.peer.VTEPIP)
+	if !w.toHost() {
+		return false
+	}
+	if w.b.overlay != nil && w.b.overlay.Info.Isolation.Mode() == conf.IsolationStrict {
+		return w.pass(step, "not probed: overlay %s is strict, its containers answer each other only", w.b.overlay.Info.Name)
+	}
+	return w.answers(step, w.b.addr, w.sourceFor(w.b.addr),
+		fmt.Sprintf("host %s is reached and the container does not answer: is it there? On host %s: overlayctl containers, overlayctl doctor", host, host))
+}
+
+// toHost walks to the host that has b.
+func (w *walk) toHost() bool {
 	p := w.b.peer
 	host := p.AgentIP.String()
-	w.pass("lease", "%s is in a subnet of host %s, VTEP %s", w.b.addr, host, p.VTEPIP)
 	if own := w.books.State.IP; p.AgentIP.IsValid() && own.IsValid() && p.AgentIP.Is6() != own.Is6() {
 		return w.stop("underlay", "agent IP %s here and %s there are of two families, and VXLAN is sent by one; start both agents with an --agent-ip of one", own, host)
 	}
@@ -120,14 +142,7 @@ func (w *walk) remote(step string) bool {
 		return false
 	}
 	silent := fmt.Sprintf("host %s does not answer through the VXLAN: does it run, and does UDP port %d pass between both? On it: overlayctl doctor", host, conf.VXLANPort)
-	if !w.answers("underlay", p.VTEPIP, w.sourceFor(p.VTEPIP), silent) || !w.sound("underlay", []string{"path-mtu"}, host) {
-		return false
-	}
-	if w.b.overlay != nil && w.b.overlay.Info.Isolation.Mode() == conf.IsolationStrict {
-		return w.pass(step, "not probed: overlay %s is strict, its containers answer each other only", w.b.overlay.Info.Name)
-	}
-	return w.answers(step, w.b.addr, w.sourceFor(w.b.addr),
-		fmt.Sprintf("host %s is reached and the container does not answer: is it there? On host %s: overlayctl containers, overlayctl doctor", host, host))
+	return w.answers("underlay", p.VTEPIP, w.sourceFor(p.VTEPIP), silent) && w.sound("underlay", []string{"path-mtu"}, host)
 }
 
 // sourceFor is the address of this host's VTEP, from which probes are sent; of
