@@ -1,48 +1,112 @@
 package integration
 
 import (
-	"fmt"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
 	"overlayd.internal/overlay/integration/lab"
 )
 
-// block is one fenced block of a document that is to be run: "```sh test" at the
-// top of a built tree, "```sh test host" on a host with an agent and containers.
-type block struct {
-	at     string // file:line
-	onHost bool
-	script string
+// notRun are the commands in the pages that nobody runs, by the word of their mark, and
+// why. A page says of each that it was not tried, or what stands in for it.
+var notRun = map[string]string{
+	"dcos":     "asks the leading master of a DC/OS cluster; its answer in DC/OS's documentation, conf/examples/dcos-state.json, is imported instead",
+	"dnf":      "needs a distribution of .rpm; content and scripts of the packages are looked at by scripts/packages",
+	"registry": "needs a registry of images; the engines' tests bring an image of that name",
+	"nerdctl":  "is no package of Debian 12",
+	"mesos":    "Mesos does not build here; what its isolator does is replayed by integration/lab/ucr",
+	"nomad":    "Nomad cannot be got here",
+	"podman5":  "Podman 5 is no package of Debian 12; the plugin speaks netavark's protocol in plugins/overlay-netavark",
 }
 
-var fence = regexp.MustCompile("(?ms)^```sh test( host)?\n(.*?)^```$")
+// marks are who runs a block of commands; see lab.Block.
+var marks = []string{
+	"test", "test host", "test first", "test first daemon", "test second", "test second daemon",
+	"engines one", "engines two", "packages upgrade", "packages archive", "verbs",
+}
 
-func blocks(t *testing.T) []block {
+// readmeMarks are those of scripts/readme.
+var readmeMarks = []string{"build", "hosts", "first", "second"}
+
+func blocks(t *testing.T) []lab.Block {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(top, "docs", "*.md"))
+	all, err := lab.Blocks(top)
 	must(t, err)
-	var out []block
-	for _, f := range append(files, filepath.Join(top, "README.md")) {
-		b, err := os.ReadFile(f)
-		must(t, err)
-		text := string(b)
-		for _, m := range fence.FindAllStringSubmatchIndex(text, -1) {
-			out = append(out, block{
-				at:     fmt.Sprintf("%s:%d", filepath.Base(f), 1+strings.Count(text[:m[0]], "\n")),
-				onHost: m[2] >= 0,
-				script: text[m[4]:m[5]],
-			})
+	return all
+}
+
+// TestTreeBlocks: somebody runs every block of commands in the pages, or it is one of
+// those above.
+func TestTreeBlocks(t *testing.T) {
+	command := regexp.MustCompile(`(?m)^([$#] )?(overlay|sudo |systemctl |curl |make |docker |podman |ip |apt)`)
+	reasons := map[string]int{}
+	count := map[string]int{}
+	for _, b := range blocks(t) {
+		word, isNotRun := strings.CutPrefix(b.Mark, "not-run ")
+		switch {
+		case isNotRun:
+			if reasons[word]++; notRun[word] == "" {
+				t.Errorf("%s: nobody runs it, and notRun of this test does not say why", b.At())
+			}
+		case b.Lang == "sh" && slices.Contains(marks, b.Mark), b.Lang == "sh" && b.Page == "README.md" && slices.Contains(readmeMarks, b.Mark):
+			count[b.Mark]++
+			if b.Mark == "verbs" {
+				checkVerbs(t, b)
+			}
+		case b.Lang == "yaml" && b.Mark == "", b.Lang == "toml" && b.Mark == "engines one": // loaded by TestDocs and TestPages
+		case b.Lang == "json" && b.Mark == "":
+			if !json.Valid([]byte(b.Script)) {
+				t.Errorf("%s is not JSON", b.At())
+			}
+		case b.Lang == "" && !command.MatchString(b.Script): // what is printed, or a picture
+		default:
+			t.Errorf("%s: %q runs nobody; lab.Block has the marks", b.At(), strings.TrimSpace(b.Lang+" "+b.Mark))
 		}
 	}
-	return out
+	for word := range notRun {
+		if reasons[word] == 0 {
+			t.Errorf("notRun has %s, and no page does", word)
+		}
+	}
+	for _, mark := range slices.Concat(marks, readmeMarks) {
+		if count[mark] == 0 {
+			t.Errorf("no page has a block with the mark %q", mark)
+		}
+	}
 }
 
-// TestDocs runs the commands that the documents show.
+// checkVerbs: what contributors type would have a test of this tree run this tree, so it
+// is looked up: verbs of the Makefile that run a script, scripts, and tests that are there.
+func checkVerbs(t *testing.T, b lab.Block) {
+	t.Helper()
+	makefile, err := os.ReadFile(filepath.Join(top, "Makefile"))
+	must(t, err)
+	for line := range strings.Lines(b.Script) {
+		bare, _, _ := strings.Cut(line, "#")
+		words := strings.Fields(bare)
+		switch {
+		case len(words) == 2 && words[0] == "make":
+			if !regexp.MustCompile(`(?m)^` + words[1] + `: ## .*\n\t@.*scripts/` + words[1]).Match(makefile) {
+				t.Errorf("%s: the Makefile has no verb %s that runs its script", b.At(), words[1])
+			}
+		case len(words) == 4 && words[0] == "scripts/test" && words[1] == "-run":
+			out, err := exec.Command("grep", "-l", "func "+words[2]+"(t \\*testing.T)", "-r", filepath.Join(top, words[3])).Output()
+			if err != nil || len(out) == 0 {
+				t.Errorf("%s: there is no test %s in %s", b.At(), words[2], words[3])
+			}
+		default:
+			t.Errorf("%s: %s is no verb", b.At(), strings.TrimSpace(line))
+		}
+	}
+}
+
+// TestDocs runs the commands that pages show of a tree, and of a host with containers.
 func TestDocs(t *testing.T) {
 	s := upSeed(t, seedConfig(t))
 	h := s.Agents[0]
@@ -62,28 +126,31 @@ func TestDocs(t *testing.T) {
 		must(t, err)
 		must(t, os.Symlink(to, filepath.Join(tree, link)))
 	}
-	where := map[bool]int{}
 	for _, b := range blocks(t) {
-		where[b.onHost]++
-		t.Run(b.at, func(t *testing.T) {
-			cmd := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", b.script)
-			if b.onHost {
-				// The default directories, for this command alone.
-				cmd = h.Command(t.Context(), "unshare", "--mount", "--propagation", "private", "bash", "-euo", "pipefail", "-c", `
+		var cmd *exec.Cmd
+		switch {
+		case b.Lang == "sh" && b.Mark == "test":
+			cmd = exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", b.Script)
+		case b.Lang == "sh" && b.Mark == "test host":
+			// The default directories, for this command alone.
+			cmd = h.Command(t.Context(), "unshare", "--mount", "--propagation", "private", "bash", "-euo", "pipefail", "-c", `
 mount -t tmpfs none /run && mkdir /run/overlay && mount --bind "$0" /run/overlay
 mount -t tmpfs none /var/lib && mkdir /var/lib/overlay && mount --bind "$1" /var/lib/overlay
-exec bash -euo pipefail -c "$2"`, h.RunDir, h.StateDir, b.script)
-				cmd.Env = append(os.Environ(), "PATH="+binDir+":"+os.Getenv("PATH"), "HOME="+home)
-			}
+mount -t tmpfs none /opt && mkdir -p /opt/cni/bin && mount --bind "$2" /opt/cni/bin
+exec bash -euo pipefail -c "$3"`, h.RunDir, h.StateDir, binDir, b.Script)
+			cmd.Env = append(os.Environ(), "PATH="+binDir+":"+os.Getenv("PATH"), "HOME="+home, "NETCONFPATH="+h.CNIConfDir)
+		case b.Lang == "yaml": // ours, all of them
+			cmd = exec.CommandContext(t.Context(), "bin/overlayd", "check-config", "/dev/stdin")
+			cmd.Stdin = strings.NewReader(b.Script)
+		default:
+			continue
+		}
+		t.Run(b.At(), func(t *testing.T) {
 			cmd.Dir = tree
-			out, err := cmd.CombinedOutput()
-			if err != nil {
-				t.Errorf("%v\n%s\nprints:\n%s", err, b.script, out)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("%v\n%s\nprints:\n%s", err, b.Script, out)
 			}
 		})
-	}
-	if where[true] == 0 || where[false] == 0 {
-		t.Errorf("%d blocks run at the top of the tree and %d on a host; is the mark still the same?", where[false], where[true])
 	}
 }
 

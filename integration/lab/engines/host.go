@@ -60,7 +60,7 @@ mkdir -p "$D/cgroup"
 mount --rbind /sys/fs/cgroup "$D/cgroup"
 mount -t sysfs sysfs /sys
 mount --rbind "$D/cgroup" /sys/fs/cgroup
-for dir in etc opt var/lib; do
+for dir in etc opt usr/local usr/lib/cni var/lib; do
 	mkdir -p "$D/upper/$dir" "$D/work/$dir"
 	mount -t overlay overlay -o "lowerdir=/$dir,upperdir=$D/upper/$dir,workdir=$D/work/$dir" "/$dir"
 done
