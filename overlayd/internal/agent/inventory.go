@@ -32,9 +32,9 @@ const maxChanges = 4000
 // different from what was accepted, and everything where that is not known.
 type inventory struct {
 	send   func(context.Context, api.AttachmentReport) (int, error)
-	state  func() (conf.State, []string)          // that is published, and what is wrong
-	routes func() []netip.Prefix                  // see datapath.Report
-	docker func() map[netip.Addr]docker.Container // nil: no Docker
+	state  func() (conf.State, []string)                                       // that is published, and what is wrong
+	routes func() []netip.Prefix                                               // see datapath.Report
+	docker func() (known map[netip.Addr]docker.Container, asked time.Duration) // nil: no Docker
 	runDir string
 	id     string
 	own    string // instance

@@ -33,10 +33,10 @@ func (v *inventory) put(all map[string]api.Attachment, overlay string, r ipam.Re
 	}
 	a.Runtime = conf.RuntimeDocker
 	if v.docker != nil && len(r.Addrs) == 1 {
-		known := v.docker()
+		known, asked := v.docker()
 		c, ok := known[r.Addrs[0]]
 		switch {
-		case ok:
+		case ok && asked >= r.Since: // before that it was another's
 			a.ID, a.Name = c.ID, c.Name
 		case conf.Boottime()-r.Since < namePatience, known == nil && time.Since(v.first) < namePatience:
 			v.unnamed = true

@@ -57,7 +57,8 @@ func TestInventoryOfDocker(t *testing.T) {
 	id := strings.Repeat("ab", 32)
 	v4, v6, other := netip.MustParseAddr("9.0.0.130"), netip.MustParseAddr("fd01::82"), netip.MustParseAddr("9.0.0.131")
 	var known map[netip.Addr]docker.Container
-	v := &inventory{docker: func() map[netip.Addr]docker.Container { return known }}
+	asked := func() time.Duration { return conf.Boottime() }
+	v := &inventory{docker: func() (map[netip.Addr]docker.Container, time.Duration) { return known, asked() }}
 	records := func(age time.Duration) (out []api.Attachment) {
 		all := map[string]api.Attachment{}
 		v.unnamed = false
@@ -85,6 +86,14 @@ func TestInventoryOfDocker(t *testing.T) {
 	}
 	if got := records(time.Minute); len(got) != 2 || got[1].ID != other.String() {
 		t.Errorf("the other is never known: %+v", got)
+	}
+	// Who had the addresses before is not who has them.
+	asked = func() time.Duration { return conf.Boottime() - 2*time.Minute }
+	if got := records(time.Second); len(got) != 0 || !v.unnamed {
+		t.Errorf("asked before these were given out: %+v", got)
+	}
+	if got := records(time.Minute); len(got) != 3 || got[0].ID != v4.String() || got[0].Name != "" || v.unnamed {
+		t.Errorf("Docker is not to be asked since: %+v", got)
 	}
 	v.docker = nil
 	if got := records(time.Second); len(got) != 3 || v.unnamed {

@@ -102,15 +102,10 @@ type Store struct {
 
 // Read reads the books.
 func Read(ctx context.Context, runDir string) (Host, error) {
-	h := Host{Stores: map[string]Store{}}
-	if _, err := os.Stat(runDir); err != nil {
-		return h, fmt.Errorf("run directory: %w", err) // misspelt, or no agent was ever here
-	}
-	var err error
-	if h.Boot, err = conf.BootID(); err != nil {
+	h, err := ReadState(runDir)
+	if err != nil {
 		return h, err
 	}
-	h.StateErr = conf.ReadJSON(filepath.Join(runDir, conf.StateFile), &h.State)
 	if err := h.readKernel(); err != nil {
 		return h, err
 	}
@@ -125,6 +120,20 @@ func Read(ctx context.Context, runDir string) (Host, error) {
 			h.Stores[overlay] = h.readStore(ctx, dir, overlay)
 		}
 	}
+	return h, nil
+}
+
+// ReadState is Read without the address stores, which attaching waits for meanwhile, and
+// without the kernel.
+func ReadState(runDir string) (h Host, err error) {
+	h.Stores = map[string]Store{}
+	if _, err := os.Stat(runDir); err != nil {
+		return h, fmt.Errorf("run directory: %w", err) // misspelt, or no agent was ever here
+	}
+	if h.Boot, err = conf.BootID(); err != nil {
+		return h, err
+	}
+	h.StateErr = conf.ReadJSON(filepath.Join(runDir, conf.StateFile), &h.State)
 	return h, nil
 }
 

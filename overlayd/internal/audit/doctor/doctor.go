@@ -77,7 +77,9 @@ type Options struct {
 	// asked.
 	Coordinators func(ctx context.Context, urls []string) []Coordinator
 	Version      string // of this program
-	Beside       bool   // only what an agent runs beside its work
+	// Beside is only what an agent runs beside its work: the address stores and the peers
+	// are not read.
+	Beside bool
 }
 
 // checks are all there are. Those of hosts that nothing was published on run

@@ -114,7 +114,11 @@ func TestChecks(t *testing.T) {
 		{"conntrack nearly full", checkConntrack, conntrack(90), "nf_conntrack_count is 90"},
 		{"few neighbours", checkNeighbourTable, func(t *testing.T, h *host) {
 			h.write(t, "proc/sys/net/ipv4/neigh/default/gc_thresh3", "10\n")
-			h.books.Stores = map[string]audit.Store{"dcos": {Records: make([]ipam.Record, 9)}}
+			h.links["m-dcos"] = rtnl.Link{Index: 1000, Name: "m-dcos"}
+			for i := range 9 {
+				name := fmt.Sprint("port", i)
+				h.links[name] = rtnl.Link{Index: 1001 + i, Name: name, Master: 1000}
+			}
 		}, "9 containers"},
 		{"checksums", checkChecksums, func(t *testing.T, h *host) {
 			h.write(t, "proc/self/net/snmp", "Udp: InDatagrams NoPorts InCsumErrors\nUdp: 10000 0 5000\n")

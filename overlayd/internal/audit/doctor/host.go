@@ -43,8 +43,12 @@ type host struct {
 
 func read(ctx context.Context, o Options) (*host, error) {
 	h := &host{Options: o, ctx: ctx, links: map[string]rtnl.Link{}, addresses: map[int][]netip.Prefix{}}
+	readBooks := func() (audit.Host, error) { return audit.Read(ctx, o.RunDir) }
+	if o.Beside { // no check that runs then asks for more
+		readBooks = func() (audit.Host, error) { return audit.ReadState(o.RunDir) }
+	}
 	var err error
-	if h.books, err = audit.Read(ctx, o.RunDir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if h.books, err = readBooks(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	} else if err != nil {
 		h.books.StateErr = err
@@ -55,8 +59,10 @@ func read(ctx context.Context, o Options) (*host, error) {
 	if o.StateDir != "" {
 		h.dirs.State = o.StateDir
 	}
-	if h.peers, err = audit.StoredPeers(h.dirs.State); err != nil {
-		return nil, err
+	if !o.Beside {
+		if h.peers, err = audit.StoredPeers(h.dirs.State); err != nil {
+			return nil, err
+		}
 	}
 	if h.conn, err = rtnl.Open(); err != nil {
 		return nil, err

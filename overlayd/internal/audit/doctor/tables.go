@@ -31,10 +31,7 @@ func checkConntrack(h *host) []Finding {
 // those of containers do.
 func checkNeighbourTable(h *host) []Finding {
 	limit, ok := h.sysctlNumber("net/ipv4/neigh/default/gc_thresh3")
-	need := 0
-	for _, s := range h.books.Stores {
-		need += len(s.Records)
-	}
+	need := h.ports()
 	if !ok || float64(need) < full*float64(limit) {
 		return nil
 	}
@@ -44,6 +41,22 @@ func checkNeighbourTable(h *host) []Finding {
 		Fix: fmt.Sprintf("echo %[1]d > /proc/sys/net/ipv4/neigh/default/gc_thresh3 && echo %[2]d > /proc/sys/net/ipv4/neigh/default/gc_thresh2",
 			4*need, 2*need), safe: true,
 	}}
+}
+
+// ports is how many containers hang on the bridges of the overlays.
+func (h *host) ports() (n int) {
+	bridges := map[int]bool{}
+	for _, b := range h.bridges() {
+		if l, ok := h.links[b.name]; ok {
+			bridges[l.Index] = true
+		}
+	}
+	for _, l := range h.links {
+		if bridges[l.Master] {
+			n++
+		}
+	}
+	return n
 }
 
 // checkChecksums: cards that cannot compute the checksum inside of VXLAN send

@@ -75,11 +75,12 @@ func (u inUse) add(address string, who user) {
 
 // syncAddresses releases what Docker lost and files what we lost.
 func (d *Docker) syncAddresses(ctx context.Context) error {
+	asked := conf.Boottime()
 	used, err := d.client.addresses(ctx)
 	if err != nil {
 		return err
 	}
-	d.keepContainers(used)
+	d.keepContainers(used, asked)
 	names, err := d.driver.stores.names()
 	if err != nil {
 		return err
@@ -176,6 +177,7 @@ func (d *Docker) fileMissing(ctx context.Context, used inUse, filed map[netip.Ad
 		if !ok {
 			continue
 		}
+		d.unnamed = true // what is known of it was asked before the record was made
 		if err := d.file(ctx, state, a, who); err != nil {
 			errs = append(errs, err)
 		}

@@ -16,17 +16,24 @@ type Container struct {
 	Name string
 }
 
-// Containers are the containers that have addresses of ours, by address, as of the
-// last look; nil before the first one. Nobody changes the map.
-func (d *Docker) Containers() map[netip.Addr]Container {
-	if m := d.containers.Load(); m != nil {
-		return *m
-	}
-	return nil
+// known is what a look at Docker's containers has shown.
+type known struct {
+	byAddress map[netip.Addr]Container
+	asked     time.Duration // conf.Boottime before it
 }
 
-// keepContainers remembers who has an address, and tells when that is new.
-func (d *Docker) keepContainers(used inUse) {
+// Containers are the containers that have addresses of ours, by address, and when Docker
+// was asked, as conf.Boottime; nil before the first look. Nobody changes the map.
+func (d *Docker) Containers() (byAddress map[netip.Addr]Container, asked time.Duration) {
+	if k := d.containers.Load(); k != nil {
+		return k.byAddress, k.asked
+	}
+	return nil, 0
+}
+
+// keepContainers remembers who has an address, which was asked then, and tells when that
+// is new.
+func (d *Docker) keepContainers(used inUse, asked time.Duration) {
 	d.unnamed, d.named = false, time.Now()
 	now := make(map[netip.Addr]Container, len(used))
 	for a, u := range used {
@@ -34,10 +41,10 @@ func (d *Docker) keepContainers(used inUse) {
 			now[a] = Container{u.id, conf.CleanName(u.container)}
 		}
 	}
-	if was := d.containers.Load(); was != nil && maps.Equal(*was, now) {
+	was := d.containers.Swap(&known{now, asked})
+	if was != nil && maps.Equal(was.byAddress, now) {
 		return
 	}
-	d.containers.Store(&now)
 	d.o.ContainersChanged()
 }
 
@@ -58,8 +65,9 @@ func (d *Docker) nameContainers(ctx context.Context) (wait time.Duration) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.timing.request)
 	defer cancel()
+	asked := conf.Boottime()
 	if used, err := d.client.addresses(ctx); err == nil {
-		d.keepContainers(used)
+		d.keepContainers(used, asked)
 	}
 	return 0 // the next look at addresses, which says why it failed, asks again
 }

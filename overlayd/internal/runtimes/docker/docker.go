@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/netip"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -63,7 +62,7 @@ type Docker struct {
 	wake   chan struct{} // Set was called
 
 	problems   *problems.Set
-	containers atomic.Pointer[map[netip.Addr]Container]
+	containers atomic.Pointer[known]
 
 	mu     sync.Mutex
 	wanted *wanted // nil: Set was not called yet
