@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -120,10 +121,7 @@ type waysTo struct {
 // set takes in the wanted entries and ways.
 func (d *waysTo) set(p *plan.Plan, index map[string]int) {
 	*d = waysTo{on: p.Wanted.Direct.Send, narrow: len(p.Wanted.Narrow) > 0, devices: map[int]string{}}
-	for _, ip := range p.Entries.FDB {
-		d.peers = append(d.peers, ip)
-	}
-	slices.SortFunc(d.peers, netip.Addr.Compare)
+	d.peers = inOrder(p.Entries.FDB)
 	for _, name := range p.Wanted.Ways {
 		if i := index[name]; i != 0 {
 			d.devices[i] = name
@@ -131,17 +129,41 @@ func (d *waysTo) set(p *plan.Plan, index map[string]int) {
 	}
 }
 
-// update puts the agent IPs of one plan of peers into the place of others.
+// update puts the agent IPs of one plan of peers into the place of others. However
+// many they are, each of those that stay is moved once: all peers of a cluster come
+// at once.
 func (d *waysTo) update(had, want plan.Entries) {
-	for _, ip := range had.FDB {
-		if i, found := slices.BinarySearchFunc(d.peers, ip, netip.Addr.Compare); found {
-			d.peers = slices.Delete(d.peers, i, i+1)
+	if gone := inOrder(had.FDB); len(gone) > 0 {
+		kept := d.peers[:0]
+		for _, ip := range d.peers {
+			for len(gone) > 0 && gone[0].Less(ip) {
+				gone = gone[1:]
+			}
+			if len(gone) > 0 && gone[0] == ip {
+				gone = gone[1:] // one: two VTEPs may be at one address
+				continue
+			}
+			kept = append(kept, ip)
 		}
+		d.peers = kept
 	}
-	for _, ip := range want.FDB {
-		i, _ := slices.BinarySearchFunc(d.peers, ip, netip.Addr.Compare)
-		d.peers = slices.Insert(d.peers, i, ip)
+	came := inOrder(want.FDB)
+	at := len(d.peers) - 1 // the last of those that have not moved
+	d.peers = append(d.peers, came...)
+	for to := len(d.peers) - 1; len(came) > 0; to-- {
+		last := came[len(came)-1]
+		if at >= 0 && last.Less(d.peers[at]) {
+			d.peers[to] = d.peers[at]
+			at--
+			continue
+		}
+		d.peers[to] = last
+		came = came[:len(came)-1]
 	}
+}
+
+func inOrder(fdb map[conf.MAC]netip.Addr) []netip.Addr {
+	return slices.SortedFunc(maps.Values(fdb), netip.Addr.Compare)
 }
 
 // route reports whether a route of somebody else may say which peers are on a
