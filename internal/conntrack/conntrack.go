@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +27,8 @@ const (
 
 	attrIPv4Source, attrIPv6Source = 1, 3
 	attrProtoNumber                = 1
+
+	headerSize = 4 // struct nfgenmsg; its first byte is the family
 )
 
 // Flow is a connection.
@@ -33,8 +36,6 @@ type Flow struct {
 	Src, Dst           netip.Addr // as its first packet had them
 	ReplySrc, ReplyDst netip.Addr // as answers have them, after translation
 	Protocol           byte
-
-	raw []byte // as the kernel wrote it: all of its attributes name it when it is removed
 }
 
 // Forget removes what connection tracking remembers of the last owner of
@@ -42,37 +43,31 @@ type Flow struct {
 // the new one. It reads the whole table, so that it is only done where an
 // address is reused early.
 func Forget(addrs []netip.Addr) error {
-	for _, a := range addrs {
-		if _, err := remove(family(a), func(f *Flow) bool {
+	if len(addrs) == 0 {
+		return nil
+	}
+	_, err := Remove(func(f *Flow) bool {
+		return slices.ContainsFunc(addrs, func(a netip.Addr) bool {
 			return f.Src == a || f.Dst == a || f.ReplySrc == a || f.ReplyDst == a
-		}); err != nil {
-			return fmt.Errorf("remove connection tracking entries of %s: %w", a, err)
-		}
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("forget the last owner of %v: %w", addrs, err)
 	}
 	return nil
 }
 
-// Remove removes the connections of both families that which says, and returns
-// how many it removed.
+// Remove removes the connections that which says, and returns how many it removed.
+// However few there are, the kernel walks a table that all namespaces of the host
+// share, some milliseconds of work; both families are asked for in one walk.
 func Remove(which func(*Flow) bool) (removed int, err error) {
-	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
-		n, err := remove(family, which)
-		removed += n
-		if err != nil {
-			return removed, fmt.Errorf("remove connection tracking entries: %w", err)
-		}
+	if removed, err = remove(which); err != nil {
+		return removed, fmt.Errorf("remove connection tracking entries: %w", err)
 	}
 	return removed, nil
 }
 
-func family(a netip.Addr) byte {
-	if a.Is6() {
-		return unix.AF_INET6
-	}
-	return unix.AF_INET
-}
-
-func remove(family byte, which func(*Flow) bool) (removed int, err error) {
+func remove(which func(*Flow) bool) (removed int, err error) {
 	c, err := rtnl.OpenFamily(unix.NETLINK_NETFILTER)
 	if errors.Is(err, unix.EPROTONOSUPPORT) {
 		return 0, nil // a kernel without connection tracking remembers nothing
@@ -81,15 +76,15 @@ func remove(family byte, which func(*Flow) bool) (removed int, err error) {
 		return 0, err
 	}
 	defer c.Close()
-	header := [4]byte{family}
-	flows, err := rtnl.List(c, rtnl.Request{Step: "list connections", Type: msgGet, Header: header[:]}, func(m rtnl.Message) ([]byte, bool) {
+	all := [4]byte{unix.AF_UNSPEC}
+	flows, err := rtnl.List(c, rtnl.Request{Step: "list connections", Type: msgGet, Header: all[:]}, func(m rtnl.Message) ([]byte, bool) {
 		f, ok := parse(m)
 		if !ok || !which(&f) {
 			return nil, false
 		}
-		return bytes.Clone(f.raw), true
+		return bytes.Clone(m.Data), true
 	})
-	// The table may not be there, or may be without this family.
+	// The table may not be there.
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 		return 0, nil
 	}
@@ -97,9 +92,9 @@ func remove(family byte, which func(*Flow) bool) (removed int, err error) {
 		return 0, err
 	}
 	var b rtnl.Batch
-	for _, f := range flows {
-		b.Begin("", msgDelete, 0, header[:])
-		b.Raw(f)
+	for _, f := range flows { // as the kernel wrote them: all of its attributes name one when it is removed
+		b.Begin("", msgDelete, 0, []byte{f[0], unix.NFNETLINK_V0, 0, 0})
+		b.Raw(f[headerSize:])
 	}
 	refused, err := c.Send(&b)
 	for _, r := range refused {
@@ -111,11 +106,10 @@ func remove(family byte, which func(*Flow) bool) (removed int, err error) {
 }
 
 func parse(m rtnl.Message) (f Flow, ok bool) {
-	if len(m.Data) < 4 {
+	if len(m.Data) < headerSize {
 		return f, false
 	}
-	f.raw = m.Data[4:]
-	rtnl.EachAttr(f.raw, func(typ uint16, v []byte) {
+	rtnl.EachAttr(m.Data[headerSize:], func(typ uint16, v []byte) {
 		switch typ {
 		case attrTupleOrig:
 			f.Src, f.Dst, f.Protocol = tuple(v)
