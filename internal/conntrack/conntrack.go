@@ -61,21 +61,52 @@ func Forget(addrs []netip.Addr) error {
 // However few there are, the kernel walks a table that all namespaces of the host
 // share, some milliseconds of work; both families are asked for in one walk.
 func Remove(which func(*Flow) bool) (removed int, err error) {
-	if removed, err = remove(which); err != nil {
-		return removed, fmt.Errorf("remove connection tracking entries: %w", err)
-	}
-	return removed, nil
-}
-
-func remove(which func(*Flow) bool) (removed int, err error) {
-	c, err := rtnl.OpenFamily(unix.NETLINK_NETFILTER)
-	if errors.Is(err, unix.EPROTONOSUPPORT) {
-		return 0, nil // a kernel without connection tracking remembers nothing
-	}
-	if err != nil {
+	c, err := open()
+	if c == nil {
 		return 0, err
 	}
+	return remove(c, which)
+}
+
+// Begin is Remove for a caller who has something else to do meanwhile: it goes on, in
+// the namespace of the calling thread, until wait returns what came of it.
+func Begin(which func(*Flow) bool) (wait func() (removed int, err error)) {
+	c, err := open()
+	if c == nil {
+		return func() (int, error) { return 0, err }
+	}
+	done := make(chan struct{})
+	removed := 0
+	go func() {
+		defer close(done)
+		removed, err = remove(c, which)
+	}()
+	return func() (int, error) {
+		<-done
+		return removed, err
+	}
+}
+
+// open is nil without an error for a kernel without connection tracking, which
+// remembers nothing.
+func open() (*rtnl.Conn, error) {
+	c, err := rtnl.OpenFamily(unix.NETLINK_NETFILTER)
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("remove connection tracking entries: %w", err)
+	}
+	return c, nil
+}
+
+func remove(c *rtnl.Conn, which func(*Flow) bool) (removed int, err error) {
 	defer c.Close()
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("remove connection tracking entries: %w", err)
+		}
+	}()
 	all := [4]byte{unix.AF_UNSPEC}
 	flows, err := rtnl.List(c, rtnl.Request{Step: "list connections", Type: msgGet, Header: all[:]}, func(m rtnl.Message) ([]byte, bool) {
 		f, ok := parse(m)

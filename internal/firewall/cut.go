@@ -13,12 +13,13 @@ import (
 // Cut ends the connections that were let through once and are no longer
 // allowed, and those that left the overlays with an address of theirs: rules are
 // asked about the first packet of a connection only, and there may have been none.
-// It returns how many it found.
-func Cut(c Config) (int, error) {
+// It goes on, in the namespace of the calling thread, until wait returns how many
+// there were.
+func Cut(c Config) (wait func() (int, error)) {
 	if len(c.Overlays) == 0 {
-		return 0, nil
+		return func() (int, error) { return 0, nil }
 	}
-	return conntrack.Remove(func(f *conntrack.Flow) bool {
+	return conntrack.Begin(func(f *conntrack.Flow) bool {
 		return !c.allows(f.Src, f.ReplySrc, f.Dst != f.ReplySrc, f.Protocol) || c.unmasked(f)
 	})
 }

@@ -293,6 +293,9 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	d.kernel.Expected.Before(p, have)
 	result, err := d.kernel.Apply(ctx, p.Ops, index, d.drift.done(p))
 	d.kernel.Expected.After(p, have, result.Index)
+	if err := d.rules.finish(); err != nil {
+		failed = append(failed, plan.Problem{Err: err})
+	}
 
 	changed += result.Changed
 	failed = append(failed, result.Failed...)

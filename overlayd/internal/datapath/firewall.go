@@ -33,8 +33,10 @@ type rules struct {
 	iptables *iptables.Firewall
 	others   []firewall.Firewall // left to be removed, once
 	guard    guard
-	senders  *senders         // of the last set
-	policy   *firewall.Config // of the last set, as far as connections depend on it
+	senders  *senders            // of the last set
+	policy   *firewall.Config    // of the last set, as far as connections depend on it
+	owed     bool                // connections that are not allowed may be left
+	cutting  func() (int, error) // waits for those that are being ended; nil: none are
 }
 
 // SelectFirewall chooses one of FirewallKinds, before the first Apply.
@@ -90,7 +92,8 @@ func (r *rules) close() {
 }
 
 // set makes the rules what they should be. from is who may send; without IPv6 in
-// the kernel there are no rules for it.
+// the kernel there are no rules for it. What it has begun is to be waited for with
+// finish.
 func (r *rules) set(ctx context.Context, cfg Host, from *senders, ipv6 bool) (changed int, err error) {
 	if err := r.open(); err != nil {
 		return 0, err
@@ -113,11 +116,9 @@ func (r *rules) set(ctx context.Context, cfg Host, from *senders, ipv6 bool) (ch
 		return changed, err
 	}
 	// Where rules were missing, connections began that they would have refused or
-	// translated.
-	if changed > 0 || r.policy != nil && !samePolicy(*r.policy, c) {
-		if _, err := firewall.Cut(c); err != nil {
-			return changed, err
-		}
+	// translated. Finding them takes the kernel some milliseconds.
+	if r.owed = r.owed || changed > 0 || r.policy != nil && !samePolicy(*r.policy, c); r.owed {
+		r.cutting = firewall.Cut(c)
 	}
 	r.policy = &c
 	for len(r.others) > 0 {
@@ -129,6 +130,17 @@ func (r *rules) set(ctx context.Context, cfg Host, from *senders, ipv6 bool) (ch
 		r.others = r.others[1:]
 	}
 	return changed, nil
+}
+
+// finish waits until connections that are not allowed have been ended.
+func (r *rules) finish() error {
+	if r.cutting == nil {
+		return nil
+	}
+	_, err := r.cutting()
+	r.cutting = nil
+	r.owed = err != nil
+	return err
 }
 
 // firewallConfig is what the rules depend on, without the peers.
