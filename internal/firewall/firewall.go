@@ -169,16 +169,23 @@ func Address(a netip.Addr) Element { return Element{Prefix: netip.PrefixFrom(a, 
 
 // Of are the elements of one family, without duplicates, and all devices.
 func (s Set) Of(ip6 bool) []Element {
-	seen := make(map[Element]bool, len(s.Elements))
-	var out []Element
+	var of []Element
 	for _, e := range s.Elements {
-		if s.Kind != Devices && e.Prefix.Addr().Is6() != ip6 || seen[e] {
-			continue
+		if s.Kind == Devices || e.Prefix.Addr().Is6() == ip6 {
+			of = append(of, e)
 		}
-		seen[e] = true
-		out = append(out, e)
 	}
-	return out
+	if len(of) < 2 {
+		return of
+	}
+	seen := make(map[Element]struct{}, len(of))
+	return slices.DeleteFunc(of, func(e Element) bool {
+		if _, twice := seen[e]; twice {
+			return true
+		}
+		seen[e] = struct{}{}
+		return false
+	})
 }
 
 // HasAddresses reports whether the rule is about a family: where one has no

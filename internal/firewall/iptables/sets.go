@@ -3,9 +3,7 @@ package iptables
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -60,6 +58,17 @@ func entries(s firewall.Set, ip6 bool) map[entry]bool {
 	out := make(map[entry]bool, len(s.Elements))
 	for _, e := range s.Of(ip6) {
 		out[entry{e.Prefix.Masked(), e.Device}] = true
+	}
+	return out
+}
+
+// listed are elements of one family, some perhaps twice, which is no error when they
+// are added or removed.
+func listed(elements []firewall.Element, ip6 bool) (out []entry) {
+	for _, e := range elements {
+		if e.Prefix.Addr().Is6() == ip6 {
+			out = append(out, entry{e.Prefix.Masked(), e.Device})
+		}
 	}
 	return out
 }
@@ -184,12 +193,10 @@ func (s sets) drop(left []leftover) error {
 func (s sets) change(of firewall.Set, add, remove []firewall.Element) error {
 	for _, ip6 := range []bool{false, true} {
 		name := setName(of.Name, ip6)
-		gone := slices.Collect(maps.Keys(entries(firewall.Set{Kind: of.Kind, Elements: remove}, ip6)))
-		if err := s.remove(name, of.Kind, gone); err != nil {
+		if err := s.remove(name, of.Kind, listed(remove, ip6)); err != nil {
 			return err
 		}
-		more := slices.Collect(maps.Keys(entries(firewall.Set{Kind: of.Kind, Elements: add}, ip6)))
-		if err := s.add(name, of.Kind, more); err != nil {
+		if err := s.add(name, of.Kind, listed(add, ip6)); err != nil {
 			return err
 		}
 	}

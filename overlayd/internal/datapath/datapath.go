@@ -327,10 +327,13 @@ func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report
 	}
 	d.kernel.Expected.Update(had, p.Entries)
 	var failed []plan.Problem
-	if err := d.rules.change(ctx, m.possible, old, now); err != nil {
-		failed = append(failed, plan.Problem{Err: err})
+	letIn := func() {
+		if err := d.rules.change(ctx, m.possible, old, now); err != nil {
+			failed = append(failed, plan.Problem{Err: err})
+		}
 	}
-	result, err := d.kernel.Apply(ctx, p.Ops, m.index, nil)
+	program := func() (kernel.Result, error) { return d.kernel.Apply(ctx, p.Ops, m.index, nil) }
+	result, err := inTurn(letIn, program, len(now) < many)
 	if result.Changed > 0 {
 		d.log.Debug("peers changed", "objects", result.Changed)
 	}
@@ -346,6 +349,28 @@ func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report
 	r = newReport(append(slices.Clip(m.problems), failed...), m.mtu, result.Changed, err)
 	r.PeersOnly, r.Refused, r.Notices, r.Stopped, r.Routes = true, m.refused, m.notices, d.others.known(), d.routes
 	return r, true
+}
+
+// many is from how many peers on they are let in beside being routed to.
+const many = 500
+
+// inTurn lets peers in before they are sent to, so that no answer of theirs is lost.
+// Of as many as come when a host starts, with whom nobody talks yet, all are routed
+// to sooner when both go on side by side. program has no need of the calling
+// thread's namespace.
+func inTurn[T any](letIn func(), program func() (T, error), first bool) (result T, err error) {
+	if first {
+		letIn()
+		return program()
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		result, err = program()
+	}()
+	letIn()
+	<-done
+	return result, err
 }
 
 // maxRoutes bounds Report.Routes.
