@@ -18,6 +18,10 @@ import (
 // take a few programs.
 const othersPause = 5 * time.Second
 
+// othersDelay is how long a look waits while the peers of the host are still to
+// come: it would take the processors from what routes them.
+const othersDelay = time.Second
+
 // othersPatience bounds a look.
 const othersPatience = 20 * time.Second
 
@@ -74,7 +78,14 @@ func (o *others) look(w plan.Wanted) []string {
 	o.asked = true
 	if !o.looking && o.ctx.Err() == nil {
 		o.looking = true
-		o.done.Go(o.run)
+		var delay time.Duration
+		if w.Partial {
+			delay = othersDelay
+		}
+		o.done.Go(func() {
+			o.pause(delay)
+			o.run()
+		})
 	}
 	return o.found
 }
@@ -93,10 +104,15 @@ func (o *others) run() {
 		if o.ctx.Err() == nil {
 			o.take(rules, err)
 		}
-		select {
-		case <-o.ctx.Done():
-		case <-time.After(othersPause):
-		}
+		o.pause(othersPause)
+	}
+}
+
+// pause waits that long, or until looking ends.
+func (o *others) pause(d time.Duration) {
+	select {
+	case <-o.ctx.Done():
+	case <-time.After(d):
 	}
 }
 

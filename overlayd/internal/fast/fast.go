@@ -52,6 +52,8 @@ type Path struct {
 	log     *slog.Logger
 	kick    chan struct{}
 	changed chan struct{}
+	// patience is how long a look at the host waits for peers.
+	patience time.Duration
 
 	mu     sync.Mutex // guards what follows
 	wanted *fastpath.Wanted
@@ -59,12 +61,14 @@ type Path struct {
 	path   *fastpath.Path       // nil: traffic goes the kernel's way
 	state  conf.DatapathState
 	left   bool // what an earlier process attached is detached
+	// partial: peers are still to come; waiting: the look waits for them.
+	partial, waiting bool
 }
 
 // New makes a path that does nothing before Run.
 func New(mode Mode, log *slog.Logger) *Path {
 	p := &Path{
-		mode: mode, log: log, kick: make(chan struct{}, 1), changed: make(chan struct{}, 1), peers: map[string]conf.Peer{},
+		mode: mode, log: log, kick: make(chan struct{}, 1), changed: make(chan struct{}, 1), patience: fastLook, peers: map[string]conf.Peer{},
 		state: conf.DatapathState{Mode: string(mode), Taken: string(Kernel)},
 	}
 	if mode != Kernel {
@@ -96,7 +100,12 @@ func (p *Path) Recall(s conf.DatapathState) {
 
 // Follow brings the fast path along after the datapath has made of the host what
 // w wants, as far as r says. The error is Apply's.
+//
+// While peers are still to come, a look at the host waits for them, but not for long:
+// the programs of firewalls that it asks, and the loading of our own, would take the
+// processors from what routes the peers.
 func (p *Path) Follow(ctx context.Context, w datapath.Wanted, r datapath.Report) error {
+	p.arrive(w.Partial)
 	if r.PeersOnly && !w.Resync && w.Changes != nil {
 		return p.Update(w.Changes.Set, w.Changes.Gone)
 	}
@@ -110,13 +119,40 @@ func (p *Path) Follow(ctx context.Context, w datapath.Wanted, r datapath.Report)
 	return p.Apply(ctx, to, true)
 }
 
+// arrive notes whether peers are still to come.
+func (p *Path) arrive(partial bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.partial = partial
+	if p.waiting && !partial {
+		p.waiting = false
+		kick(p.kick)
+	}
+}
+
+// wake has the host looked at: at once, or when the peers have come.
+func (p *Path) wake() {
+	switch {
+	case !p.partial:
+		kick(p.kick)
+	case !p.waiting:
+		p.waiting = true
+		time.AfterFunc(p.patience, func() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.waiting = false
+			kick(p.kick)
+		})
+	}
+}
+
 // Apply says what the host is to be like. With resync it is compared with what
 // there is. The error says what goes the kernel's way because of it.
 func (p *Path) Apply(ctx context.Context, w fastpath.Wanted, resync bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.wanted == nil || resync {
-		kick(p.kick)
+		p.wake()
 	}
 	p.peers = make(map[string]conf.Peer, len(w.Peers))
 	for _, peer := range w.Peers {
@@ -239,17 +275,18 @@ func (p *Path) snapshot() (fastpath.Wanted, bool) {
 	return w, true
 }
 
-// take attaches the programs, if they are not.
+// take attaches the programs, if they are not. Nobody else sets the path, and who
+// tells of peers does not wait while the kernel verifies the programs.
 func (p *Path) take(ctx context.Context) (*fastpath.Path, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.path != nil {
+	if p.taken() {
 		return nil, nil
 	}
 	path, err := fastpath.New(p.log)
 	if err != nil {
 		return nil, err
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	w := *p.wanted
 	w.Peers = slices.Collect(maps.Values(p.peers))
 	if err := path.Apply(ctx, w, true); err != nil {
@@ -259,6 +296,12 @@ func (p *Path) take(ctx context.Context) (*fastpath.Path, error) {
 	p.path = path
 	p.set(EBPF, "")
 	return path, nil
+}
+
+func (p *Path) taken() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.path != nil
 }
 
 // leave detaches the programs, also those of an earlier process.

@@ -16,6 +16,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/fastpath"
+	"overlayd.internal/overlay/overlayd/internal/datapath"
 )
 
 // onOwnHost runs the calling test again in a process with a network namespace of
@@ -95,6 +96,45 @@ func becomes(t *testing.T, p *Path, taken Mode, reason string, filters int) {
 			t.Fatalf("state %+v with %d filters; want %s, %q, %d", s, n, taken, reason, filters)
 		}
 		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// A look at the host waits for peers that are still to come, but not for ever.
+func TestLookWaitsForPeers(t *testing.T) {
+	kicked := func(p *Path) bool {
+		select {
+		case <-p.kick:
+			return true
+		default:
+			return false
+		}
+	}
+	follow := func(p *Path, partial bool) {
+		t.Helper()
+		if err := p.Follow(t.Context(), datapath.Wanted{Host: datapath.Host{Partial: partial}}, datapath.Report{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := New(Auto, slog.New(slog.DiscardHandler))
+	p.patience = time.Hour
+	follow(p, true)
+	follow(p, true)
+	if kicked(p) {
+		t.Error("looked at before the peers have come")
+	}
+	follow(p, false)
+	if !kicked(p) {
+		t.Error("not looked at when the peers have come")
+	}
+	p = New(Auto, slog.New(slog.DiscardHandler))
+	p.patience = time.Millisecond
+	for range 2 {
+		follow(p, true)
+		select {
+		case <-p.kick:
+		case <-time.After(20 * time.Second):
+			t.Fatal("never looked at, as the peers do not come")
+		}
 	}
 }
 
