@@ -68,7 +68,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	defer only.release()
-	id, err := files.identity(a.opts.ID)
+	id, start, bootID, err := a.begin(files)
 	if err != nil {
 		return err
 	}
@@ -76,17 +76,6 @@ func (a *Agent) Run(ctx context.Context) error {
 		if err := a.opts.Identify(id); err != nil {
 			return fmt.Errorf("agent id %s: %w", id, err)
 		}
-	}
-	start, err := files.newInstance()
-	if err != nil {
-		return fmt.Errorf("begin an instance: %w", err)
-	}
-	bootID, err := conf.BootID()
-	if err != nil {
-		return err
-	}
-	if err := teardown.Remember(a.opts.StateDir, bootID); err != nil {
-		a.log.Warn("cannot store what the host had before; teardown will not put it back", logkey.Err, err)
 	}
 	socket := serve.Socket{Group: a.opts.SocketGroup, Path: filepath.Join(a.opts.RunDir, conf.SocketFile), Perm: 0o660, Look: a.timing.socket}
 	listeners, err := listen(ctx, socket, a.opts.Listen)
@@ -125,4 +114,31 @@ func (a *Agent) Run(ctx context.Context) error {
 	for range changes { // closed when the last goroutine has ended
 	}
 	return err
+}
+
+// begin stores what has to be on disk before anybody hears of this agent, or anything
+// is changed: who it is, that it has begun, and what the host had before. They are
+// files of their own, and written side by side the disk is waited for once.
+func (a *Agent) begin(files *files) (id string, start *instance, bootID string, err error) {
+	if bootID, err = conf.BootID(); err != nil {
+		return "", nil, "", err
+	}
+	var writing errgroup.Group
+	writing.Go(func() (err error) {
+		id, err = files.identity(a.opts.ID)
+		return err
+	})
+	writing.Go(func() (err error) {
+		if start, err = files.newInstance(); err != nil {
+			err = fmt.Errorf("begin an instance: %w", err)
+		}
+		return err
+	})
+	writing.Go(func() error {
+		if err := teardown.Remember(a.opts.StateDir, bootID); err != nil {
+			a.log.Warn("cannot store what the host had before; teardown will not put it back", logkey.Err, err)
+		}
+		return nil
+	})
+	return id, start, bootID, writing.Wait()
 }

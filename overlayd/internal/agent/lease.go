@@ -110,7 +110,6 @@ func (l *loop) registered(ctx context.Context, r registration) {
 	}
 	l.lease.refusal, l.lease.online = "", true
 	l.lease.conflict, l.lease.unconfirmed = "", false
-	l.problems.Report(storeInstanceProblem, l.instance.accepted())
 
 	r.lease.Bridges = l.opts.Bridges
 	if l.lease.listening && !r.lease.Direct {
@@ -140,6 +139,9 @@ func (l *loop) registered(ctx context.Context, r registration) {
 		l.publish()
 	}
 	l.logPhase()
+	// Not before: the kernel is not to wait for the disk, which has the instance beside
+	// the one before until then.
+	l.problems.Report(storeInstanceProblem, l.instance.accepted())
 }
 
 // moveTo makes ip the agent IP and reports whether it was another one before.

@@ -175,8 +175,8 @@ func (a *Agent) newLoop(p loopParts) *loop {
 		outcome: outcome{
 			retry: backoff{min: a.timing.retryMin, max: a.timing.resync},
 			// What the kernel tells of the agent's own start is not to have everything
-			// looked at five times.
-			repairs: allowance{most: repairsAtOnce, pause: a.timing.kernelPause, spent: (repairsAtOnce - 1) * a.timing.kernelPause, at: time.Now()},
+			// looked at five times, nor once while the peers are still to come.
+			repairs: allowance{most: repairsAtOnce, pause: a.timing.kernelPause, spent: repairsAtOnce * a.timing.kernelPause, at: time.Now()},
 		},
 		apply: newDeadline(), direct: newDeadline(), resync: newDeadline(), look: newDeadline(), tidy: newDeadline(),
 	}
