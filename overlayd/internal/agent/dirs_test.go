@@ -33,8 +33,11 @@ func TestDirectoriesRemoved(t *testing.T) {
 	}
 	eventually(t, "all files are there", allThere)
 
-	must(t, os.RemoveAll(h.opts.RunDir))
-	must(t, os.RemoveAll(h.opts.StateDir))
+	// In one step each: what is put back meanwhile would keep them from being removed.
+	for _, dir := range []string{h.opts.RunDir, h.opts.StateDir} {
+		must(t, os.Rename(dir, dir+".removed"))
+		must(t, os.RemoveAll(dir+".removed"))
+	}
 	eventually(t, "all files are back", allThere)
 	h.ready()
 	if now := h.document(); now.Lease != before.Lease {
