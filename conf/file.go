@@ -8,44 +8,106 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
+// File is one file that WriteFiles replaces.
+type File struct {
+	Path string
+	Data []byte
+	Perm fs.FileMode
+	// TmpDir has the temporary file and must be on the same file system; empty means
+	// the directory of Path.
+	TmpDir string
+}
+
 // WriteFile replaces path with data so that a reader, or a machine that loses
 // power, sees the old content or the new and never a part: temporary file in
-// tmpDir, fsync, rename, fsync of the directory. tmpDir must be on the same
-// file system; empty means the directory of path. The temporary name never ends
-// in .conf, .conflist or .json, so that no runtime picks it up.
+// tmpDir, fsync, rename, fsync of the directory. tmpDir is described with File. The
+// temporary name never ends in .conf, .conflist or .json, so that no runtime
+// picks it up.
 func WriteFile(path string, data []byte, perm fs.FileMode, tmpDir string) error {
-	if tmpDir == "" {
-		tmpDir = filepath.Dir(path)
+	return WriteFiles([]File{{Path: path, Data: data, Perm: perm, TmpDir: tmpDir}})[0]
+}
+
+// syncers is how many files WriteFiles writes at once. A file system that is asked
+// to make many of them last does so in one go.
+const syncers = 16
+
+// WriteFiles is WriteFile for many files, each of which may fail by itself: the
+// errors are in the order of the files. One after the other they take milliseconds
+// each, which is what the disk needs.
+func WriteFiles(files []File) []error {
+	errs, temporary := make([]error, len(files)), make([]string, len(files))
+	if len(files) == 1 { // a CNI program does not start a thread for it
+		temporary[0], errs[0] = files[0].stage()
+		return rename(files, temporary, errs)
 	}
-	f, err := os.CreateTemp(tmpDir, "."+filepath.Base(path)+".*.tmp")
+	var group sync.WaitGroup
+	turn := make(chan struct{}, syncers)
+	for i := range files {
+		turn <- struct{}{}
+		group.Go(func() {
+			defer func() { <-turn }()
+			temporary[i], errs[i] = files[i].stage()
+		})
+	}
+	group.Wait()
+	return rename(files, temporary, errs)
+}
+
+// rename puts the temporary files that there are into their places.
+func rename(files []File, temporary []string, errs []error) []error {
+	renamed := map[string][]int{} // by directory
+	for i, f := range files {
+		if errs[i] != nil {
+			continue
+		}
+		if err := os.Rename(temporary[i], f.Path); err != nil {
+			os.Remove(temporary[i])
+			errs[i] = fmt.Errorf("write %s: %w", f.Path, withoutPath(err))
+			continue
+		}
+		dir := filepath.Dir(f.Path)
+		renamed[dir] = append(renamed[dir], i)
+	}
+	for dir, in := range renamed {
+		if err := syncDir(dir); err != nil {
+			for _, i := range in {
+				errs[i] = err
+			}
+		}
+	}
+	return errs
+}
+
+// stage writes the temporary file and waits until it lasts.
+func (f File) stage() (temporary string, err error) {
+	dir := f.TmpDir
+	if dir == "" {
+		dir = filepath.Dir(f.Path)
+	}
+	t, err := os.CreateTemp(dir, "."+filepath.Base(f.Path)+".*.tmp")
 	if err != nil {
-		return fmt.Errorf("write %s: temporary file in %s: %w", path, tmpDir, withoutPath(err))
+		return "", fmt.Errorf("write %s: temporary file in %s: %w", f.Path, dir, withoutPath(err))
 	}
-	fail := func(err error) error {
-		f.Close()
-		os.Remove(f.Name())
-		return fmt.Errorf("write %s: %w", path, withoutPath(err))
+	_, err = t.Write(f.Data)
+	if err == nil {
+		err = t.Chmod(f.Perm)
 	}
-	if _, err := f.Write(data); err != nil {
-		return fail(err)
+	if err == nil {
+		err = t.Sync()
 	}
-	if err := f.Chmod(perm); err != nil {
-		return fail(err)
+	if closing := t.Close(); err == nil {
+		err = closing
 	}
-	if err := f.Sync(); err != nil {
-		return fail(err)
+	if err != nil {
+		os.Remove(t.Name())
+		return "", fmt.Errorf("write %s: %w", f.Path, withoutPath(err))
 	}
-	if err := f.Close(); err != nil {
-		return fail(err)
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return fail(err)
-	}
-	return syncDir(filepath.Dir(path))
+	return t.Name(), nil
 }
 
 // withoutPath takes the temporary name out of an error: it is another one each

@@ -2,6 +2,7 @@ package conf_test
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -203,5 +204,38 @@ func TestJSONFiles(t *testing.T) {
 	}
 	if err := conf.WriteJSON(path, func() {}, 0o600); err == nil || !strings.Contains(err.Error(), path) {
 		t.Errorf("WriteJSON of a function = %v, want an error that names the file", err)
+	}
+}
+
+// Many files are replaced at once, and one that cannot be is the only one that is not.
+func TestWriteFiles(t *testing.T) {
+	dir := t.TempDir()
+	var files []conf.File
+	for i := range 50 {
+		files = append(files, conf.File{Path: filepath.Join(dir, fmt.Sprint(i)), Data: fmt.Append(nil, "content ", i), Perm: 0o640})
+	}
+	const bad, taken = 5, 7
+	files[bad].TmpDir = filepath.Join(dir, "nowhere")
+	if err := os.Mkdir(files[taken].Path, 0o755); err != nil { // a file cannot take its place
+		t.Fatal(err)
+	}
+	for i, err := range conf.WriteFiles(files) {
+		if i == bad || i == taken {
+			if err == nil || !strings.Contains(err.Error(), files[i].Path) {
+				t.Errorf("file %d: error %v, want one that names it", i, err)
+			}
+			continue
+		}
+		b, readErr := os.ReadFile(files[i].Path)
+		if err != nil || readErr != nil || string(b) != fmt.Sprint("content ", i) {
+			t.Errorf("file %d: %v, %v, %q", i, err, readErr, b)
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(entries) != len(files)-1 {
+		t.Errorf("%d entries are in the directory, want %d: no temporary file", len(entries), len(files)-1)
 	}
 }

@@ -88,8 +88,7 @@ func (f *Files) directories() (out []directory) {
 		out = append(out, directory{
 			path: f.CNIConfDir, prefix: cniPrefix, suffix: ".conflist", firstPlugin: firstOfList, plugin: "d-overlay", half: conf.Docker,
 			content: func(ctx context.Context, name string) any { return f.conflist(ctx, name) },
-			// The temporary name has no suffix that a CNI runtime looks for.
-			write: func(path string, data []byte) error { return conf.WriteFile(path, data, filePerm, "") },
+			write:   conf.WriteFiles, // the temporary name has no suffix that a CNI runtime looks for
 		})
 	}
 	if f.UCRConfDir != "" {
@@ -190,7 +189,7 @@ type directory struct {
 	firstPlugin    func([]byte) string
 	half           conf.Half // whose bridge an overlay has to have
 	content        func(ctx context.Context, overlay string) any
-	write          func(path string, data []byte) error
+	write          func([]conf.File) []error
 }
 
 // overlay is the overlay a file name stands for, or "" for a name that is not ours.
@@ -231,8 +230,20 @@ func (f *Files) sync(d directory, want map[string][]byte) error {
 		return fmt.Errorf("make the directory for runtime configurations: %w", err)
 	}
 	var errs []error
+	var lacking []conf.File
 	for _, name := range slices.Sorted(maps.Keys(want)) { // in order: the errors are logged when they change
-		errs = append(errs, f.put(d, d.file(name), want[name]))
+		file := conf.File{Path: d.file(name), Data: want[name], Perm: filePerm}
+		right, err := d.isRight(file)
+		if err == nil && !right {
+			lacking = append(lacking, file)
+		}
+		errs = append(errs, err)
+	}
+	for i, err := range d.write(lacking) {
+		if err == nil {
+			f.Log.Info("runtime configuration written", logkey.Path, lacking[i].Path)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(append(errs, f.prune(d, want))...)
 }
@@ -254,23 +265,21 @@ func (f *Files) prune(d directory, want map[string][]byte) error {
 	return errors.Join(errs...)
 }
 
-// put writes one file unless it is right already or somebody else's.
-func (f *Files) put(d directory, path string, content []byte) error {
-	old, err := conf.ReadRegular(path, maxFile)
+// isRight reports whether a file is as it should be. One of somebody else is an
+// error.
+func (d directory) isRight(file conf.File) (bool, error) {
+	old, err := conf.ReadRegular(file.Path, maxFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
 	case err != nil:
-		return fmt.Errorf("read runtime configuration: %w", err)
-	case bytes.Equal(old, content):
-		return nil
+		return false, fmt.Errorf("read runtime configuration: %w", err)
+	case bytes.Equal(old, file.Data):
+		return true, nil
 	case !d.ours(old):
-		return fmt.Errorf("%s was not written by this agent (its first plugin is not %s) and stays as it is; move it away so that the overlay can be used", path, d.plugin)
+		return false, fmt.Errorf("%s was not written by this agent (its first plugin is not %s) and stays as it is; move it away so that the overlay can be used", file.Path, d.plugin)
 	}
-	if err := d.write(path, content); err != nil {
-		return err
-	}
-	f.Log.Info("runtime configuration written", logkey.Path, path)
-	return nil
+	return false, nil
 }
 
 // remove deletes a file of ours that is no longer wanted.
@@ -289,21 +298,41 @@ func (f *Files) remove(d directory, path string) error {
 	return nil
 }
 
-// writeUCR writes a file for Mesos, which tries every regular file in the
+// writeUCR writes files for Mesos, which tries every regular file in the
 // directory whatever its name, so that a temporary one must not lie there. It
 // goes beside the directory, or, where that is another file system (the
 // directory is a mount point) or must not be written to, in a subdirectory,
 // which Mesos passes over.
-func writeUCR(path string, data []byte) error {
-	dir := filepath.Dir(path)
-	err := conf.WriteFile(path, data, filePerm, filepath.Dir(dir))
-	if !errors.Is(err, unix.EXDEV) && !errors.Is(err, unix.EROFS) && !errors.Is(err, fs.ErrPermission) {
-		return err
+func writeUCR(files []conf.File) []error {
+	for i := range files {
+		files[i].TmpDir = filepath.Dir(filepath.Dir(files[i].Path))
 	}
-	tmp := filepath.Join(dir, ".overlay-tmp")
+	errs := conf.WriteFiles(files)
+	var again []int
+	for i, err := range errs {
+		if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EROFS) || errors.Is(err, fs.ErrPermission) {
+			again = append(again, i)
+		}
+	}
+	if len(again) == 0 {
+		return errs
+	}
+	tmp := filepath.Join(filepath.Dir(files[again[0]].Path), ".overlay-tmp")
 	if err := os.Mkdir(tmp, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("write %s: %w", path, err)
+		for _, i := range again {
+			errs[i] = fmt.Errorf("write %s: %w", files[i].Path, err)
+		}
+		return errs
 	}
 	defer os.RemoveAll(tmp)
-	return conf.WriteFile(path, data, filePerm, tmp)
+	var inside []conf.File
+	for _, i := range again {
+		file := files[i]
+		file.TmpDir = tmp
+		inside = append(inside, file)
+	}
+	for j, err := range conf.WriteFiles(inside) {
+		errs[again[j]] = err
+	}
+	return errs
 }
