@@ -162,6 +162,13 @@ type DatapathState struct {
 	Routing Routing `json:"routing,omitempty"`
 }
 
+// NotLookedAt is the reason until a host has been looked at.
+const NotLookedAt = "not looked at yet"
+
+// MayFilter reports whether filters of the fast path are attached to the interfaces
+// of containers, or may be soon.
+func (d DatapathState) MayFilter() bool { return d.Taken == "ebpf" || d.Reason == NotLookedAt }
+
 // DriftState is what others changed or removed of the agent's kernel objects and
 // the agent put back since it was started.
 type DriftState struct {

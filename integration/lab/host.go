@@ -322,6 +322,9 @@ func (h *Host) BridgePorts(ctx context.Context) ([]string, error) {
 // next hop's MAC and where that MAC lives.
 func WaitMesh(ctx context.Context, hosts ...*Host) error {
 	for _, h := range hosts {
+		if err := h.waitDatapath(ctx); err != nil {
+			return err
+		}
 		for _, to := range hosts {
 			if h == to {
 				continue
@@ -349,6 +352,26 @@ func WaitMesh(ctx context.Context, hosts ...*Host) error {
 		}
 	}
 	return nil
+}
+
+// waitDatapath waits until the agent has decided which way traffic takes: where it is
+// the fast path, the device to the other hosts drops a packet when the first filter
+// comes, in the first second of the first agent of a host.
+func (h *Host) waitDatapath(ctx context.Context) error {
+	return Wait(ctx, h.Name+" to choose a datapath", 20*time.Second, func() error {
+		var s struct{ Datapath struct{ Reason string } }
+		b, err := os.ReadFile(filepath.Join(h.RunDir, "state.json"))
+		if err == nil {
+			err = json.Unmarshal(b, &s)
+		}
+		if err == nil && s.Datapath.Reason == "not looked at yet" {
+			err = errors.New("it was not looked at yet")
+		}
+		if err != nil {
+			return h.alive(err)
+		}
+		return nil
+	})
 }
 
 // leadsTo checks the way to an address of another host: by the VTEP or, where both

@@ -3,6 +3,7 @@ package fastpath
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -39,7 +40,20 @@ func (p *Path) attach(index int, name string, program int) error {
 // Remove detaches every program of ours from the devices of this namespace,
 // whichever process attached it, and answers with how many there were. The
 // qdisc goes too where nothing else uses it.
-func Remove() (removed int, err error) {
+func Remove() (removed int, err error) { return detachAll(func([]rtnl.TCFilter) bool { return false }) }
+
+// Leave is Remove while containers go on: host ends keep the qdisc, which goes with
+// them. A device drops what it is sent while its qdisc comes or goes (ADR 0064).
+func Leave() (removed int, err error) { return detachAll(atHostEnd) }
+
+// atHostEnd reports whether filters of ours are those of a container's interface.
+func atHostEnd(ours []rtnl.TCFilter) bool {
+	return slices.ContainsFunc(ours, func(f rtnl.TCFilter) bool { return f.Name == leaveFilter })
+}
+
+// detachAll detaches from all devices; keep says for the filters of one whether its
+// qdisc stays.
+func detachAll(keep func(ours []rtnl.TCFilter) bool) (removed int, err error) {
 	conn, err := rtnl.Open()
 	if err != nil {
 		return 0, err
@@ -51,7 +65,7 @@ func Remove() (removed int, err error) {
 	}
 	var errs []error
 	for _, index := range devices {
-		n, err := detach(conn, index)
+		n, err := detach(conn, index, keep)
 		removed += n
 		if err != nil {
 			errs = append(errs, fmt.Errorf("detach the fast path from device %d: %w", index, err))
@@ -60,26 +74,26 @@ func Remove() (removed int, err error) {
 	return removed, errors.Join(errs...)
 }
 
-// detach removes our filters from a device.
-func detach(conn *rtnl.Conn, index int) (removed int, err error) {
+// detach removes our filters from a device; keep is described with detachAll.
+func detach(conn *rtnl.Conn, index int, keep func(ours []rtnl.TCFilter) bool) (removed int, err error) {
 	filters, err := conn.TCFilters(index, false)
 	if err != nil {
 		return 0, gone(err)
 	}
-	others := 0
+	var ours []rtnl.TCFilter
 	var b rtnl.Batch
 	for _, f := range filters {
 		if f.Kind != "bpf" || !strings.HasPrefix(f.Name, mark.FilterPrefix) {
-			others++
 			continue
 		}
+		ours = append(ours, f)
 		b.DeleteTCFilter("delete the filter "+f.Name, f)
 	}
 	removed = b.Len()
 	if removed == 0 {
 		return 0, nil
 	}
-	if others == 0 {
+	if len(ours) == len(filters) && !keep(ours) {
 		out, err := conn.TCFilters(index, true)
 		if err != nil {
 			return 0, gone(err)

@@ -153,6 +153,40 @@ func TestWithdrawn(t *testing.T) {
 	}
 }
 
+// A container whose interface came with the qdisc, as an ADD makes it, loses nothing
+// when the fast path is taken and left.
+func TestTakenAndLeft(t *testing.T) {
+	r := newRig(t, false)
+	h, a := r.hosts[0], r.hosts[0].container
+	h.run("tc", "qdisc", "add", "dev", a.link, "clsact")
+	const total = 500
+	done := make(chan struct{})
+	answered, out := 0, ""
+	go func() {
+		defer close(done)
+		answered, out = h.ping(total, a.v4, "-i", "0.001", "-q")
+	}()
+	rounds := 0
+	for over := false; !over; rounds++ {
+		h.fast().Close()
+		if err := h.ns.Inside(func() error { _, err := Leave(); return err }); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-done:
+			over = true
+		default:
+		}
+	}
+	if answered != total || rounds < 2 {
+		t.Errorf("%d of %d answered while the fast path was taken and left %d times: %s", answered, total, rounds, out)
+	}
+	h.fast()
+	if out := h.run("tc", "filter", "show", "dev", a.link, "ingress"); !strings.Contains(out, leaveFilter) {
+		t.Errorf("not attached: %s", out)
+	}
+}
+
 // Remove leaves neither filters nor qdiscs, but those of others.
 func TestRemove(t *testing.T) {
 	r := newRig(t, false)

@@ -121,7 +121,7 @@ func (p *Path) link(l rtnl.Link) error {
 	was, has := p.attached[l.Index]
 	switch {
 	case !ok && has:
-		_, err := detach(p.conn, l.Index)
+		_, err := detach(p.conn, l.Index, atHostEnd)
 		return errors.Join(p.forget(l.Index), err)
 	case !ok || has && was.equal(now):
 		return nil

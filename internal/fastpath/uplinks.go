@@ -24,7 +24,7 @@ func (p *Path) applyUplinks() error {
 	var errs []error
 	for index, name := range p.uplinks {
 		if _, still := links[index]; !still {
-			_, err := detach(p.conn, index)
+			_, err := detach(p.conn, index, atHostEnd)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("detach the fast path from %s: %w", name, err))
 				continue

@@ -72,7 +72,7 @@ func New(mode Mode, log *slog.Logger) *Path {
 		state: conf.DatapathState{Mode: string(mode), Taken: string(Kernel)},
 	}
 	if mode != Kernel {
-		p.state.Reason = "not looked at yet"
+		p.state.Reason = conf.NotLookedAt
 	}
 	return p
 }
@@ -310,7 +310,7 @@ func (p *Path) leave(reason string) {
 	defer p.mu.Unlock()
 	if p.path != nil || !p.left {
 		p.left = true
-		if _, err := fastpath.Remove(); err != nil {
+		if _, err := fastpath.Leave(); err != nil {
 			p.log.Warn("cannot detach the fast path", logkey.Err, err)
 		}
 	}

@@ -188,7 +188,7 @@ func (a *attaching) run(ctx context.Context, prev *types100.Result) (*types100.R
 		name: a.att.IfName, mac: a.mac, netns: s.netns.FD, mtu: a.mtu,
 	}
 	if a.call.Conf.Unpublished() {
-		pair.group = mark.FastPathGroup
+		pair.group, pair.filtered = mark.FastPathGroup, a.state.Datapath.MayFilter()
 	}
 	if pair.mac == (conf.MAC{}) {
 		pair.mac = mark.ContainerMAC(addressing.addrs)

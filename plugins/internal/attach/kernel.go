@@ -187,7 +187,13 @@ func (s *sandbox) markHost(p pair) error {
 			break
 		}
 	}
-	return err
+	if err != nil || !p.filtered {
+		return err
+	}
+	var b rtnl.Batch
+	p.qdisc(&b, host.Index)
+	// A kernel without the qdisc has no fast path.
+	return s.host.Each(&b)[1]
 }
 
 func isIPv6(p netip.Prefix) bool { return p.Addr().Is6() }

@@ -20,6 +20,8 @@ type pair struct {
 	bridgeIdx int
 	hairpin   bool
 	group     uint32 // of links; 0: none
+	// filtered: the fast path will attach a filter to the host end.
+	filtered bool
 
 	name  string // of the container's end
 	mac   conf.MAC
@@ -27,15 +29,15 @@ type pair struct {
 	mtu   int
 }
 
-// create makes the pair: the host end up and on the bridge, the other end
-// already in the container. The container's end stays down, because bringing it
+// create makes the pair: the host end up, unless it is to be filtered, and on the
+// bridge, the other end already in the container. The container's end stays down, because bringing it
 // up in the same message fails with ENOTCONN: at that moment it has no peer.
 // The host end's MAC is given so that nobody (udev) thinks it should set one.
 //
 // One queue each way is what a veth uses. Left to itself the kernel makes as many
 // as there are processors, and then takes all but one out of use again.
 func (p pair) create(b *rtnl.Batch) {
-	b.AddLink(fmt.Sprintf("create interface %s on bridge %s with its peer %s in the container", p.host, p.bridge, p.name), p.host, true)
+	b.AddLink(fmt.Sprintf("create interface %s on bridge %s with its peer %s in the container", p.host, p.bridge, p.name), p.host, !p.filtered)
 	b.Attr(unix.IFLA_ADDRESS, p.hostMAC[:]...)
 	p.common(b)
 	b.Attr32(unix.IFLA_MASTER, uint32(p.bridgeIdx))
@@ -61,6 +63,13 @@ func (p pair) common(b *rtnl.Batch) {
 	b.Attr32(unix.IFLA_MTU, uint32(p.mtu))
 	b.Attr32(unix.IFLA_NUM_TX_QUEUES, 1)
 	b.Attr32(unix.IFLA_NUM_RX_QUEUES, 1)
+}
+
+// qdisc adds what filters of the host end stand in, while it is down: a device that is
+// up drops what it is sent while such a qdisc comes (ADR 0064).
+func (p pair) qdisc(b *rtnl.Batch, index int) {
+	b.AddClsact("make room for filters at interface "+p.host, index)
+	b.LinkUp("set interface "+p.host+" up", index)
 }
 
 // mark says whose the host end is and sets it up as a bridge port; the kernel

@@ -6,12 +6,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 
+	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/cni"
 	"overlayd.internal/overlay/internal/mark"
 )
@@ -214,20 +216,51 @@ func TestUnpublished(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t)
-			container := newNamespace(t)
-			c := call{plugin: tt.plugin, command: "ADD", netns: container.path, conf: m.config("both", "", tt.keys...)}
-			m.ok(c) // without a portmap that could be run
-			marked := false
-			m.host.inside(t, func() error {
-				links, err := netlink.LinkList()
-				for _, l := range links {
-					marked = marked || l.Type() == "veth" && l.Attrs().Group == mark.FastPathGroup
+			for _, datapath := range []conf.DatapathState{
+				{Mode: "auto", Taken: "ebpf"}, {Mode: "auto", Taken: "kernel", Reason: conf.NotLookedAt},
+				{Mode: "auto", Taken: "kernel", Reason: "a rule"}, {Mode: "kernel", Taken: "kernel"}, {},
+			} {
+				m.state.Datapath = datapath
+				m.publish()
+				container := newNamespace(t)
+				c := call{plugin: tt.plugin, command: "ADD", netns: container.path, conf: m.config("both", "", tt.keys...)}
+				m.ok(c) // without a portmap that could be run
+				marked, room := m.hostEnd()
+				if marked != tt.marked {
+					t.Errorf("%+v: marked for the fast path: %v, want %v", datapath, marked, tt.marked)
 				}
-				return err
-			})
-			if marked != tt.marked {
-				t.Errorf("marked for the fast path: %v, want %v", marked, tt.marked)
+				// Whoever attached a filter later would have it drop packets.
+				if want := tt.marked && datapath.MayFilter(); room != want {
+					t.Errorf("%+v: has room for filters: %v, want %v", datapath, room, want)
+				}
+				c.command = "DEL"
+				m.ok(c)
 			}
 		})
 	}
+}
+
+// hostEnd says of the one host end there is whether it is marked for the fast path and
+// whether it has the qdisc for filters.
+func (m *machine) hostEnd() (marked, room bool) {
+	m.t.Helper()
+	m.host.inside(m.t, func() error {
+		links, err := netlink.LinkList()
+		for _, l := range links {
+			if l.Type() != "veth" {
+				continue
+			}
+			marked = l.Attrs().Group == mark.FastPathGroup
+			if l.Attrs().Flags&net.FlagUp == 0 {
+				m.t.Errorf("%s is down", l.Attrs().Name)
+			}
+			qdiscs, err := netlink.QdiscList(l)
+			if err != nil {
+				return err
+			}
+			room = slices.ContainsFunc(qdiscs, func(q netlink.Qdisc) bool { return q.Type() == "clsact" })
+		}
+		return err
+	})
+	return marked, room
 }
