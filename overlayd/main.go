@@ -55,7 +55,7 @@ OVERLAYD_STATE_DIR), else from the file of --config where a command has one, els
 its default.`,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(coordinatorCommand(env), agentCommand(), checkConfigCommand(), importStateCommand(), versionCommand())
+	root.AddCommand(coordinatorCommand(env), agentCommand(env), checkConfigCommand(), importStateCommand(), versionCommand())
 	return root
 }
 

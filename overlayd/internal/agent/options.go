@@ -58,6 +58,9 @@ type Options struct {
 	// Beat is called by the control loop when it has started, with what was
 	// stored already applied, and then every few seconds; nil: nobody waits.
 	Beat func()
+	// Started is called when the agent has learnt what it learns at its start, before
+	// it gives back the memory that took, and at later times like that; nil: nobody waits.
+	Started func()
 
 	Log      *slog.Logger
 	LogLevel *logging.Level // nil: it cannot be changed

@@ -246,6 +246,9 @@ func (l *loop) peersSaved(err error) {
 // moment. The runtime would keep it, since nearly nothing is allocated from then
 // on, and this process lives beside the containers for months.
 func (l *loop) giveBack() {
+	if l.opts.Started != nil {
+		l.opts.Started()
+	}
 	l.group.Go(func() error {
 		debug.FreeOSMemory()
 		return nil
