@@ -6,8 +6,9 @@
 //
 // The programs take only what needs no decision: unfragmented packets between
 // two containers of one overlay, from the address and MAC the sender was given,
-// to an agent subnet of a peer. Everything else goes the customary way, and so
-// does everything when a map has no entry. The customary way therefore has to
+// to an agent subnet of a peer or to a container behind another bridge of this
+// host. Everything else goes the customary way, and so does everything when a map
+// has no entry. The customary way therefore has to
 // be there; this package makes none of it.
 //
 // The filters hold the programs and the programs hold their maps, so traffic
