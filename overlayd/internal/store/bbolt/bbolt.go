@@ -202,13 +202,16 @@ func (s *Store) Commit(ctx context.Context, txn store.Txn) (uint64, error) {
 // watchers and must not be modified. A watcher that falls behind by more than
 // what is remembered gets ErrCompacted; it never holds up a commit.
 func (s *Store) Watch(ctx context.Context, prefix string, after uint64, fn func(rev uint64, events []store.Event) error) error {
-	w := s.history.begin(after)
+	w := s.history.begin(prefix, after)
 	defer s.history.end(w)
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		changes, more, err := s.history.since(after)
+		if errors.Is(err, store.ErrCompacted) {
+			s.history.behind(prefix)
+		}
 		if err != nil {
 			return fmt.Errorf("watch %q after revision %d: %w", prefix, after, err)
 		}

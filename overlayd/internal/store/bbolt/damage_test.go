@@ -1,7 +1,6 @@
 package bbolt
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,9 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.etcd.io/bbolt"
@@ -88,76 +85,6 @@ func TestLocked(t *testing.T) {
 	}
 	first.Close()
 	mustOpen(t, path)
-}
-
-// TestForgetsOldHistory: what a watcher has not taken is kept up to a bound, what
-// everybody has taken is not.
-func TestForgetsOldHistory(t *testing.T) {
-	s := mustOpen(t, filepath.Join(t.TempDir(), "store.db"))
-	value := make([]byte, store.MaxValue)
-	write := func(bytes int) {
-		t.Helper()
-		for range bytes/store.MaxValue + 2 {
-			if _, err := s.Commit(t.Context(), store.Txn{Then: []store.Op{{Key: "k", Value: value}}}); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	remembered := func() int {
-		s.history.mu.Lock()
-		defer s.history.mu.Unlock()
-		return s.history.size
-	}
-	slow, went := make(chan struct{}), make(chan error, 1)
-	arrived := make(chan struct{}, 1)
-	var last atomic.Uint64
-	ctx, stop := context.WithCancel(t.Context())
-	go func() {
-		went <- s.Watch(ctx, "", 0, func(rev uint64, _ []store.Event) error {
-			select {
-			case arrived <- struct{}{}:
-			default:
-			}
-			<-slow
-			last.Store(rev)
-			return nil
-		})
-	}()
-	write(0)
-	<-arrived
-	write(4 * keptHistory)
-	if n := remembered(); n < 4*keptHistory {
-		t.Errorf("%d bytes are remembered for a watcher that has not taken them, want more than %d", n, 4*keptHistory)
-	}
-	close(slow)
-	write(0)
-	for end := time.Now().Add(time.Minute); remembered() > keptHistory+2*store.MaxValue; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%d bytes are remembered though every watcher has taken them, up to revision %d", remembered(), last.Load())
-		}
-	}
-	stop()
-	if err := <-went; !errors.Is(err, context.Canceled) {
-		t.Errorf("the watch ended: %v", err)
-	}
-	err := s.Watch(t.Context(), "", 0, func(uint64, []store.Event) error { return nil })
-	if !errors.Is(err, store.ErrCompacted) {
-		t.Errorf("error %v, want ErrCompacted", err)
-	}
-
-	held := s.history.begin(s.history.forgotten) // takes nothing
-	write(maxHistory / 2)
-	if n := remembered(); n < maxHistory/2 {
-		t.Errorf("%d bytes are remembered for a watcher that takes nothing, want more than %d", n, maxHistory/2)
-	}
-	write(maxHistory / 2) // now it has missed some, and need not get the others
-	if n := remembered(); n > maxHistory+2*store.MaxValue {
-		t.Errorf("%d bytes are remembered for a watcher that takes nothing, want %d at most", n, maxHistory)
-	}
-	s.history.end(held)
-	if n := remembered(); n > keptHistory+2*store.MaxValue {
-		t.Errorf("%d bytes are remembered for nobody", n)
-	}
 }
 
 func TestTooLarge(t *testing.T) {

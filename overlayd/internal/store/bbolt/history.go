@@ -62,7 +62,11 @@ type history struct {
 	forgotten uint64        // revision of the latest change not remembered
 	more      chan struct{} // closed at the next change
 	watchers  map[*watcher]struct{}
-	closed    error
+	// awaited are the prefixes of watchers that fell behind and are reading the store.
+	// Until they are back, what comes is kept as for one that takes nothing: else a
+	// store that is written all the time would be read again and again.
+	awaited map[string]struct{}
+	closed  error
 }
 
 // watcher is somebody who reads the history. Its revision is the last one that it
@@ -70,17 +74,27 @@ type history struct {
 type watcher struct{ rev uint64 }
 
 func newHistory(revision uint64) *history {
-	return &history{forgotten: revision, more: make(chan struct{}), watchers: map[*watcher]struct{}{}}
+	return &history{forgotten: revision, more: make(chan struct{}), watchers: map[*watcher]struct{}{}, awaited: map[string]struct{}{}}
 }
 
-// begin is a watcher that has taken everything up to a revision; end says that it
-// takes no more.
-func (h *history) begin(after uint64) *watcher {
+// begin is a watcher of a prefix that has taken everything up to a revision; end says
+// that it takes no more.
+func (h *history) begin(prefix string, after uint64) *watcher {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	w := &watcher{rev: after}
 	h.watchers[w] = struct{}{}
+	if after >= h.forgotten {
+		delete(h.awaited, prefix)
+	}
 	return w
+}
+
+// behind says that a watcher of a prefix has missed something, and will be back.
+func (h *history) behind(prefix string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.awaited[prefix] = struct{}{}
 }
 
 func (h *history) end(w *watcher) {
@@ -126,7 +140,7 @@ func (h *history) forgetLocked() {
 		}
 	}
 	drop := 0
-	for drop < len(h.changes)-1 && (h.size > maxHistory || h.size > keptHistory && h.changes[drop].rev <= taken) {
+	for drop < len(h.changes)-1 && (h.size > maxHistory || h.size > keptHistory && len(h.awaited) == 0 && h.changes[drop].rev <= taken) {
 		h.size -= h.changes[drop].size()
 		h.forgotten = h.changes[drop].rev
 		drop++
