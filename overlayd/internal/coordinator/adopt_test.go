@@ -1,7 +1,6 @@
 package coordinator_test
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -71,11 +70,9 @@ func TestAdoptAfterLoss(t *testing.T) {
 		for i := range 5 {
 			leases = append(leases, b.register(fmt.Sprint("agent-", i), fmt.Sprint("10.0.0.", i+1)))
 		}
-		b.stop()
 
 		s := newStore(t)
-		o := coordinator.Options{Store: s, Adopt: coordinator.Adopt{Cluster: b.ClusterID()}}
-		b = bubbleWith(t, o)
+		b = b.loses(s)
 		if b.ClusterID() != leases[0].ClusterID {
 			t.Fatalf("cluster %s, want %s", b.ClusterID(), leases[0].ClusterID)
 		}
@@ -117,8 +114,7 @@ func TestContradictoryLeases(t *testing.T) {
 				if blocks(earlier) != blocks(later) {
 					t.Fatalf("%s and %s, want the same", blocks(earlier), blocks(later))
 				}
-				b.stop()
-				b = bubbleWith(t, coordinator.Options{Store: newStore(t), Adopt: coordinator.Adopt{Cluster: b.ClusterID()}})
+				b = b.loses(newStore(t))
 				if laterFirst {
 					kept(t, later, b.show(later))
 				} else {
@@ -142,34 +138,12 @@ func TestLoserShowsItsLastLease(t *testing.T) {
 	for _, when := range []string{"at once", "when the time is over", "later comes when the time is over", "after another loss"} {
 		t.Run(when, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				path := filepath.Join(t.TempDir(), "coordinator.db")
-				s := openStore(t, path)
-				b := inBubble(t, s)
-				earlier := b.register("earlier", "10.0.0.1")
-				b.stop()
-				s.Close()
-				copyFile(t, path, path+".copy")
-				s = openStore(t, path)
-				b = inBubble(t, s)
-				if _, err := b.Delete(t.Context(), []string{"earlier"}); err != nil {
-					t.Fatal(err)
-				}
-				later, since := b.register("later", "10.0.0.2"), b.register("since", "10.0.0.3")
-				for range 20 {
-					since = b.register("since", since.AgentIP.Next().String())
-				}
-				b.stop()
-				s.Close()
-				copyFile(t, path+".copy", path)
-				s = openStore(t, path)
-				b = inBubble(t, s)
-				kept(t, since, b.show(since)) // the loss is found out
+				b, earlier, later := contested(t)
 				got := b.show(earlier)
 				kept(t, earlier, got)
 				switch when {
 				case "after another loss":
-					b.stop()
-					b = bubbleWith(t, coordinator.Options{Store: newStore(t), Adopt: coordinator.Adopt{Cluster: b.ClusterID()}})
+					b = b.loses(newStore(t))
 					got = b.show(got)
 				case "later comes when the time is over":
 					time.Sleep(11 * time.Minute)
@@ -205,8 +179,7 @@ func TestContradictorySubnet(t *testing.T) {
 		a, c := b.register("a", "10.0.0.1"), b.register("c", "10.0.0.2")
 		// As a cluster without identities believes it: c's lease has a's subnet.
 		c.Signed = &conf.SignedLease{Lease: strings.ReplaceAll(c.Signed.Lease, "9.0.1.0/24", "9.0.0.0/24")}
-		b.stop()
-		b = bubbleWith(t, coordinator.Options{Store: newStore(t), Adopt: coordinator.Adopt{Cluster: b.ClusterID()}})
+		b = b.loses(newStore(t))
 		got := b.show(c)
 		if got.Grants[0].Subnet != netip.MustParsePrefix("9.0.0.0/24") {
 			t.Fatal(blocks(got))
@@ -230,8 +203,7 @@ func TestAdoptFurtherBlocks(t *testing.T) {
 		if err != nil || len(a.Grants[0].Blocks) != 2 || len(a.Grants[1].Blocks) != 1 {
 			t.Fatalf("%+v, %v", a.Grants, err)
 		}
-		b.stop()
-		b = bubbleWith(t, coordinator.Options{Store: newStore(t), Adopt: coordinator.Adopt{Cluster: b.ClusterID()}})
+		b = b.loses(newStore(t))
 		got := b.show(a)
 		kept(t, a, got)
 		time.Sleep(11 * time.Minute)
@@ -324,22 +296,6 @@ func TestForgedEpoch(t *testing.T) {
 	})
 }
 
-// deletion is a real store that calls a function before the first transaction that
-// deletes a key.
-type deletion struct {
-	store.Store
-	key  string
-	call func()
-}
-
-func (d *deletion) Commit(ctx context.Context, txn store.Txn) (uint64, error) {
-	if call := d.call; call != nil && len(txn.Then) > 0 && txn.Then[0].Key == d.key && txn.Then[0].Delete {
-		d.call = nil
-		call()
-	}
-	return d.Store.Commit(ctx, txn)
-}
-
 // A record is taken away for what was in it then, not for what is in it meanwhile.
 func TestRivalComesBackWithAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -350,9 +306,8 @@ func TestRivalComesBackWithAnother(t *testing.T) {
 		}
 		later := b.register("later", "10.0.0.2")
 		second := b.register("earlier", "10.0.0.1")
-		b.stop()
-		s := &deletion{Store: newStore(t), key: "agents/earlier"}
-		b = bubbleWith(t, coordinator.Options{Store: s, Adopt: coordinator.Adopt{Cluster: b.ClusterID()}})
+		s := &hooked{Store: newStore(t), key: "agents/earlier", deletes: true}
+		b = b.loses(s)
 		kept(t, first, b.show(first))
 		var now conf.Lease
 		s.call = func() { now = b.show(second) }
@@ -362,26 +317,13 @@ func TestRivalComesBackWithAnother(t *testing.T) {
 	})
 }
 
-// copyFile copies what a coordinator that has stopped left.
-func copyFile(t testing.TB, from, to string) {
-	t.Helper()
-	data, err := os.ReadFile(from)
-	if err == nil {
-		err = os.WriteFile(to, data, 0o600)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // While leases are adopted a snapshot is said to be partial, so that nobody gives up
 // peers that have not come back yet; when the time is over everybody is told all.
 func TestSnapshotsWhileAdopting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := inBubble(t, newStore(t))
 		a, c := b.register("a", "10.0.0.1"), b.register("c", "10.0.0.2")
-		b.stop()
-		b = bubbleWith(t, coordinator.Options{Store: newStore(t), Adopt: coordinator.Adopt{Cluster: b.ClusterID()}})
+		b = b.loses(newStore(t))
 		b.show(a)
 		events, disconnect := b.connect("a")
 		defer disconnect()
@@ -410,16 +352,10 @@ func TestSnapshotsWhileAdopting(t *testing.T) {
 // it, is believed, and keeps it; from then on nobody gets anything fresh.
 func TestOlderFileNoticedByAgents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		dir := t.TempDir()
-		path := filepath.Join(dir, "coordinator.db")
-		s := openStore(t, path)
-		b := inBubble(t, s)
+		f := newFile(t)
+		b := f.start()
 		first := b.register("first", "10.0.0.1")
-		b.stop()
-		s.Close()
-		copyFile(t, path, path+".copy")
-		s = openStore(t, path)
-		b = inBubble(t, s)
+		b = f.copied(b)
 		first = b.show(first)
 		moved := shows(first)
 		moved.AgentIP = netip.MustParseAddr("10.0.0.11")
@@ -431,18 +367,13 @@ func TestOlderFileNoticedByAgents(t *testing.T) {
 		for i := range 30 { // more than the starts that follow write
 			since = append(since, b.register(fmt.Sprint("agent-", i), fmt.Sprint("10.0.1.", i+1)))
 		}
-		b.stop()
-		s.Close()
 
-		copyFile(t, path+".copy", path)
-		s = openStore(t, path)
-		b = inBubble(t, s)
+		b = f.putBack(b)
 		kept(t, since[29], b.show(since[29]))
 		b.waits(request("new", "10.0.0.9"))
 		kept(t, first, b.show(first))
 		// Who was away at that start, and at the next one, is not forgotten.
-		b.stop()
-		b = inBubble(t, s)
+		b = f.again(b)
 		b.waits(request("new", "10.0.0.9"))
 		all := []conf.Lease{b.show(first), b.show(since[29])}
 		for _, l := range since[:29] {

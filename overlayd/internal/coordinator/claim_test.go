@@ -1,12 +1,10 @@
 package coordinator_test
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -15,7 +13,6 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
-	"overlayd.internal/overlay/overlayd/internal/store"
 )
 
 // An older copy of the file takes its place, in which a block is an agent's that has
@@ -41,27 +38,7 @@ func TestMoveKeepsClaim(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				path := filepath.Join(t.TempDir(), "coordinator.db")
-				s := openStore(t, path)
-				b := inBubble(t, s)
-				earlier := b.register("earlier", "10.0.0.1")
-				b.stop()
-				s.Close()
-				copyFile(t, path, path+".copy")
-				s = openStore(t, path)
-				b = inBubble(t, s)
-				if _, err := b.Delete(t.Context(), []string{"earlier"}); err != nil {
-					t.Fatal(err)
-				}
-				later, since := b.register("later", "10.0.0.2"), b.register("since", "10.0.0.3")
-				if blocks(earlier) != blocks(later) {
-					t.Fatalf("%s and %s, want the same", blocks(earlier), blocks(later))
-				}
-				b.stop()
-				s.Close()
-				copyFile(t, path+".copy", path)
-				b = inBubble(t, openStore(t, path))
-				kept(t, since, b.show(since)) // so the loss is noticed
+				b, earlier, later := contested(t)
 				changed := change(t, b, earlier)
 				kept(t, later, b.show(later))
 				if name != "superseded" {
@@ -133,22 +110,6 @@ func TestAdoptInsteadOfManyHalfBlocks(t *testing.T) {
 			t.Errorf("%d keys are in the store, want %d", len(have), len(want))
 		}
 	})
-}
-
-// hooked is a real store that calls a function before the first transaction that
-// writes a key.
-type hooked struct {
-	store.Store
-	key  string
-	call func()
-}
-
-func (h *hooked) Commit(ctx context.Context, txn store.Txn) (uint64, error) {
-	if call := h.call; call != nil && slices.ContainsFunc(txn.Then, func(op store.Op) bool { return op.Key == h.key }) {
-		h.call = nil
-		call()
-	}
-	return h.Store.Commit(ctx, txn)
 }
 
 // A host registers while a network is applied that has its address in an overlay.
