@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -250,8 +251,12 @@ func TestHeartbeat(t *testing.T) {
 			if e.Snapshot || len(e.Put)+len(e.Delete) > 0 || e.Register || e.Revision != snapshot.Revision {
 				t.Errorf("heartbeat %+v", e)
 			}
-			if took := time.Since(began); took != api.HeartbeatInterval {
-				t.Errorf("a heartbeat after %s", took)
+			took := time.Since(began)
+			if beats == 1 && took >= api.HeartbeatInterval/2 && took < api.HeartbeatInterval {
+				took = api.HeartbeatInterval // the first one after news, see TestHeartbeatsSpread
+			}
+			if took != api.HeartbeatInterval {
+				t.Errorf("heartbeat %d after %s", beats, took)
 			}
 			began = time.Now()
 		}
@@ -261,6 +266,47 @@ func TestHeartbeat(t *testing.T) {
 		}
 		if e := <-events; e.Revision <= snapshot.Revision {
 			t.Errorf("heartbeat at %d after a report, want more than %d", e.Revision, snapshot.Revision)
+		}
+	})
+}
+
+// What all streams are told at one moment does not have them all say that they are
+// alive at one moment, for as long as nothing else happens: who renews then would wait.
+func TestHeartbeatsSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const streams = 100
+		b := inBubble(t, newStore(t))
+		var all []<-chan api.PeerEvent
+		for i := range streams {
+			id := fmt.Sprint("agent-", i)
+			b.register(id, fmt.Sprint("10.0.0.", i+1))
+			events, disconnect := b.connect(id)
+			defer disconnect()
+			all = append(all, events)
+		}
+		time.Sleep(time.Minute)
+		b.register("new", "10.0.1.1")
+		time.Sleep(time.Second)
+		for range 2 {
+			for _, events := range all {
+				for len(events) > 0 {
+					<-events
+				}
+			}
+			at := make(chan time.Duration, streams)
+			began := time.Now()
+			for _, events := range all {
+				go func() { <-events; at <- time.Since(began) }()
+			}
+			busiest, buckets := 0, map[time.Duration]int{}
+			for range streams {
+				bucket := (<-at).Truncate(500 * time.Millisecond)
+				buckets[bucket]++
+				busiest = max(busiest, buckets[bucket])
+			}
+			if busiest > streams/2 {
+				t.Errorf("%d of %d heartbeats within half a second: %v", busiest, streams, buckets)
+			}
 		}
 	})
 }

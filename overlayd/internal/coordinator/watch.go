@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"strconv"
@@ -212,6 +213,10 @@ func (s *stream) follow(w *watch, ended <-chan struct{}) {
 	heartbeat := time.NewTimer(api.HeartbeatInterval)
 	defer heartbeat.Stop()
 	due := true // a heartbeat; one at once tells who is up to date that it is
+	// News go to all streams at one moment, and when a coordinator has died they begin
+	// so. Heartbeats that went on together from there would hold up, each time, whoever
+	// wants a lease; so the first one after that comes earlier, each at a time of its own.
+	together := true
 	for {
 		published, run := s.c.published() // before news, so that nothing up to it is missed
 		news, more, err := s.news()
@@ -219,7 +224,9 @@ func (s *stream) follow(w *watch, ended <-chan struct{}) {
 		if published >= s.revision {
 			s.revision, s.run = published, run
 		}
-		if due && !news && len(asks) == 0 {
+		if news || len(asks) > 0 {
+			together = true
+		} else if due {
 			asks = append(asks, api.PeerEvent{}) // a heartbeat
 		}
 		for _, e := range asks {
@@ -231,7 +238,11 @@ func (s *stream) follow(w *watch, ended <-chan struct{}) {
 		}
 		if err == nil && news {
 			due = false
-			heartbeat.Reset(api.HeartbeatInterval)
+			silence := api.HeartbeatInterval
+			if together {
+				silence -= rand.N(api.HeartbeatInterval / 2)
+			}
+			heartbeat.Reset(silence)
 			err = s.flush.Flush() // in the time that the message has
 		}
 		if err != nil {
@@ -242,7 +253,7 @@ func (s *stream) follow(w *watch, ended <-chan struct{}) {
 		case <-more:
 		case <-w.wake:
 		case <-heartbeat.C:
-			due = true
+			due, together = true, false
 		case <-s.ctx.Done():
 			return
 		case <-s.c.stopped:
