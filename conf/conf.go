@@ -222,12 +222,22 @@ func VTEPMAC(oui MAC, vtep netip.Addr) MAC {
 	return MAC{oui[0], oui[1], oui[2], ip[1], ip[2], ip[3]}
 }
 
-func (m MAC) String() string {
-	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+func (m MAC) String() string { return string(m.Append(nil)) }
+
+// Append appends what String returns.
+func (m MAC) Append(to []byte) []byte {
+	const digits = "0123456789abcdef"
+	for i, b := range m {
+		if i > 0 {
+			to = append(to, ':')
+		}
+		to = append(to, digits[b>>4], digits[b&15])
+	}
+	return to
 }
 
 // MarshalText makes a MAC a JSON string.
-func (m MAC) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+func (m MAC) MarshalText() ([]byte, error) { return m.Append(nil), nil }
 
 // UnmarshalText reads what MarshalText wrote.
 func (m *MAC) UnmarshalText(b []byte) (err error) {

@@ -166,9 +166,10 @@ func (c *Coordinator) endFlush() {
 }
 
 func (c *Coordinator) peers(agents []*agent) []conf.Peer {
+	n, base := c.network(), c.epochBase.Load()
 	peers := make([]conf.Peer, 0, len(agents))
 	for _, a := range agents {
-		peers = append(peers, c.lease(a, nil).Peer())
+		peers = append(peers, peerOf(n, a, base))
 	}
 	return peers
 }

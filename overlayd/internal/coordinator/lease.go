@@ -39,14 +39,9 @@ func (c *Coordinator) leaseOf(n *network, a *agent, missing map[string]string) c
 	}
 	for _, o := range n.Overlays {
 		g := conf.Grant{Overlay: o, Error: missing[o.Name]}
-		h := a.held(o.Name)
-		if o.Subnet.IsValid() {
-			g.Subnet = h.Subnet
-		}
-		if o.Subnet6.IsValid() {
-			g.Subnet6 = h.Subnet6
-		}
-		g.Blocks = h.configured(o)
+		var first conf.Block
+		first, g.Blocks = a.held(o.Name).granted(o)
+		g.Subnet, g.Subnet6 = first.Subnet, first.Subnet6
 		if g.Subnet.IsValid() || g.Subnet6.IsValid() || g.Error != "" {
 			l.Grants = append(l.Grants, g)
 		}

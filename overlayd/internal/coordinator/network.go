@@ -158,7 +158,7 @@ func (c *Coordinator) networkChangedLocked(old *network) {
 	c.served.Store(n)
 	c.overlayEvents(old.Network, n.Network)
 	for id, a := range c.view.agents {
-		if !reflect.DeepEqual(c.leaseOf(old, a, nil).Peer(), c.leaseOf(n, a, nil).Peer()) {
+		if !reflect.DeepEqual(peerOf(old, a, 0), peerOf(n, a, 0)) {
 			c.changed[id] = struct{}{}
 		}
 	}

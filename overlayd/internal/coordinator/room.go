@@ -171,21 +171,23 @@ func spare(p *allocate.Pool) bool {
 	return free > max(1, p.Total()/reserve)
 }
 
-// configured are the further blocks of an overlay, without the families that it no
-// longer has.
-func (h held) configured(o conf.Overlay) (out []conf.Block) {
-	for _, b := range h.Blocks {
+// granted are the blocks of an overlay, without the families that it no longer has.
+func (h held) granted(o conf.Overlay) (first conf.Block, further []conf.Block) {
+	configured := func(b conf.Block) conf.Block {
 		if !o.Subnet.IsValid() {
 			b.Subnet = netip.Prefix{}
 		}
 		if !o.Subnet6.IsValid() {
 			b.Subnet6 = netip.Prefix{}
 		}
-		if b != (conf.Block{}) {
-			out = append(out, b)
+		return b
+	}
+	for _, b := range h.Blocks {
+		if b = configured(b); b != (conf.Block{}) {
+			further = append(further, b)
 		}
 	}
-	return out
+	return configured(conf.Block{Subnet: h.Subnet, Subnet6: h.Subnet6}), further
 }
 
 // shed returns the record without some of its subnets, and their keys: about half as
