@@ -13,6 +13,7 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -184,6 +185,7 @@ func WriteJSON(w http.ResponseWriter, code int, v any) {
 // WriteDocument is WriteJSON of a document that is encoded already.
 func WriteDocument(w http.ResponseWriter, code int, document []byte) {
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(document))) // else a long one goes out in chunks
 	LimitAnswer(w, len(document))
 	w.WriteHeader(code)
 	w.Write(document) // an error means that the client is gone
