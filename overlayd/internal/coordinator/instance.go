@@ -234,16 +234,16 @@ func (p *presence) watchedBy(instance string) bool {
 // planUnlessLingering is plan, and waits a moment for the stream of the instance
 // before to end, or for who follows it to say that he lives.
 func (c *Coordinator) planUnlessLingering(ctx context.Context, req api.RegisterRequest) (*plan, error) {
+	p, err := c.plan(req)
+	if !errors.Is(err, errLingering) {
+		return p, err
+	}
 	var asked time.Time
 	end := time.NewTimer(linger)
 	defer end.Stop()
 	look := time.NewTicker(20 * time.Millisecond)
 	defer look.Stop()
-	for {
-		p, err := c.plan(req)
-		if !errors.Is(err, errLingering) {
-			return p, err
-		}
+	for ; errors.Is(err, errLingering); p, err = c.plan(req) {
 		if asked.IsZero() {
 			asked = time.Now()
 			if err := c.askWhetherItLives(ctx, req); err != nil {
@@ -269,4 +269,5 @@ func (c *Coordinator) planUnlessLingering(ctx context.Context, req api.RegisterR
 		}
 		return nil, c.notEndedLocked(req)
 	}
+	return p, err
 }

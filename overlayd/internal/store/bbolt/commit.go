@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -208,7 +209,10 @@ func apply(kv *records, txn store.Txn, rev uint64) (change, error) {
 	ch := change{rev: rev}
 	for _, op := range txn.Then {
 		key := []byte(op.Key)
-		old := kv.Get(key)
+		var old []byte
+		if !absent(txn.If, op.Key) {
+			old = kv.Get(key)
+		}
 		e := store.Event{KV: store.KV{Key: op.Key, Mod: rev}, Delete: op.Delete}
 		if op.Delete {
 			if old == nil {
@@ -235,6 +239,12 @@ func apply(kv *records, txn store.Txn, rev uint64) (change, error) {
 		ch.events = append(ch.events, e)
 	}
 	return ch, nil
+}
+
+// absent reports whether it is a condition, which was checked, that a key is not there:
+// a search less for nearly all that a new agent gets.
+func absent(conds []store.Cond, key string) bool {
+	return slices.ContainsFunc(conds, func(c store.Cond) bool { return c.Mod == 0 && !c.Prefix && c.Key == key })
 }
 
 // records are the records in a transaction, and by how much it changes the digest.
