@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/api"
 )
 
 // TestSharedHalves: an overlay whose halves share a pool is leased to agents that know
@@ -25,6 +26,23 @@ func TestSharedHalves(t *testing.T) {
 	if why := l.Grants[len(l.Grants)-1].Error; !strings.Contains(why, "overlay one: Mesos and Docker share one pool") || !strings.Contains(why, "upgrade the agent") {
 		t.Errorf("it is told %q", why)
 	}
+	shown := func(whether bool) {
+		t.Helper()
+		var why string
+		for _, g := range n.Agents()[0].Grants {
+			if g.Overlay.Name == "one" {
+				why = g.Error
+			}
+		}
+		if whether != strings.Contains(why, "share one pool") || whether != strings.Contains(why, "(1.0)") {
+			t.Errorf("people are told %q of overlay one", why)
+		}
+	}
+	shown(true)
+	if err := n.client.Report(t.Context(), api.StatusReport{AgentID: old.AgentID, Overlays: map[string]conf.OverlayStatus{"two": {Status: conf.StatusOK}}}); err != nil {
+		t.Fatal(err)
+	}
+	shown(true)
 	checkHeld(t, n, map[string]uint64{"one": 0, "two": 1})
 
 	// It is upgraded, goes back, and is upgraded again.
@@ -32,6 +50,7 @@ func TestSharedHalves(t *testing.T) {
 	known.SharedHalves = true
 	for range 2 {
 		l = n.register(t, known)
+		shown(false)
 		o := l.AgentOverlays(nil)[0]
 		whole := netip.MustParsePrefix("9.0.0.0/24")
 		for _, h := range conf.Halves {
@@ -42,6 +61,7 @@ func TestSharedHalves(t *testing.T) {
 		if got := granted(n.register(t, old)); strings.Contains(got, "9.0.") {
 			t.Errorf("after it went back it has %s", got)
 		}
+		shown(true)
 	}
 	checkHeld(t, n, map[string]uint64{"one": 1, "two": 1})
 }

@@ -59,11 +59,14 @@ func (c *Coordinator) leaseFor(req api.RegisterRequest, a *agent, missing map[st
 	l.Grants = slices.DeleteFunc(l.Grants, func(g conf.Grant) bool { return withheld(req, g.Overlay) })
 	for _, o := range c.network().Overlays {
 		if withheld(req, o) {
-			l.Grants = append(l.Grants, conf.Grant{Overlay: o, Error: fmt.Sprintf(
-				"overlay %s: Mesos and Docker share one pool of addresses in it, which the agent's release (%s) does not know; upgrade the agent", o.Name, req.Version)})
+			l.Grants = append(l.Grants, conf.Grant{Overlay: o, Error: whyWithheld(o, req.Version)})
 		}
 	}
 	return l
+}
+
+func whyWithheld(o conf.Overlay, release string) string {
+	return fmt.Sprintf("overlay %s: Mesos and Docker share one pool of addresses in it, which the agent's release (%s) does not know; upgrade the agent", o.Name, release)
 }
 
 // lacks reports the families of an overlay that the agent should get and has not.
@@ -74,12 +77,13 @@ func lacks(o conf.Overlay, h held) (v4, v6 bool) {
 	return o.Subnet.IsValid() && !h.Subnet.IsValid(), o.Subnet6.IsValid() && !h.Subnet6.IsValid()
 }
 
-// missingLocked says for every overlay that the agent lacks why it does.
+// missingLocked says for every overlay that the agent lacks, or is not told of, why.
 func (c *Coordinator) missingLocked(a *agent) map[string]string {
 	var missing map[string]string
 	for _, o := range c.network().Overlays {
 		v4, v6 := lacks(o, a.held(o.Name))
-		if !v4 && !v6 {
+		withholds := o.Shared() && c.view.statuses[a.id].decode().Withheld
+		if !v4 && !v6 && !withholds {
 			continue
 		}
 		if missing == nil {
@@ -87,6 +91,8 @@ func (c *Coordinator) missingLocked(a *agent) map[string]string {
 		}
 		p := c.view.pools.overlays[o.Name]
 		switch {
+		case withholds: // whether it has a subnet of it or not
+			missing[o.Name] = whyWithheld(o, c.view.statuses[a.id].decode().Version)
 		case v4 && p.v4.Used() >= p.v4.Total():
 			missing[o.Name] = exhausted(o.Name, p.v4, o.Prefix, o.Subnet)
 		case v6 && p.v6.Used() >= p.v6.Total():

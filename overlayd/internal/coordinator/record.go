@@ -167,6 +167,7 @@ func sharedBridges(bridges []conf.Half) []conf.Half {
 type status struct {
 	Version  string                        `json:"version,omitempty"`
 	Instance string                        `json:"instance,omitempty"` // start of the agent that has the lease
+	Withheld bool                          `json:"withheld,omitempty"` // it was told nothing of overlays whose halves are shared
 	Overlays map[string]conf.OverlayStatus `json:"overlays,omitempty"`
 }
 

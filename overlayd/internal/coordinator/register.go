@@ -252,8 +252,9 @@ func (c *Coordinator) composeLocked(p *plan, req api.RegisterRequest) {
 	}
 	c.takeIPsLocked(p, id)
 	was := c.view.statuses[id]
-	if st := was.decode(); st.Version != req.Version || req.Instance != "" && st.Instance != req.Instance {
-		st.Version = req.Version
+	withholds := slices.ContainsFunc(p.network.Overlays, func(o conf.Overlay) bool { return withheld(req, o) })
+	if st := was.decode(); st.Version != req.Version || st.Withheld != withholds || req.Instance != "" && st.Instance != req.Instance {
+		st.Version, st.Withheld = req.Version, withholds
 		if req.Instance != "" {
 			st.Instance = req.Instance
 		}

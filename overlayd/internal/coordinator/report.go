@@ -64,7 +64,8 @@ func (c *Coordinator) planReport(report api.StatusReport) (txn store.Txn, viewRe
 	}
 	was := c.view.statuses[report.AgentID]
 	old := was.decode()
-	now := status{Version: old.Version, Instance: old.Instance}
+	now := old
+	now.Overlays = nil
 	foreign := 0
 	for name, s := range report.Overlays {
 		if _, ok := c.network().Overlay(name); !ok {
