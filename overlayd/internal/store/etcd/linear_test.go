@@ -46,7 +46,8 @@ func TestLinearizable(t *testing.T) {
 		operations = 100_000
 	}
 	c := etcdtest.New(t, 3, fmt.Sprint("--quota-backend-bytes=", quota), "--snapshot-count=1000")
-	for done, round := 0, 0; done < operations; round++ {
+	done := 0
+	for round := 0; done < operations; round++ {
 		// Each round has a history, and keys, of its own: what is unknown at the
 		// end of one cannot come true in the next.
 		l := &linear{t: t, cluster: c, prefix: fmt.Sprint("/linear/", round), began: time.Now()}
@@ -56,6 +57,7 @@ func TestLinearizable(t *testing.T) {
 			return
 		}
 	}
+	t.Logf("%d operations in all", done)
 }
 
 // run goes once through all faults, and on until there are enough operations.
