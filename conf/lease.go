@@ -192,6 +192,15 @@ func (p Peer) VTEPOf(a netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(vtep, vtep.BitLen())
 }
 
+// SecondBeside is the second agent IP of a host whose agent IP is ip, which may be
+// newer than the lease; invalid: there is none.
+func (l Lease) SecondBeside(ip netip.Addr) netip.Addr {
+	if !l.SecondIP.IsValid() || l.SecondIP.Is4() == ip.Is4() {
+		return netip.Addr{}
+	}
+	return l.SecondIP
+}
+
 // Reach is the agent IPs by which a host with these sends to the peer; see Between. A
 // peer of an earlier release knows nothing of second ones, and would not take what
 // comes from there.

@@ -48,6 +48,7 @@ type Config struct {
 	Peers     []netip.Addr // underlay addresses that may send VXLAN
 	Local     []netip.Addr // addresses of this host: gateways, VTEP, underlay
 	Underlay6 bool         // VXLAN comes in IPv6
+	Second    bool         // there is a second VXLAN device, for the other family
 	Direct    *Direct      // nil: overlay packets come in VXLAN only
 }
 
@@ -87,8 +88,8 @@ func Build(c Config) Ruleset {
 	if !b.r.IPv4 && !b.r.IPv6 {
 		return Ruleset{}
 	}
-	b.r.IPv4 = b.r.IPv4 || !c.Underlay6
-	b.r.IPv6 = b.r.IPv6 || c.Underlay6
+	b.r.IPv4 = b.r.IPv4 || !c.Underlay6 || c.Second
+	b.r.IPv6 = b.r.IPv6 || c.Underlay6 || c.Second
 	b.sets()
 	b.chain(mark.ReachChain, Forward, reach()...)
 	b.guard()
@@ -177,6 +178,30 @@ func (b *builder) devices() {
 	}
 	b.r.Sets = append(b.r.Sets,
 		Set{Name: bridgesSet, Kind: Devices, Patterns: patterns, Elements: bridges},
-		Set{Name: devicesSet, Kind: Devices, Patterns: append([]string{conf.VTEPName}, patterns...),
-			Elements: append([]Element{{Device: conf.VTEPName}}, bridges...)})
+		Set{Name: devicesSet, Kind: Devices, Patterns: append(b.vteps(), patterns...), Elements: append(b.tunnels(), bridges...)})
+}
+
+// vteps are the VXLAN devices.
+func (b *builder) vteps() []string {
+	if b.Second {
+		return []string{conf.VTEPName, mark.SecondVTEP}
+	}
+	return []string{conf.VTEPName}
+}
+
+// tunnels are the same as elements of a set.
+func (b *builder) tunnels() (out []Element) {
+	for _, name := range b.vteps() {
+		out = append(out, Element{Device: name})
+	}
+	return out
+}
+
+// fromHosts is a rule for what comes from other hosts in VXLAN.
+func (b *builder) fromHosts(r Rule) (out []Rule) {
+	for _, name := range b.vteps() {
+		r.InDevice = name
+		out = append(out, r)
+	}
+	return out
 }

@@ -30,8 +30,9 @@ func (b *builder) forward() {
 	}
 	from = append(from, b.admission()...)
 	from = append(from,
-		Rule{In: bridgesSet, Src: overlaysSet, Action: Accept},
-		Rule{InDevice: conf.VTEPName, Dst: overlaysSet, Action: Accept},
+		Rule{In: bridgesSet, Src: overlaysSet, Action: Accept})
+	from = append(from, b.fromHosts(Rule{Dst: overlaysSet, Action: Accept})...)
+	from = append(from,
 		// Bridged frames come here too where br_netfilter asks for it, also those of
 		// neighbour discovery, which have other sources.
 		Rule{In: bridgesSet, Out: bridgesSet, Action: Accept})

@@ -126,7 +126,7 @@ func (b *builder) neighbours() {
 		Rule{OverIn: arrivalsSet, Action: Drop},
 		Rule{AddHop: hopsSet, Action: Return})
 	b.r.Sets = append(b.r.Sets,
-		Set{Name: tunnelSet, Kind: Devices, Elements: []Element{{Device: conf.VTEPName}}},
+		Set{Name: tunnelSet, Kind: Devices, Elements: b.tunnels()},
 		Set{Name: hopsSet, Kind: NextHops, Stay: hopStays},
 		Set{Name: sendersSet, Kind: LimitedSources, Stay: limitStays, Limit: perSource},
 		Set{Name: arrivalsSet, Kind: LimitedDevices, Stay: limitStays, Limit: perDevice})

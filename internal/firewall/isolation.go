@@ -93,8 +93,8 @@ func (b *builder) admission() []Rule {
 		{SrcOut: ownSet, Action: Accept},
 		{Src: openSet, Dst: openSet, Action: Accept},
 		{Src: guestsSet, Dst: overlaysSet, Action: Accept},
-		{InDevice: conf.VTEPName, Src: overlaysSet, Dst: overlaysSet, Action: Drop},
 	}
+	rules = append(rules, b.fromHosts(Rule{Src: overlaysSet, Dst: overlaysSet, Action: Drop})...)
 	if b.Direct != nil {
 		rules = append(rules, Rule{SrcIn: DirectSet, Src: overlaysSet, Dst: overlaysSet, Action: Drop})
 	}
@@ -110,8 +110,8 @@ func (b *builder) strictFrom() []Rule {
 		{SrcIn: strictOwnSet, Dst: PeersSet, Action: Drop},
 		{In: bridgesSet, NotSrcIn: ownSet, Dst: poolsSet, Action: Drop},
 		{In: bridgesSet, NotSrcIn: ownSet, Dst: PeersSet, Action: Drop},
-		{InDevice: conf.VTEPName, Src: poolsSet, Dst: strictSet, Action: Drop},
 	}
+	rules = append(rules, b.fromHosts(Rule{Src: poolsSet, Dst: strictSet, Action: Drop})...)
 	if b.Direct != nil {
 		rules = append(rules, Rule{SrcIn: DirectSet, Src: poolsSet, Dst: strictSet, Action: Drop})
 	}
@@ -135,8 +135,8 @@ func (b *builder) strictInput() []Rule {
 		{Dst: linkSet, ICMP: true, Action: Return},
 		{SrcIn: strictOwnSet, Action: Drop},
 		{In: bridgesSet, NotSrcIn: ownSet, Action: Drop},
-		{InDevice: conf.VTEPName, Src: strictSet, Action: Drop},
 	}
+	rules = append(rules, b.fromHosts(Rule{Src: strictSet, Action: Drop})...)
 	if b.Direct != nil {
 		rules = append(rules, Rule{Src: strictSet, SrcIn: DirectSet, Action: Drop})
 	}

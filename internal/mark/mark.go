@@ -21,6 +21,10 @@ import (
 // and inside containers; no other route is ever removed.
 const RouteProtocol = 44
 
+// SecondVTEP is the VXLAN device for hosts of the other underlay family, where the
+// host has an agent IP of each. DC/OS knows nothing of it.
+const SecondVTEP = conf.VTEPName + "-2"
+
 // The metrics of our routes that lead nowhere. Every other route to the same
 // prefix goes before them.
 const (

@@ -124,6 +124,7 @@ type Traffic struct {
 	// Former are sources that may have been asked for earlier.
 	Former   []netip.Prefix
 	Underlay string // the device that VXLAN comes in by
+	Second   string // the one that VXLAN of the other family comes in by; empty: none does
 
 	withhold bool // leave sources as they are: our own rules may not stand
 }
@@ -284,7 +285,17 @@ func (b *bus) port(t Traffic) (changed int, err error) {
 	if err := b.daemon(name + ".policy.getPolicies").Store(&active); err == nil && slices.Contains(active, mark.FirewalldPolicy) {
 		return 0, nil
 	}
-	zone, err := b.underlayZone(t.Underlay)
+	changed, err = b.openIn(t.Underlay)
+	if err == nil && t.Second != "" && t.Second != t.Underlay {
+		n, second := b.openIn(t.Second)
+		changed, err = changed+n, second
+	}
+	return changed, err
+}
+
+// openIn opens the VXLAN port in the zone of a device.
+func (b *bus) openIn(device string) (changed int, err error) {
+	zone, err := b.underlayZone(device)
 	if err != nil {
 		return 0, err
 	}

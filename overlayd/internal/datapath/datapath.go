@@ -21,6 +21,7 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/antispoof"
 	"overlayd.internal/overlay/internal/firewall/firewalld"
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/overlayd/internal/datapath/kernel"
 	"overlayd.internal/overlay/overlayd/internal/datapath/plan"
@@ -135,7 +136,7 @@ func (d *Datapath) Changes(ctx context.Context) <-chan struct{} {
 func (d *Datapath) Peers() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return len(d.kernel.Expected.FDB)
+	return d.kernel.Expected.Peers()
 }
 
 // Inspect reads the kernel of the calling thread's namespace and plans what
@@ -243,7 +244,8 @@ func (d *Datapath) look(ctx context.Context, w Host) (r Report, ok bool) {
 	}
 	have.Ways, have.PathMTU = d.memory.possible.Ways, d.memory.possible.PathMTU
 	p := plan.ForLook(w, have, entries)
-	if p.Fresh[conf.VTEPName] || p.MTU != d.memory.mtu || !plan.SameHost(p.Wanted, d.memory.possible) || p.TouchedBy(have.Foreign) {
+	known := &d.memory.possible
+	if p.Fresh[conf.VTEPName] || p.Fresh[mark.SecondVTEP] || p.MTU != d.memory.mtu || p.Wanted.SecondMTU != known.SecondMTU || !plan.SameHost(p.Wanted, *known) || p.TouchedBy(have.Foreign) {
 		return Report{}, false
 	}
 	d.memory.trust = nothing
@@ -302,13 +304,16 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	if changed > 0 {
 		d.log.Info("datapath changed", "objects", changed, "peers", len(peers), "mtu", p.MTU)
 	}
-	if err == nil && len(failed) == 0 {
+	for _, err := range result.Second {
+		d.log.Warn("hosts of the other underlay family are not reached as they should be", logkey.Err, err)
+	}
+	if err == nil && len(failed)+len(result.Second) == 0 {
 		d.memory.remember(w, p, have, peers, result.Index)
 	}
 	problems := append(p.Problems, failed...)
 	d.settle(w, p.MTU, peers, problems)
 	r := newReport(problems, p.MTU, changed, err)
-	r.Refused, r.Notices, r.Stopped, r.Left = p.Refused, p.Notices, stopped, p.Left
+	r.Refused, r.Notices, r.Stopped, r.Left = p.Refused, slices.Concat(p.Notices, secondNotices(result.Second)), stopped, p.Left
 	d.routes = largest(have.Elsewhere)
 	r.Routes = d.routes
 	return r, err
@@ -342,12 +347,12 @@ func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report
 		return Report{}, false
 	}
 	failed = append(failed, result.Failed...)
-	if err != nil || len(failed) > 0 {
+	if err != nil || len(failed)+len(result.Second) > 0 {
 		m.trust = nothing
 	}
 	m.replace(old, now)
 	r = newReport(append(slices.Clip(m.problems), failed...), m.mtu, result.Changed, err)
-	r.PeersOnly, r.Refused, r.Notices, r.Stopped, r.Routes = true, m.refused, m.notices, d.others.known(), d.routes
+	r.PeersOnly, r.Refused, r.Notices, r.Stopped, r.Routes = true, m.refused, slices.Concat(m.notices, secondNotices(result.Second)), d.others.known(), d.routes
 	return r, true
 }
 
@@ -371,6 +376,14 @@ func inTurn[T any](letIn func(), program func() (T, error), first bool) (result 
 	letIn()
 	<-done
 	return result, err
+}
+
+// secondNotices are what the kernel refused at the second VXLAN device.
+func secondNotices(errs []error) (out []string) {
+	for _, err := range errs[:min(len(errs), maxReported)] {
+		out = append(out, fmt.Sprintf("hosts of the other underlay family are not reached as they should be: %v", err))
+	}
+	return out
 }
 
 // maxRoutes bounds Report.Routes.

@@ -146,6 +146,9 @@ func (r *rules) finish() error {
 // firewallConfig is what the rules depend on, without the peers.
 func firewallConfig(cfg Host) firewall.Config {
 	c := firewall.Config{Underlay6: cfg.VTEP.Local.Is6(), Local: []netip.Addr{cfg.VTEP.Local}}
+	if cfg.VTEP.Second.IsValid() {
+		c.Second, c.Local = true, append(c.Local, cfg.VTEP.Second)
+	}
 	for _, p := range []netip.Prefix{cfg.VTEP.IP, cfg.VTEP.IP6} {
 		if p.IsValid() {
 			c.VTEPPools = append(c.VTEPPools, p.Masked())

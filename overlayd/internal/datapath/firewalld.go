@@ -5,6 +5,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/firewall/firewalld"
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/overlayd/internal/datapath/plan"
 )
 
@@ -29,6 +30,9 @@ func (d *Datapath) passFirewalld(w plan.Wanted, have *plan.State, set firewalld.
 		return d.firewalld.Want(firewalld.Traffic{Underlay: have.Underlay}, set)
 	}
 	t := firewalld.Traffic{Devices: []string{conf.VTEPName}, Underlay: have.Underlay}
+	if w.VTEP.Second.IsValid() {
+		t.Devices, t.Second = append(t.Devices, mark.SecondVTEP), have.Second
+	}
 	for _, b := range w.Bridges {
 		t.Devices = append(t.Devices, b.Name)
 	}

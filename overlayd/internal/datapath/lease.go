@@ -8,9 +8,10 @@ import (
 )
 
 // HostOf is what the kernel should look like, peers aside, for a lease and the
-// agent IP of now (the lease may still carry the last one).
+// agent IP of now (the lease may still carry the last one). A second agent IP is used
+// when the lease has it, so when the peers know of it.
 func HostOf(l conf.Lease, ip netip.Addr) (h Host) {
-	h.VTEP = VTEP{Local: ip, MAC: l.VTEP.MAC, IP: l.VTEP.IP, IP6: l.VTEP.IP6, MTU: l.VTEP.MTU}
+	h.VTEP = VTEP{Local: ip, Second: l.SecondBeside(ip), MAC: l.VTEP.MAC, IP: l.VTEP.IP, IP6: l.VTEP.IP6, MTU: l.VTEP.MTU}
 	h.TakenDown = l.TakenDown
 	for _, g := range l.Grants {
 		var leased []netip.Prefix

@@ -9,6 +9,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/firewall"
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/overlayd/internal/datapath/plan"
 )
 
@@ -57,7 +58,9 @@ func (t tally[K]) change(old, now []K) (add, remove []K) {
 func sendersOf(peers map[string]conf.Peer, cfg Host, have *plan.State) *senders {
 	s := &senders{hosts: make(tally[netip.Addr], len(peers)), direct: tally[firewall.Element]{}}
 	add := func(p *conf.Peer) {
-		s.hosts[p.AgentIP]++
+		for _, ip := range agentIPs(p) {
+			s.hosts[ip]++
+		}
 		for _, e := range directOf(p, cfg) {
 			s.direct[e]++
 		}
@@ -73,8 +76,10 @@ func sendersOf(peers map[string]conf.Peer, cfg Host, have *plan.State) *senders 
 	if !cfg.Partial {
 		return s
 	}
-	for _, a := range have.FDB {
-		s.hosts[a] = max(s.hosts[a], 1)
+	for _, device := range [...]string{conf.VTEPName, mark.SecondVTEP} {
+		for _, a := range have.On(device).FDB {
+			s.hosts[a] = max(s.hosts[a], 1)
+		}
 	}
 	for dst, r := range have.Routes {
 		if r.Kind == plan.Plain && cfg.Direct.Take && cfg.Underlay != "" {
@@ -83,6 +88,26 @@ func sendersOf(peers map[string]conf.Peer, cfg Host, have *plan.State) *senders 
 		}
 	}
 	return s
+}
+
+// agentIPs are the addresses that a peer may send VXLAN from: while one comes or goes,
+// hosts have not all heard of it.
+func agentIPs(p *conf.Peer) []netip.Addr {
+	if p.SecondIP.IsValid() {
+		return []netip.Addr{p.AgentIP, p.SecondIP}
+	}
+	return []netip.Addr{p.AgentIP}
+}
+
+// sentTo are the agent IPs by which peers are reached.
+func sentTo(w *plan.Wanted, peers map[string]conf.Peer) []netip.Addr {
+	ips := make([]netip.Addr, 0, len(peers))
+	for _, p := range peers {
+		if _, to, ok := w.Reach(&p); ok {
+			ips = append(ips, to)
+		}
+	}
+	return ips
 }
 
 // directOf are the sources that a peer may send from without VXLAN: its subnets
@@ -108,7 +133,7 @@ func (r *rules) change(ctx context.Context, cfg Host, old, now []conf.Peer) erro
 	}
 	of := func(peers []conf.Peer) (hosts []netip.Addr, direct []firewall.Element) {
 		for i := range peers {
-			hosts = append(hosts, peers[i].AgentIP)
+			hosts = append(hosts, agentIPs(&peers[i])...)
 			direct = append(direct, directOf(&peers[i], cfg)...)
 		}
 		return hosts, direct
@@ -143,10 +168,7 @@ func (d *Datapath) moved() bool {
 	if !known.Direct.Send {
 		return false
 	}
-	ips := make([]netip.Addr, 0, len(d.memory.peers))
-	for _, p := range d.memory.peers {
-		ips = append(ips, p.AgentIP)
-	}
+	ips := sentTo(&d.memory.possible, d.memory.peers)
 	ways, err := d.kernel.OnLink(ips)
 	if err != nil {
 		return true
@@ -165,10 +187,7 @@ func (d *Datapath) narrowed(have *plan.State) bool {
 	if len(have.Narrow) == 0 {
 		return len(known) > 0
 	}
-	ips := make([]netip.Addr, 0, len(d.memory.peers))
-	for _, p := range d.memory.peers {
-		ips = append(ips, p.AgentIP)
-	}
+	ips := sentTo(&d.memory.possible, d.memory.peers)
 	now, err := d.kernel.PathMTU(ips, have.Narrow)
 	return err != nil || !maps.Equal(now, known)
 }
@@ -182,8 +201,10 @@ func (d *Datapath) locate(old, now []conf.Peer) bool {
 		return true
 	}
 	ips := make([]netip.Addr, 0, len(now))
-	for _, p := range now {
-		ips = append(ips, p.AgentIP)
+	for i := range now {
+		if _, to, ok := known.Reach(&now[i]); ok {
+			ips = append(ips, to)
+		}
 	}
 	ways, mtus := map[netip.Addr]string{}, map[netip.Addr]int{}
 	var err error
@@ -200,7 +221,7 @@ func (d *Datapath) locate(old, now []conf.Peer) bool {
 		if known.Ways[ip] == ways[ip] && known.PathMTU[ip] == mtus[ip] {
 			continue
 		}
-		another := slices.ContainsFunc(old, func(p conf.Peer) bool { return p.AgentIP == ip })
+		another := slices.ContainsFunc(old, func(p conf.Peer) bool { return slices.Contains(agentIPs(&p), ip) })
 		if known.Ways[ip] != "" || known.PathMTU[ip] != 0 || another || ways[ip] != "" && !d.leads(ways[ip]) {
 			return false
 		}

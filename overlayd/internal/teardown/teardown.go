@@ -67,9 +67,9 @@ func isDockerBridge(l rtnl.Link) bool {
 	return ok && half == conf.Docker && l.Kind == "bridge" && l.Alias == ""
 }
 
-// isVTEP reports whether a link is our VXLAN device.
+// isVTEP reports whether a link is a VXLAN device of ours.
 func isVTEP(l rtnl.Link) bool {
-	return l.Name == conf.VTEPName && l.Kind == "vxlan" && l.VXLAN.VNI == conf.VNI && l.VXLAN.Port == conf.VXLANPort
+	return (l.Name == conf.VTEPName || l.Name == mark.SecondVTEP) && l.Kind == "vxlan" && l.VXLAN.VNI == conf.VNI && l.VXLAN.Port == conf.VXLANPort
 }
 
 // Kernel removes links, routes, the fast path and the rules of both kinds of

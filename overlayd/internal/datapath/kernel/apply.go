@@ -19,6 +19,7 @@ import (
 type Result struct {
 	Changed int            // kernel objects added, changed or removed
 	Failed  []plan.Problem // operations that the kernel refused
+	Second  []error        // the same of those at the second VXLAN device, without which a host goes on
 	Index   map[string]int // of the links by name, as far as they were needed
 }
 
@@ -156,7 +157,12 @@ func (a *applier) count(o plan.Op) {
 }
 
 func (a *applier) fail(o plan.Op, err error) {
-	a.Failed = append(a.Failed, plan.Problem{Overlay: o.Overlay, Err: fmt.Errorf("%s: %w", o, err)})
+	err = fmt.Errorf("%s: %w", o, err)
+	if o.Dev == mark.SecondVTEP {
+		a.Second = append(a.Second, err)
+		return
+	}
+	a.Failed = append(a.Failed, plan.Problem{Overlay: o.Overlay, Err: err})
 }
 
 func (a *applier) sysctl(o plan.Op) {
@@ -336,6 +342,11 @@ func encodeRoute(b *rtnl.Batch, o plan.Op, index int) {
 	switch {
 	case o.Kind == plan.Unreachable:
 		r.Kind = unix.RTN_UNREACHABLE
+	case o.Kind == plan.ToVTEP:
+		r.OIF, r.Kind, r.PrefSrc = index, unix.RTN_UNICAST, o.Source
+		if o.Prefix.Addr().Is4() {
+			r.Scope = unix.RT_SCOPE_LINK
+		}
 	case o.Addr.IsValid():
 		r.OIF, r.Kind, r.Flags, r.PrefSrc = index, unix.RTN_UNICAST, unix.RTNH_F_ONLINK, o.Source
 		r.MTU = o.MTU

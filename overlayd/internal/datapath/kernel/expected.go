@@ -26,11 +26,14 @@ type Expected struct {
 	overlays []plan.Overlay
 	sysctls  []plan.Setting
 	ranges   []netip.Prefix // where routes and addresses of others matter
-	own      []netip.Prefix // this host's agent subnets
+	subnets  []netip.Prefix // this host's agent subnets
 	pools    []netip.Prefix // of VTEP addresses
 	vtep     int            // index of the VTEP
 	underlay int            // index of the link that has the agent IP, 0 if none has
-	local    netip.Addr     // agent IP
+	own      plan.VTEP      // agent IPs and VTEP addresses
+	second   int            // index of the second VXLAN device
+	under2   int            // index of the link that has the second agent IP
+	seeking  bool           // addresses that may be a second agent IP matter
 	ways     waysTo
 }
 
@@ -64,12 +67,13 @@ func (x *Expected) After(p *plan.Plan, have *plan.State, index map[string]int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.Entries = p.Entries
-	x.local = p.Wanted.VTEP.Local
+	x.own, x.seeking = p.Wanted.VTEP, p.Wanted.Seeking
 	x.vtep, x.underlay = index[conf.VTEPName], 0
+	x.second, x.under2 = index[mark.SecondVTEP], 0
 	x.ways.set(p, index)
 	x.links, x.bridges, x.sysctls = map[int]link{}, map[string]int{}, nil
 	x.overlays = p.Wanted.Overlays
-	x.ranges, x.own, x.pools = p.Wanted.Ranges()
+	x.ranges, x.subnets, x.pools = p.Wanted.Ranges()
 	usable := map[string]bool{"": true}
 	for _, d := range p.Devices {
 		usable[d.Name] = true
@@ -77,7 +81,7 @@ func (x *Expected) After(p *plan.Plan, have *plan.State, index map[string]int) {
 		if i == 0 {
 			continue
 		}
-		l := link{Device: d, mtu: p.MTU, ours: true, made: p.Made(d, have), mac: mark.BridgeMAC(d.Addrs)}
+		l := link{Device: d, mtu: p.MTUOf(d), ours: true, made: p.Made(d, have), mac: mark.BridgeMAC(d.Addrs)}
 		if d.Overlay == "" {
 			l.mac = p.Wanted.VTEP.MAC
 		} else {
@@ -90,6 +94,10 @@ func (x *Expected) After(p *plan.Plan, have *plan.State, index map[string]int) {
 			x.sysctls = append(x.sysctls, s)
 		}
 	}
+	if l, ok := have.Links[have.Second]; ok && p.Wanted.VTEP.Second.IsValid() {
+		x.under2 = l.Index
+		x.links[l.Index] = link{Device: plan.Device{Name: have.Second}, mtu: l.MTU}
+	}
 	if l, ok := have.Links[have.Underlay]; ok {
 		x.underlay = l.Index
 		x.links[l.Index] = link{Device: plan.Device{Name: have.Underlay}, mtu: l.MTU}
@@ -100,8 +108,11 @@ func (x *Expected) After(p *plan.Plan, have *plan.State, index map[string]int) {
 func (x *Expected) Update(had, want plan.Entries) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	updateMap(x.Neigh, had.Neigh, want.Neigh)
-	updateMap(x.FDB, had.FDB, want.FDB)
+	for _, device := range [...]string{conf.VTEPName, mark.SecondVTEP} {
+		now, before, then := x.On(device), had.On(device), want.On(device)
+		updateMap(now.Neigh, before.Neigh, then.Neigh)
+		updateMap(now.FDB, before.FDB, then.FDB)
+	}
 	updateMap(x.Routes, had.Routes, want.Routes)
 	x.ways.update(had, want)
 }
@@ -171,9 +182,13 @@ func (x *Expected) addr(m rtnl.Message) bool {
 	if !ok {
 		return false
 	}
-	if a.Prefix.Addr() == x.local {
-		// Gone from the underlay, come back, or moved to another link.
+	switch ip := a.Prefix.Addr(); {
+	case ip == x.own.Local: // gone from the underlay, come back, or moved to another link
 		return (m.Type == unix.RTM_NEWADDR) != (a.Index == x.underlay)
+	case ip == x.own.Second:
+		return (m.Type == unix.RTM_NEWADDR) != (a.Index == x.under2)
+	case x.seeking && m.Type == unix.RTM_NEWADDR && a.Scope == unix.RT_SCOPE_UNIVERSE && ip.Is4() != x.own.Local.Is4() && !x.links[a.Index].ours:
+		return true // the agent asks itself whether it can be used
 	}
 	if a.Scope != unix.RT_SCOPE_UNIVERSE {
 		return false
@@ -191,7 +206,7 @@ func (x *Expected) addr(m rtnl.Message) bool {
 // containers that another main plugin attaches.
 func (x *Expected) concernsRange(p netip.Prefix, byKernel bool) bool {
 	in := func(r netip.Prefix) bool { return r.Contains(p.Addr()) }
-	if (byKernel || p.IsSingleIP()) && (slices.ContainsFunc(x.own, in) || slices.Contains(x.pools, p.Masked())) {
+	if (byKernel || p.IsSingleIP()) && (slices.ContainsFunc(x.subnets, in) || slices.Contains(x.pools, p.Masked())) {
 		return false
 	}
 	return slices.ContainsFunc(x.ranges, in) || slices.ContainsFunc(x.pools, in)
@@ -213,7 +228,7 @@ func (x *Expected) route(m rtnl.Message) bool {
 	want, wanted := x.Routes[r.Dst]
 	switch {
 	case r.Protocol == mark.RouteProtocol && m.Type == unix.RTM_NEWROUTE:
-		return !wanted || asOurs(r, x.vtep, x.ways.devices[r.OIF], x.local) != want
+		return !wanted || asOurs(r, devices{vtep: x.vtep, second: x.second}, x.ways.devices[r.OIF], x.own) != want
 	case r.Protocol == mark.RouteProtocol:
 		return wanted && r.Metric == want.Metric
 	case dev.ours: // the one that came with an address
@@ -225,17 +240,26 @@ func (x *Expected) route(m rtnl.Message) bool {
 
 func (x *Expected) neighbour(m rtnl.Message) bool {
 	n, ok := rtnl.ParseNeighbour(m)
-	if !ok || n.Index != x.vtep || x.vtep == 0 {
+	if !ok || n.Index == 0 {
+		return false
+	}
+	var expected *plan.Forwarding
+	switch n.Index {
+	case x.vtep:
+		expected = x.On(conf.VTEPName)
+	case x.second:
+		expected = x.On(mark.SecondVTEP)
+	default:
 		return false
 	}
 	if n.Family == unix.AF_BRIDGE {
-		want, wanted := x.FDB[n.MAC]
+		want, wanted := expected.FDB[n.MAC]
 		if m.Type == unix.RTM_DELNEIGH {
 			return wanted && want == n.IP
 		}
 		return !wanted || want != n.IP
 	}
-	want, wanted := x.Neigh[n.IP]
+	want, wanted := expected.Neigh[n.IP]
 	if m.Type == unix.RTM_DELNEIGH {
 		return wanted
 	}

@@ -16,7 +16,7 @@ import (
 
 // explain adds to a refusal what the kernel does not say.
 func explain(o plan.Op, err error) error {
-	if o.Obj == plan.LinkUp && o.Dev == conf.VTEPName && errors.Is(err, unix.EADDRINUSE) {
+	if o.Obj == plan.LinkUp && o.Overlay == "" && errors.Is(err, unix.EADDRINUSE) {
 		return fmt.Errorf("%w: UDP port %d is taken by %s; end it or have it use another port", err, conf.VXLANPort, portHolder(conf.VXLANPort))
 	}
 	return err

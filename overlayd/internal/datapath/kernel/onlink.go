@@ -20,7 +20,9 @@ func (r *reader) findPeers() (err error) {
 	}
 	ips := make([]netip.Addr, 0, len(r.want.Peers))
 	for i := range r.want.Peers {
-		ips = append(ips, r.want.Peers[i].AgentIP)
+		if _, to, ok := r.want.Reach(&r.want.Peers[i]); ok {
+			ips = append(ips, to)
+		}
 	}
 	r.Ways, err = onLink(r.conn, ips, func(index int) (rtnl.Link, bool, error) {
 		name, ok := r.names[index]
@@ -80,7 +82,9 @@ func (r *reader) measureWays() (err error) {
 	}
 	ips := make([]netip.Addr, 0, len(r.want.Peers))
 	for i := range r.want.Peers {
-		ips = append(ips, r.want.Peers[i].AgentIP)
+		if _, to, ok := r.want.Reach(&r.want.Peers[i]); ok {
+			ips = append(ips, to)
+		}
 	}
 	r.PathMTU, err = pathMTU(r.conn, ips, r.Narrow)
 	return err
@@ -121,7 +125,7 @@ type waysTo struct {
 // set takes in the wanted entries and ways.
 func (d *waysTo) set(p *plan.Plan, index map[string]int) {
 	*d = waysTo{on: p.Wanted.Direct.Send, narrow: len(p.Wanted.Narrow) > 0, devices: map[int]string{}}
-	d.peers = inOrder(p.Entries.FDB)
+	d.peers = inOrder(p.Entries.FDB, p.Entries.Second.FDB)
 	for _, name := range p.Wanted.Ways {
 		if i := index[name]; i != 0 {
 			d.devices[i] = name
@@ -133,7 +137,7 @@ func (d *waysTo) set(p *plan.Plan, index map[string]int) {
 // many they are, each of those that stay is moved once: all peers of a cluster come
 // at once.
 func (d *waysTo) update(had, want plan.Entries) {
-	if gone := inOrder(had.FDB); len(gone) > 0 {
+	if gone := inOrder(had.FDB, had.Second.FDB); len(gone) > 0 {
 		kept := d.peers[:0]
 		for _, ip := range d.peers {
 			for len(gone) > 0 && gone[0].Less(ip) {
@@ -147,7 +151,7 @@ func (d *waysTo) update(had, want plan.Entries) {
 		}
 		d.peers = kept
 	}
-	came := inOrder(want.FDB)
+	came := inOrder(want.FDB, want.Second.FDB)
 	at := len(d.peers) - 1 // the last of those that have not moved
 	d.peers = append(d.peers, came...)
 	for to := len(d.peers) - 1; len(came) > 0; to-- {
@@ -162,8 +166,13 @@ func (d *waysTo) update(had, want plan.Entries) {
 	}
 }
 
-func inOrder(fdb map[conf.MAC]netip.Addr) []netip.Addr {
-	return slices.SortedFunc(maps.Values(fdb), netip.Addr.Compare)
+// inOrder are the agent IPs of forwarding entries.
+func inOrder(fdbs ...map[conf.MAC]netip.Addr) (all []netip.Addr) {
+	for _, fdb := range fdbs {
+		all = slices.AppendSeq(all, maps.Values(fdb))
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	return all
 }
 
 // route reports whether a route of somebody else may say which peers are on a

@@ -10,7 +10,9 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/datapath/plan"
 )
 
-func entriesOf(fdb map[conf.MAC]netip.Addr) plan.Entries { return plan.Entries{FDB: fdb} }
+func entriesOf(fdb map[conf.MAC]netip.Addr) plan.Entries {
+	return plan.Entries{Forwarding: plan.Forwarding{FDB: fdb}}
+}
 
 // The agent IPs of peers are in order whatever comes and goes, and two VTEPs may be
 // at one.

@@ -45,9 +45,13 @@ func (k *Kernel) Read(want plan.Wanted, compare *plan.Entries) (*plan.State, err
 			return nil, err
 		}
 	}
-	if vtep, ok := r.Links[conf.VTEPName]; ok && vtep.Kind == "vxlan" {
+	for _, device := range [...]string{conf.VTEPName, mark.SecondVTEP} {
+		vtep, ok := r.Links[device]
+		if !ok || vtep.Kind != "vxlan" {
+			continue
+		}
 		for _, family := range append(r.families(), unix.AF_BRIDGE) {
-			if err := r.readNeighbours(family, vtep.Index); err != nil {
+			if err := r.readNeighbours(family, device, vtep.Index); err != nil {
 				return nil, err
 			}
 		}
@@ -122,8 +126,11 @@ func (r *reader) readAddrs() error {
 			r.Addrs[key] = struct{}{}
 		case ours || r.Links[name].IsOurs():
 		default:
-			if a.Prefix.Addr() == r.want.VTEP.Local {
+			switch a.Prefix.Addr() {
+			case r.want.VTEP.Local:
 				r.Underlay = name
+			case r.want.VTEP.Second:
+				r.Second = name
 			}
 			if a.Scope == unix.RT_SCOPE_UNIVERSE {
 				r.Others = append(r.Others, key)
@@ -136,7 +143,7 @@ func (r *reader) readAddrs() error {
 // readRoutes lists the main table: our routes, the connected routes of our
 // devices and, of the routes of others, those into an overlay.
 func (r *reader) readRoutes(family uint8) error {
-	vtep := r.Links[conf.VTEPName].Index
+	vxlan := devices{vtep: r.Links[conf.VTEPName].Index, second: r.Links[mark.SecondVTEP].Index}
 	var kept plan.Comparison
 	if r.Compare != nil {
 		kept = *r.Compare
@@ -152,7 +159,7 @@ func (r *reader) readRoutes(family uint8) error {
 		d, onOurs := r.devices[k.OIF]
 		switch {
 		case k.Protocol == mark.RouteProtocol:
-			r.addRoute(k.Dst, asOurs(k, vtep, r.names[k.OIF], r.want.VTEP.Local))
+			r.addRoute(k.Dst, asOurs(k, vxlan, r.names[k.OIF], r.want.VTEP))
 		case onOurs && k.Protocol == unix.RTPROT_KERNEL:
 			for _, a := range d.Addrs {
 				if a.Masked() == k.Dst {
@@ -252,17 +259,27 @@ func (r *reader) wants(k plan.AddrKey) bool {
 	return slices.Contains(r.devices[r.Links[k.Dev].Index].Addrs, k.Prefix)
 }
 
+// devices are the indexes of the VXLAN devices; 0: there is none.
+type devices struct{ vtep, second int }
+
 // asOurs is a route with our protocol as one of our own. device is the name of
 // that which it leads to.
-func asOurs(k rtnl.Route, vtep int, device string, local netip.Addr) plan.Route {
+func asOurs(k rtnl.Route, vxlan devices, device string, own plan.VTEP) plan.Route {
 	r := plan.Route{Metric: k.Metric, Via: k.Via, MTU: k.MTU}
 	switch k.Kind {
 	case unix.RTN_UNICAST:
+		bySecond := k.OIF == vxlan.second && k.OIF != 0
 		switch {
-		case !k.Via.IsValid() || k.Multipath:
+		case k.Multipath || bySecond && k.PrefSrc != own.SourceTo(k.Dst.Addr()):
 			r.Kind = plan.Alien
-		case k.OIF == vtep:
-		case k.PrefSrc == local && device != "":
+		case bySecond && k.Via.IsValid():
+			r.Dev = mark.SecondVTEP
+		case bySecond:
+			r.Kind, r.Dev = plan.ToVTEP, mark.SecondVTEP
+		case !k.Via.IsValid():
+			r.Kind = plan.Alien
+		case k.OIF == vxlan.vtep:
+		case k.PrefSrc == own.Local && device != "":
 			r.Kind, r.Dev = plan.Plain, device
 		default:
 			r.Kind = plan.Alien
@@ -288,9 +305,10 @@ func text(r rtnl.Route, names map[int]string) string {
 	return fmt.Sprintf("%s protocol %d metric %d", t, r.Protocol, r.Metric)
 }
 
-// readNeighbours lists the permanent entries of the VTEP: neighbours of one
+// readNeighbours lists the permanent entries of a VXLAN device: neighbours of one
 // family or, for AF_BRIDGE, the FDB.
-func (r *reader) readNeighbours(family uint8, vtep int) error {
+func (r *reader) readNeighbours(family uint8, device string, vtep int) error {
+	have := r.On(device)
 	var kept plan.Comparison
 	if r.Compare != nil {
 		kept = *r.Compare
@@ -302,22 +320,22 @@ func (r *reader) readNeighbours(family uint8, vtep int) error {
 		}
 		switch {
 		case r.Compare != nil && family == unix.AF_BRIDGE:
-			r.Compare.FDBEntry(n.MAC, n.IP)
+			r.Compare.FDBEntry(device, n.MAC, n.IP)
 		case r.Compare != nil:
-			r.Compare.Neighbour(n.IP, n.MAC)
+			r.Compare.Neighbour(device, n.IP, n.MAC)
 		case family == unix.AF_BRIDGE:
-			r.FDB[n.MAC] = n.IP
+			have.FDB[n.MAC] = n.IP
 		default:
-			r.Neigh[n.IP] = n.MAC
+			have.Neigh[n.IP] = n.MAC
 		}
 	}, func() {
 		switch {
 		case r.Compare != nil:
 			*r.Compare = kept
 		case family == unix.AF_BRIDGE:
-			clear(r.FDB)
+			clear(have.FDB)
 		default:
-			maps.DeleteFunc(r.Neigh, func(ip netip.Addr, _ conf.MAC) bool { return ip.Is4() == (family == unix.AF_INET) })
+			maps.DeleteFunc(have.Neigh, func(ip netip.Addr, _ conf.MAC) bool { return ip.Is4() == (family == unix.AF_INET) })
 		}
 	})
 }

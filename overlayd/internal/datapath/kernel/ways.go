@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/overlayd/internal/datapath/plan"
 )
@@ -63,7 +64,7 @@ func (r *reader) askWay(dst netip.Prefix, vtep int) error {
 		if err != nil {
 			return err
 		}
-		if ok && (way.OIF == vtep || way.Table == unix.RT_TABLE_MAIN) {
+		if ok && (way.OIF == vtep || way.OIF == r.Links[mark.SecondVTEP].Index || way.Table == unix.RT_TABLE_MAIN) {
 			continue // ours, or one that the plan has seen in the main table
 		}
 		d := plan.Diverted{Dst: dst, Way: "are refused", Command: commands[i]}

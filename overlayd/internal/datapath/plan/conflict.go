@@ -223,8 +223,13 @@ func (p *Plan) TouchedBy(foreign map[netip.Prefix]ForeignRoute) bool {
 // that did not change or to this host: all is what there is, had what the peers
 // that changed had.
 func (p *Plan) Takes(all, had Entries) bool {
-	return takes(all.Neigh, had.Neigh, p.Entries.Neigh) || takes(all.FDB, had.FDB, p.Entries.FDB) ||
-		takes(all.Routes, had.Routes, p.Entries.Routes)
+	for _, device := range [...]string{conf.VTEPName, mark.SecondVTEP} {
+		there, before, want := all.On(device), had.On(device), p.Entries.On(device)
+		if takes(there.Neigh, before.Neigh, want.Neigh) || takes(there.FDB, before.FDB, want.FDB) {
+			return true
+		}
+	}
+	return takes(all.Routes, had.Routes, p.Entries.Routes)
 }
 
 func takes[K, V comparable](all, had, want map[K]V) bool {

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
 )
@@ -19,7 +18,7 @@ const MaxLearned = 4096
 // planLinks makes the devices that are missing and repairs those that are there.
 // Devices whose name somebody else has are left out of Devices.
 func (p *Plan) planLinks(have *State) {
-	p.Fresh = map[string]bool{}
+	p.Fresh, p.gone = map[string]bool{}, map[string]bool{}
 	var usable []Device
 	for _, d := range p.Devices {
 		plan := p.planBridge
@@ -28,49 +27,11 @@ func (p *Plan) planLinks(have *State) {
 		}
 		if plan(d, have) {
 			usable = append(usable, d)
+		} else if d.Name == mark.SecondVTEP {
+			p.Wanted.VTEP.Second = netip.Addr{}
 		}
 	}
 	p.Devices = usable
-}
-
-// planVTEP makes the VTEP, or makes it anew where it is not as it should be and
-// cannot be changed, and reports whether it can be used.
-func (p *Plan) planVTEP(_ Device, have *State) bool {
-	v := p.Wanted.VTEP
-	l, there := have.Links[conf.VTEPName]
-	if there && l.Kind != "vxlan" {
-		p.complain("", "link %s is in the way: the VXLAN device needs that name, but it is a %s; remove or rename it", conf.VTEPName, orUnknown(l.Kind))
-		return false
-	}
-	want := rtnl.VXLAN{VNI: conf.VNI, Port: conf.VXLANPort, Local: v.Local}
-	is := l.VXLAN
-	is.Learning = false // can be changed
-	switch {
-	case there && (l.MAC != v.MAC || is != want):
-		p.add(Op{Act: Del, Obj: VTEPLink, Dev: conf.VTEPName})
-	case there:
-		if l.VXLAN.Learning {
-			p.add(Op{Act: Set, Obj: VXLANLearning, Dev: conf.VTEPName})
-		}
-		if l.Master != 0 {
-			p.add(Op{Act: Set, Obj: LinkMaster, Dev: conf.VTEPName})
-		}
-		return true
-	}
-	if other := have.nicknamed(conf.VTEPName); other != "" {
-		p.complain("", "link %s has the other name (altname) %s, which the VXLAN device needs; remove it (ip link property del dev %s altname %s)",
-			other, conf.VTEPName, other, conf.VTEPName)
-		return false
-	}
-	for _, name := range slices.Sorted(maps.Keys(have.Links)) {
-		if x := have.Links[name].VXLAN; name != conf.VTEPName && x.VNI == conf.VNI && x.Port == conf.VXLANPort {
-			p.complain("", "link %s is a VXLAN device with our VNI %d and UDP port %d; remove it so that %s can be made",
-				name, conf.VNI, conf.VXLANPort, conf.VTEPName)
-		}
-	}
-	p.add(Op{Act: Add, Obj: VTEPLink, Dev: conf.VTEPName, MAC: v.MAC, Addr: v.Local, MTU: p.MTU})
-	p.Fresh[conf.VTEPName] = true
-	return true
 }
 
 // planBridge makes a bridge or repairs it, and reports whether it can be used.

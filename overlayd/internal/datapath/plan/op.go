@@ -140,6 +140,8 @@ func (o Op) String() string {
 		switch {
 		case o.Kind == Unreachable:
 			return fmt.Sprintf("route %s unreachable %s proto %d metric %d", o.Act, o.Prefix, mark.RouteProtocol, o.Metric)
+		case o.Kind == ToVTEP:
+			return fmt.Sprintf("route %s %s dev %s proto %d metric %d src %s", o.Act, o.Prefix, o.Dev, mark.RouteProtocol, o.Metric, o.Source)
 		case !o.Addr.IsValid():
 			return fmt.Sprintf("route %s blackhole %s proto %d metric %d", o.Act, o.Prefix, mark.RouteProtocol, o.Metric)
 		}

@@ -14,9 +14,22 @@ import (
 
 // order is the order in which entries were asked for.
 type order struct {
-	neigh  []netip.Addr
-	fdb    []conf.MAC
-	routes []netip.Prefix
+	forwardingOrder                 // of vtep1024
+	second          forwardingOrder // of the second device
+	routes          []netip.Prefix
+}
+
+type forwardingOrder struct {
+	neigh []netip.Addr
+	fdb   []conf.MAC
+}
+
+// on is that of a device.
+func (o *order) on(device string) *forwardingOrder {
+	if device == mark.SecondVTEP {
+		return &o.second
+	}
+	return &o.forwardingOrder
 }
 
 // expanded is what peers and agent subnets come to.
@@ -66,15 +79,15 @@ func expandPeers(c Wanted) expanded {
 	w := expanded{Entries: MakeEntries(len(c.Peers))}
 	var cut []*conf.Peer
 	for i := range c.Peers {
-		if unreachable(&c.Peers[i], c.VTEP) != "" {
+		if unreachable(&c.Peers[i], &c) != "" {
 			cut = append(cut, &c.Peers[i])
 			continue
 		}
 		w.addPeer(&c.Peers[i], c)
 	}
 	for _, p := range cut {
-		why := unreachable(p, c.VTEP)
-		if len(w.FDB) == 0 {
+		why := unreachable(p, &c)
+		if w.Peers() == 0 {
 			w.complain(c, p, why)
 			continue
 		}
@@ -85,14 +98,17 @@ func expandPeers(c Wanted) expanded {
 }
 
 // unreachable says why nothing can be forwarded to a peer, if so.
-func unreachable(p *conf.Peer, own VTEP) string {
-	switch {
-	case !p.AgentIP.IsValid() || !p.VTEPIP.Is4():
+func unreachable(p *conf.Peer, c *Wanted) string {
+	if !p.AgentIP.IsValid() || !p.VTEPIP.Is4() {
 		return "has no agent IP or no IPv4 VTEP address"
-	case p.AgentIP.Is4() != own.Local.Is4():
-		return fmt.Sprintf("at %s cannot be reached from agent IP %s: one is IPv4, the other IPv6", p.AgentIP, own.Local)
 	}
-	return ""
+	if _, _, ok := c.Reach(p); ok {
+		return ""
+	}
+	if c.VTEP.Second.IsValid() && !p.TwoFamilies {
+		return fmt.Sprintf("at %s cannot be reached from agent IP %s: one is IPv4, the other IPv6, and its agent is of a release that does not know %s", p.AgentIP, c.VTEP.Local, c.VTEP.Second)
+	}
+	return fmt.Sprintf("at %s cannot be reached from agent IP %s: one is IPv4, the other IPv6", p.AgentIP, c.VTEP.Local)
 }
 
 // complain tells every overlay the peer has a subnet in.
@@ -108,26 +124,35 @@ func (w *expanded) complain(c Wanted, p *conf.Peer, why string) {
 
 func (w *expanded) addPeer(p *conf.Peer, c Wanted) {
 	own := c.VTEP
-	if p.AgentIP == own.Local {
+	from, to, _ := c.Reach(p)
+	if to == from || p.AgentIP == own.Local {
 		// This very host under an agent id it once had. Its packets would come
 		// straight back to us, so there is nothing to forward to.
 		return
 	}
-	ip6 := own.IP6.IsValid() && p.VTEPIP6.IsValid()
-	w.addNeigh(p.VTEPIP, p.VTEPMAC)
+	device, second := conf.VTEPName, from != own.Local
+	if second {
+		device = mark.SecondVTEP
+	}
+	ip6 := own.IP6.IsValid() && p.VTEPIP6.IsValid() && (!second || c.SecondMTU >= minMTU6)
+	w.addNeigh(device, p.VTEPIP, p.VTEPMAC)
 	if ip6 {
-		w.addNeigh(p.VTEPIP6, p.VTEPMAC)
+		w.addNeigh(device, p.VTEPIP6, p.VTEPMAC)
 	}
-	if old, dup := w.FDB[p.VTEPMAC]; !dup {
-		w.order.fdb = append(w.order.fdb, p.VTEPMAC)
-	} else if old != p.AgentIP {
-		w.disputed = true
-	}
-	w.FDB[p.VTEPMAC] = p.AgentIP
+	w.addFDB(device, p.VTEPMAC, to)
 
 	metric := mark.PeerMetric(p.VTEPIP, own.IP)
+	if second { // before the routes via it: otherwise the network of the VTEP has it
+		w.addVTEPRoute(p.VTEPIP, metric)
+		if ip6 {
+			w.addVTEPRoute(p.VTEPIP6, metric)
+		}
+	}
 	for _, s := range p.Subnets {
 		r := Route{Metric: metric, Via: p.VTEPIP}
+		if second {
+			r.Dev = device
+		}
 		if way, ok := c.plainWay(p, s); ok {
 			r = Route{Metric: metric, Via: p.AgentIP, Kind: Plain, Dev: way}
 		} else if is6(s) {
@@ -150,6 +175,10 @@ func (w *expanded) addPeer(p *conf.Peer, c Wanted) {
 	}
 }
 
+func (w *expanded) addVTEPRoute(vtep netip.Addr, metric uint32) {
+	w.addRoute(netip.PrefixFrom(vtep, vtep.BitLen()), Route{Metric: metric, Kind: ToVTEP, Dev: mark.SecondVTEP})
+}
+
 func (w *expanded) addRoute(dst netip.Prefix, r Route) {
 	if old, dup := w.Routes[dst]; !dup {
 		w.order.routes = append(w.order.routes, dst)
@@ -163,10 +192,14 @@ func (w *expanded) addRoute(dst netip.Prefix, r Route) {
 // the way to it carries with the headers that go around it; 0: all that this host
 // sends. Whoever sends more is told so by the kernel.
 func (c *Wanted) mtuTo(p *conf.Peer, kind RouteKind, ip6 bool) int {
-	least := cmp.Or(p.MTU, c.MTU)
-	if path, ok := c.PathMTU[p.AgentIP]; ok {
+	from, to, _ := c.Reach(p)
+	least := cmp.Or(p.MTUAt(to), c.MTU)
+	if from != c.VTEP.Local {
+		least = min(least, c.SecondMTU)
+	}
+	if path, ok := c.PathMTU[to]; ok {
 		if kind == ToPeer {
-			path -= Overhead(c.VTEP.Local)
+			path -= Overhead(from)
 		}
 		least = min(least, path)
 	}
@@ -182,22 +215,33 @@ func (c *Wanted) mtuTo(p *conf.Peer, kind RouteKind, ip6 bool) int {
 
 // plainWay is the device by which a peer gets what is for one of its subnets
 // without VXLAN: both are for it, the peer is on a link of this host, and subnet
-// and agent IP are of one family.
+// and agent IP are of one family. Second agent IPs have no part in it.
 func (c *Wanted) plainWay(p *conf.Peer, s netip.Prefix) (device string, ok bool) {
-	if !c.Direct.Send || !p.Direct || is6(s) != p.AgentIP.Is6() {
+	if !c.Direct.Send || !p.Direct || is6(s) != p.AgentIP.Is6() || is6(s) != c.VTEP.Local.Is6() {
 		return "", false
 	}
 	device, ok = c.Ways[p.AgentIP]
 	return device, ok
 }
 
-func (w *expanded) addNeigh(ip netip.Addr, mac conf.MAC) {
-	if old, dup := w.Neigh[ip]; !dup {
-		w.order.neigh = append(w.order.neigh, ip)
+func (w *expanded) addNeigh(device string, ip netip.Addr, mac conf.MAC) {
+	neigh, order := w.On(device).Neigh, w.order.on(device)
+	if old, dup := neigh[ip]; !dup {
+		order.neigh = append(order.neigh, ip)
 	} else if old != mac {
 		w.disputed = true
 	}
-	w.Neigh[ip] = mac
+	neigh[ip] = mac
+}
+
+func (w *expanded) addFDB(device string, mac conf.MAC, ip netip.Addr) {
+	fdb, order := w.On(device).FDB, w.order.on(device)
+	if old, dup := fdb[mac]; !dup {
+		order.fdb = append(order.fdb, mac)
+	} else if old != ip {
+		w.disputed = true
+	}
+	fdb[mac] = ip
 }
 
 // planEntries programs neighbours and FDB entries, then routes, then removes
@@ -206,15 +250,8 @@ func (w *expanded) addNeigh(ip netip.Addr, mac conf.MAC) {
 func (p *Plan) planEntries(have Entries, more []RouteTo, foreign map[netip.Prefix]ForeignRoute) {
 	w := &p.Entries
 	p.Ops = slices.Grow(p.Ops, max(0, len(w.Neigh)+len(w.FDB)+len(w.Routes)-len(have.Neigh)-len(have.FDB)-len(have.Routes)))
-	for _, ip := range p.order.neigh {
-		if mac := w.Neigh[ip]; have.Neigh[ip] != mac {
-			p.add(Op{Act: Replace, Obj: Neighbour, Dev: conf.VTEPName, Addr: ip, MAC: mac})
-		}
-	}
-	for _, mac := range p.order.fdb {
-		if ip := w.FDB[mac]; have.FDB[mac] != ip {
-			p.add(Op{Act: Replace, Obj: FDBEntry, Dev: conf.VTEPName, MAC: mac, Addr: ip})
-		}
+	for _, device := range vxlanDevices {
+		p.planForwarding(device, have.On(device))
 	}
 	extra := map[netip.Prefix][]Route{}
 	for _, m := range more {
@@ -244,6 +281,24 @@ func (p *Plan) planEntries(have Entries, more []RouteTo, foreign map[netip.Prefi
 	p.removeLeft(have, extra)
 }
 
+// vxlanDevices are those that peers may be behind.
+var vxlanDevices = [...]string{conf.VTEPName, mark.SecondVTEP}
+
+// planForwarding programs neighbours and FDB entries of one device.
+func (p *Plan) planForwarding(device string, have *Forwarding) {
+	want, order := p.Entries.On(device), p.order.on(device)
+	for _, ip := range order.neigh {
+		if mac := want.Neigh[ip]; have.Neigh[ip] != mac {
+			p.add(Op{Act: Replace, Obj: Neighbour, Dev: device, Addr: ip, MAC: mac})
+		}
+	}
+	for _, mac := range order.fdb {
+		if ip := want.FDB[mac]; have.FDB[mac] != ip {
+			p.add(Op{Act: Replace, Obj: FDBEntry, Dev: device, MAC: mac, Addr: ip})
+		}
+	}
+}
+
 // removeVTEPRoutes removes the routes to VTEP addresses that are not wanted, before
 // a route via such an address is made: IPv6 refuses that while another leads
 // somewhere else. Packets then follow the network of the VTEP.
@@ -263,11 +318,14 @@ func (p *Plan) removeVTEPRoutes(have Entries) {
 // isLeftVTEPRoute: one of a peer that may be missing stays.
 func (p *Plan) isLeftVTEPRoute(dst netip.Prefix, r Route) bool {
 	v := p.Wanted.VTEP
-	if r.Kind != Plain || !dst.IsSingleIP() || !v.IP.Contains(dst.Addr()) && !v.IP6.Contains(dst.Addr()) {
+	if r.Kind != Plain && r.Kind != ToVTEP || !dst.IsSingleIP() || !v.IP.Contains(dst.Addr()) && !v.IP6.Contains(dst.Addr()) {
 		return false
 	}
 	_, wanted := p.Entries.Routes[dst]
 	_, known := p.Entries.Neigh[dst.Addr()]
+	if _, bySecond := p.Entries.Second.Neigh[dst.Addr()]; bySecond {
+		known = true
+	}
 	return !wanted && (known || !p.Wanted.Partial)
 }
 
@@ -290,14 +348,17 @@ func (p *Plan) removeLeft(have Entries, extra map[netip.Prefix][]Route) {
 			remove(p.routeOp(Del, dst, r))
 		}
 	}
-	for _, ip := range slices.SortedFunc(maps.Keys(have.Neigh), netip.Addr.Compare) {
-		if _, keep := w.Neigh[ip]; !keep {
-			remove(Op{Act: Del, Obj: Neighbour, Dev: conf.VTEPName, Addr: ip, MAC: have.Neigh[ip]})
+	for _, device := range vxlanDevices {
+		had, want := have.On(device), w.On(device)
+		for _, ip := range slices.SortedFunc(maps.Keys(had.Neigh), netip.Addr.Compare) {
+			if _, keep := want.Neigh[ip]; !keep {
+				remove(Op{Act: Del, Obj: Neighbour, Dev: device, Addr: ip, MAC: had.Neigh[ip]})
+			}
 		}
-	}
-	for _, mac := range slices.SortedFunc(maps.Keys(have.FDB), compareMACs) {
-		if _, keep := w.FDB[mac]; !keep {
-			remove(Op{Act: Del, Obj: FDBEntry, Dev: conf.VTEPName, MAC: mac, Addr: have.FDB[mac]})
+		for _, mac := range slices.SortedFunc(maps.Keys(had.FDB), compareMACs) {
+			if _, keep := want.FDB[mac]; !keep {
+				remove(Op{Act: Del, Obj: FDBEntry, Dev: device, MAC: mac, Addr: had.FDB[mac]})
+			}
 		}
 	}
 }
@@ -328,21 +389,33 @@ func (p *Plan) routeOp(act Action, dst netip.Prefix, r Route) Op {
 	switch {
 	case r.Kind == Plain:
 		o.Dev, o.Source = r.Dev, p.Wanted.VTEP.Local
+	case r.bySecond():
+		o.Dev, o.Source = r.Dev, p.Wanted.VTEP.SourceTo(dst.Addr())
 	case r.Via.IsValid():
 		o.Dev = conf.VTEPName
 	}
 	return o
 }
 
-// withoutVTEP is what is left of our entries once the VTEP has gone.
-func withoutVTEP(e Entries) Entries {
-	left := Entries{Routes: map[netip.Prefix]Route{}}
+// without is what is left of our entries once some of the VXLAN devices have gone.
+func (e Entries) without(gone func(device string) bool) Entries {
+	left := Entries{Forwarding: e.Forwarding, Second: e.Second, Routes: map[netip.Prefix]Route{}}
+	for _, device := range vxlanDevices {
+		if gone(device) {
+			*left.On(device) = Forwarding{}
+		}
+	}
 	for dst, r := range e.Routes {
-		if r.Kind != ToPeer {
+		if !r.goesWith(gone) {
 			left.Routes[dst] = r
 		}
 	}
 	return left
+}
+
+// goesWith reports whether a route goes with its device.
+func (r Route) goesWith(gone func(device string) bool) bool {
+	return (r.Kind == ToPeer || r.Kind == ToVTEP) && gone(cmp.Or(r.Dev, conf.VTEPName))
 }
 
 func compareMACs(a, b conf.MAC) int { return bytes.Compare(a[:], b[:]) }

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
 )
 
 // encap4 and encap6 are what VXLAN adds to a packet on an IPv4 and on an IPv6
@@ -54,6 +55,7 @@ type Plan struct {
 	Devices []Device
 	Fresh   map[string]bool // devices that are to be made
 	Wanted  Wanted          // without what this host cannot have
+	gone    map[string]bool // VXLAN devices that are removed before anything else
 
 	order order
 }
@@ -64,18 +66,21 @@ type Plan struct {
 // removals, and unwanted bridges last.
 func Make(want Wanted, have *State) *Plan {
 	p := ForDevices(want, have)
-	usable := len(p.Devices) > 0 && p.Devices[0].Overlay == ""
+	usable := len(p.Devices) > 0 && p.Devices[0].Name == conf.VTEPName
 	if !usable {
 		p.Wanted.Peers = nil // nothing may be done to a link that is not ours
 	}
 	p.take(expand(p.Wanted))
 	had, more := have.Entries, have.More
-	if !usable || p.Fresh[conf.VTEPName] {
-		had, more = withoutVTEP(had), nil
+	gone := func(device string) bool { return !usable || p.Fresh[device] || p.gone[device] }
+	if gone(conf.VTEPName) || gone(mark.SecondVTEP) {
+		had = had.without(gone)
+		more = slices.DeleteFunc(slices.Clone(more), func(r RouteTo) bool { return r.goesWith(gone) })
 	}
 	p.planEntries(had, more, have.Foreign)
 	p.diverted(have)
 	p.planLeftBridges(have)
+	p.planLeftVTEP(have)
 	return p
 }
 
@@ -89,6 +94,7 @@ func ForDevices(want Wanted, have *State) *Plan {
 	}
 	p.chooseMTU(want.VTEP, have)
 	want.MTU = p.MTU
+	want.takeSecond(have)
 	p.Wanted = p.possible(want, have)
 	p.Wanted = p.withoutIPv6(p.Wanted, have)
 	p.Devices = p.Wanted.Devices()
@@ -101,8 +107,8 @@ func ForDevices(want Wanted, have *State) *Plan {
 		// A bridge that was only made with an MTU takes another one whenever a
 		// port comes or goes; one that was given an MTU keeps it.
 		madeBridge := p.Fresh[d.Name] && d.Overlay != ""
-		if madeBridge || !p.Fresh[d.Name] && have.Links[d.Name].MTU != p.MTU {
-			p.add(Op{Act: Set, Obj: LinkMTU, Dev: d.Name, Overlay: d.Overlay, MTU: p.MTU})
+		if mtu := p.MTUOf(d); madeBridge || !p.Fresh[d.Name] && have.Links[d.Name].MTU != mtu {
+			p.add(Op{Act: Set, Obj: LinkMTU, Dev: d.Name, Overlay: d.Overlay, MTU: mtu})
 		}
 	}
 	p.planSysctls(have)
@@ -123,6 +129,7 @@ func ForLook(want Wanted, have *State, entries Entries) *Plan {
 	p := ForDevices(want, have)
 	p.diverted(have)
 	p.planLeftBridges(have)
+	p.planLeftVTEP(have)
 	p.Entries = entries
 	return p
 }

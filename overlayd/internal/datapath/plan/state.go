@@ -13,6 +13,7 @@ type State struct {
 	IPv6     bool            // the kernel has it
 	Links    map[string]Link // every link of the host, by name
 	Underlay string          // name of the link that has the agent IP; empty: none
+	Second   string          // the same of the second agent IP
 	Addrs    map[AddrKey]struct{}
 	// Connected and Local hold the routes the kernel keeps for the addresses: to
 	// their network, and to this host itself.
@@ -53,21 +54,41 @@ type AddrKey struct {
 	Prefix netip.Prefix
 }
 
-// Entries are what one peer more or less changes: everything on vtep1024, and
-// our routes.
+// Entries are what one peer more or less changes: everything on the VXLAN devices,
+// and our routes.
 type Entries struct {
-	Neigh  map[netip.Addr]conf.MAC
-	FDB    map[conf.MAC]netip.Addr
-	Routes map[netip.Prefix]Route
+	Forwarding            // on vtep1024
+	Second     Forwarding // on the second device
+	Routes     map[netip.Prefix]Route
+}
+
+// Forwarding is what one VXLAN device has of peers.
+type Forwarding struct {
+	Neigh map[netip.Addr]conf.MAC
+	FDB   map[conf.MAC]netip.Addr
 }
 
 // MakeEntries makes empty ones for so many peers.
 func MakeEntries(peers int) Entries {
 	return Entries{
-		Neigh:  make(map[netip.Addr]conf.MAC, peers),
-		FDB:    make(map[conf.MAC]netip.Addr, peers),
+		Forwarding: makeForwarding(peers), Second: makeForwarding(0),
 		Routes: make(map[netip.Prefix]Route, peers),
 	}
+}
+
+func makeForwarding(peers int) Forwarding {
+	return Forwarding{Neigh: make(map[netip.Addr]conf.MAC, peers), FDB: make(map[conf.MAC]netip.Addr, peers)}
+}
+
+// Peers is how many peers are forwarded to.
+func (e *Entries) Peers() int { return len(e.FDB) + len(e.Second.FDB) }
+
+// On is what a device has.
+func (e *Entries) On(device string) *Forwarding {
+	if device == mark.SecondVTEP {
+		return &e.Second
+	}
+	return &e.Forwarding
 }
 
 // Route is a route of ours.
@@ -75,7 +96,7 @@ type Route struct {
 	Metric uint32
 	Via    netip.Addr // of a route to a peer
 	Kind   RouteKind
-	Dev    string // of a direct route
+	Dev    string // of a direct route, or one by the second VXLAN device
 	MTU    int    // what the peer or the way to it takes, where that is less than ours; 0: as much
 }
 
@@ -87,16 +108,23 @@ const (
 	Blackhole                    // nowhere: an own agent subnet, as far as no bridge has it
 	Unreachable                  // nowhere, with an answer to the sender: the rest of an overlay
 	Plain                        // via a peer's agent IP
+	ToVTEP                       // to a peer's VTEP address, which is behind the second VXLAN device
 	Alien                        // as read: something we never make, so it is equal to nothing wanted
 )
 
 // leads reports whether the route leads to a peer.
-func (r Route) leads() bool { return r.Kind == ToPeer || r.Kind == Plain }
+func (r Route) leads() bool { return r.Kind == ToPeer || r.Kind == Plain || r.Kind == ToVTEP }
+
+// bySecond reports whether the route leads over the second VXLAN device.
+func (r Route) bySecond() bool { return r.Dev == mark.SecondVTEP && r.Kind != Plain }
 
 // gateway is who the route leads to, for people.
 func (r Route) gateway() string {
-	if r.Kind == Plain {
+	switch r.Kind {
+	case Plain:
 		return "host " + r.Via.String()
+	case ToVTEP:
+		return "device " + r.Dev
 	}
 	return "VTEP " + r.Via.String()
 }
@@ -126,7 +154,7 @@ type Diverted struct {
 // IsOurs reports whether a link is a bridge that we made, or the VTEP.
 func (l Link) IsOurs() bool {
 	_, _, ours := mark.ParseBridgeAlias(l.Alias)
-	return ours && l.Kind == "bridge" || l.Name == conf.VTEPName && l.Kind == "vxlan"
+	return ours && l.Kind == "bridge" || (l.Name == conf.VTEPName || l.Name == mark.SecondVTEP) && l.Kind == "vxlan"
 }
 
 // Comparison tells whether the kernel has exactly the wanted entries while they
@@ -136,6 +164,7 @@ type Comparison struct {
 	differs bool
 
 	neigh, fdb, routes int // how many were met
+	lastDevice         string
 	lastMAC            conf.MAC
 	lastRoute          netip.Prefix
 }
@@ -148,22 +177,23 @@ func (c *Comparison) Route(dst netip.Prefix, r Route) {
 	c.routes++
 }
 
-// FDBEntry takes in one FDB entry of the VTEP.
-func (c *Comparison) FDBEntry(mac conf.MAC, ip netip.Addr) {
-	want, ok := c.Want.FDB[mac]
-	c.differs = c.differs || !ok || want != ip || c.fdb > 0 && mac == c.lastMAC
-	c.lastMAC = mac
+// FDBEntry takes in one FDB entry of a VXLAN device.
+func (c *Comparison) FDBEntry(device string, mac conf.MAC, ip netip.Addr) {
+	want, ok := c.Want.On(device).FDB[mac]
+	c.differs = c.differs || !ok || want != ip || c.fdb > 0 && device == c.lastDevice && mac == c.lastMAC
+	c.lastDevice, c.lastMAC = device, mac
 	c.fdb++
 }
 
-// Neighbour takes in one neighbour of the VTEP.
-func (c *Comparison) Neighbour(ip netip.Addr, mac conf.MAC) {
-	want, ok := c.Want.Neigh[ip]
+// Neighbour takes in one neighbour of a VXLAN device.
+func (c *Comparison) Neighbour(device string, ip netip.Addr, mac conf.MAC) {
+	want, ok := c.Want.On(device).Neigh[ip]
 	c.differs = c.differs || !ok || want != mac
 	c.neigh++
 }
 
 // Equal is the outcome.
 func (c *Comparison) Equal() bool {
-	return !c.differs && c.neigh == len(c.Want.Neigh) && c.fdb == len(c.Want.FDB) && c.routes == len(c.Want.Routes)
+	w := &c.Want
+	return !c.differs && c.neigh == len(w.Neigh)+len(w.Second.Neigh) && c.fdb == w.Peers() && c.routes == len(w.Routes)
 }

@@ -3,6 +3,8 @@ package plan
 import (
 	"fmt"
 	"strconv"
+
+	"overlayd.internal/overlay/internal/mark"
 )
 
 // RPFilterLoose accepts a packet whose source is reachable at all, through
@@ -63,7 +65,7 @@ func (w Wanted) Settings(ipv6 bool) []Setting {
 			// theirs: neighbour discovery wants one.
 			on("ipv6", "addr_gen_mode", "1")
 		}
-		if d.has6() {
+		if d.has6() || d.Name == mark.SecondVTEP && w.VTEP.IP6.IsValid() {
 			on("ipv6", "disable_ipv6", "0")
 			on("ipv6", "forwarding", "1")
 			// The addresses are unique already, and waiting a second for

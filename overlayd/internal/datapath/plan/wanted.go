@@ -43,6 +43,11 @@ type Wanted struct {
 	// TakenDown are overlays whose bridges go although they have ports.
 	TakenDown []string
 
+	// Seeking: a second agent IP would be welcome, so addresses that come matter.
+	Seeking bool
+	// SecondMTU is what the second VXLAN device takes. A plan fills it in.
+	SecondMTU int
+
 	// Refused are ranges of overlays that this host cannot have; no peer's route
 	// leads there. A plan fills it in.
 	Refused []netip.Prefix
@@ -56,11 +61,12 @@ type Direct struct {
 
 // VTEP is the host's VXLAN device.
 type VTEP struct {
-	Local netip.Addr   // agent IP: source of the outer packets
-	MAC   conf.MAC     //
-	IP    netip.Prefix // with the length of its pool
-	IP6   netip.Prefix //
-	MTU   int          // 0: MTU of the underlay route less the encapsulation
+	Local  netip.Addr   // agent IP: source of the outer packets
+	Second netip.Addr   // agent IP of the other family; invalid: there is none
+	MAC    conf.MAC     //
+	IP     netip.Prefix // with the length of its pool
+	IP6    netip.Prefix //
+	MTU    int          // 0: MTU of the underlay route less the encapsulation
 }
 
 // Bridge is one half of one agent subnet.
@@ -91,9 +97,23 @@ func BridgeOf(all []Overlay, overlay string, half conf.Half) string {
 	return half.Bridge(overlay)
 }
 
+// Reach is how a peer is sent to: from which agent IP of this host to which of its
+// own. ok is false where they have no family in common.
+func (w *Wanted) Reach(p *conf.Peer) (own, peer netip.Addr, ok bool) {
+	return p.Reach(w.VTEP.Local, w.VTEP.Second)
+}
+
+// SourceTo is the VTEP address of this host that it sends to dst from.
+func (v VTEP) SourceTo(dst netip.Addr) netip.Addr {
+	if dst.Is6() {
+		return v.IP6.Addr()
+	}
+	return v.IP.Addr()
+}
+
 // Device is a link of ours with its addresses.
 type Device struct {
-	Name, Overlay string // no overlay: the VTEP
+	Name, Overlay string // no overlay: a VXLAN device
 	Addrs         []netip.Prefix
 }
 
@@ -106,6 +126,10 @@ func (w Wanted) Devices() []Device {
 		}
 	}
 	all := []Device{vtep}
+	if w.VTEP.Second.IsValid() {
+		// The addresses are those of the first; routes name them as their source.
+		all = append(all, Device{Name: mark.SecondVTEP})
+	}
 	for _, b := range w.Bridges {
 		all = append(all, Device(b))
 	}
@@ -171,7 +195,7 @@ func inside(p, s netip.Prefix) bool { return s.Bits() <= p.Bits() && s.Contains(
 
 // SameHost reports whether two wanted states differ in peers at most.
 func SameHost(a, b Wanted) bool {
-	return a.VTEP == b.VTEP && a.Direct == b.Direct && slices.Equal(a.Withdrawn, b.Withdrawn) &&
+	return a.VTEP == b.VTEP && a.Direct == b.Direct && a.Seeking == b.Seeking && slices.Equal(a.Withdrawn, b.Withdrawn) &&
 		slices.Equal(a.TakenDown, b.TakenDown) &&
 		slices.EqualFunc(a.Bridges, b.Bridges, func(a, b Bridge) bool {
 			return a.Name == b.Name && a.Overlay == b.Overlay && slices.Equal(a.Addrs, b.Addrs)
