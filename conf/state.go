@@ -149,6 +149,7 @@ type State struct {
 	Overlays              []AgentOverlay `json:"overlays,omitempty"`
 	Problems              []string       `json:"problems,omitempty"` // that concern the host and stand nowhere else
 	Room                  []string       `json:"room,omitempty"`     // overlays that a further block can be had of
+	SecondIP              netip.Addr     `json:"second_ip,omitzero"` // agent IP of the other family
 	Version               string         `json:"version"`
 }
 

@@ -36,8 +36,9 @@ type agentFlags struct {
 func (f *agentFlags) declare(fs *pflag.FlagSet) {
 	fs.Var(cli.List(&f.CoordinatorURLs, ",", "", "URL[,URL...]"), "coordinator",
 		"where the coordinator serves, as in https://10.0.0.1:6440; required")
-	fs.Var(cli.Func("IP", "", setAddr(&f.IP)), "agent-ip",
-		"underlay address of this host (default: the one it reaches the coordinator from)")
+	fs.Var(cli.ListFunc("IP[,IP]", ",", "", setAddrs(&f.IP, &f.Second)), "agent-ip",
+		"underlay address of this host, or one of each family, the preferred one first (default: the one it reaches the coordinator from, and one of the other family if there is)")
+	fs.BoolVar(&f.OneFamily, "one-family", false, "use the family of the agent IP alone, though the host has addresses of both")
 	fs.Var(cli.String(&f.ID, "", "ID"), "agent-id",
 		"identity of this host (default: made once and kept in the state directory)")
 	fs.Var(cli.ListFunc("HALF[,HALF]|none", ",", "mesos,docker", setBridges(&f.Bridges)), "bridges", "halves to make bridges for")
@@ -149,19 +150,30 @@ func runAgent(ctx context.Context, f agentFlags, env cli.LookupEnv, stderr io.Wr
 	return nil
 }
 
-func setAddr(to *netip.Addr) func(string) error {
+func setAddrs(first, second *netip.Addr) func(string) error {
 	return func(s string) error {
+		*first, *second = netip.Addr{}, netip.Addr{}
 		if s == "" {
-			*to = netip.Addr{}
 			return nil
 		}
-		a, err := netip.ParseAddr(s)
-		if err != nil || a.Zone() != "" || a.Is4In6() {
-			return fmt.Errorf("%q: want an IPv4 or IPv6 address, as in 10.0.0.1", s)
+		one, other, two := strings.Cut(s, ",")
+		var err error
+		if *first, err = parseAddr(one); err != nil || !two {
+			return err
 		}
-		*to = a
-		return nil
+		if *second, err = parseAddr(other); err == nil && first.Is4() == second.Is4() {
+			err = fmt.Errorf("%q: want one address, or one of each family, as in 10.0.0.1,fd00::1", s)
+		}
+		return err
 	}
+}
+
+func parseAddr(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil || a.Zone() != "" || a.Is4In6() {
+		return netip.Addr{}, fmt.Errorf("%q: want an IPv4 or IPv6 address, as in 10.0.0.1", s)
+	}
+	return a, nil
 }
 
 func setFirewall(to *string) func(string) error {

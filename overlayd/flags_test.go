@@ -175,14 +175,14 @@ func TestWhatOverrides(t *testing.T) {
 
 func TestAgentValues(t *testing.T) {
 	got, err := parseAgent([]string{
-		"--coordinator", "http://a:1,http://b:2", "--agent-ip=fd00::1", "--agent-id=x", "--bridges", "none", "--cni-bin-dir", "/a:/b",
+		"--coordinator", "http://a:1,http://b:2", "--agent-ip=fd00::1,10.0.0.1", "--one-family", "--agent-id=x", "--bridges", "none", "--cni-bin-dir", "/a:/b",
 		"--cooling=0", "--block-idle=5m", "--listen", "", "--insecure", "--run-dir=/r", "--state-dir=/s", "--cni-conf-dir=/c", "--ucr-conf-dir=/u", "--docker-host=", "--firewall=nftables", "--datapath=ebpf", "--routing=direct", "--log-level=warn", "--log-format=json",
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := agentFlags{insecure: true, log: logging.Flags{Level: "warn", Format: "json"}, Options: agent.Options{
-		CoordinatorURLs: []string{"http://a:1", "http://b:2"}, IP: netip.MustParseAddr("fd00::1"), ID: "x",
+		CoordinatorURLs: []string{"http://a:1", "http://b:2"}, IP: netip.MustParseAddr("fd00::1"), Second: netip.MustParseAddr("10.0.0.1"), OneFamily: true, ID: "x",
 		CNIBinDirs: []string{"/a", "/b"}, RunDir: "/r", StateDir: "/s", CNIConfDir: "/c", UCRConfDir: "/u", Firewall: "nftables", Datapath: fast.EBPF, Routing: conf.RoutingDirect, BlockIdle: 5 * time.Minute,
 	}}
 	if diff := cmp.Diff(want, got, compareFlags); diff != "" {
@@ -204,6 +204,8 @@ func TestParseRefuses(t *testing.T) {
 		{"flag with one dash", []string{"-agent-ip=secret"}, nil, "unknown flag: -agent-ip; flags are written with two dashes, as in --agent-ip"},
 		{"flag without a value", []string{"--agent-ip"}, nil, "flag needs an argument: --agent-ip"},
 		{"bad flag value", []string{"--agent-ip", "here"}, nil, `--agent-ip: "here": want an IPv4 or IPv6 address`},
+		{"two addresses of a family", []string{"--agent-ip", "10.0.0.1,10.0.0.2"}, nil, "want one address, or one of each family"},
+		{"three addresses", []string{"--agent-ip", "10.0.0.1,fd00::1,fd00::2"}, nil, "want an IPv4 or IPv6 address"},
 		{"address with a zone", []string{"--agent-ip", "fe80::1%eth0"}, nil, "want an IPv4 or IPv6 address"},
 		{"bad environment value", nil, map[string]string{"OVERLAYD_AGENT_IP": "here"}, `OVERLAYD_AGENT_IP: "here": want an IPv4`},
 		{"bad value in the file", []string{"--config", badValue}, nil, `agent-ip in the configuration file: "here": want an IPv4`},
@@ -224,8 +226,8 @@ func TestParseRefuses(t *testing.T) {
 		{"file that is not there", []string{"--config", "/nonexistent/agent.yaml"}, nil, "/nonexistent/agent.yaml: no such file"},
 		{"all problems of a file", []string{"--config", bad}, nil,
 			bad + ": 4 problems\n" +
-				"  colour: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, datapath, routing, cooling, block-idle, firewall, join-token, join-token-file, log-level, log-format, insecure (line 1)\n" +
-				"  config: unknown key; the keys are coordinator, agent-ip, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, datapath, routing, cooling, block-idle, firewall, join-token, join-token-file, log-level, log-format, insecure (line 2)\n" +
+				"  colour: unknown key; the keys are coordinator, agent-ip, one-family, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, datapath, routing, cooling, block-idle, firewall, join-token, join-token-file, log-level, log-format, insecure (line 1)\n" +
+				"  config: unknown key; the keys are coordinator, agent-ip, one-family, agent-id, bridges, run-dir, state-dir, cni-conf-dir, ucr-conf-dir, cni-bin-dir, docker-host, listen, datapath, routing, cooling, block-idle, firewall, join-token, join-token-file, log-level, log-format, insecure (line 2)\n" +
 				"  listen: want one value, not a list\n" +
 				"  insecure: want one value, not a list"},
 	}

@@ -157,6 +157,7 @@ func scanState(b []byte, st *conf.State) bool {
 		{"overlays", listOf(s, &st.Overlays, s.overlay)},
 		{"problems", &st.Problems},
 		{"room", &st.Room},
+		{"second_ip", &st.SecondIP},
 		{"version", &st.Version},
 	})
 }

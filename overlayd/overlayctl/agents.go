@@ -100,10 +100,18 @@ func (e *env) runAgents(ctx context.Context) error {
 	}
 	var rows [][]string
 	for _, a := range agents {
-		rows = append(rows, []string{a.AgentID, a.AgentIP.String(), a.VTEP.IP.Addr().String(), halves(a.Bridges),
+		rows = append(rows, []string{a.AgentID, agentIPs(a), a.VTEP.IP.Addr().String(), halves(a.Bridges),
 			fmt.Sprint(a.Epoch), lastSeen(a), a.Version, agentStatus(a)})
 	}
 	return e.printTable([]string{"AGENT", "AGENT IP", "VTEP", "BRIDGES", "EPOCH", "LAST SEEN", "VERSION", "STATUS"}, rows)
+}
+
+// agentIPs are the addresses that an agent's host is reached at.
+func agentIPs(a api.Agent) string {
+	if a.SecondIP.IsValid() {
+		return a.AgentIP.String() + " " + a.SecondIP.String()
+	}
+	return a.AgentIP.String()
 }
 
 // lastSeen says how long ago an agent was heard of.

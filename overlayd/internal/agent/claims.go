@@ -55,7 +55,7 @@ func newClaims() *claims {
 
 // claimsOf calls fn for everything a peer claims.
 func claimsOf(p *conf.Peer, fn func(claim)) {
-	for _, a := range [...]netip.Addr{p.AgentIP, p.VTEPIP, p.VTEPIP6} {
+	for _, a := range [...]netip.Addr{p.AgentIP, p.SecondIP, p.VTEPIP, p.VTEPIP6} {
 		if a.IsValid() {
 			fn(claim{kind: claimAddr, what: a.As16()})
 		}
@@ -71,7 +71,7 @@ func claimsOf(p *conf.Peer, fn func(claim)) {
 // setOwn says what we have ourselves.
 func (c *claims) setOwn(own conf.Lease, ip netip.Addr) {
 	ours := own.Peer().Subnets
-	if c.own.Epoch != own.Epoch || c.own.VTEP != own.VTEP || c.ip != ip || !slices.Equal(c.ours, ours) {
+	if c.own.Epoch != own.Epoch || c.own.VTEP != own.VTEP || c.own.SecondIP != own.SecondIP || c.ip != ip || !slices.Equal(c.ours, ours) {
 		c.stale = true
 	}
 	c.own, c.ours, c.ip = own, ours, ip
@@ -105,8 +105,8 @@ func (c *claims) remove(id string) {
 // isContested reports whether another peer claims something that p claims, or
 // we have it. What p itself claims twice counts as well: resolve decides rightly.
 func (c *claims) isContested(p *conf.Peer) bool {
-	for _, a := range [...]netip.Addr{p.AgentIP, p.VTEPIP, p.VTEPIP6} {
-		if a == c.ip || a.IsValid() && (a == c.own.VTEP.IP.Addr() || a == c.own.VTEP.IP6.Addr()) {
+	for _, a := range [...]netip.Addr{p.AgentIP, p.SecondIP, p.VTEPIP, p.VTEPIP6} {
+		if a.IsValid() && (a == c.ip || a == c.own.SecondIP || a == c.own.VTEP.IP.Addr() || a == c.own.VTEP.IP6.Addr()) {
 			return true
 		}
 	}
@@ -206,6 +206,9 @@ func resolve(own conf.Lease, ours []netip.Prefix, ip netip.Addr, peers map[strin
 	n := len(peers)
 	taken := make(map[netip.Addr]bool, 3*n+3)
 	taken[ip] = true
+	if own.SecondIP.IsValid() {
+		taken[own.SecondIP] = true
+	}
 	for _, p := range valid(own.VTEP.IP, own.VTEP.IP6) {
 		taken[p.Addr()] = true
 	}
@@ -237,11 +240,14 @@ func resolve(own conf.Lease, ours []netip.Prefix, ip netip.Addr, peers map[strin
 				})
 			}
 		}
+		if taken[p.SecondIP] { // the host goes on without it
+			p.Underlay = p.OneFamily()
+		}
 		if taken[p.AgentIP] || taken[p.VTEPIP] || taken[p.VTEPIP6] || macs[p.VTEPMAC] {
 			continue
 		}
 		taken[p.AgentIP], macs[p.VTEPMAC] = true, true
-		for _, a := range []netip.Addr{p.VTEPIP, p.VTEPIP6} {
+		for _, a := range []netip.Addr{p.VTEPIP, p.VTEPIP6, p.SecondIP} {
 			if a.IsValid() {
 				taken[a] = true
 			}

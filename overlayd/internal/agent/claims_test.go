@@ -153,6 +153,9 @@ func drawPeer(t *rapid.T) conf.Peer {
 	if p.VTEPIP6.IsValid() && rapid.Bool().Draw(t, "only IPv6") {
 		p.VTEPIP = netip.Addr{}
 	}
+	if rapid.Bool().Draw(t, "two families") {
+		p.SecondIP = drawAddr(t, "second ip")
+	}
 	return p
 }
 
@@ -162,6 +165,9 @@ func drawLease(t *rapid.T) conf.Lease {
 	l.VTEP = conf.VTEP{IP: netip.PrefixFrom(drawAddr(t, "own vtep"), 20), MAC: drawMAC(t)}
 	if ip6 := drawAddr6(t, "own vtep6"); ip6.IsValid() {
 		l.VTEP.IP6 = netip.PrefixFrom(ip6, 64)
+	}
+	if rapid.Bool().Draw(t, "own two families") {
+		l.SecondIP = drawAddr(t, "own second ip")
 	}
 	l.Grants[0].Subnet = drawOwnSubnet(t)
 	return l

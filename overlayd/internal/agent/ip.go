@@ -60,10 +60,8 @@ func agentIP(ctx context.Context, urls []string, current netip.Addr) (netip.Addr
 	// Only then: while names cannot be resolved, the default route of a host
 	// with two networks would name the wrong one.
 	if here {
-		// Documentation addresses. They are routed like anything far away, and
-		// nothing is sent.
-		for _, far := range []string{"192.0.2.1", "2001:db8::1"} {
-			src, err := u.source(netip.MustParseAddr(far), current)
+		for _, far := range farAway { // nothing is sent
+			src, err := u.source(far, current)
 			if err == nil {
 				return src, nil
 			}
@@ -132,6 +130,41 @@ func (u *underlay) best(link int, like netip.Addr) (best hostAddr, ok bool) {
 		}
 	}
 	return best, ok
+}
+
+// farAway are documentation addresses. They are routed like anything far away.
+var farAway = [...]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+
+// second is an address of the other family than the agent IP, for hosts that have
+// none of that one: the one given, if the host has it; the one so far; a lasting one
+// of the agent IP's interface; or the one that the default route leaves from.
+func (u *underlay) second(ip, given, current netip.Addr) netip.Addr {
+	fits := func(a netip.Addr) bool {
+		found, ok := u.find(a)
+		return ok && a.Is4() != ip.Is4() && u.usable(found) && !found.temporary && !u.links[found.link].loopback
+	}
+	if given.IsValid() {
+		if !fits(given) {
+			return netip.Addr{}
+		}
+		return given
+	}
+	if fits(current) {
+		return current
+	}
+	far := farAway[0]
+	if ip.Is4() {
+		far = farAway[1]
+	}
+	if at, ok := u.find(ip); ok && !u.links[at.link].loopback {
+		if best, ok := u.best(at.link, far); ok {
+			return best.ip
+		}
+	}
+	if src, err := u.source(far, netip.Addr{}); err == nil && fits(src) {
+		return src
+	}
+	return netip.Addr{}
 }
 
 // usable reports whether other hosts may be told the address: it is not ours,

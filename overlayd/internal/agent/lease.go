@@ -265,6 +265,9 @@ func (l *loop) leaseChanged(before *heldLease) {
 	o.attempts, o.healthy, o.applied, o.reported = 0, false, false, nil
 	o.retry.reset()
 	log := l.log.With(logkey.Epoch, held.Epoch, logkey.VTEP, held.VTEP.IP, logkey.VTEP6, held.VTEP.IP6)
+	if held.SecondError != "" && (before == nil || before.SecondError != held.SecondError) {
+		log.Warn("second agent IP not used", logkey.Reason, held.SecondError)
+	}
 	if before == nil {
 		log.Info("lease granted")
 		return
@@ -275,6 +278,9 @@ func (l *loop) leaseChanged(before *heldLease) {
 		log.Warn("the epoch went back; was the coordinator's store restored from an old copy?", logkey.Before, before.Epoch)
 	}
 	log.Info("lease changed", logkey.Before, before.Epoch)
+	if before.SecondIP != held.SecondIP {
+		log.Info("second agent IP changed", logkey.From, before.SecondIP, logkey.To, held.SecondIP)
+	}
 	for _, g := range before.Grants {
 		served := slices.ContainsFunc(held.Grants, func(h conf.Grant) bool { return h.Overlay.Name == g.Overlay.Name })
 		if !served {

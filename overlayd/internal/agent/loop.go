@@ -186,14 +186,14 @@ func (a *Agent) newLoop(p loopParts) *loop {
 	l.registrar = &registrar{
 		ask:    o.Coordinator.Register,
 		find:   l.findIP,
-		under:  underlayAt,
+		under:  o.underlayOf,
 		held:   func() conf.Lease { return *l.lease.shown.Load() },
 		asks:   l.lease.asks.Load,
 		moveOn: o.Coordinator.MoveOn,
 		again:  o.Coordinator.Reconnect,
 		req: api.RegisterRequest{
 			AgentID: p.id, Bridges: o.Bridges, Version: o.Version, Instance: p.instance.own, Previous: p.instance.previous, SharedHalves: true,
-			Underlay: conf.Underlay{Direct: o.Routing == conf.RoutingDirect},
+			Underlay: conf.Underlay{Direct: o.Routing == conf.RoutingDirect, TwoFamilies: true},
 		},
 		boot:   l.boot,
 		timing: a.timing,
@@ -292,8 +292,8 @@ func (l *loop) beat() {
 // maintain is the slow round: whatever has to be looked at now and then even
 // though no event was received of it has its place here.
 func (l *loop) maintain(ctx context.Context) {
-	if l.outcome.kernelEvents && !l.opts.IP.IsValid() {
-		kick(l.registrar.kick) // the agent IP may be another one now
+	if l.outcome.kernelEvents && (!l.opts.IP.IsValid() || l.opts.seeksSecond()) {
+		kick(l.registrar.kick) // the agent IPs may be others now
 	}
 	l.outcome.kernelEvents = false
 	l.keepDirs()

@@ -23,9 +23,13 @@ import (
 
 // Options are what the operator decides.
 type Options struct {
-	ID      string      // empty: the one in StateDir, made at the first start
-	IP      netip.Addr  // underlay address; zero: source address towards the coordinator
-	Bridges []conf.Half // halves the host has bridges for; empty: none
+	ID string     // empty: the one in StateDir, made at the first start
+	IP netip.Addr // underlay address; zero: source address towards the coordinator
+	// Second is an underlay address of the other family. Where neither is given, one is
+	// looked for, unless OneFamily.
+	Second    netip.Addr
+	OneFamily bool
+	Bridges   []conf.Half // halves the host has bridges for; empty: none
 
 	RunDir     string   // published state and socket
 	StateDir   string   // what survives a reboot
@@ -83,6 +87,9 @@ func New(o Options) (*Agent, error) {
 			bad("agent IP: %w", err)
 		}
 	}
+	if err := o.checkSecond(); err != nil {
+		bad("second agent IP: %w", err)
+	}
 	for _, h := range o.Bridges {
 		if _, err := conf.ParseHalf(string(h)); err != nil {
 			bad("bridges: %w", err)
@@ -131,6 +138,21 @@ func New(o Options) (*Agent, error) {
 		return nil, err
 	}
 	return a, nil
+}
+
+func (o Options) checkSecond() error {
+	if !o.Second.IsValid() {
+		return nil
+	}
+	if !o.IP.IsValid() || o.IP.Is4() == o.Second.Is4() {
+		return fmt.Errorf("%s beside %s: want one of each family", o.Second, o.IP)
+	}
+	return cmp.Or(conf.CheckAgentIP(o.Second), checkGivenIP(o.Second))
+}
+
+// seeksSecond reports whether there may be a second agent IP.
+func (o Options) seeksSecond() bool {
+	return !o.OneFamily && (o.Second.IsValid() || !o.IP.IsValid())
 }
 
 // checkDirs makes the directories absolute, because the CNI programs run

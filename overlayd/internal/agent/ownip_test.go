@@ -215,6 +215,51 @@ func TestLastingAddresses(t *testing.T) {
 	expect("on lo", v4(netip.Addr{}), "10.1.1.1")
 }
 
+// TestSecondAddress: the second agent IP is a lasting address of the other family at
+// the first one's interface, else the one that the default route leaves from, and none
+// of a container network. It stays while the host has it.
+func TestSecondAddress(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	newRemote(t)
+	expect := func(what string, given, current, want netip.Addr) {
+		t.Helper()
+		u, err := readUnderlay()
+		must(t, err)
+		defer u.close()
+		if got := u.second(addr("172.17.0.2"), given, current); got != want {
+			t.Errorf("%s: %s, want %s", what, got, want)
+		}
+	}
+	none := netip.Addr{}
+	ipCmd(t, "addr flush dev u0 scope global")
+	ipCmd(t, "addr add 172.17.0.2/24 dev u0")
+	expect("none", none, none, none)
+	ipCmd(t, "link add docker0 type bridge")
+	ipCmd(t, "addr add fd99::1/64 dev docker0 nodad")
+	ipCmd(t, "link set docker0 up")
+	ipCmd(t, "addr add fd98::1/128 dev lo nodad")
+	expect("a bridge and the loopback", none, none, none)
+
+	ipCmd(t, "link add other type veth peer name other1")
+	ipCmd(t, "link set other1 up")
+	ipCmd(t, "link set other up")
+	ipCmd(t, "addr add fd97::1/64 dev other nodad")
+	expect("an interface that no route leads to", none, none, none)
+	ipCmd(t, "-6 route add default dev other")
+	expect("the default route", none, none, addr("fd97::1"))
+	ipCmd(t, "addr add fd77::3/64 dev u0 nodad preferred_lft 0")
+	expect("a deprecated one at the interface", none, none, addr("fd97::1"))
+	ipCmd(t, "addr add fd77::2/64 dev u0 nodad")
+	expect("the interface", none, none, addr("fd77::2"))
+	expect("the one so far", none, addr("fd97::1"), addr("fd97::1"))
+	expect("one of the same family", none, addr("172.17.0.2"), addr("fd77::2"))
+	expect("one that has gone", none, addr("fd97::9"), addr("fd77::2"))
+	expect("the one given", addr("fd97::1"), addr("fd77::2"), addr("fd97::1"))
+	expect("given, and not there", addr("fd97::9"), addr("fd77::2"), none)
+}
+
 // A coordinator at a link-local address tells the interface.
 func TestAgentIPTowardsLinkLocal(t *testing.T) {
 	if !onOwnHost(t) {

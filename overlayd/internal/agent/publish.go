@@ -162,12 +162,21 @@ func (l *loop) compose() conf.State {
 	if p := l.published.state; p.BootID == l.boot.id && p.Lease.Epoch == held.Epoch {
 		expires = later(p.Lease.ExpiresBoottime, expires, held.Term())
 	}
+	state.SecondIP = held.SecondBeside(l.lease.ip)
 	state.Lease.Epoch, state.Lease.ExpiresBoottime = held.Epoch, expires
 	state.Overlays = l.effective().AgentOverlays(l.status())
 	state.Room = l.hasRoom()
 	l.problems.Report(followProblem, l.notFollowing())
-	state.Problems, state.Notices = l.hostProblems(), slices.Concat(l.outcome.report.Notices, l.lease.kept)
+	state.Problems, state.Notices = l.hostProblems(), slices.Concat(l.outcome.report.Notices, l.lease.kept, secondRefused(held.Lease))
 	return state
+}
+
+// secondRefused says that the coordinator did not take the second agent IP.
+func secondRefused(l conf.Lease) []string {
+	if l.SecondError == "" {
+		return nil
+	}
+	return []string{"the second agent IP of this host is not used: " + l.SecondError}
 }
 
 // hostProblems are those that stand nowhere else in the document, and cost more

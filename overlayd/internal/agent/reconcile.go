@@ -133,6 +133,7 @@ func (l *loop) program(ctx context.Context, resync bool) (report datapath.Report
 	cfg := desired(l.effective(), l.lease.ip)
 	cfg.Withdrawn = l.withdrawn()
 	cfg.Direct = l.routing()
+	cfg.Seeking = l.opts.seeksSecond() && !cfg.VTEP.Second.IsValid()
 	// The peers are written now and then: who was killed may have forgotten one
 	// that containers talk to.
 	cfg.Partial = !l.peers.complete

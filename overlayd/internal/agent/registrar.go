@@ -24,15 +24,17 @@ type registration struct {
 
 // registrar asks for the lease, and renews it for ever, by the same request.
 type registrar struct {
-	ask    func(context.Context, api.RegisterRequest) (conf.Lease, error)
-	find   func(context.Context) (netip.Addr, error) // agent IP
-	under  func(netip.Addr) conf.Underlay            // what the interface with the agent IP takes; MTU 0: not known
-	req    api.RegisterRequest                       // without what may change
-	held   func() conf.Lease                         // zero: none
-	asks   func() *roomAsks                          // besides the lease; nil: never anything
-	moveOn func()                                    // to the next coordinator
-	again  func()                                    // the next request makes a connection of its own
-	last   netip.Addr                                // agent IP asked with last
+	ask  func(context.Context, api.RegisterRequest) (conf.Lease, error)
+	find func(context.Context) (netip.Addr, error) // agent IP
+	// under is what the interface with the agent IP takes (MTU 0: not known), and the
+	// second agent IP.
+	under  func(netip.Addr, conf.Lease) conf.Underlay
+	req    api.RegisterRequest // without what may change
+	held   func() conf.Lease   // zero: none
+	asks   func() *roomAsks    // besides the lease; nil: never anything
+	moveOn func()              // to the next coordinator
+	again  func()              // the next request makes a connection of its own
+	last   netip.Addr          // agent IP asked with last
 	boot   boot
 	timing timing
 	kick   chan struct{} // capacity 1: register now
@@ -104,13 +106,14 @@ func (r *registrar) try(ctx context.Context) registration {
 	}
 	r.last = ip
 	o := registration{ip: ip, sent: renewal{BootID: r.boot.id, Boottime: r.boot.now(), Wall: time.Now()}}
-	under := r.under(ip)
+	held := r.held()
+	under := r.under(ip, held)
 	if under.MTU != 0 {
 		r.req.MTU = under.MTU
 	}
 	req := r.req
 	req.Direct = req.Direct && under.Direct
-	held := r.held()
+	req.SecondIP, req.SecondMTU = under.SecondIP, under.SecondMTU
 	req.AgentIP, req.ClusterID = ip, held.ClusterID
 	if asks := r.wanted(); asks != nil {
 		req.Want, req.Return = asks.want, asks.back

@@ -36,7 +36,7 @@ func scripted(t *testing.T, runFor time.Duration, kicks []time.Duration, answer 
 				return answer(len(asked))
 			},
 			find:   func(context.Context) (netip.Addr, error) { return addr("172.17.0.4"), nil },
-			under:  func(netip.Addr) conf.Underlay { return conf.Underlay{MTU: 1450} },
+			under:  func(netip.Addr, conf.Lease) conf.Underlay { return conf.Underlay{MTU: 1450} },
 			req:    api.RegisterRequest{AgentID: "own"},
 			held:   func() conf.Lease { return conf.Lease{} },
 			moveOn: func() {},

@@ -100,17 +100,29 @@ func (u *underlay) find(ip netip.Addr) (hostAddr, bool) {
 	return u.addrs[i], true
 }
 
-// underlayAt is what the interface with this address takes: the MTU of overlay
+// underlayOf is what the interface with the agent IP takes: the MTU of overlay
 // packets, 0 where it is not known, and whether they may come without VXLAN. To an
 // address of the loopback they come by whatever interface, and could not be told
-// from those of a stranger.
-func underlayAt(ip netip.Addr) conf.Underlay {
+// from those of a stranger. With it comes the second agent IP, where there is to be
+// one.
+func (o Options) underlayOf(ip netip.Addr, held conf.Lease) conf.Underlay {
 	u, err := readUnderlay()
-	if err != nil {
-		return conf.Underlay{Direct: true}
+	if err != nil { // nothing is known to have changed
+		return conf.Underlay{Direct: true, SecondIP: held.SecondIP, SecondMTU: held.SecondMTU}
 	}
 	defer u.close()
-	return u.at(ip)
+	out := u.at(ip)
+	if o.seeksSecond() {
+		out.SecondIP = u.second(ip, o.Second, held.SecondIP)
+	}
+	if out.SecondIP.IsValid() {
+		// What goes on from there to containers is what their bridges take.
+		out.SecondMTU = u.at(out.SecondIP).MTU
+		if out.MTU != 0 {
+			out.SecondMTU = min(out.SecondMTU, out.MTU)
+		}
+	}
+	return out
 }
 
 func (u *underlay) at(ip netip.Addr) conf.Underlay {

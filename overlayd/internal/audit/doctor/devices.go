@@ -48,7 +48,40 @@ func checkVTEP(h *host) (out []Finding) {
 			bad("it does not have the address "+p.String(), "ip address add "+p.String()+" dev "+conf.VTEPName, true)
 		}
 	}
+	return append(out, checkSecondVTEP(h)...)
+}
+
+// checkSecondVTEP looks at the device for hosts of the other underlay family.
+func checkSecondVTEP(h *host) (out []Finding) {
+	ip := h.state.SecondIP
+	if !ip.IsValid() || !h.hasAddress(ip) {
+		return nil // the agent does without, and says so to the others
+	}
+	bad := func(evidence, fix string, safe bool) {
+		out = append(out, Finding{Severity: Error, What: mark.SecondVTEP + " is not as it should be: hosts that have no agent IP of the family of " + h.state.IP.String() + " cannot be reached",
+			Evidence: evidence, Fix: fix, Object: mark.SecondVTEP, safe: safe})
+	}
+	l, ok := h.links[mark.SecondVTEP]
+	switch {
+	case !ok:
+		bad("there is no "+mark.SecondVTEP, restart, false)
+	case l.Kind != "vxlan" || l.VXLAN.VNI != conf.VNI || l.VXLAN.Port != conf.VXLANPort || l.VXLAN.Local != ip:
+		bad(fmt.Sprintf("it is a %s with VNI %d on UDP port %d from %s, the second agent IP is %s", kind(l.Kind), l.VXLAN.VNI, l.VXLAN.Port, l.VXLAN.Local, ip),
+			"ip link delete "+mark.SecondVTEP+" && "+restart, false)
+	case !l.Up():
+		bad("it is down", "ip link set "+mark.SecondVTEP+" up", true)
+	}
 	return out
+}
+
+// hasAddress reports whether a link has the address.
+func (h *host) hasAddress(ip netip.Addr) bool {
+	for _, addrs := range h.addresses {
+		if slices.ContainsFunc(addrs, func(p netip.Prefix) bool { return p.Addr() == ip }) {
+			return true
+		}
+	}
+	return false
 }
 
 func kind(k string) string {
@@ -72,6 +105,7 @@ func checkMACs(h *host) (out []Finding) {
 	}
 	if v, ok := h.vtep(); ok {
 		look(conf.VTEPName, v.VTEPMAC)
+		look(mark.SecondVTEP, v.VTEPMAC)
 	}
 	for _, b := range h.bridges() {
 		if l := h.links[b.name]; strings.HasPrefix(l.Alias, "overlay: ") { // Docker's own have its MAC
@@ -83,7 +117,7 @@ func checkMACs(h *host) (out []Finding) {
 
 func checkOtherVXLAN(h *host) (out []Finding) {
 	for name, l := range h.links {
-		if l.Kind != "vxlan" || name == conf.VTEPName {
+		if l.Kind != "vxlan" || name == conf.VTEPName || name == mark.SecondVTEP {
 			continue
 		}
 		switch {

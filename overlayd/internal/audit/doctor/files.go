@@ -160,7 +160,7 @@ func checkNetworkManager(h *host) []Finding {
 	return []Finding{{
 		Severity: Warning, What: "NetworkManager manages the overlay's devices: a connection of its own for them would take addresses and routes off them",
 		Evidence: "it runs, and unmanaged-devices does not name " + conf.VTEPName,
-		Fix: `printf '[keyfile]\nunmanaged-devices=interface-name:` + conf.VTEPName + `;interface-name:m-*;interface-name:d-*;interface-name:vm*;interface-name:vd*\n' > ` +
+		Fix: `printf '[keyfile]\nunmanaged-devices=interface-name:` + conf.VTEPName + `*;interface-name:m-*;interface-name:d-*;interface-name:vm*;interface-name:vd*\n' > ` +
 			file + " && systemctl reload NetworkManager",
 	}}
 }
@@ -178,7 +178,7 @@ func checkNetworkd(h *host) []Finding {
 	return []Finding{{
 		Severity: Warning, What: "systemd-networkd manages every device: at its restart it takes ports out of the overlay's bridges",
 		Evidence: "a .network file matches Name=*, and none names " + conf.VTEPName,
-		Fix: `printf '[Match]\nName=` + conf.VTEPName + ` m-* d-* vm* vd*\n[Link]\nUnmanaged=yes\n' > /etc/systemd/network/05-overlay.network` +
+		Fix: `printf '[Match]\nName=` + conf.VTEPName + `* m-* d-* vm* vd*\n[Link]\nUnmanaged=yes\n' > /etc/systemd/network/05-overlay.network` +
 			" && networkctl reload",
 	}}
 }

@@ -7,11 +7,15 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/firewall/foreign"
+	"overlayd.internal/overlay/internal/mark"
 )
 
 // letThrough is what the rules of a host have to let through.
 func (h *host) letThrough() foreign.Host {
 	out := foreign.Host{Devices: []string{conf.VTEPName}, Underlay6: h.state.IP.Is6()}
+	if h.state.SecondIP.IsValid() {
+		out.Devices = append(out.Devices, mark.SecondVTEP)
+	}
 	for _, o := range h.state.Overlays {
 		for _, pool := range o.Pools() {
 			out.Devices = append(out.Devices, pool.Bridge.Name)

@@ -16,6 +16,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/firewall/foreign"
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/overlayd/internal/audit"
 )
@@ -159,8 +160,10 @@ func (h *host) vtep() (v conf.VXLAN, ok bool) {
 
 // devices are the names of the VTEP and the bridges that are there.
 func (h *host) devices() (out []string) {
-	if _, ok := h.links[conf.VTEPName]; ok {
-		out = append(out, conf.VTEPName)
+	for _, name := range []string{conf.VTEPName, mark.SecondVTEP} {
+		if _, ok := h.links[name]; ok {
+			out = append(out, name)
+		}
 	}
 	for _, b := range h.bridges() {
 		if _, ok := h.links[b.name]; ok {

@@ -19,8 +19,7 @@ const most = 5
 // checkRoutes compares the kernel's routes with the peers, and looks for routes
 // of others that lead into an overlay.
 func checkRoutes(h *host) (out []Finding) {
-	vtep, ok := h.links[conf.VTEPName]
-	if !ok || len(h.state.Overlays) == 0 {
+	if _, ok := h.links[conf.VTEPName]; !ok || len(h.state.Overlays) == 0 {
 		return nil // said already
 	}
 	routes, err := h.routes()
@@ -39,7 +38,7 @@ func checkRoutes(h *host) (out []Finding) {
 			continue // nothing leads there
 		}
 		for _, s := range p.Subnets {
-			if r, there := ours[s]; there && (r.OIF == vtep.Index || plain(r, p)) || !h.carries(s) {
+			if r, there := ours[s]; there && (r.OIF == h.links[h.deviceTo(p)].Index || plain(r, p)) || !h.carries(s) {
 				continue
 			}
 			if missing++; missing > most {
@@ -52,7 +51,7 @@ func checkRoutes(h *host) (out []Finding) {
 		}
 	}
 	for _, r := range routes {
-		if h.foreign(r, vtep.Index) {
+		if h.foreign(r) {
 			out = append(out, Finding{
 				Severity: Error, What: fmt.Sprintf("a route that is not ours takes the packets to %s of an overlay", r.Dst),
 				Evidence: fmt.Sprintf("%s dev %s, protocol %d, table %d", r.Dst, h.linkName(r.OIF), r.Protocol, r.Table),
@@ -90,8 +89,11 @@ func overlaps(overlays []conf.AgentOverlay, s netip.Prefix) bool {
 
 // foreign reports whether a route of others leads into an overlay, which may be
 // why that is not set up.
-func (h *host) foreign(r rtnl.Route, vtep int) bool {
-	if r.Protocol == mark.RouteProtocol || r.Kind != unix.RTN_UNICAST || r.Table == unix.RT_TABLE_LOCAL || r.OIF == vtep {
+func (h *host) foreign(r rtnl.Route) bool {
+	if r.Protocol == mark.RouteProtocol || r.Kind != unix.RTN_UNICAST || r.Table == unix.RT_TABLE_LOCAL {
+		return false
+	}
+	if device := h.linkName(r.OIF); device == conf.VTEPName || device == mark.SecondVTEP {
 		return false
 	}
 	for _, o := range h.state.Overlays {
@@ -104,42 +106,39 @@ func (h *host) foreign(r rtnl.Route, vtep int) bool {
 	return false
 }
 
-// checkNeighbours compares neighbours and forwarding entries of the VTEP with the
-// peers.
+// checkNeighbours compares neighbours and forwarding entries of the VXLAN devices
+// with the peers.
 func checkNeighbours(h *host) (out []Finding) {
-	vtep, ok := h.links[conf.VTEPName]
-	if !ok || len(h.healthy()) == 0 {
+	if _, ok := h.links[conf.VTEPName]; !ok || len(h.healthy()) == 0 {
 		return nil
 	}
-	macs, hosts := map[netip.Addr]conf.MAC{}, map[conf.MAC]netip.Addr{}
-	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6, unix.AF_BRIDGE} {
-		ns, err := rtnl.List(h.conn, rtnl.NeighboursRequest(family, vtep.Index), rtnl.ParseNeighbour)
-		if err != nil {
-			return unread("neighbours", err)
-		}
-		for _, n := range ns {
-			if n.Family == unix.AF_BRIDGE {
-				hosts[n.MAC] = n.IP
-			} else {
-				macs[n.IP] = n.MAC
+	entries := map[string]entries{}
+	for _, device := range []string{conf.VTEPName, mark.SecondVTEP} {
+		if l, ok := h.links[device]; ok {
+			e, err := h.entriesOf(l.Index)
+			if err != nil {
+				return unread("neighbours", err)
 			}
+			entries[device] = e
 		}
 	}
 	for _, p := range h.peers {
 		if !slices.ContainsFunc(p.Subnets, h.carries) || !h.sharesFamily(p) {
 			continue
 		}
+		device, to := h.deviceTo(p), h.addressOf(p)
+		e := entries[device]
 		evidence := ""
 		switch {
-		case macs[p.VTEPIP] != p.VTEPMAC:
-			evidence = fmt.Sprintf("ip neighbour show %s dev %s: %s, should be %s", p.VTEPIP, conf.VTEPName, macs[p.VTEPIP], p.VTEPMAC)
-		case hosts[p.VTEPMAC] != p.AgentIP:
-			evidence = fmt.Sprintf("bridge fdb show dev %s, entry %s: %v, should be %s", conf.VTEPName, p.VTEPMAC, hosts[p.VTEPMAC], p.AgentIP)
+		case e.macs[p.VTEPIP] != p.VTEPMAC:
+			evidence = fmt.Sprintf("ip neighbour show %s dev %s: %s, should be %s", p.VTEPIP, device, e.macs[p.VTEPIP], p.VTEPMAC)
+		case e.hosts[p.VTEPMAC] != to:
+			evidence = fmt.Sprintf("bridge fdb show dev %s, entry %s: %v, should be %s", device, p.VTEPMAC, e.hosts[p.VTEPMAC], to)
 		default:
 			continue
 		}
 		if out = append(out, Finding{
-			Severity: Error, What: fmt.Sprintf("the containers of host %s are not reached: its entry at %s is wrong", p.AgentIP, conf.VTEPName),
+			Severity: Error, What: fmt.Sprintf("the containers of host %s are not reached: its entry at %s is wrong", p.AgentIP, device),
 			Evidence: evidence, Fix: restart, Object: p.AgentIP.String(),
 		}); len(out) == most {
 			break
@@ -148,22 +147,70 @@ func checkNeighbours(h *host) (out []Finding) {
 	return out
 }
 
-// sharesFamily reports whether VXLAN goes between this host and a peer: both agent
-// IPs are of one family.
-func (h *host) sharesFamily(p conf.Peer) bool {
-	return !h.state.IP.IsValid() || !p.AgentIP.IsValid() || p.AgentIP.Is6() == h.state.IP.Is6()
+// entries are what a VXLAN device has of peers.
+type entries struct {
+	macs  map[netip.Addr]conf.MAC
+	hosts map[conf.MAC]netip.Addr
 }
 
-// checkFamilies names the hosts whose agent IP is of the other family.
+func (h *host) entriesOf(index int) (entries, error) {
+	e := entries{map[netip.Addr]conf.MAC{}, map[conf.MAC]netip.Addr{}}
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6, unix.AF_BRIDGE} {
+		ns, err := rtnl.List(h.conn, rtnl.NeighboursRequest(family, index), rtnl.ParseNeighbour)
+		if err != nil {
+			return e, err
+		}
+		for _, n := range ns {
+			if n.Family == unix.AF_BRIDGE {
+				e.hosts[n.MAC] = n.IP
+			} else {
+				e.macs[n.IP] = n.MAC
+			}
+		}
+	}
+	return e, nil
+}
+
+// sharesFamily reports whether VXLAN goes between this host and a peer: an agent IP
+// of each is of one family.
+func (h *host) sharesFamily(p conf.Peer) bool {
+	if !h.state.IP.IsValid() || !p.AgentIP.IsValid() {
+		return true
+	}
+	_, _, ok := p.Reach(h.state.IP, h.state.SecondIP)
+	return ok
+}
+
+// addressOf is the agent IP by which a peer is reached.
+func (h *host) addressOf(p conf.Peer) netip.Addr {
+	if _, to, ok := p.Reach(h.state.IP, h.state.SecondIP); ok {
+		return to
+	}
+	return p.AgentIP
+}
+
+// deviceTo is the VXLAN device that a peer is behind.
+func (h *host) deviceTo(p conf.Peer) string {
+	if from, _, ok := p.Reach(h.state.IP, h.state.SecondIP); ok && from == h.state.SecondIP {
+		return mark.SecondVTEP
+	}
+	return conf.VTEPName
+}
+
+// checkFamilies names the hosts that have no agent IP of a family of this host's.
 func checkFamilies(h *host) (out []Finding) {
 	for _, p := range h.peers {
 		if h.sharesFamily(p) || !slices.ContainsFunc(p.Subnets, h.carries) {
 			continue
 		}
+		fix := "start one of the agents with an --agent-ip of each family, or both with one of the same"
+		if h.state.SecondIP.IsValid() && !p.TwoFamilies {
+			fix = "upgrade the agent there: its release does not know that a host may have an agent IP of each family"
+		}
 		if out = append(out, Finding{
 			Severity: Error, What: fmt.Sprintf("the containers of host %s are not reached: its agent IP and this host's are of two families, and VXLAN is sent by one", p.AgentIP),
 			Evidence: fmt.Sprintf("agent IP %s here, %s there", h.state.IP, p.AgentIP),
-			Fix:      "start both agents with an --agent-ip of one family", Object: p.AgentIP.String(),
+			Fix:      fix, Object: p.AgentIP.String(),
 		}); len(out) == most {
 			break
 		}

@@ -118,11 +118,13 @@ func checkPathMTU(h *host) (out []Finding) {
 	if len(h.healthy()) == 0 || len(h.peers) == 0 {
 		return nil
 	}
-	overhead := datapath.Overhead(h.state.IP)
 	var large []echo.Request
 	for _, p := range h.peers[:min(len(h.peers), measured)] {
-		if p.AgentIP.Is6() == h.state.IP.Is6() {
-			large = append(large, echo.Request{To: p.AgentIP, Size: min(h.state.MTU, cmp.Or(p.MTU, h.state.MTU)) + overhead})
+		if h.sharesFamily(p) {
+			to := h.addressOf(p)
+			device := h.links[h.deviceTo(p)]
+			least := min(h.state.MTU, cmp.Or(device.MTU, h.state.MTU), cmp.Or(p.MTUAt(to), h.state.MTU))
+			large = append(large, echo.Request{To: to, Size: least + datapath.Overhead(to)})
 		}
 	}
 	answers, err := echo.Send(h.ctx, patience, large)
@@ -140,7 +142,7 @@ func checkPathMTU(h *host) (out []Finding) {
 		return nil // as above
 	}
 	for i, a := range answers {
-		if a != echo.Silence {
+		if overhead := datapath.Overhead(small[i].To); a != echo.Silence {
 			out = append(out, Finding{
 				Severity: Error, What: fmt.Sprintf("the way to host %s does not carry full packets: connections hang when they transfer much", small[i].To),
 				Evidence: fmt.Sprintf("it answers small packets and none of %d bytes, which one of %d becomes by the encapsulation", lost[i].Size, lost[i].Size-overhead),

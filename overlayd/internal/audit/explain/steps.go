@@ -1,7 +1,6 @@
 package explain
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -134,16 +133,34 @@ func (w *walk) remote(step string) bool {
 func (w *walk) toHost() bool {
 	p := w.b.peer
 	host := p.AgentIP.String()
-	if own := w.books.State.IP; p.AgentIP.IsValid() && own.IsValid() && p.AgentIP.Is6() != own.Is6() {
-		return w.stop("underlay", "agent IP %s here and %s there are of two families, and VXLAN is sent by one; start both agents with an --agent-ip of one", own, host)
+	device, ok := w.tunnel(p)
+	if !ok {
+		return w.stop("underlay", "agent IP %s here and %s there are of two families, and VXLAN is sent by one; start one of the agents with an --agent-ip of each family, or both with one of the same", w.books.State.IP, host)
 	}
-	if !w.sound("VTEP", []string{"vtep", "vxlan-conflict", "vxlan-port", "mac-policy", "rp-filter"}, conf.VTEPName) ||
+	if !w.sound("VTEP", []string{"vtep", "vxlan-conflict", "vxlan-port", "mac-policy", "rp-filter"}, device) ||
 		!w.route() || !w.sound("neighbour", []string{"neighbour"}, host) {
 		return false
 	}
 	silent := fmt.Sprintf("host %s does not answer through the VXLAN: does it run, and does UDP port %d pass between both? On it: overlayctl doctor", host, conf.VXLANPort)
 	return w.answers("underlay", p.VTEPIP, w.sourceFor(p.VTEPIP), silent) && w.sound("underlay", []string{"path-mtu"}, host)
 }
+
+// tunnel is the VXLAN device that a peer is behind; ok is false where no family is
+// common to both hosts.
+func (w *walk) tunnel(p *conf.Peer) (device string, ok bool) {
+	first, second := w.books.State.IP, w.books.State.SecondIP
+	if !p.AgentIP.IsValid() || !first.IsValid() {
+		return conf.VTEPName, true
+	}
+	from, _, ok := p.Reach(first, second)
+	if ok && from == second {
+		return mark.SecondVTEP, true
+	}
+	return conf.VTEPName, ok
+}
+
+// isTunnel reports whether a device is a VXLAN device of ours.
+func isTunnel(l rtnl.Link) bool { return l.Name == conf.VTEPName || l.Name == mark.SecondVTEP }
 
 // sourceFor is the address of this host's VTEP, from which probes are sent; of
 // IPv6 the kernel chooses it.
@@ -159,15 +176,15 @@ func (w *walk) sourceFor(to netip.Addr) netip.Addr {
 // peerFromKernel is the host that the kernel sends to, for one that joined a
 // moment ago and is not among the stored peers yet. nil: none.
 func (w *walk) peerFromKernel(to netip.Addr) *conf.Peer {
-	vtep, ok, err := w.conn.LinkByName(conf.VTEPName)
+	r, ok, err := w.conn.Lookup(rtnl.Packet{Dst: to})
 	if err != nil || !ok {
 		return nil
 	}
-	r, ok, err := w.conn.Lookup(rtnl.Packet{Dst: to})
-	if err != nil || !ok || r.OIF != vtep.Index || r.Protocol != mark.RouteProtocol || !r.Via.IsValid() {
+	vtep, ok, err := w.conn.LinkByIndex(r.OIF)
+	if err != nil || !ok || !isTunnel(vtep) || r.Protocol != mark.RouteProtocol || !r.Via.IsValid() {
 		return nil
 	}
-	p := &conf.Peer{VTEPIP: r.Via, Subnets: []netip.Prefix{r.Dst}}
+	p := &conf.Peer{VTEPIP: r.Via, Subnets: []netip.Prefix{r.Dst}, Underlay: conf.Underlay{TwoFamilies: true}} // it is sent to
 	family := uint8(unix.AF_INET)
 	if r.Via.Is6() {
 		family = unix.AF_INET6
@@ -205,20 +222,22 @@ func (w *walk) packet() rtnl.Packet {
 // route asks the kernel for the way to b, which has to lead through the VTEP.
 func (w *walk) route() bool {
 	r, ok, err := w.conn.Lookup(w.packet())
-	vtep, there, lerr := w.conn.LinkByName(conf.VTEPName)
-	switch {
-	case err != nil || lerr != nil:
-		return w.stop("route", "the kernel does not say: %v", errors.Join(err, lerr))
-	case !ok || r.OIF == 0 || !there:
+	if err != nil {
+		return w.stop("route", "the kernel does not say: %v", err)
+	}
+	if !ok || r.OIF == 0 {
 		return w.stop("route", "there is no route to %s; overlayctl doctor says why", w.b.addr)
+	}
+	out, _, err := w.conn.LinkByIndex(r.OIF)
+	switch {
+	case err != nil:
+		return w.stop("route", "the kernel does not say: %v", err)
 	case r.Protocol == mark.RouteProtocol && w.b.peer != nil && r.Via == w.b.peer.AgentIP:
-		out, _, _ := w.conn.LinkByIndex(r.OIF) // for the text alone
 		return w.pass("route", "%s via %s dev %s, without VXLAN", r.Dst, r.Via, out.Name)
-	case r.OIF != vtep.Index:
-		out, _, _ := w.conn.LinkByIndex(r.OIF) // for the text alone
+	case !isTunnel(out):
 		return w.stop("route", "%s through %s takes the packets, a route that is not ours; ip route delete %s", r.Dst, out.Name, r.Dst)
 	}
-	return w.pass("route", "%s via %s dev %s", r.Dst, r.Via, conf.VTEPName)
+	return w.pass("route", "%s via %s dev %s", r.Dst, r.Via, out.Name)
 }
 
 // outside walks to an address that is in no overlay, or one of this host.

@@ -17,7 +17,7 @@ function base(a) {
   return {
     id: a.agent_id, ip: a.agent_ip, state, connected: a.connected, seen: a.last_seen, mtu: a.host?.mtu || a.vtep?.mtu || 0, version: a.version || '', datapath: a.host?.datapath || '',
     drift: a.host ? a.host.drift : null, ipKey: sortable(a.agent_ip),
-    text: [a.agent_id, a.agent_ip, a.version, a.host?.datapath, state.word, ...(a.overlays || []).flatMap(g => [g.subnet, g.subnet6])].join(' ').toLowerCase(),
+    text: [a.agent_id, a.agent_ip, a.second_ip, a.version, a.host?.datapath, state.word, ...(a.overlays || []).flatMap(g => [g.subnet, g.subnet6])].join(' ').toLowerCase(),
   };
 }
 
@@ -129,7 +129,7 @@ export function showAgent(model, id) {
     h('header', {}, h('h2', {id: 'about-title'}, a.agent_id), h('button', {type: 'button', class: 'plain', onclick: close}, 'Close')),
     h('p', {}, badge(state.level, state.word), ' ', a.connected ? 'connected' : a.last_seen ? `last seen ${ago(a.last_seen)} ago, at ${clock(a.last_seen)}` : 'never seen'),
     h('dl', {},
-      row('Address', a.agent_ip), row('VTEP', [a.vtep?.ip, a.vtep?.ip6, a.vtep?.mac].filter(Boolean).join(', ')), row('MTU', a.host?.mtu || a.vtep?.mtu || 'not reported'),
+      row('Address', [a.agent_ip, a.second_ip].filter(Boolean).join(', ')), row('VTEP', [a.vtep?.ip, a.vtep?.ip6, a.vtep?.mac].filter(Boolean).join(', ')), row('MTU', a.host?.mtu || a.vtep?.mtu || 'not reported'),
       row('Version', a.version || 'not reported'), row('Datapath', a.host?.datapath || 'not reported'),
       row('Drift', a.host ? `${plural(a.host.drift, 'kernel object')} put back since the agent started` : 'not reported'),
       row('Lease', `epoch ${a.epoch}, term ${Math.round(a.term_seconds / 3600)} h`)),
