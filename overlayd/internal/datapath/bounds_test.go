@@ -3,6 +3,7 @@ package datapath
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
@@ -12,8 +13,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"overlayd.internal/overlay/internal/fastpath"
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/overlayd/internal/datapath/plan"
+	"overlayd.internal/overlay/overlayd/internal/datapath/plan/plantest"
 )
 
 // A container that may send from any MAC fills no more of a bridge's table than
@@ -77,23 +81,46 @@ func TestFDBIsBounded(t *testing.T) {
 
 // A container makes the host resolve no more addresses than it may, those of the
 // host's network and those of containers that are not there, and others go on
-// being reached, also new ones. The iptables of such a host have no part in it.
+// being reached, also new ones. The iptables of such a host have no part in it, and
+// neither has the fast path, though it takes what goes to the other host.
 func TestNeighboursAreBounded(t *testing.T) {
-	for _, kind := range []string{"nftables", "iptables-nft"} {
+	for _, kind := range []string{"nftables", "iptables-nft", "iptables-legacy", "nftables, fast path"} {
 		t.Run(kind, func(t *testing.T) {
+			kind, _, fast := strings.Cut(kind, ", ")
 			useFirewall(t, kind)
-			n := bothIP
-			_, hosts := n.plugHosts(t, 1)
-			h, cfg := hosts[0], n.Host(0, 1)
+			n, size := bothIP, 1
+			if fast {
+				size = 2
+			}
+			_, hosts := n.plugHosts(t, size)
+			h, cfg := hosts[0], n.Host(0, size)
 			if off := h.dp.rules.guard.off; off != nil {
 				t.Skipf("nothing bounds it on this kernel: %v", off)
 			}
-			testNeighbours(t, h, cfg)
+			var p *fastpath.Path
+			if fast {
+				p = h.newFast()
+			}
+			testNeighbours(t, h, cfg, p)
 		})
 	}
 }
 
-func testNeighbours(t *testing.T, h *host, cfg Host) {
+// testNeighbours: with the fast path p, unless it is nil, at all containers.
+func testNeighbours(t *testing.T, h *host, cfg Host, p *fastpath.Path) {
+	plug := func(b Bridge, k int) (*netNS, string) {
+		c, addr := h.container(b.Name, b.Addrs[0], k)
+		return c, addr
+	}
+	if p != nil {
+		plug = func(b Bridge, k int) (*netNS, string) {
+			half, _ := mark.HalfOf(b.Name)
+			c, port := h.attach(half, b.Overlay, b.Addrs[0], k)
+			h.sh(fmt.Sprintf("ip link set %s group %d", port, mark.FastPathGroup))
+			h.applyFast(p, cfg)
+			return c, plantest.Nth(b.Addrs[0].Masked(), b.Addrs[0].Addr().BitLen(), k).Addr().String()
+		}
+	}
 	other := cfg.Bridges[3].Addrs[0]
 	for _, c := range []struct {
 		what   string
@@ -105,8 +132,8 @@ func testNeighbours(t *testing.T, h *host, cfg Host) {
 		{"containers of the other half", cfg.Bridges[2], cfg.Bridges[3].Name, other.Masked()},
 	} {
 		gateway := c.from.Addrs[0]
-		hostile, _ := h.container(c.from.Name, gateway, 5)
-		near, nearAddr := h.container(c.from.Name, gateway, 6)
+		hostile, _ := plug(c.from, 5)
+		near, nearAddr := plug(c.from, 6)
 		hostile.mustPing("", nearAddr)
 		const scanned = 600
 		began := time.Now()
@@ -125,12 +152,35 @@ func testNeighbours(t *testing.T, h *host, cfg Host) {
 		if gateway.Addr().Is6() {
 			bridge = cfg.Bridges[3]
 		}
-		late, lateAddr := h.container(bridge.Name, bridge.Addrs[0], 7)
+		late, lateAddr := plug(bridge, 7)
 		near.mustPing("", lateAddr)
 		late.mustPing("", nearAddr)
+		if p != nil {
+			sendsFast(t, p, c.from.Overlay, hostile, cfg.Peers[0].Subnets)
+		}
 	}
 	// What the kernel has put into the sets is no reason to make the rules anew.
 	h.mustBeIdle(cfg)
+}
+
+// sendsFast checks that what a container sends to another host takes the fast path;
+// the first packet may not, as long as the host does not know where the other is.
+func sendsFast(t *testing.T, p *fastpath.Path, overlay string, c *netNS, subnets []netip.Prefix) {
+	t.Helper()
+	c.eventually(func() bool {
+		c.do(func() {
+			for _, s := range subnets {
+				if err := scan(s, 1); err != nil && !errors.Is(err, unix.ENETUNREACH) { // it has one family
+					t.Error(err)
+				}
+			}
+		})
+		traffic, err := p.Traffic()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return traffic[overlay].Out.Packets > 0
+	}, "the fast path takes nothing of overlay %s", overlay)
 }
 
 // A container that goes on sending to addresses that nobody has keeps no more of

@@ -151,7 +151,7 @@ func newMatrix(t *testing.T, s setting) *matrix {
 		}
 		h.sh(fmt.Sprintf("ip addr add fd00:9::%d/64 dev eth0 nodad; sysctl -qw net.ipv6.conf.all.forwarding=1", i+1))
 		if s.fast {
-			m.addFast(h)
+			m.fast = append(m.fast, h.newFast())
 		}
 		for _, b := range m.n.Host(i, 2).Bridges {
 			half := map[byte]string{'m': "mesos", 'd': "docker"}[b.Name[0]]
@@ -220,35 +220,34 @@ func (m *matrix) configure(isolation conf.Isolation, allow bool) {
 		c := m.n.Host(i, 2)
 		h.mustSet(c, false)
 		if m.fast != nil {
-			m.applyFast(h, m.fast[i], c)
+			h.applyFast(m.fast[i], c)
 		}
 	}
 }
 
-// addFast loads the fast path of a host.
-func (m *matrix) addFast(h *host) {
-	m.t.Helper()
-	var p *fastpath.Path
+// newFast loads the fast path of a host.
+func (h *host) newFast() (p *fastpath.Path) {
+	h.t.Helper()
 	var err error
 	h.do(func() { p, err = fastpath.New(slog.New(slog.DiscardHandler)) })
 	if err != nil {
-		m.t.Fatal(err)
+		h.t.Fatal(err)
 	}
-	m.t.Cleanup(func() { p.Close() })
-	m.fast = append(m.fast, p)
+	h.t.Cleanup(func() { p.Close() })
+	return p
 }
 
 // applyFast tells the fast path of a host what the agent would.
-func (m *matrix) applyFast(h *host, p *fastpath.Path, c Host) {
-	m.t.Helper()
+func (h *host) applyFast(p *fastpath.Path, c Host) {
+	h.t.Helper()
 	w := fastpath.Wanted{Local: c.VTEP.Local, VTEPMAC: c.VTEP.MAC, Peers: c.Peers, Send: c.Direct.Send, Take: c.Direct.Take}
 	for _, o := range c.Overlays {
 		w.Overlays = append(w.Overlays, fastpath.Overlay{Name: o.Name, Subnets: o.Subnets})
 	}
 	var err error
-	h.do(func() { err = p.Apply(m.t.Context(), w, true) })
+	h.do(func() { err = p.Apply(h.t.Context(), w, true) })
 	if err != nil {
-		m.t.Fatal(err)
+		h.t.Fatal(err)
 	}
 }
 
