@@ -78,6 +78,17 @@ func (k *Keeper) Want(t Traffic, set Round) (changed int, err error) {
 	return changed, k.err
 }
 
+// Formerly names sources that an earlier process may have asked for. Those that are not
+// wanted are taken out of a zone of others, where they would stay until firewalld
+// reloads. It is called before the first Want.
+func (k *Keeper) Formerly(sources []netip.Prefix) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, s := range sources {
+		k.former[s.Masked()] = struct{}{}
+	}
+}
+
 // Run works until ctx is done, in the network namespace of the calling thread,
 // and returns nil.
 func (k *Keeper) Run(ctx context.Context) error {

@@ -20,13 +20,15 @@ func TestKeeperSources(t *testing.T) {
 	l := newLab(t, "")
 	l.startFirewalld()
 	l.cmd("--permanent --zone=trusted --add-source=10.77.0.0/16")
-	l.cmd("--zone=trusted --add-source=10.77.0.0/16 --add-source=10.78.0.0/16 --add-source=10.79.0.0/16")
+	l.cmd("--zone=trusted --add-source=10.77.0.0/16 --add-source=10.78.0.0/16 --add-source=10.79.0.0/16 --add-source=10.80.0.0/16")
 	k := NewKeeper(l.address, make(chan struct{}, 1))
 	want := Traffic{
 		Devices: []string{"vtep1024", "d-dcos"}, Underlay: "eth0",
 		Sources: []netip.Prefix{netip.MustParsePrefix("9.0.0.0/8"), netip.MustParsePrefix("44.128.0.0/20")},
 		Former:  []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16"), netip.MustParsePrefix("10.78.0.0/16")},
 	}
+	// Of an overlay that was removed while no agent ran, and of one that is there still.
+	k.Formerly([]netip.Prefix{netip.MustParsePrefix("10.80.0.0/16"), netip.MustParsePrefix("9.0.0.0/8")})
 	first := k.Round()
 	k.Want(want, first)
 	<-k.kick // firewalld is told though nobody asks after the bus is there

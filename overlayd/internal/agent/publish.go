@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -32,11 +33,20 @@ func (l *loop) recallDocument() {
 	}
 	if err == nil && state.AgentID == l.id {
 		l.published.document, l.published.state = b, state
+		l.dp.Formerly(ranges(state))
 		l.agent.fast.Recall(state.Datapath)
 		return
 	}
 	l.log.Warn("the published document of an earlier run is not this agent's; removed", logkey.Path, l.files.state(), logkey.Err, err)
 	os.Remove(l.files.state()) // what cannot be removed publishing fails at, and says so
+}
+
+// ranges are those that a published document tells of: overlays and VTEP addresses.
+func ranges(s conf.State) (out []netip.Prefix) {
+	for _, o := range s.Overlays {
+		out = append(out, valid(o.Info.Subnet, o.Info.Subnet6, o.Backend.VXLAN.VTEPIP.Masked(), o.Backend.VXLAN.VTEPIP6.Masked())...)
+	}
+	return out
 }
 
 // runDirChanged plans a look at the document: soon, but not at full speed

@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"net/netip"
 	"slices"
 
 	"overlayd.internal/overlay/conf"
@@ -17,6 +18,16 @@ func (d *Datapath) UseFirewalld(address string) *firewalld.Keeper {
 	defer d.mu.Unlock()
 	d.firewalld = firewalld.NewKeeper(address, d.news)
 	return d.firewalld
+}
+
+// Formerly names sources that an earlier process may have told firewalld of. It is
+// called after UseFirewalld and before the first Apply.
+func (d *Datapath) Formerly(sources []netip.Prefix) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.firewalld != nil {
+		d.firewalld.Formerly(sources)
+	}
 }
 
 // passFirewalld asks for our devices in a zone of firewalld, and what comes from
