@@ -90,7 +90,8 @@ const tree = "/opt/tree"
 // names the cgroup.
 func (p *pages) prepare(h *Host) error {
 	h.Path = []string{"/opt/names", p.c.bin}
-	if _, err := h.Exec(p.ctx, "sh", "-ec", "mkdir -p /opt/names "+tree+" && ln -s '"+p.c.bin+"' "+tree+"/bin"); err != nil {
+	// What apt knows of newer packages it would want to fetch.
+	if _, err := h.Exec(p.ctx, "sh", "-ec", "rm -rf /var/lib/apt/lists && mkdir -p /opt/names "+tree+" && ln -s '"+p.c.bin+"' "+tree+"/bin"); err != nil {
 		return err
 	}
 	if err := h.Write("/opt/names/podman", `#!/bin/sh
