@@ -14,7 +14,7 @@ import (
 
 // Allocate gives an attachment one address of each range, all or none. An
 // attachment that has addresses gets the same ones again, unless the ranges
-// have changed. It fails with *ExhaustedError or *UnavailableError.
+// have changed. It fails with *ExhaustedError, *UnavailableError or ErrUnfiled.
 func (s *Store) Allocate(ctx context.Context, r Request) (Allocation, error) {
 	r, err := r.checked()
 	if err != nil {

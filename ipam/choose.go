@@ -35,6 +35,9 @@ func (h *half) allocate(o Options, r Request) (Allocation, error) {
 			return Allocation{}, err
 		}
 	}
+	if h.isUnfiled() {
+		return Allocation{}, ErrUnfiled
+	}
 	if r.NetNS.Path == "" { // it gets a host end, which is a port
 		if err := h.hasPort(o, spans); err != nil {
 			return Allocation{}, err

@@ -51,15 +51,15 @@ func (s *Store) Repaired() string {
 // create makes the file, with what Rebuild knows in it. There was one before if it
 // is again, or if something is in use.
 func (s *Store) create(ctx context.Context, again bool) error {
-	var recs []Record
+	var known Known
 	if s.o.Rebuild != nil {
 		var err error
-		if recs, err = s.o.Rebuild(ctx); err != nil {
+		if known, err = s.o.Rebuild(ctx); err != nil {
 			return fmt.Errorf("create %s: ask for what is in use: %w", s.path, err)
 		}
 	}
 	var rebuilt time.Duration
-	if again || len(recs) > 0 {
+	if again || len(known.Records) > 0 || len(known.Unfiled) > 0 {
 		rebuilt = s.o.Now()
 	}
 	return create(s.path, func(tx *bolt.Tx) error {
@@ -71,7 +71,7 @@ func (s *Store) create(ctx context.Context, again bool) error {
 			return err
 		}
 		for _, name := range halfNames {
-			if err := s.createHalf(tx, conf.Half(name), recs); err != nil {
+			if err := s.createHalf(tx, conf.Half(name), known); err != nil {
 				return err
 			}
 		}
@@ -79,13 +79,18 @@ func (s *Store) create(ctx context.Context, again bool) error {
 	})
 }
 
-func (s *Store) createHalf(tx *bolt.Tx, name conf.Half, recs []Record) error {
+func (s *Store) createHalf(tx *bolt.Tx, name conf.Half, known Known) error {
 	b, err := tx.CreateBucket([]byte(name))
 	if err != nil {
 		return err
 	}
 	h := &half{name: name, b: b, seal: newSealer(string(name)), now: s.o.Now(), cool: s.o.Cooling, sumRead: true}
-	for _, rec := range recs {
+	if slices.Contains(known.Unfiled, name) {
+		if err := h.put(unfiledKey, nil); err != nil {
+			return err
+		}
+	}
+	for _, rec := range known.Records {
 		if cmp.Or(rec.Pool, rec.Half) != name {
 			continue
 		}

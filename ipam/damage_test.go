@@ -81,8 +81,8 @@ func occupied(t *testing.T, n int, ranges []netip.Prefix) ([]byte, []Record) {
 // Whatever is in the file's place: it is set aside, the truth is asked for, and
 // no address is given out twice. Without the truth it is refused.
 func TestForeignFiles(t *testing.T) {
-	truth := func(context.Context) ([]Record, error) {
-		return []Record{{Attachment: att("old"), Half: conf.Mesos, Addrs: addrs("9.0.1.2")}}, nil
+	truth := func(context.Context) (Known, error) {
+		return Known{Records: []Record{{Attachment: att("old"), Half: conf.Mesos, Addrs: addrs("9.0.1.2")}}}, nil
 	}
 	for name, place := range map[string]func(path string) error{
 		"empty":         func(p string) error { return os.WriteFile(p, nil, 0o600) },
@@ -137,7 +137,7 @@ func otherBolt(path string) error {
 // What was cooling in a damaged file is not known, also where nothing is in use.
 func TestDamageWithNothingInUse(t *testing.T) {
 	b := newBench(t)
-	b.o.Rebuild = func(context.Context) ([]Record, error) { return nil, nil }
+	b.o.Rebuild = func(context.Context) (Known, error) { return Known{}, nil }
 	diff(t, "first", b.get(req("a", small)), Allocation{Addrs: addrs("9.0.1.2")})
 	b.release("a")
 	if err := os.Truncate(b.file(), pageSize); err != nil {
@@ -155,7 +155,7 @@ func TestThreeDamagedFilesAreKept(t *testing.T) {
 	if err := os.Mkdir(b.o.Dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	b.o.Rebuild = func(context.Context) ([]Record, error) { return nil, nil }
+	b.o.Rebuild = func(context.Context) (Known, error) { return Known{}, nil }
 	for range 5 {
 		if err := os.WriteFile(b.file(), []byte("x"), 0o600); err != nil {
 			t.Fatal(err)
@@ -190,7 +190,7 @@ func TestNewerFormatIsRefusedAndKept(t *testing.T) {
 	if err := errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
 	}
-	b.o.Rebuild = func(context.Context) ([]Record, error) { t.Error("rebuilt"); return nil, nil }
+	b.o.Rebuild = func(context.Context) (Known, error) { t.Error("rebuilt"); return Known{}, nil }
 	if _, err := Open(t.Context(), b.o); err == nil || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "use the newer program") {
 		t.Errorf("got %v", err)
 	}
@@ -236,7 +236,7 @@ func TestOutgrownFileIsDamage(t *testing.T) {
 func TestHiddenAddressIsNotGivenOut(t *testing.T) {
 	ranges := prefixes("9.0.0.0/16")
 	file, recs := occupied(t, 3000, ranges)
-	truth := func(context.Context) ([]Record, error) { return recs, nil }
+	truth := func(context.Context) (Known, error) { return Known{Records: recs}, nil }
 	owner := map[netip.Addr]string{}
 	for _, r := range recs {
 		owner[r.Addrs[0]] = r.ContainerID
@@ -356,7 +356,7 @@ func childMutate() int {
 		for _, rebuild := range []bool{false, true} {
 			o := Options{Dir: filepath.Join(dir, "ipam"), Overlay: "dcos", BootID: "boot-1", Cooling: cooling, Now: func() time.Duration { return 2 * time.Hour }}
 			if rebuild {
-				o.Rebuild = func(context.Context) ([]Record, error) { return truth, nil }
+				o.Rebuild = func(context.Context) (Known, error) { return Known{Records: truth}, nil }
 			}
 			if err := os.RemoveAll(o.Dir); err != nil {
 				return complain("%v", err)

@@ -27,6 +27,7 @@ const (
 	kindRange      = 'r' // prefix -> frontier and counters
 	kindBy         = 'p' // key of the attachment -> nothing: it is of the other half's program
 	kindRetired    = 'x' // prefix -> nothing: no address of it is given out any more
+	kindUnfiled    = 'f' // (alone) -> nothing: Docker has addresses that are not filed
 	kindSum        = 's' // (alone) -> digest of all the others
 	kindBoot       = 'b' // (alone, in bucketStore) -> boot id, time of a rebuild
 )

@@ -37,6 +37,9 @@ func (h *half) restAll() error {
 			return err
 		}
 	}
+	if err := h.filed(); err != nil {
+		return err
+	}
 	return h.removeOrigins()
 }
 

@@ -119,6 +119,9 @@ func orUnchanged(err error) error {
 // isEmpty reports whether no address of a range is in use or cooling. That nothing
 // is filed proves it only in a file that is whole.
 func (h *half) isEmpty(p netip.Prefix) (bool, error) {
+	if h.isUnfiled() {
+		return false, nil
+	}
 	used := false
 	if err := h.between(kindInUse, p.Addr(), conf.LastAddr(p), func(netip.Addr) { used = true }); err != nil || used {
 		return false, err

@@ -33,8 +33,8 @@ type SingleRequest struct {
 	Name func(netip.Addr) conf.Attachment
 }
 
-// AllocateSingle gives out one address. It fails with *ExhaustedError or
-// *UnavailableError. Allocation.Existing is never set.
+// AllocateSingle gives out one address. It fails with *ExhaustedError,
+// *UnavailableError or ErrUnfiled. Allocation.Existing is never set.
 func (s *Store) AllocateSingle(ctx context.Context, r SingleRequest) (Allocation, error) {
 	r, err := r.checked()
 	if err != nil {
@@ -124,6 +124,8 @@ func (h *half) single(o Options, r SingleRequest) (a netip.Addr, early bool, err
 		return a, false, err
 	}
 	switch {
+	case h.isUnfiled() && !r.Want.IsValid(): // by name Docker asks for what it has
+		return a, false, ErrUnfiled
 	case r.Want.IsValid():
 		a, early, err = h.takeNamed(f, r.Want)
 	case r.From == s.prefix:

@@ -35,7 +35,7 @@ type Options struct {
 	// is asked whenever a file is made: the first one of a boot, and one in
 	// place of a damaged one. Nil: the first one is empty, and a damaged one is
 	// refused with ErrDamaged.
-	Rebuild func(context.Context) ([]Record, error)
+	Rebuild func(context.Context) (Known, error)
 }
 
 // Store is the address store of one overlay, open and locked: nobody else gets

@@ -541,18 +541,18 @@ func TestFilesAreForUsAlone(t *testing.T) {
 // under running containers.
 func TestFirstFileAsksTheKernel(t *testing.T) {
 	b := newBench(t)
-	b.o.Rebuild = func(context.Context) ([]Record, error) {
-		return []Record{
+	b.o.Rebuild = func(context.Context) (Known, error) {
+		return Known{Records: []Record{
 			{Attachment: att("a"), Half: conf.Mesos, Addrs: addrs("9.0.1.2")},
 			{Attachment: att("b"), Half: conf.Mesos, Addrs: addrs("9.0.1.2", "9.0.1.4")}, // claims a's too
-		}, nil
+		}}, nil
 	}
 	diff(t, "existing", b.get(req("a", small)), Allocation{Addrs: addrs("9.0.1.2"), Existing: true})
 	// Nobody knows what was cooling, so conntrack is flushed for a while.
 	diff(t, "new", b.get(req("c", small)), Allocation{Addrs: addrs("9.0.1.3"), Flush: addrs("9.0.1.3")})
 	b.now += cooling
 	diff(t, "later", b.get(req("d", small)), Allocation{Addrs: addrs("9.0.1.5")})
-	b.o.Rebuild = func(context.Context) ([]Record, error) { return nil, errors.New("netlink is away") }
+	b.o.Rebuild = func(context.Context) (Known, error) { return Known{}, errors.New("netlink is away") }
 	diff(t, "asked once", b.get(req("e", small)), Allocation{Addrs: addrs("9.0.1.6")})
 	b.o.Overlay = "dcos2"
 	if _, err := Open(t.Context(), b.o); err == nil || !strings.Contains(err.Error(), "netlink is away") {

@@ -54,7 +54,7 @@ type Call struct {
 	BootID string
 	// Rebuild, if the program sets it, says what the kernel knows about the
 	// addresses of the overlay in use: ipam.Options.Rebuild of OpenStore.
-	Rebuild func(context.Context) ([]ipam.Record, error)
+	Rebuild func(context.Context) (ipam.Known, error)
 }
 
 // Args is CNI_ARGS as far as we know it; everything else in it is ignored.

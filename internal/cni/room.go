@@ -16,6 +16,7 @@ import (
 const (
 	roomPatience = 5 * time.Second
 	roomPause    = 50 * time.Millisecond
+	filedPause   = 4 * roomPause // it opens the store each time
 )
 
 // Allocate reserves addresses for the call. The agent asks for a further block
@@ -27,6 +28,9 @@ func Allocate(ctx context.Context, c *Call, state conf.State, o conf.AgentOverla
 	var until time.Time
 	for {
 		got, err := allocate(ctx, c, state.CoolingSeconds, r)
+		if errors.Is(err, ipam.ErrUnfiled) && awaitFiled(ctx, &until) {
+			continue
+		}
 		// More addresses do not help a bridge that has no port left.
 		if exhausted := new(*ipam.ExhaustedError); !errors.As(err, exhausted) || (*exhausted).Stats.PortLimited() {
 			return got, o, storeError(err, o)
@@ -40,6 +44,20 @@ func Allocate(ctx context.Context, c *Call, state conf.State, o conf.AgentOverla
 		}
 		o, r.Ranges = next, next.Ranges(r.By)
 	}
+}
+
+// awaitFiled waits a moment for the agent to file what Docker has, which it does as
+// soon as it has seen a store that was made anew; false: that was long enough.
+func awaitFiled(ctx context.Context, until *time.Time) bool {
+	if until.IsZero() {
+		*until = time.Now().Add(roomPatience)
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(filedPause):
+	}
+	return time.Now().Before(*until)
 }
 
 // storeError is StoreError of an overlay's store.

@@ -3,6 +3,7 @@ package cni
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -79,6 +80,13 @@ func Status(ctx context.Context, c *Call, half conf.Half, ports bool) error {
 	}
 	defer s.Close()
 	stats, err := s.Stats(ctx, o.Info.Pool(half), o.Ranges(half))
+	if err != nil {
+		return StatusError(StoreError(err))
+	}
+	unfiled, err := s.Unfiled(ctx)
+	if err == nil && slices.Contains(unfiled, o.Info.Pool(half)) {
+		err = ipam.ErrUnfiled
+	}
 	if err != nil {
 		return StatusError(StoreError(err))
 	}

@@ -442,7 +442,7 @@ func (h *host) age(overlay string) {
 	if err := os.Remove(filepath.Join(dir, overlay+".db")); err != nil {
 		h.t.Fatal(err)
 	}
-	s, err := ipam.Open(h.t.Context(), ipam.Options{Dir: dir, Overlay: overlay, Rebuild: func(context.Context) ([]ipam.Record, error) { return recs, nil }})
+	s, err := ipam.Open(h.t.Context(), ipam.Options{Dir: dir, Overlay: overlay, Rebuild: func(context.Context) (ipam.Known, error) { return ipam.Known{Records: recs}, nil }})
 	if err != nil {
 		h.t.Fatal(err)
 	}

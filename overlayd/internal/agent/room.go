@@ -35,6 +35,7 @@ type room struct {
 	now     func() time.Duration
 	log     *slog.Logger
 
+	unfiled  func() // has dockerd asked whose address is whose; it does not block
 	watch    *dirwatch.Watch
 	problems *problems.Set
 	shown    chan struct{} // capacity 1: show was called
@@ -71,8 +72,13 @@ type looked struct {
 }
 
 func (a *Agent) newRoom(log *slog.Logger) *room {
+	unfiled := func() {}
+	if a.docker != nil {
+		unfiled = a.docker.LookSoon
+	}
 	return &room{
-		dir: filepath.Join(a.opts.RunDir, conf.IPAMDir), cooling: a.opts.Cooling, idle: a.opts.BlockIdle,
+		unfiled: unfiled,
+		dir:     filepath.Join(a.opts.RunDir, conf.IPAMDir), cooling: a.opts.Cooling, idle: a.opts.BlockIdle,
 		every: a.timing.room, pause: a.timing.roomPause, now: conf.Boottime, log: log,
 		watch: dirwatch.New(), problems: problems.New(log),
 		shown: make(chan struct{}, 1), out: make(chan roomNews),
@@ -215,12 +221,15 @@ func (r *room) look(ctx context.Context, o conf.AgentOverlay, all bool) ([]ownBl
 	}
 	s, err := ipam.Open(ctx, ipam.Options{
 		Dir: r.dir, Overlay: name, Cooling: r.cooling,
-		Rebuild: func(context.Context) ([]ipam.Record, error) { return rebuild.Records(filepath.Dir(r.dir), name) },
+		Rebuild: func(context.Context) (ipam.Known, error) { return rebuild.Known(filepath.Dir(r.dir), name) },
 	})
 	if err != nil {
 		return nil, err
 	}
 	defer s.Close()
+	if err := r.file(ctx, s, o); err != nil {
+		return nil, err
+	}
 	use, err := r.use(ctx, s, o)
 	if err != nil {
 		return nil, err
@@ -228,6 +237,24 @@ func (r *room) look(ctx context.Context, o conf.AgentOverlay, all bool) ([]ownBl
 	now.want = use.want(o)
 	r.seen[name] = now
 	return r.retire(ctx, s, o, use)
+}
+
+// file sees to a store that was made anew and waits for Docker's addresses: dockerd is
+// asked for them, unless its containers have gone meanwhile.
+func (r *room) file(ctx context.Context, s *ipam.Store, o conf.AgentOverlay) error {
+	unfiled, err := s.Unfiled(ctx)
+	if err != nil || len(unfiled) == 0 {
+		return err
+	}
+	known, err := rebuild.Known(filepath.Dir(r.dir), o.Info.Name)
+	if err != nil {
+		return err
+	}
+	if len(known.Unfiled) == 0 {
+		return s.Filed(ctx, unfiled)
+	}
+	r.unfiled()
+	return nil
 }
 
 // use is how full the halves of an overlay are: by half, the ranges in order.

@@ -99,8 +99,8 @@ func (p place) findBridge(c *rtnl.Conn) (rtnl.Interface, error) {
 
 // rebuildFromLinks tells the address store what the kernel knows.
 func rebuildFromLinks(c *cni.Call) {
-	c.Rebuild = func(context.Context) ([]ipam.Record, error) {
-		return rebuild.Records(c.Conf.RunDirectory(), c.Conf.OverlayName())
+	c.Rebuild = func(context.Context) (ipam.Known, error) {
+		return rebuild.Known(c.Conf.RunDirectory(), c.Conf.OverlayName())
 	}
 }
 

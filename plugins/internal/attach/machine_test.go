@@ -400,7 +400,7 @@ func (m *machine) rewrite(overlay string, edit func(*ipam.Record) bool) {
 		m.t.Fatal(err)
 	}
 	s, err := ipam.Open(m.t.Context(), ipam.Options{Dir: dir, Overlay: overlay, Cooling: 150 * time.Second,
-		Rebuild: func(context.Context) ([]ipam.Record, error) { return kept, nil }})
+		Rebuild: func(context.Context) (ipam.Known, error) { return ipam.Known{Records: kept}, nil }})
 	if err != nil {
 		m.t.Fatal(err)
 	}

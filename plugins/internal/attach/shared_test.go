@@ -2,6 +2,7 @@ package attach
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -9,12 +10,15 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/cni"
+	"overlayd.internal/overlay/ipam"
 )
 
 // newShared is a machine with one more overlay, whose halves share a pool of 29
@@ -174,5 +178,60 @@ func TestSharedRebuild(t *testing.T) {
 				t.Errorf("records %v", recs)
 			}
 		})
+	}
+}
+
+// TestRebuildBesideDocker: a store that is made anew gives out nothing of a pool while a
+// container of Docker is on its bridge whose address nobody has filed. An ADD waits a
+// moment for that.
+func TestRebuildBesideDocker(t *testing.T) {
+	m := newShared(t)
+	link, err := m.host.LinkByName("m-one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MasterIndex = "veth0a1b2c3", link.Attrs().Index // as dockerd names it
+	if err := m.host.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "peer"}); err != nil {
+		t.Fatal(err)
+	}
+	container := newNamespace(t)
+	added := make(chan outcome, 1)
+	go func() { added <- m.exec(m.one("m-overlay", "ADD", "c1", container.path)) }()
+
+	dir := filepath.Join(m.run, conf.IPAMDir)
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(filepath.Join(dir, "one.db")); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("ADD makes no store")
+		}
+	}
+	m.refused(m.one("d-overlay", "STATUS", "", ""), types.ErrPluginNotAvailable, "made anew")
+	store, err := ipam.Open(t.Context(), ipam.Options{Dir: dir, Overlay: "one"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What the agent does when dockerd has told.
+	ranges := []netip.Prefix{netip.MustParsePrefix("9.3.0.0/27")}
+	docker := ipam.SingleRequest{
+		Half: conf.Mesos, By: conf.Docker, Ranges: ranges, From: ranges[0], Want: netip.MustParseAddr("9.3.0.2"),
+		Name: func(a netip.Addr) conf.Attachment { return conf.DockerAttachment("one", a) },
+	}
+	_, err = store.AllocateSingle(t.Context(), docker)
+	if err == nil {
+		err = store.Filed(t.Context(), []conf.Half{conf.Mesos})
+	}
+	if err := errors.Join(err, store.Close()); err != nil {
+		t.Fatal(err)
+	}
+	var r types100.Result
+	out := <-added
+	if err := json.Unmarshal([]byte(out.stdout), &r); err != nil || out.status != 0 {
+		t.Fatalf("ADD: exit %d: %s%s", out.status, out.stdout, out.stderr)
+	}
+	if got := addrsOf(&r); !slices.Equal(got, []netip.Addr{netip.MustParseAddr("9.3.0.3")}) {
+		t.Errorf("it has %v, and 9.3.0.2 is that of a container of Docker", got)
 	}
 }

@@ -85,12 +85,15 @@ func (d *Docker) syncAddresses(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	filed := map[netip.Addr]bool{}
+	filed, unfiled := map[netip.Addr]bool{}, map[string][]conf.Half{}
 	still := map[conf.Key]suspect{}
 	for _, overlay := range names {
-		recs, err := d.list(ctx, overlay)
+		recs, pools, err := d.list(ctx, overlay)
 		if err != nil {
 			return err
+		}
+		if len(pools) > 0 {
+			unfiled[overlay] = pools
 		}
 		for _, r := range recs {
 			if !r.IsDocker() || len(r.Addrs) != 1 {
@@ -106,16 +109,53 @@ func (d *Docker) syncAddresses(ctx context.Context) error {
 		}
 	}
 	d.missing = still
-	return d.fileMissing(ctx, used, filed)
+	all, err := d.fileMissing(ctx, used, filed)
+	if !all {
+		return err
+	}
+	return errors.Join(err, d.nowFiled(ctx, unfiled))
 }
 
-func (d *Docker) list(ctx context.Context, overlay string) ([]ipam.Record, error) {
+// list returns the records of a store, and its pools that wait for nowFiled.
+func (d *Docker) list(ctx context.Context, overlay string) ([]ipam.Record, []conf.Half, error) {
 	s, err := d.driver.stores.open(ctx, overlay, 0)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer s.Close()
-	return s.List(ctx)
+	unfiled, err := s.Unfiled(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	recs, err := s.List(ctx)
+	return recs, unfiled, err
+}
+
+// nowFiled has stores that were made anew give out addresses again: all that Docker
+// has is in them.
+func (d *Docker) nowFiled(ctx context.Context, pools map[string][]conf.Half) error {
+	for overlay, halves := range pools {
+		s, err := d.driver.stores.open(ctx, overlay, 0)
+		if err != nil {
+			return err
+		}
+		err = s.Filed(ctx, halves)
+		s.Close()
+		if err != nil {
+			return err
+		}
+		d.log.Info("addresses of Docker are filed in a store that was made anew", logkey.Overlay, overlay)
+	}
+	return nil
+}
+
+// LookSoon has the addresses of Docker looked at, as far as there is a dockerd. It does
+// not block.
+func (d *Docker) LookSoon() {
+	select {
+	case d.look <- struct{}{}:
+	default:
+	}
 }
 
 // suspect releases a record without a container if it has been one for long
@@ -150,8 +190,8 @@ func (d *Docker) suspect(ctx context.Context, overlay string, r ipam.Record, sti
 }
 
 // fileMissing files the addresses in use that no store knows, so that nobody
-// else gets them.
-func (d *Docker) fileMissing(ctx context.Context, used inUse, filed map[netip.Addr]bool) error {
+// else gets them. It reports whether all are in one now, under whatever name.
+func (d *Docker) fileMissing(ctx context.Context, used inUse, filed map[netip.Addr]bool) (all bool, _ error) {
 	var missing []netip.Addr
 	for a := range used {
 		if !filed[a] {
@@ -159,19 +199,20 @@ func (d *Docker) fileMissing(ctx context.Context, used inUse, filed map[netip.Ad
 		}
 	}
 	if missing == nil {
-		return nil
+		return true, nil
 	}
 	// What was released between the two looks is no longer in use.
 	again, err := d.client.addresses(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	state, err := d.driver.stores.state()
 	if err != nil {
-		return nil // without a lease nothing is given out to others either
+		return false, nil // without a lease nothing is given out to others either
 	}
 	slices.SortFunc(missing, netip.Addr.Compare)
 	var errs []error
+	all = true
 	for _, a := range missing {
 		who, ok := again[a]
 		if !ok {
@@ -180,9 +221,10 @@ func (d *Docker) fileMissing(ctx context.Context, used inUse, filed map[netip.Ad
 		d.unnamed = true // what is known of it was asked before the record was made
 		if err := d.file(ctx, state, a, who); err != nil {
 			errs = append(errs, err)
+			all = all && errors.As(err, new(*ipam.UnavailableError)) // somebody else's
 		}
 	}
-	return errors.Join(errs...)
+	return all, errors.Join(errs...)
 }
 
 // file files one address that a container has. An address of no half of ours is

@@ -60,6 +60,7 @@ type Docker struct {
 	driver *driver
 	timing timing
 	wake   chan struct{} // Set was called
+	look   chan struct{} // LookSoon was called
 
 	problems   *problems.Set
 	containers atomic.Pointer[known]
@@ -125,15 +126,18 @@ func New(o Options) (*Docker, error) {
 	if o.ContainersChanged == nil {
 		o.ContainersChanged = func() {}
 	}
-	return &Docker{
+	d := &Docker{
 		o: o, log: o.Log, client: c, timing: defaultTiming,
 		driver:   newDriver(o.RunDir, c, o.Log),
 		wake:     make(chan struct{}, 1),
+		look:     make(chan struct{}, 1),
 		problems: problems.New(o.Log),
 		missing:  map[conf.Key]suspect{},
 		there:    map[string]bool{},
 		removed:  map[string]time.Time{},
-	}, nil
+	}
+	d.driver.unfiled = d.LookSoon
+	return d, nil
 }
 
 // Set says which overlays there should be networks for, and their MTU. It does
@@ -285,6 +289,9 @@ func (d *Docker) keep(ctx context.Context, events <-chan event) {
 			d.unnamed = d.unnamed || e.attaches()
 			in(d.timing.coalesce)
 		case <-d.wake:
+			in(0)
+		case <-d.look:
+			look = time.Time{}
 			in(0)
 		case <-timer.C:
 			next = time.Time{}

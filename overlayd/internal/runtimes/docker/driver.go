@@ -44,6 +44,7 @@ type driver struct {
 	started  time.Time
 	patience time.Duration // after started, with an agent that has not published
 	look     time.Duration // between two looks at the socket
+	unfiled  func()        // a store waits until Docker's addresses are filed; it does not block
 
 	mu sync.Mutex
 	up bool // dockerd is there and answers
@@ -55,7 +56,7 @@ type driver struct {
 func newDriver(runDir string, c *client, log *slog.Logger) *driver {
 	return &driver{
 		stores: stores{runDir: runDir}, client: c, log: log,
-		started: time.Now(), patience: patience, look: socketLook, granted: map[conf.Attachment]bool{},
+		started: time.Now(), patience: patience, look: socketLook, granted: map[conf.Attachment]bool{}, unfiled: func() {},
 	}
 }
 

@@ -105,14 +105,22 @@ func (d *driver) allocate(ctx context.Context, p pool, want netip.Addr) (netip.A
 		Name: func(a netip.Addr) conf.Attachment { return conf.DockerAttachment(p.overlay, a) },
 	}
 	got, err := d.take(ctx, state, p.overlay, r)
-	for until := time.Now().Add(roomPatience); lacksAddresses(err) && !p.part.IsValid() && ctx.Err() == nil &&
-		published.HasRoom(state, p.overlay) && time.Now().Before(until); {
+	var asked time.Time
+	for until := time.Now().Add(roomPatience); ctx.Err() == nil && time.Now().Before(until); {
+		unfiled := errors.Is(err, ipam.ErrUnfiled)
+		if !unfiled && (!lacksAddresses(err) || p.part.IsValid() || !published.HasRoom(state, p.overlay)) {
+			break
+		}
+		if unfiled && time.Since(asked) > time.Second {
+			asked = time.Now()
+			d.unfiled()
+		}
 		sleep(ctx, pollPause)
 		var readyErr error
 		if state, o, readyErr = d.ready(ctx, p); readyErr != nil {
 			return netip.Addr{}, readyErr
 		}
-		if ranges := rangesFor(o, p.prefix); !slices.Equal(ranges, r.Ranges) {
+		if ranges := rangesFor(o, p.prefix); unfiled || !slices.Equal(ranges, r.Ranges) {
 			r.Ranges = ranges
 			got, err = d.take(ctx, state, p.overlay, r)
 		}

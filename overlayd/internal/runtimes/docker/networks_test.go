@@ -715,6 +715,41 @@ func TestAddressesAreReconciled(t *testing.T) {
 	eventually(t, "released", func() []string { return r.filed("dcos") }, []string{"9.0.1.130", "9.0.1.142"})
 }
 
+// TestFiledAnew: a store that was made anew beside Docker's containers gives out
+// addresses again when those that Docker has are in it, and dockerd is asked at once.
+func TestFiledAnew(t *testing.T) {
+	h := newHost(t)
+	h.timing.look = time.Hour
+	if err := conf.WriteJSON(filepath.Join(h.dir, conf.StateFile), publishedState(t), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	h.engine.networks = map[string]network{"dcos": {
+		ID: "dcos", Name: "dcos", Labels: map[string]string{label: "dcos"},
+		IPAM:       ipamSettings{Driver: Driver, Options: map[string]string{"overlay": "dcos"}, Config: []ipamConfig{{Subnet: "9.0.1.128/25"}}},
+		Containers: map[string]endpoint{"1": {Name: "kept", IPv4Address: "9.0.1.130/25"}},
+	}}
+	h.engine.start()
+	h.run()
+	r := &rig{t: t, dir: h.dir, driver: h.driver}
+	eventually(t, "filed at first", func() []string { return r.filed("dcos") }, []string{"9.0.1.130"})
+	if err := os.Remove(filepath.Join(h.dir, conf.IPAMDir, "dcos.db")); err != nil {
+		t.Fatal(err)
+	}
+	s, err := ipam.Open(t.Context(), ipam.Options{
+		Dir: filepath.Join(h.dir, conf.IPAMDir), Overlay: "dcos",
+		Rebuild: func(context.Context) (ipam.Known, error) { return ipam.Known{Unfiled: []conf.Half{conf.Docker}}, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	got, err := h.driver.allocate(t.Context(), pool{overlay: "dcos", prefix: netip.MustParsePrefix("9.0.1.128/25")}, netip.Addr{})
+	if err != nil || got != netip.MustParseAddr("9.0.1.131") {
+		t.Errorf("the next container gets %v (%v), want the address behind that of the first", got, err)
+	}
+	eventually(t, "filed", func() []string { return r.filed("dcos") }, []string{"9.0.1.130", "9.0.1.131"})
+}
+
 // TestConfirm: an address that Docker asks for again is its own if no container
 // has it.
 func TestConfirm(t *testing.T) {

@@ -37,7 +37,7 @@ func (s stores) dir() string { return filepath.Join(s.runDir, conf.IPAMDir) }
 func (s stores) open(ctx context.Context, overlay string, cooling time.Duration) (*ipam.Store, error) {
 	return ipam.Open(ctx, ipam.Options{
 		Dir: s.dir(), Overlay: overlay, Cooling: cooling,
-		Rebuild: func(context.Context) ([]ipam.Record, error) { return rebuild.Records(s.runDir, overlay) },
+		Rebuild: func(context.Context) (ipam.Known, error) { return rebuild.Known(s.runDir, overlay) },
 	})
 }
 
