@@ -44,10 +44,12 @@ func (c *Coordinator) takeBackLocked(p *plan, r *api.Return) {
 	}
 	for name, blocks := range r.Blocks {
 		h := p.next.held(name)
+		o, there := p.network.Overlay(name)
 		var left []conf.Block
 		before := len(p.freed)
 		for _, b := range h.Blocks {
-			if slices.Contains(blocks, b) && len(p.freed) < maxFreed {
+			returned := slices.Contains(blocks, b) || there && slices.Contains(blocks, familiesOf(o, b))
+			if returned && len(p.freed) < maxFreed {
 				p.freed = append(p.freed, h.keys(b)...)
 				continue
 			}
@@ -173,21 +175,24 @@ func spare(p *allocate.Pool) bool {
 
 // granted are the blocks of an overlay, without the families that it no longer has.
 func (h held) granted(o conf.Overlay) (first conf.Block, further []conf.Block) {
-	configured := func(b conf.Block) conf.Block {
-		if !o.Subnet.IsValid() {
-			b.Subnet = netip.Prefix{}
-		}
-		if !o.Subnet6.IsValid() {
-			b.Subnet6 = netip.Prefix{}
-		}
-		return b
-	}
 	for _, b := range h.Blocks {
-		if b = configured(b); b != (conf.Block{}) {
+		if b = familiesOf(o, b); b != (conf.Block{}) {
 			further = append(further, b)
 		}
 	}
-	return configured(conf.Block{Subnet: h.Subnet, Subnet6: h.Subnet6}), further
+	return familiesOf(o, conf.Block{Subnet: h.Subnet, Subnet6: h.Subnet6}), further
+}
+
+// familiesOf is a block without the families that the overlay no longer has, as the
+// agent knows it.
+func familiesOf(o conf.Overlay, b conf.Block) conf.Block {
+	if !o.Subnet.IsValid() {
+		b.Subnet = netip.Prefix{}
+	}
+	if !o.Subnet6.IsValid() {
+		b.Subnet6 = netip.Prefix{}
+	}
+	return b
 }
 
 // shed returns the record without some of its subnets, and their keys: about half as

@@ -244,3 +244,26 @@ func TestBlocksAtOnce(t *testing.T) {
 	}
 	checkHeld(t, n, map[string]uint64{"a": held, "b": 6})
 }
+
+// TestReturnAfterFamilyRemoved: the agent knows its blocks without the family that the
+// overlay no longer has. What it returns goes back whole.
+func TestReturnAfterFamilyRemoved(t *testing.T) {
+	n := start(t, newStore(t), network(""))
+	n.register(t, nth(0))
+	blocks := n.register(t, wanting(0, "a", 3)).Grants[0].Blocks
+	n.mustApply(t, strings.Replace(network(""), `, "subnet6": "fd01:b::/75", "prefix6": 80`, "", 1))
+	lease := n.register(t, nth(0))
+	if got := lease.Grants[0].Blocks; len(got) != 2 || got[0] != (conf.Block{Subnet: blocks[0].Subnet}) {
+		t.Fatalf("it has %v, want those of IPv4 of %v", got, blocks)
+	}
+	r := nth(0)
+	// One as the lease of now has it, one as it was known before.
+	r.Return = &api.Return{Epoch: lease.Epoch, Blocks: map[string][]conf.Block{"a": {lease.Grants[0].Blocks[0], blocks[1]}}}
+	if got := n.register(t, r).Grants[0].Blocks; len(got) != 0 {
+		t.Errorf("left are %v", got)
+	}
+	n.mustApply(t, network(""))
+	if got := n.register(t, wanting(1, "a", 3)).Grants[0].Blocks; len(got) != 2 || got[0] != blocks[1] {
+		t.Errorf("another agent gets %v, want what was given back, %v, again", got, blocks)
+	}
+}
