@@ -30,14 +30,14 @@ overlays:
 // when it has been empty for idle.
 func upRoom(t *testing.T, blocks int, idle time.Duration, datapath string) *lab.Seed {
 	t.Helper()
-	return upRoomWith(t, fmt.Sprintf(roomConfig, blocks), idle, datapath)
+	return upRoomWith(t, fmt.Sprintf(roomConfig, blocks), idle, datapath, false)
 }
 
-// upRoomWith is upRoom with another configuration.
-func upRoomWith(t *testing.T, config string, idle time.Duration, datapath string) *lab.Seed {
+// upRoomWith is upRoom with another configuration, and on either store.
+func upRoomWith(t *testing.T, config string, idle time.Duration, datapath string, etcd bool) *lab.Seed {
 	t.Helper()
 	o := options()
-	o.Secure = true
+	o.Secure, o.Etcd = true, etcd
 	s := makeSeed(t, config, o)
 	ctx := t.Context()
 	must(t, s.StartCoordinator(ctx))
@@ -134,9 +134,13 @@ func pingAll(t *testing.T, from, to []*lab.Container) {
 // back when they have gone.
 func TestRoom(t *testing.T) {
 	t.Parallel()
-	for _, datapath := range []string{"kernel", "ebpf"} {
-		t.Run(datapath, func(t *testing.T) {
-			s := upRoom(t, 8, 4*time.Second, datapath)
+	for _, name := range []string{"kernel", "ebpf", "etcd"} {
+		if name == "etcd" && !*full {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			datapath := strings.Replace(name, "etcd", "kernel", 1)
+			s := upRoomWith(t, fmt.Sprintf(roomConfig, 8), 4*time.Second, datapath, name == "etcd")
 			here, there := s.Agents[0], s.Agents[1]
 			ctx := t.Context()
 			far := attachAll(t, there, "tight", lab.Docker, 20)
@@ -190,7 +194,7 @@ func checkStores(t *testing.T, h *lab.Host) {
 func waitGivenBack(t *testing.T, s *lab.Seed, overlay string, bridges ...string) {
 	t.Helper()
 	ctx := t.Context()
-	wait(t, "all further blocks to be given back", 60*time.Second, func() error {
+	wait(t, "all further blocks to be given back", 2*time.Minute, func() error {
 		out, err := s.Overlayctl(ctx, "overlays", "-o", "json")
 		if err != nil {
 			return err
@@ -260,7 +264,13 @@ overlays:
 // block, on one bridge. All reach all, doctor and the books agree, each pool is counted
 // once, and everything is given back.
 func TestSharedHalves(t *testing.T) {
-	s := upRoomWith(t, sharedConfig, 4*time.Second, "ebpf")
+	for _, store := range stores() {
+		t.Run(store, func(t *testing.T) { shareHalves(t, store == "etcd") })
+	}
+}
+
+func shareHalves(t *testing.T, etcd bool) {
+	s := upRoomWith(t, sharedConfig, 4*time.Second, "ebpf", etcd)
 	here, there := s.Agents[0], s.Agents[1]
 	ctx := t.Context()
 	var mesos, docker []*lab.Container

@@ -35,6 +35,8 @@ type Host struct {
 	// Later is by how much CLOCK_BOOTTIME is ahead for agent and CNI programs, from
 	// their next start on: the host has slept for as long.
 	Later time.Duration
+	// Env are further variables of the agent's environment, from its next start on.
+	Env []string
 
 	RunDir, StateDir, CNIConfDir, UCRConfDir string
 	cniCache                                 string
@@ -64,6 +66,7 @@ type Coordinator struct {
 	node *Node
 	URL  string
 	Args []string // further ones, from the next start on
+	Env  []string // variables of its environment, likewise
 	name string
 	dir  string // of its state
 	file string // the cluster configuration
@@ -107,7 +110,7 @@ func (c *Coordinator) Reconfigure(ctx context.Context, config string) error {
 // Restart starts the coordinator again after Kill or Stop and waits until it is
 // ready.
 func (c *Coordinator) Restart(ctx context.Context) (err error) {
-	if c.Proc, err = c.lab.Start(c.node.Netns, c.name, slices.Concat(c.argv, c.Args)...); err != nil {
+	if c.Proc, err = c.lab.Start(c.node.Netns, c.name, withEnv(c.Env, slices.Concat(c.argv, c.Args))...); err != nil {
 		return err
 	}
 	return Wait(ctx, "the coordinator to be ready", 20*time.Second, func() error {
@@ -201,8 +204,16 @@ func (h *Host) StartAgent(coordinator string, args ...string) (err error) {
 	if h.Routing != "" {
 		argv = append(argv, "--routing", h.Routing)
 	}
-	h.Proc, err = h.Lab.Start(h.Netns, "agent-"+filepath.Base(h.Dir), h.later(argv)...)
+	h.Proc, err = h.Lab.Start(h.Netns, "agent-"+filepath.Base(h.Dir), withEnv(h.Env, h.later(argv))...)
 	return err
+}
+
+// withEnv has a program run with further variables in its environment.
+func withEnv(env, argv []string) []string {
+	if len(env) == 0 {
+		return argv
+	}
+	return slices.Concat([]string{"env"}, env, argv)
 }
 
 // Command is described with Netns.Command; what it runs is Later.

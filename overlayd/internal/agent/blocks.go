@@ -6,6 +6,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/crashpoint"
 	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
@@ -89,7 +90,7 @@ func (l *loop) takeAnswer(r registration) {
 // kernel may still have, or who reads what was published.
 func (l *loop) ask(want map[string]int) {
 	var back *api.Return
-	if held := l.lease.held; held != nil && len(held.returned) > 0 && !l.outcome.failing && l.published.err == nil {
+	if held := l.lease.held; held != nil && len(held.returned) > 0 && l.outcome.applied && !l.outcome.failing && l.published.err == nil {
 		back = &api.Return{Epoch: held.Epoch, Blocks: map[string][]conf.Block{}}
 		for _, r := range held.returned {
 			back.Blocks[r.Overlay] = append(back.Blocks[r.Overlay], r.Block)
@@ -111,6 +112,7 @@ func (l *loop) roomChanged(ctx context.Context, n roomNews) {
 			back = append(back, returnedBlock{Overlay: b.overlay, Block: b.block, Epoch: held.Epoch})
 		}
 	}
+	crashpoint.At("room-looked")
 	if len(back) > 0 {
 		before := held.returned
 		held.returned = append(slices.Clone(before), back...)
@@ -119,10 +121,12 @@ func (l *loop) roomChanged(ctx context.Context, n roomNews) {
 			held.returned = before
 			return
 		}
+		crashpoint.At("return-stored")
 		for _, b := range back {
 			l.log.Info("further block is empty and given back", logkey.Overlay, b.Overlay, logkey.Subnets, b.Block.Prefixes())
 		}
 		l.reconcile(ctx, false)
+		crashpoint.At("return-published")
 	}
 	l.ask(n.want)
 	if len(back) > 0 || len(n.want) > 0 {

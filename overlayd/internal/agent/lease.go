@@ -14,6 +14,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/crashpoint"
 	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
@@ -122,11 +123,15 @@ func (l *loop) registered(ctx context.Context, r registration) {
 	l.hold(&heldLease{Lease: r.lease, renewed: r.sent, returned: stillReturned(before, r.lease)})
 	l.takeAnswer(r)
 	if changed {
+		crashpoint.At("lease-received")
 		l.leaseChanged(before)
 		l.withdraw(before)
 	}
 	if changed || signed || l.expires()-l.lease.stored >= worthStoring(l.lease.held.Term()) {
 		l.saveLease()
+	}
+	if changed {
+		crashpoint.At("lease-stored")
 	}
 	if moved || l.peers.stop == nil || l.peers.clusterID != r.lease.ClusterID {
 		l.follow(ctx)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/crashpoint"
 	"overlayd.internal/overlay/overlayd/internal/datapath"
 )
 
@@ -55,7 +56,9 @@ func (l *loop) reconcile(ctx context.Context, resync bool) {
 		}
 	}
 	l.takeReport(report, lost)
+	crashpoint.At("lease-programmed")
 	l.offer()
+	crashpoint.At("lease-published")
 }
 
 // takeReport takes in what came of a round of the datapath.

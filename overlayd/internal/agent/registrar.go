@@ -10,6 +10,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/crashpoint"
 	"overlayd.internal/overlay/overlayd/internal/problems"
 )
 
@@ -123,6 +124,7 @@ func (r *registrar) try(ctx context.Context) registration {
 		req.Presented = s
 	}
 	if o.lease, o.err = r.ask(ctx, req); o.err == nil {
+		crashpoint.At("lease-answered")
 		o.err = checkLease(o.lease, req.AgentID)
 	}
 	if o.err == nil && req.ClusterID != "" && o.lease.ClusterID != req.ClusterID {

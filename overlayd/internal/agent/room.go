@@ -16,6 +16,7 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/ipam/rebuild"
+	"overlayd.internal/overlay/overlayd/internal/crashpoint"
 	"overlayd.internal/overlay/overlayd/internal/dirwatch"
 	"overlayd.internal/overlay/overlayd/internal/logkey"
 	"overlayd.internal/overlay/overlayd/internal/problems"
@@ -369,6 +370,7 @@ func (r *room) retire(ctx context.Context, s *ipam.Store, o conf.AgentOverlay, u
 		}
 		delete(r.empty, b) // it counts anew if somebody was faster
 		if retired {
+			crashpoint.At("block-retired")
 			r.log.Debug("block retired", logkey.Overlay, b.overlay, logkey.Subnets, b.block.Prefixes())
 			out, u = append(out, b), rest
 		}

@@ -15,6 +15,7 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/allocate"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/crashpoint"
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
 
@@ -44,7 +45,10 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 		} else if err != nil {
 			return conf.Lease{}, err
 		}
-		err = c.carryOut(ctx, p)
+		p.crash("planned")
+		if err = c.carryOut(ctx, p); err == nil {
+			p.crash("committed")
+		}
 		a, ok := c.finish(p, req, err == nil)
 		switch {
 		case err == nil && ok:
@@ -84,6 +88,16 @@ type plan struct {
 	gone     map[string]string // by overlay, whose subnet it would have got back
 	more     bool              // there are subnets to take in a further transaction
 	txn      store.Txn
+}
+
+// crash is where tests kill a coordinator that grants or takes back.
+func (p *plan) crash(step string) {
+	if len(p.claimed) > 0 {
+		crashpoint.At("grant-" + step)
+	}
+	if len(p.freed) > 0 {
+		crashpoint.At("return-" + step)
+	}
 }
 
 // maxBlocks is how many blocks one transaction takes, or gives back. It leaves
