@@ -4,11 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/conf/published"
+	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/audit"
 )
@@ -109,6 +112,34 @@ func checkUse(h *host) (out []Finding) {
 			f.Severity, f.What = Error, fmt.Sprintf("the %s of overlay %s is full on this host: no container can be attached to it", u.Half.PoolText(), u.Overlay)
 		}
 		out = append(out, f)
+	}
+	return append(out, checkDockerIPv6(h)...)
+}
+
+// checkDockerIPv6 finds first subnets that Docker has IPv6 addresses of and that are
+// nearly full: it gets none of further ones (ADR 0039), which count as room elsewhere.
+func checkDockerIPv6(h *host) (out []Finding) {
+	for _, o := range h.state.Overlays {
+		if o.DockerBridge == nil || !slices.ContainsFunc(h.books.Stores[o.Info.Name].Records, func(r ipam.Record) bool {
+			return r.IsDocker() && slices.ContainsFunc(r.Addrs, netip.Addr.Is6)
+		}) {
+			continue
+		}
+		for _, u := range h.books.Usage() {
+			level := u.Count().Level()
+			if u.Overlay != o.Info.Name || u.Range != o.DockerBridge.IP6 || level == api.LevelOK || len(o.Blocks) == 0 && !published.HasRoom(h.state, o.Info.Name) {
+				continue
+			}
+			f := Finding{
+				Severity: Warning, What: fmt.Sprintf("IPv6 addresses for Docker in overlay %s are nearly used up on this host: Docker gets them of the first subnet alone", u.Overlay),
+				Evidence: fmt.Sprintf("%s: %d used, %d cooling, %d in all", u.Range, u.Used, u.Cooling, u.Total),
+				Fix:      "give new containers to another host, to a runtime that attaches by CNI, or to an overlay with a shorter prefix6",
+			}
+			if level == api.LevelFull {
+				f.Severity, f.What = Error, fmt.Sprintf("IPv6 addresses for Docker in overlay %s are used up on this host: Docker gets them of the first subnet alone", u.Overlay)
+			}
+			out = append(out, f)
+		}
 	}
 	return out
 }

@@ -111,6 +111,9 @@ func TestChecks(t *testing.T) {
 		{"a peer of the same family", checkFamilies, peerAt("172.17.0.5"), ""},
 
 		{"conntrack half full", checkConntrack, conntrack(50), ""},
+		{"Docker's IPv6 full, with room elsewhere", checkUse, docker6(5, true), "fd01:b::8/125: 5 used, 0 cooling, 5 in all"},
+		{"Docker's IPv6 not nearly full", checkUse, docker6(2, true), ""},
+		{"IPv6 full, and Docker has none", checkUse, docker6(5, false), ""},
 		{"conntrack nearly full", checkConntrack, conntrack(90), "nf_conntrack_count is 90"},
 		{"few neighbours", checkNeighbourTable, func(t *testing.T, h *host) {
 			h.write(t, "proc/sys/net/ipv4/neigh/default/gc_thresh3", "10\n")
@@ -207,6 +210,27 @@ func use(used, cooling, total uint64) func(*testing.T, *host) {
 		h.books.Stores = map[string]audit.Store{"dcos": {Usage: []audit.Usage{{
 			Overlay: "dcos", Half: conf.Mesos, Stats: ipam.Stats{Range: netip.MustParsePrefix("9.0.1.0/25"), Used: used, Cooling: cooling, Total: total},
 		}}}}
+	}
+}
+
+// docker6 is a host whose first subnet has so many IPv6 addresses for Docker in use, and
+// that has a further one.
+func docker6(used uint64, byDocker bool) func(*testing.T, *host) {
+	return func(_ *testing.T, h *host) {
+		p := netip.MustParsePrefix
+		lease := conf.Lease{Bridges: conf.Halves[:], Grants: []conf.Grant{{
+			Overlay: conf.Overlay{Name: "six"}, Subnet6: p("fd01:b::/124"), Blocks: []conf.Block{{Subnet6: p("fd01:b::10/124")}},
+		}}}
+		h.state.Overlays = lease.AgentOverlays(nil)
+		rec := ipam.Record{Attachment: conf.Attachment{Network: "n", ContainerID: "c", IfName: "i"}, Half: conf.Docker, Addrs: []netip.Addr{netip.MustParseAddr("fd01:b::a")}}
+		if byDocker {
+			rec.Attachment = conf.DockerAttachment("six", rec.Addrs[0])
+		}
+		h.books.State = h.state
+		h.books.Stores = map[string]audit.Store{"six": {Records: []ipam.Record{rec}, Usage: []audit.Usage{
+			{Overlay: "six", Half: conf.Docker, Stats: ipam.Stats{Range: p("fd01:b::8/125"), Used: used, Total: 5}},
+			{Overlay: "six", Half: conf.Docker, Stats: ipam.Stats{Range: p("fd01:b::18/125"), Total: 5}},
+		}}}
 	}
 }
 

@@ -397,6 +397,25 @@ func TestExhausted(t *testing.T) {
 		"refused: overlay dcos: no address left in the docker half 9.0.1.252/30: 3 used, 0 cooling, 3 in all; remove containers or give the overlay a shorter prefix")
 }
 
+// TestIPv6OfTheFirstBlockAlone: Docker gets no IPv6 address of a further block, and is
+// told so at once, also where there is more to be had.
+func TestIPv6OfTheFirstBlockAlone(t *testing.T) {
+	r := newRig(t)
+	p := netip.MustParsePrefix
+	six := conf.Grant{Overlay: conf.Overlay{Name: "six"}, Subnet6: p("fd01:d::/124"), Blocks: []conf.Block{{Subnet6: p("fd01:d::10/124")}}}
+	r.state.Overlays = conf.Lease{Bridges: conf.Halves[:], Grants: []conf.Grant{six}}.AgentOverlays(nil)
+	r.state.Room = []string{"six"}
+	r.publish()
+	const id = "overlay/six/fd01:d::8/125"
+	for i := range conf.Containers(p("fd01:d::8/125")) {
+		equal(t, "of the first block", r.request(id, ""), fmt.Sprintf("fd01:d::%x/125", 10+i))
+	}
+	began := time.Now()
+	if got := r.request(id, ""); !strings.Contains(got, "Docker has IPv6 addresses of the first subnet of an overlay alone") || time.Since(began) > roomPatience/2 {
+		t.Errorf("%s (after %v)", got, time.Since(began))
+	}
+}
+
 func TestBystanders(t *testing.T) {
 	metadata := netip.MustParseAddr("169.254.169.254")
 	var taken []netip.Prefix

@@ -108,7 +108,7 @@ func (d *driver) allocate(ctx context.Context, p pool, want netip.Addr) (netip.A
 	var asked time.Time
 	for until := time.Now().Add(roomPatience); ctx.Err() == nil && time.Now().Before(until); {
 		unfiled := errors.Is(err, ipam.ErrUnfiled)
-		if !unfiled && (!lacksAddresses(err) || p.part.IsValid() || !published.HasRoom(state, p.overlay)) {
+		if !unfiled && (!lacksAddresses(err) || p.part.IsValid() || p.prefix.Addr().Is6() || !published.HasRoom(state, p.overlay)) {
 			break
 		}
 		if unfiled && time.Since(asked) > time.Second {
@@ -127,6 +127,9 @@ func (d *driver) allocate(ctx context.Context, p pool, want netip.Addr) (netip.A
 	}
 	if refused := new(*ipam.UnavailableError); errors.As(err, refused) && d.confirm(ctx, p.overlay, want) {
 		return want, nil
+	}
+	if lacksAddresses(err) && p.prefix.Addr().Is6() && len(o.Blocks) > 0 {
+		err = fmt.Errorf("%w; Docker has IPv6 addresses of the first subnet of an overlay alone, whatever further ones this host has (ADR 0039)", err)
 	}
 	if err != nil {
 		return netip.Addr{}, err
