@@ -46,7 +46,7 @@ func hostState(t *testing.T) string {
 }
 
 // changing is what differs between two looks at the same host.
-var changing = regexp.MustCompile(`(?m)^# (Generated|Completed).*$|\[\d+:\d+\]|expires \d+sec|valid_lft \S+|preferred_lft \S+|#.*handle \d+|(hello|tcn|topology_change|gc)_timer +[0-9.]+|tx_queue \d+`)
+var changing = regexp.MustCompile(`(?m)^# (Generated|Completed).*$|\[\d+:\d+\]|packets \d+ bytes \d+|expires \d+sec|valid_lft \S+|preferred_lft \S+|#.*handle \d+|(hello|tcn|topology_change|gc)_timer +[0-9.]+|tx_queue \d+`)
 
 // Teardown leaves a host with other people's devices, rules and files as it was
 // before the first start of the agent.
