@@ -84,9 +84,18 @@ func newBlockCrash(t *testing.T, etcd bool) *blockCrash {
 		}
 	}
 	crash := filepath.Join(bin, "crash")
-	for out, pkg := range map[string]string{bin + "/": "./overlayd", crash + "/": "./plugins/m-overlay"} {
-		cmd := exec.Command("go", "build", "-buildvcs=false", "-tags", "crashpoints", "-o", out, pkg)
-		cmd.Dir, cmd.Env = top, append(os.Environ(), "CGO_ENABLED=0")
+	// Built as the others are, most of it is there already.
+	daemon := []string{"-o", bin + "/", "./overlayd"}
+	cgo := "0"
+	if _, err := exec.LookPath("gcc"); err == nil {
+		daemon, cgo = append([]string{"-race"}, daemon...), "1"
+	}
+	for _, b := range []struct {
+		cgo  string
+		args []string
+	}{{cgo, daemon}, {"0", []string{"-o", crash + "/", "./plugins/m-overlay"}}} {
+		cmd := exec.Command("go", slices.Concat([]string{"build", "-buildvcs=false", "-tags", "crashpoints"}, b.args)...)
+		cmd.Dir, cmd.Env = top, append(os.Environ(), "CGO_ENABLED="+b.cgo)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v\n%s", cmd, err, out)
 		}
