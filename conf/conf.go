@@ -215,11 +215,19 @@ func hexDigit(c byte) (byte, bool) {
 	return 0, false
 }
 
+// localMAC is the bit of locally administered MACs.
+const localMAC = 0x02
+
 // VTEPMAC derives a VTEP's MAC: the first three bytes of the OUI, then the last
-// three of the VTEP's IPv4 address.
+// three of the VTEP's address. One that is made of an IPv6 address has the bit of
+// locally administered addresses the other way round, so that it is never one that
+// is made of an IPv4 address (ADR 0060).
 func VTEPMAC(oui MAC, vtep netip.Addr) MAC {
-	ip := vtep.As4()
-	return MAC{oui[0], oui[1], oui[2], ip[1], ip[2], ip[3]}
+	if vtep.Is6() {
+		oui[0] ^= localMAC
+	}
+	ip := vtep.As16()
+	return MAC{oui[0], oui[1], oui[2], ip[13], ip[14], ip[15]}
 }
 
 func (m MAC) String() string { return string(m.Append(nil)) }

@@ -129,6 +129,25 @@ func TestHalfNames(t *testing.T) {
 	}
 }
 
+func TestVTEPPool6(t *testing.T) {
+	for _, tc := range []struct{ vtep, vtep6, want string }{
+		{"44.128.0.0/20", "fd01:a::/64", "fd01:a::/64"},
+		{"", "fd01:a::/64", "fd01:a::/104"},
+		{"", "fd01:a::ff00/120", "fd01:a::ff00/120"},
+		{"44.128.0.0/20", "", "invalid Prefix"},
+	} {
+		var n conf.Network
+		for to, text := range map[*netip.Prefix]string{&n.VTEPSubnet: tc.vtep, &n.VTEPSubnet6: tc.vtep6} {
+			if err := to.UnmarshalText([]byte(text)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := n.VTEPPool6().String(); got != tc.want {
+			t.Errorf("with vtep_subnet %q, of %q: %s, want %s", tc.vtep, tc.vtep6, got, tc.want)
+		}
+	}
+}
+
 func TestMAC(t *testing.T) {
 	m, err := conf.ParseMAC("70:B3:d5:00:0A:ff")
 	if err != nil || m != (conf.MAC{0x70, 0xb3, 0xd5, 0, 0x0a, 0xff}) || m.String() != "70:b3:d5:00:0a:ff" {
@@ -145,6 +164,10 @@ func TestMAC(t *testing.T) {
 		"44.128.0.1":  "70:b3:d5:80:00:01",
 		"44.128.1.0":  "70:b3:d5:80:01:00",
 		"10.255.16.9": "70:b3:d5:ff:10:09",
+
+		"fd01:a::1":           "72:b3:d5:00:00:01", // never one that is made of an IPv4 address
+		"fd01:a::12:3456":     "72:b3:d5:12:34:56",
+		"fd01:a::1:9912:3456": "72:b3:d5:12:34:56", // which is why VTEPPool6 has an end
 	} {
 		if got := conf.VTEPMAC(oui, netip.MustParseAddr(addr)); got.String() != want {
 			t.Errorf("VTEPMAC(%s) = %s, want %s", addr, got, want)

@@ -122,7 +122,7 @@ func (l Lease) Term() time.Duration { return time.Duration(l.TermSeconds) * time
 // VTEP is the address of a host inside the overlay. IP and IP6 carry the
 // length of the pool they were taken from.
 type VTEP struct {
-	IP  netip.Prefix `json:"ip"`
+	IP  netip.Prefix `json:"ip"` // invalid, and printed as "", in a cluster without vtep_subnet
 	IP6 netip.Prefix `json:"ip6,omitzero"`
 	MAC MAC          `json:"mac"`
 	MTU int          `json:"mtu,omitzero"` // only where the configuration says it
@@ -177,6 +177,24 @@ type Peer struct {
 	VTEPMAC MAC            `json:"vtep_mac"`
 	Subnets []netip.Prefix `json:"subnets,omitempty"` // agent subnets of every overlay and family
 	Underlay
+}
+
+// VTEP is the peer's VTEP address: that of IPv4 where it has one, else that of IPv6.
+func (p Peer) VTEP() netip.Addr {
+	if p.VTEPIP.IsValid() {
+		return p.VTEPIP
+	}
+	return p.VTEPIP6
+}
+
+// VTEPs are the VTEP addresses that the peer has, IPv4 first.
+func (p Peer) VTEPs() (out []netip.Addr) {
+	for _, a := range [...]netip.Addr{p.VTEPIP, p.VTEPIP6} {
+		if a.IsValid() {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // VTEPOf is the peer's VTEP address of the family of a, as a prefix; invalid where

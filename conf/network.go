@@ -9,10 +9,12 @@ import (
 // A Network that came from clusterfile.Load, or for which Validate returned no
 // problem, keeps every rule that Validate checks.
 type Network struct {
-	Overlays    []Overlay    `json:"overlays"`
-	Reclaim     string       `json:"reclaim,omitempty"` // ReclaimExpired or ReclaimNever; empty: expired, and not printed
-	VTEPMACOUI  string       `json:"vtep_mac_oui"`      // as the operator wrote it
-	VTEPMTU     int          `json:"vtep_mtu,omitzero"`
+	Overlays   []Overlay `json:"overlays"`
+	Reclaim    string    `json:"reclaim,omitempty"` // ReclaimExpired or ReclaimNever; empty: expired, and not printed
+	VTEPMACOUI string    `json:"vtep_mac_oui"`      // as the operator wrote it
+	VTEPMTU    int       `json:"vtep_mtu,omitzero"`
+	// VTEPSubnet is invalid, and printed as "", where no overlay has IPv4: readers of
+	// DC/OS's document find the key in any case.
 	VTEPSubnet  netip.Prefix `json:"vtep_subnet"`
 	VTEPSubnet6 netip.Prefix `json:"vtep_subnet6,omitzero"`
 }
@@ -78,6 +80,30 @@ func (n Network) Overlay(name string) (Overlay, bool) {
 		}
 	}
 	return Overlay{}, false
+}
+
+// macHosts is how many bits of a VTEP's address its MAC has room for.
+const macHosts = 24
+
+// VTEPPool6 is the part of VTEPSubnet6 that VTEP addresses are given from: all of
+// it, or where MACs are made of them, because there is no VTEPSubnet, so much of it
+// that no two make the same.
+func (n Network) VTEPPool6() netip.Prefix {
+	p := n.VTEPSubnet6
+	if n.VTEPSubnet.IsValid() || !p.IsValid() {
+		return p
+	}
+	return netip.PrefixFrom(p.Addr(), max(p.Bits(), p.Addr().BitLen()-macHosts))
+}
+
+// HasIPv4 reports whether any overlay has an IPv4 subnet.
+func (n Network) HasIPv4() bool {
+	for _, o := range n.Overlays {
+		if o.Subnet.IsValid() {
+			return true
+		}
+	}
+	return false
 }
 
 // HasIPv6 reports whether any overlay has an IPv6 subnet.

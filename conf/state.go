@@ -47,7 +47,7 @@ type Backend struct {
 // VXLAN is the VTEP of a host.
 type VXLAN struct {
 	VNI      int          `json:"vni"`
-	VTEPIP   netip.Prefix `json:"vtep_ip"`
+	VTEPIP   netip.Prefix `json:"vtep_ip"` // invalid, and printed as "", where the host has none
 	VTEPIP6  netip.Prefix `json:"vtep_ip6,omitzero"`
 	VTEPMAC  MAC          `json:"vtep_mac"`
 	VTEPMTU  int          `json:"vtep_mtu,omitzero"`

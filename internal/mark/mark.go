@@ -12,6 +12,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"overlayd.internal/overlay/conf"
@@ -42,12 +43,12 @@ const (
 // the last three bytes of the address, so pools, and with them metrics, have at
 // most 24 bits.
 func PeerMetric(vtep netip.Addr, pool netip.Prefix) uint32 {
-	ip := vtep.As4()
-	n := binary.BigEndian.Uint32(ip[:])
-	if pool.IsValid() {
-		n &= 1<<(32-pool.Bits()) - 1
+	ip := vtep.As16()
+	n := binary.BigEndian.Uint32(ip[12:]) & (1<<24 - 1)
+	if host := vtep.BitLen() - pool.Bits(); pool.IsValid() && host < 24 {
+		n &= 1<<host - 1
 	}
-	return max(n&0xffffff, 1)
+	return max(n, 1)
 }
 
 // FastPathGroup is the link group of host ends that no host port leads to: their
@@ -159,6 +160,17 @@ func BridgeMAC(addrs []netip.Prefix) conf.MAC {
 		m = conf.MAC{0x02, h[0], h[1], h[2], h[3], h[4]}
 	}
 	return m
+}
+
+// BridgeMACOf is the MAC that a bridge is to have which has one already: that stays
+// where it follows from one of the addresses. So it does when IPv4 is added to an
+// overlay, and its containers find their gateway as before.
+func BridgeMACOf(has conf.MAC, addrs []netip.Prefix) conf.MAC {
+	of6 := slices.DeleteFunc(slices.Clone(addrs), func(a netip.Prefix) bool { return a.Addr().Is4() })
+	if len(of6) > 0 && has == BridgeMAC(of6) {
+		return has
+	}
+	return BridgeMAC(addrs)
 }
 
 func macOfIPv4(a netip.Addr) conf.MAC {

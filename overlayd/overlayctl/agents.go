@@ -100,10 +100,18 @@ func (e *env) runAgents(ctx context.Context) error {
 	}
 	var rows [][]string
 	for _, a := range agents {
-		rows = append(rows, []string{a.AgentID, agentIPs(a), a.VTEP.IP.Addr().String(), halves(a.Bridges),
+		rows = append(rows, []string{a.AgentID, agentIPs(a), vtepOf(a.VTEP), halves(a.Bridges),
 			fmt.Sprint(a.Epoch), lastSeen(a), a.Version, agentStatus(a)})
 	}
 	return e.printTable([]string{"AGENT", "AGENT IP", "VTEP", "BRIDGES", "EPOCH", "LAST SEEN", "VERSION", "STATUS"}, rows)
+}
+
+// vtepOf is the address of a VTEP: that of IPv4 where it has one.
+func vtepOf(v conf.VTEP) string {
+	if v.IP.IsValid() {
+		return v.IP.Addr().String()
+	}
+	return v.IP6.Addr().String()
 }
 
 // agentIPs are the addresses that an agent's host is reached at.

@@ -120,11 +120,13 @@ func (e *env) printReserved(list []api.Reservation) error {
 		for _, s := range r.Subnets {
 			subnets = append(subnets, s.Overlay+" "+prefixes(s.Subnet, s.Subnet6))
 		}
-		vteps := r.VTEP.String()
-		if r.VTEP6.IsValid() {
-			vteps += " " + r.VTEP6.String()
+		var vteps []string
+		for _, a := range [...]netip.Addr{r.VTEP, r.VTEP6} {
+			if a.IsValid() {
+				vteps = append(vteps, a.String())
+			}
 		}
-		rows = append(rows, []string{r.AgentIP.String(), vteps, strings.Join(subnets, ", ")})
+		rows = append(rows, []string{r.AgentIP.String(), strings.Join(vteps, " "), strings.Join(subnets, ", ")})
 	}
 	return e.printTable([]string{"AGENT IP", "VTEP", "SUBNETS"}, rows)
 }

@@ -26,7 +26,7 @@ func (e *env) runPeers() error {
 	if err != nil {
 		return err
 	}
-	slices.SortFunc(peers, func(a, b conf.Peer) int { return a.VTEPIP.Compare(b.VTEPIP) })
+	slices.SortFunc(peers, func(a, b conf.Peer) int { return a.VTEP().Compare(b.VTEP()) })
 	if e.structured() {
 		return e.print(append([]conf.Peer{}, peers...))
 	}
@@ -47,7 +47,7 @@ func (e *env) runPeers() error {
 		if p.Direct {
 			takes = string(conf.RoutingDirect)
 		}
-		row := []string{p.AgentIP.String(), p.VTEPIP.String(), strings.Join(subnets, " ")}
+		row := []string{p.AgentIP.String(), p.VTEP().String(), strings.Join(subnets, " ")}
 		if e.output == outputWide {
 			row = append(row, mtu, takes, p.VTEPMAC.String(), fmt.Sprint(p.Epoch), p.AgentID)
 		}

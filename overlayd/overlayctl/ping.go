@@ -105,7 +105,7 @@ func wholeOr(ways []api.Way) error {
 
 // pingTargets are the VTEPs of all peers, or what the names stand for.
 func pingTargets(peers []conf.Peer, names []string) ([]ping.Target, error) {
-	slices.SortFunc(peers, func(a, b conf.Peer) int { return a.VTEPIP.Compare(b.VTEPIP) })
+	slices.SortFunc(peers, func(a, b conf.Peer) int { return a.VTEP().Compare(b.VTEP()) })
 	targets := []ping.Target{}
 	if len(names) == 0 {
 		for _, p := range peers {
@@ -128,7 +128,7 @@ func pingTarget(peers []conf.Peer, name string) (ping.Target, error) {
 		for _, p := range peers {
 			t := ping.TargetOf(p)
 			switch {
-			case a == p.AgentIP, a == p.VTEPIP:
+			case a == p.AgentIP, a == t.Address:
 				return t, nil
 			case a == p.VTEPIP6 || slices.ContainsFunc(p.Subnets, func(s netip.Prefix) bool { return s.Contains(a) }):
 				t.Address = a

@@ -193,7 +193,7 @@ func (c *claims) all() []conf.Peer {
 
 // byVTEP is the order peers are programmed in. Neighbouring addresses are
 // neighbours in the kernel's tables, too.
-func byVTEP(a, b conf.Peer) int { return a.VTEPIP.Compare(b.VTEPIP) }
+func byVTEP(a, b conf.Peer) int { return a.VTEP().Compare(b.VTEP()) }
 
 // resolve decides between peers that claim the same thing, and between them and
 // our own lease: the highest epoch is right. An agent whose VTEP or agent IP

@@ -46,7 +46,9 @@ func StoredPeers(stateDir string) ([]conf.Peer, error) {
 		for _, s := range p.Subnets {
 			fn(s)
 		}
-		fn(netip.PrefixFrom(p.VTEPIP, p.VTEPIP.BitLen()))
+		for _, a := range p.VTEPs() {
+			fn(netip.PrefixFrom(a, a.BitLen()))
+		}
 	}
 	for _, p := range stored.Peers {
 		each(p, func(s netip.Prefix) { latest[s] = max(latest[s], p.Epoch) })

@@ -109,7 +109,7 @@ func checkMACs(h *host) (out []Finding) {
 	}
 	for _, b := range h.bridges() {
 		if l := h.links[b.name]; strings.HasPrefix(l.Alias, "overlay: ") { // Docker's own have its MAC
-			look(b.name, mark.BridgeMAC(b.gateways))
+			look(b.name, mark.BridgeMACOf(l.MAC, b.gateways))
 		}
 	}
 	return out

@@ -126,12 +126,12 @@ func checkNeighbours(h *host) (out []Finding) {
 		if !slices.ContainsFunc(p.Subnets, h.carries) || !h.sharesFamily(p) {
 			continue
 		}
-		device, to := h.deviceTo(p), h.addressOf(p)
+		device, to, vtep := h.deviceTo(p), h.addressOf(p), p.VTEP()
 		e := entries[device]
 		evidence := ""
 		switch {
-		case e.macs[p.VTEPIP] != p.VTEPMAC:
-			evidence = fmt.Sprintf("ip neighbour show %s dev %s: %s, should be %s", p.VTEPIP, device, e.macs[p.VTEPIP], p.VTEPMAC)
+		case e.macs[vtep] != p.VTEPMAC:
+			evidence = fmt.Sprintf("ip neighbour show %s dev %s: %s, should be %s", vtep, device, e.macs[vtep], p.VTEPMAC)
 		case e.hosts[p.VTEPMAC] != to:
 			evidence = fmt.Sprintf("bridge fdb show dev %s, entry %s: %v, should be %s", device, p.VTEPMAC, e.hosts[p.VTEPMAC], to)
 		default:

@@ -118,7 +118,7 @@ func (w *walk) answers(step string, to, from netip.Addr, otherwise string) bool 
 // remote walks to a container of another host.
 func (w *walk) remote(step string) bool {
 	host := w.b.peer.AgentIP.String()
-	w.pass("lease", "%s is in a subnet of host %s, VTEP %s", w.b.addr, host, w.b.peer.VTEPIP)
+	w.pass("lease", "%s is in a subnet of host %s, VTEP %s", w.b.addr, host, w.b.peer.VTEP())
 	if !w.toHost() {
 		return false
 	}
@@ -142,7 +142,7 @@ func (w *walk) toHost() bool {
 		return false
 	}
 	silent := fmt.Sprintf("host %s does not answer through the VXLAN: does it run, and does UDP port %d pass between both? On it: overlayctl doctor", host, conf.VXLANPort)
-	return w.answers("underlay", p.VTEPIP, w.sourceFor(p.VTEPIP), silent) && w.sound("underlay", []string{"path-mtu"}, host)
+	return w.answers("underlay", p.VTEP(), w.sourceFor(p.VTEP()), silent) && w.sound("underlay", []string{"path-mtu"}, host)
 }
 
 // tunnel is the VXLAN device that a peer is behind; ok is false where no family is

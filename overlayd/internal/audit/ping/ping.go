@@ -22,7 +22,7 @@ type Target struct {
 
 // TargetOf is the VTEP of a peer.
 func TargetOf(p conf.Peer) Target {
-	return Target{Address: p.VTEPIP, AgentIP: p.AgentIP, AgentID: p.AgentID}
+	return Target{Address: p.VTEP(), AgentIP: p.AgentIP, AgentID: p.AgentID}
 }
 
 // From are the options for measuring from the host that has published a state.

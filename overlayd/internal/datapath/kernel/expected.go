@@ -81,7 +81,7 @@ func (x *Expected) After(p *plan.Plan, have *plan.State, index map[string]int) {
 		if i == 0 {
 			continue
 		}
-		l := link{Device: d, mtu: p.MTUOf(d), ours: true, made: p.Made(d, have), mac: mark.BridgeMAC(d.Addrs)}
+		l := link{Device: d, mtu: p.MTUOf(d), ours: true, made: p.Made(d, have), mac: mark.BridgeMACOf(have.Links[d.Name].MAC, d.Addrs)}
 		if d.Overlay == "" {
 			l.mac = p.Wanted.VTEP.MAC
 		} else {

@@ -37,7 +37,7 @@ func (p *Plan) planLinks(have *State) {
 // planBridge makes a bridge or repairs it, and reports whether it can be used.
 func (p *Plan) planBridge(d Device, have *State) bool {
 	l, there := have.Links[d.Name]
-	mac := mark.BridgeMAC(d.Addrs)
+	mac := mark.BridgeMACOf(l.MAC, d.Addrs)
 	alias := Op{Act: Set, Obj: LinkAlias, Dev: d.Name, Overlay: d.Overlay, Value: d.alias()}
 	if !there {
 		if other := have.nicknamed(d.Name); other != "" {

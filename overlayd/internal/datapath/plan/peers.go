@@ -99,8 +99,11 @@ func expandPeers(c Wanted) expanded {
 
 // unreachable says why nothing can be forwarded to a peer, if so.
 func unreachable(p *conf.Peer, c *Wanted) string {
-	if !p.AgentIP.IsValid() || !p.VTEPIP.Is4() {
-		return "has no agent IP or no IPv4 VTEP address"
+	switch {
+	case !p.AgentIP.IsValid():
+		return "has no agent IP"
+	case !c.VTEP.meets4(p) && !c.VTEP.meets6(p):
+		return "has no VTEP address of a family that this host has one of"
 	}
 	if _, _, ok := c.Reach(p); ok {
 		return ""
@@ -134,32 +137,37 @@ func (w *expanded) addPeer(p *conf.Peer, c Wanted) {
 	if second {
 		device = mark.SecondVTEP
 	}
-	ip6 := own.IP6.IsValid() && p.VTEPIP6.IsValid() && (!second || c.SecondMTU >= minMTU6)
-	w.addNeigh(device, p.VTEPIP, p.VTEPMAC)
+	ip4, ip6 := own.meets4(p), own.meets6(p) && (!second || c.SecondMTU >= minMTU6)
+	if ip4 {
+		w.addNeigh(device, p.VTEPIP, p.VTEPMAC)
+	}
 	if ip6 {
 		w.addNeigh(device, p.VTEPIP6, p.VTEPMAC)
 	}
 	w.addFDB(device, p.VTEPMAC, to)
 
-	metric := mark.PeerMetric(p.VTEPIP, own.IP)
+	metric := own.metricOf(p)
 	if second { // before the routes via it: otherwise the network of the VTEP has it
-		w.addVTEPRoute(p.VTEPIP, metric)
+		if ip4 {
+			w.addVTEPRoute(p.VTEPIP, metric)
+		}
 		if ip6 {
 			w.addVTEPRoute(p.VTEPIP6, metric)
 		}
 	}
 	for _, s := range p.Subnets {
-		r := Route{Metric: metric, Via: p.VTEPIP}
+		r := Route{Metric: metric}
 		if second {
 			r.Dev = device
 		}
 		if way, ok := c.plainWay(p, s); ok {
 			r = Route{Metric: metric, Via: p.AgentIP, Kind: Plain, Dev: way}
-		} else if is6(s) {
-			if !ip6 {
-				continue
-			}
+		} else if is6(s) && ip6 {
 			r.Via = p.VTEPIP6
+		} else if !is6(s) && ip4 {
+			r.Via = p.VTEPIP
+		} else {
+			continue
 		}
 		if slices.ContainsFunc(c.Refused, func(r netip.Prefix) bool { return inside(s, r) }) {
 			continue
@@ -177,6 +185,18 @@ func (w *expanded) addPeer(p *conf.Peer, c Wanted) {
 
 func (w *expanded) addVTEPRoute(vtep netip.Addr, metric uint32) {
 	w.addRoute(netip.PrefixFrom(vtep, vtep.BitLen()), Route{Metric: metric, Kind: ToVTEP, Dev: mark.SecondVTEP})
+}
+
+// meets4 and meets6 report whether host and peer both have a VTEP address of the family.
+func (v VTEP) meets4(p *conf.Peer) bool { return v.IP.IsValid() && p.VTEPIP.Is4() }
+func (v VTEP) meets6(p *conf.Peer) bool { return v.IP6.IsValid() && p.VTEPIP6.Is6() }
+
+// metricOf is the metric of the routes to a peer.
+func (v VTEP) metricOf(p *conf.Peer) uint32 {
+	if p.VTEPIP.Is4() {
+		return mark.PeerMetric(p.VTEPIP, v.IP)
+	}
+	return mark.PeerMetric(p.VTEPIP6, v.IP6)
 }
 
 func (w *expanded) addRoute(dst netip.Prefix, r Route) {

@@ -96,7 +96,7 @@ func ForDevices(want Wanted, have *State) *Plan {
 	want.MTU = p.MTU
 	want.takeSecond(have)
 	p.Wanted = p.possible(want, have)
-	p.Wanted = p.withoutIPv6(p.Wanted, have)
+	p.Wanted = p.withoutIPv4(p.withoutIPv6(p.Wanted, have))
 	p.Devices = p.Wanted.Devices()
 	if !p.poolIsFree(have) {
 		p.Devices, p.Wanted.Bridges, p.Wanted.Overlays, p.Wanted.Peers = nil, nil, nil, nil
@@ -206,22 +206,37 @@ func (p *Plan) withoutIPv6(w Wanted, have *State) Wanted {
 	default:
 		return w
 	}
-	only4 := func(in []netip.Prefix) []netip.Prefix { return slices.DeleteFunc(slices.Clone(in), is6) }
 	w.VTEP.IP6 = netip.Prefix{}
+	return p.without(w, "IPv6", is6, why)
+}
+
+// withoutIPv4 is the wanted state less the IPv4 of a host whose VTEP has no address
+// of it, as one that was there before vtep_subnet, which has no room for it.
+func (p *Plan) withoutIPv4(w Wanted) Wanted {
+	if w.VTEP.IP.IsValid() {
+		return w
+	}
+	is4 := func(s netip.Prefix) bool { return !is6(s) }
+	return p.without(w, "IPv4", is4, "the lease has no IPv4 VTEP address; configure vtep_subnet, or a larger one")
+}
+
+// without is the wanted state less a family.
+func (p *Plan) without(w Wanted, family string, is func(netip.Prefix) bool, why string) Wanted {
+	others := func(in []netip.Prefix) []netip.Prefix { return slices.DeleteFunc(slices.Clone(in), is) }
 	var bridges []Bridge
 	for _, b := range w.Bridges {
-		if b.Addrs = only4(b.Addrs); len(b.Addrs) > 0 {
+		if b.Addrs = others(b.Addrs); len(b.Addrs) > 0 {
 			bridges = append(bridges, b)
 		}
 	}
 	w.Bridges = bridges
 	w.Overlays = slices.Clone(w.Overlays)
 	for i, o := range w.Overlays {
-		left := only4(o.Subnets)
+		left := others(o.Subnets)
 		if len(left) != len(o.Subnets) {
-			p.complain(o.Name, "overlay %s has no IPv6 here: %s", o.Name, why)
+			p.complain(o.Name, "overlay %s has no %s here: %s", o.Name, family, why)
 		}
-		w.Overlays[i].Subnets, w.Overlays[i].Agent = left, only4(o.Agent)
+		w.Overlays[i].Subnets, w.Overlays[i].Agent = left, others(o.Agent)
 	}
 	return w
 }

@@ -92,6 +92,7 @@ func TestPlan(t *testing.T) {
 	}
 	v4 := onlyIPv4.Host(0, 3)
 	v6 := onlyIPv6.Host(0, 2)
+	six := plantest.Network{Overlays: onlyIPv6.Overlays, Length6: 80, Under6: true, Only6: true}
 	over6 := plantest.Network{Overlays: onlyIPv4.Overlays, Length: 24, Length6: 80, Under6: true}.Host(0, 2)
 
 	for _, tc := range []struct {
@@ -140,6 +141,41 @@ func TestPlan(t *testing.T) {
 			ops: `
 				sysctl net/ipv6/conf/eth0/accept_ra=2
 				sysctl net/ipv6/conf/all/forwarding=1
+			`,
+		},
+		{
+			name: "IPv6 alone, over IPv6: VTEP, neighbours and routes have nothing of IPv4",
+			want: edit(six.Host(0, 2), func(c *plan.Wanted) { c.Bridges = nil }),
+			have: kernel(kernelWith(edit(six.Host(0, 1), func(c *plan.Wanted) { c.Bridges = nil })), func(s *plan.State) {
+				s.Addrs = map[plan.AddrKey]struct{}{}
+			}),
+			ops: `
+				addr add fd01:a::1/64 dev vtep1024
+				neigh replace fd01:a::2 lladdr 72:b3:d5:00:00:02 dev vtep1024
+				fdb replace 72:b3:d5:00:00:02 dev vtep1024 dst fd00:1::3
+				route add fd01:b:0:0:1::/80 via fd01:a::2 dev vtep1024 proto 44 metric 2
+			`,
+		},
+		{
+			name: "a host that has got no IPv4 VTEP address yet",
+			want: edit(onlyIPv4.Host(0, 2), func(c *plan.Wanted) { c.VTEP.IP = netip.Prefix{} }),
+			have: kernelWith(edit(onlyIPv4.Host(0, 2), func(c *plan.Wanted) { c.VTEP.IP, c.Overlays, c.Bridges = netip.Prefix{}, nil, nil })),
+			bad:  `dcos: overlay dcos has no IPv4 here: the lease has no IPv4 VTEP address; configure vtep_subnet, or a larger one`,
+		},
+		{
+			name: "IPv4 was added, and the routes of IPv6 go by another metric",
+			want: edit(onlyIPv6.Host(0, 2), func(c *plan.Wanted) {
+				c.VTEP.MAC, c.Peers[0].VTEPIP6 = conf.MAC{0x72, 0xb3, 0xd5, 0, 0, 1}, netip.MustParseAddr("fd01:a::9")
+			}),
+			have: kernelWith(edit(onlyIPv6.Host(0, 2), func(c *plan.Wanted) {
+				c.VTEP.MAC, c.VTEP.IP = conf.MAC{0x72, 0xb3, 0xd5, 0, 0, 1}, netip.Prefix{}
+				c.Peers[0].VTEPIP, c.Peers[0].VTEPIP6 = netip.Addr{}, netip.MustParseAddr("fd01:a::9")
+			})),
+			ops: `
+				addr add 44.128.0.1/14 dev vtep1024
+				neigh replace 44.128.0.2 lladdr 70:b3:d5:80:00:02 dev vtep1024
+				route add fd01:b:0:0:1::/80 via fd01:a::9 dev vtep1024 proto 44 metric 2
+				route delete fd01:b:0:0:1::/80 via fd01:a::9 dev vtep1024 proto 44 metric 9
 			`,
 		},
 		{name: "nothing to do", want: v4, have: kernelWith(v4)},
@@ -339,7 +375,7 @@ func TestPlan(t *testing.T) {
 			}),
 			have: kernelWith(v4),
 			notices: `
-				peer agent-3 has no agent IP or no IPv4 VTEP address
+				peer agent-3 has no agent IP
 				peer agent-4 at fd00::1 cannot be reached from agent IP 172.16.0.2: one is IPv4, the other IPv6
 			`,
 		},
@@ -494,9 +530,17 @@ func TestPeerMetric(t *testing.T) {
 		{"44.128.0.3", "44.128.0.0/20", 3},
 		{"44.128.15.254", "44.128.0.0/20", 4094},
 		{"10.255.255.254", "10.0.0.0/8", 0xfffffe},
+		{"fd01:a::7", "fd01:a::/64", 7},
+		{"fd01:a::1:0:3", "fd01:a::/64", 3},
+		{"fd01:a::ffff", "fd01:a::ff00/120", 0xff},
+		{"44.128.0.3", "", 0x800003},       // of a host whose peers have no IPv4 yet
 		{"44.128.0.0", "44.128.0.0/20", 1}, // 0 would mean the default, 1024, in IPv6
 	} {
-		if got := mark.PeerMetric(netip.MustParseAddr(tc.vtep), prefix(tc.pool)); got != tc.want {
+		var pool netip.Prefix
+		if tc.pool != "" {
+			pool = prefix(tc.pool)
+		}
+		if got := mark.PeerMetric(netip.MustParseAddr(tc.vtep), pool); got != tc.want {
 			t.Errorf("%s in %s: %d, want %d", tc.vtep, tc.pool, got, tc.want)
 		}
 	}
@@ -514,6 +558,28 @@ func TestBridgeMAC(t *testing.T) {
 		}
 		if got := mark.BridgeMAC(addrs).String(); got != tc.want {
 			t.Errorf("%s: %s, want %s", tc.addrs, got, tc.want)
+		}
+	}
+}
+
+// TestBridgeMACOf: a bridge that has one keeps it when IPv4 is added to its overlay.
+func TestBridgeMACOf(t *testing.T) {
+	v4, v6 := prefix("9.0.1.129/25"), prefix("fd01:b::1/81")
+	for _, tc := range []struct {
+		has   string
+		addrs []netip.Prefix
+		want  string
+	}{
+		{"02:58:b2:09:18:b5", []netip.Prefix{v4, v6}, "02:58:b2:09:18:b5"},
+		{"02:58:b2:09:18:b5", []netip.Prefix{v4}, "0a:58:09:00:01:81"},
+		{"0a:58:09:00:01:81", []netip.Prefix{v4, v6}, "0a:58:09:00:01:81"},
+		{"0a:58:09:00:01:81", []netip.Prefix{v6}, "02:58:b2:09:18:b5"},
+		{"02:00:00:00:00:01", []netip.Prefix{v4, v6}, "0a:58:09:00:01:81"},
+		{"00:00:00:00:00:00", []netip.Prefix{v4, v6}, "0a:58:09:00:01:81"},
+	} {
+		has, err := conf.ParseMAC(tc.has)
+		if got := mark.BridgeMACOf(has, tc.addrs); err != nil || got.String() != tc.want {
+			t.Errorf("%s with %s: %s, want %s", tc.addrs, tc.has, got, tc.want)
 		}
 	}
 }

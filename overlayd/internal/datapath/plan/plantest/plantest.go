@@ -15,6 +15,7 @@ type Network struct {
 	Length   int // of IPv4 agent subnets
 	Length6  int // of IPv6 agent subnets
 	Under6   bool
+	Only6    bool // no host has an IPv4 VTEP address
 	Direct   bool // every host sends without VXLAN where it can
 }
 
@@ -62,7 +63,10 @@ func (n Network) Peer(i int) conf.Peer {
 		VTEPIP:  Nth(vtepPool, 32, i+1).Addr(),
 		VTEPIP6: Nth(vtepPool6, 128, i+1).Addr(),
 	}
-	p.VTEPMAC, p.Direct = conf.VTEPMAC(OUI, p.VTEPIP), n.Direct
+	if n.Only6 {
+		p.VTEPIP = netip.Addr{}
+	}
+	p.VTEPMAC, p.Direct = conf.VTEPMAC(OUI, p.VTEP()), n.Direct
 	for _, o := range n.Overlays {
 		p.Subnets = append(p.Subnets, n.AgentSubnet(o, i))
 	}
