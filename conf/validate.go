@@ -83,7 +83,12 @@ func (c *checker) add(path, format string, args ...any) {
 // vtep checks the fields that concern the VTEPs.
 func (c *checker) vtep(n Network) {
 	if !n.VTEPSubnet.IsValid() {
-		c.add("vtep_subnet", "missing; give the IPv4 range the VTEP addresses come from, as in 44.128.0.0/20")
+		switch {
+		case n.HasIPv4():
+			c.add("vtep_subnet", "missing, but an overlay has subnet; give the IPv4 range the VTEP addresses come from, as in 44.128.0.0/20")
+		case !n.VTEPSubnet6.IsValid() && !n.HasIPv6():
+			c.add("vtep_subnet", "missing; give the IPv4 range the VTEP addresses come from, as in 44.128.0.0/20, or vtep_subnet6 where all overlays have IPv6 alone")
+		}
 	} else if c.subnet("vtep_subnet", n.VTEPSubnet, true) {
 		switch bits := n.VTEPSubnet.Bits(); {
 		case bits < MinVTEPBits:

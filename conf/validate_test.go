@@ -38,6 +38,9 @@ func TestValidateAccepts(t *testing.T) {
 			n.Overlays, n.VTEPSubnet6 = n.Overlays[:1], netip.Prefix{}
 		}},
 		{"vtep_subnet6 without an IPv6 overlay, as DC/OS 2.1 demands", func(n *conf.Network) { n.Overlays = n.Overlays[:1] }},
+		{"IPv6 alone needs no vtep_subnet", func(n *conf.Network) {
+			n.Overlays, n.VTEPSubnet = n.Overlays[1:], netip.Prefix{}
+		}},
 		{"one agent", func(n *conf.Network) { n.Overlays[0].Prefix = 8 }},
 		{"smallest agent subnets", func(n *conf.Network) { n.Overlays[0].Prefix, n.Overlays[1].Prefix6 = 29, 125 }},
 		{"largest VTEP subnet", func(n *conf.Network) { n.VTEPSubnet = netip.MustParsePrefix("44.0.0.0/8") }},
@@ -152,7 +155,11 @@ func TestValidateRefuses(t *testing.T) {
 		{"IPv6 multicast", func(n *conf.Network) { n.Overlays[1].Subnet6 = prefix("ff00::/64") }, []string{"overlays[1].subnet6: ff00::/64 lies in or holds the multicast"}},
 		{"IPv6 link-local", func(n *conf.Network) { n.Overlays[1].Subnet6 = prefix("fe80::/64") }, []string{"overlays[1].subnet6: fe80::/64 lies in or holds the link-local"}},
 
-		{"no vtep_subnet", func(n *conf.Network) { n.VTEPSubnet = netip.Prefix{} }, []string{"vtep_subnet: missing"}},
+		{"no vtep_subnet", func(n *conf.Network) { n.VTEPSubnet = netip.Prefix{} },
+			[]string{"vtep_subnet: missing, but an overlay has subnet; give the IPv4 range"}},
+		{"neither vtep_subnet nor vtep_subnet6 where all overlays have IPv6 alone", func(n *conf.Network) {
+			n.VTEPSubnet, n.VTEPSubnet6, n.Overlays = netip.Prefix{}, netip.Prefix{}, n.Overlays[1:2]
+		}, []string{"vtep_subnet6: missing, but an overlay has subnet6"}},
 		{"vtep_subnet shorter than /8", func(n *conf.Network) { n.VTEPSubnet = prefix("44.0.0.0/7") },
 			[]string{"vtep_subnet: 44.0.0.0/7 is too large: VTEP MACs are made from the last 24 bits"}},
 		{"vtep_subnet longer than /30", func(n *conf.Network) { n.VTEPSubnet = prefix("44.128.0.0/31") },

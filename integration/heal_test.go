@@ -179,22 +179,6 @@ func TestForwardPolicyDrop(t *testing.T) {
 	checkTraffic(t, s)
 }
 
-// TestIPv6Only: a cluster in which no overlay has IPv4.
-func TestIPv6Only(t *testing.T) {
-	t.Parallel()
-	s := upSeed(t, `
-dcos_overlay_network:
-  vtep_subnet: 44.128.0.0/20
-  vtep_subnet6: fd01:a::/64
-  vtep_mac_oui: 70:B3:D5:00:00:00
-  overlays:
-    - {name: six, subnet6: "fd01:b::/64", prefix6: 80}
-    - {name: half-dozen, subnet6: "fd01:c::/64", prefix6: 96}
-`)
-	placeEverywhere(t, s, "six", "half-dozen")
-	checkTraffic(t, s)
-}
-
 // TestDualStack: one overlay with both families; every container has an address
 // of each.
 func TestDualStack(t *testing.T) {

@@ -174,19 +174,41 @@ func TestReboot(t *testing.T) {
 	ctx := t.Context()
 	h := s.Agents[0]
 	b := place(t, s, 1, "b", "dcos", lab.Docker)
+	storesPeers(t, h, s.Master, s.Agents[1])
+	s.Coordinator.Kill()
+	reboot(t, h)
+
+	restartAgents(t, s, []*lab.Host{h})
+	must(t, s.WaitMesh(ctx))
+	for _, half := range []string{lab.Mesos, lab.Docker} {
+		c := place(t, s, 0, half, "dcos", half)
+		waitPing(t, c.Netns, b.Addr(), 5*time.Second)
+		waitPing(t, b.Netns, c.Addr(), 5*time.Second)
+	}
+	checkTraffic(t, s)
+}
+
+// storesPeers waits until a host has stored its peers.
+func storesPeers(t *testing.T, h *lab.Host, peers ...*lab.Host) {
+	t.Helper()
 	wait(t, "the peers to be stored", 10*time.Second, func() error {
 		b, err := os.ReadFile(filepath.Join(h.StateDir, "peers.json"))
 		if err != nil {
 			return err
 		}
-		for _, peer := range []*lab.Host{s.Master, s.Agents[1]} {
-			if !strings.Contains(string(b), `"`+peer.IP.String()+`"`) {
-				return fmt.Errorf("%s is not among them", peer.IP)
+		for _, peer := range peers {
+			if !strings.Contains(string(b), `"`+peer.Underlay().String()+`"`) {
+				return fmt.Errorf("%s is not among them", peer.Underlay())
 			}
 		}
 		return nil
 	})
-	s.Coordinator.Kill()
+}
+
+// reboot takes from a host what a reboot does; its agent is to be started again.
+func reboot(t *testing.T, h *lab.Host) {
+	t.Helper()
+	ctx := t.Context()
 	h.Proc.Kill()
 	links, err := exec.CommandContext(ctx, "ip", "-n", h.Netns.Name, "-o", "link").Output()
 	must(t, err)
@@ -201,15 +223,6 @@ func TestReboot(t *testing.T) {
 	}
 	must(t, os.RemoveAll(h.RunDir))
 	must(t, os.MkdirAll(h.RunDir, 0o755))
-
-	restartAgents(t, s, []*lab.Host{h})
-	must(t, s.WaitMesh(ctx))
-	for _, half := range []string{lab.Mesos, lab.Docker} {
-		c := place(t, s, 0, half, "dcos", half)
-		waitPing(t, c.Netns, b.Addr(), 5*time.Second)
-		waitPing(t, b.Netns, c.Addr(), 5*time.Second)
-	}
-	checkTraffic(t, s)
 }
 
 // TestAddressChanged: a host whose address is replaced by another keeps its

@@ -65,7 +65,7 @@ func report(w io.Writer, n conf.Network) error {
 	for _, v := range []struct {
 		path   string
 		subnet netip.Prefix
-	}{{"vtep_subnet", n.VTEPSubnet}, {"vtep_subnet6", n.VTEPSubnet6}} {
+	}{{"vtep_subnet", n.VTEPSubnet}, {"vtep_subnet6", n.VTEPPool6()}} {
 		if !v.subnet.IsValid() {
 			continue
 		}
@@ -73,7 +73,7 @@ func report(w io.Writer, n conf.Network) error {
 		pools = append(pools, pool{v.path, free.Total(), ""})
 		first, _ := free.Next()
 		mac := ""
-		if v.subnet.Addr().Is4() {
+		if v.subnet.Addr().Is4() || !n.VTEPSubnet.IsValid() {
 			mac = "\t" + conf.VTEPMAC(n.OUI(), first.Addr()).String()
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s%s\n", v.subnet, count(free.Total()), first.Addr(), mac)

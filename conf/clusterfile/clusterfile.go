@@ -185,7 +185,9 @@ func (l *loader) network(node *yaml.Node) conf.Network {
 	for key, value := range l.fields("", node, networkKeys) {
 		switch key {
 		case "vtep_subnet":
-			n.VTEPSubnet = l.prefix(key, value)
+			if value.Kind != yaml.ScalarNode || value.ShortTag() != "!!str" || value.Value != "" { // we print "" where there is none
+				n.VTEPSubnet = l.prefix(key, value)
+			}
 		case "vtep_subnet6":
 			n.VTEPSubnet6 = l.prefix(key, value)
 		case "vtep_mac_oui":

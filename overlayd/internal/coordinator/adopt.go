@@ -279,6 +279,7 @@ func (c *Coordinator) adoptLocked(p *plan, shown *shownLease) {
 			p.next = p.next.instead(p, overlay, block)
 		}
 	})
+	p.next.MAC6 = p.next.VTEP6.IsValid() && p.next.VTEP6 == shown.VTEP.IP6.Addr() && shown.VTEP.MAC == conf.VTEPMAC(p.network.oui, p.next.VTEP6)
 	for _, g := range shown.Grants {
 		c.adoptFurtherLocked(p, shown.claim, g)
 	}

@@ -83,6 +83,9 @@ func (c *Coordinator) planChange(ch change) (p api.NetworkPlan, txn store.Txn, v
 // moves reports whether something that fits into one network may not fit into
 // another: a range that is no part of the new one.
 func moves(was, next conf.Network) bool {
+	if a, b := was.VTEPPool6(), next.VTEPPool6(); a.IsValid() && b.IsValid() && (b.Bits() > a.Bits() || !b.Contains(a.Addr())) {
+		return true
+	}
 	for _, r := range ranges(was) {
 		i := slices.IndexFunc(ranges(next), func(n configuredRange) bool { return n.of == r.of && n.key == r.key })
 		if i < 0 {

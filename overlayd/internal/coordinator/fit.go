@@ -17,9 +17,29 @@ func (v *view) fit(next conf.Network) error {
 	return explain(v.network.Network, next, v.reserveAll(newPools(next)), v.explainRanges(next))
 }
 
-// explainRanges says what forbids ranges that the present network has not got.
+// explainRanges says what forbids ranges that the present network has not got, and
+// what forbids that ranges go.
 func (v *view) explainRanges(next conf.Network) []error {
-	return append(v.explainReused(next), v.explainAgentIPs(next)...)
+	return slices.Concat(v.explainReused(next), v.explainAgentIPs(next), v.explainWithoutVTEPs(next))
+}
+
+// explainWithoutVTEPs is about vtep_subnet, which stays as long as a holder has an
+// address of it: the MAC of its VTEP is made of that.
+func (v *view) explainWithoutVTEPs(next conf.Network) []error {
+	if !v.network.VTEPSubnet.IsValid() || next.VTEPSubnet.IsValid() {
+		return nil
+	}
+	have := 0
+	for _, rec := range v.holders() {
+		if rec.VTEP.IsValid() {
+			have++
+		}
+	}
+	if have == 0 {
+		return nil
+	}
+	return []error{fmt.Errorf("vtep_subnet %s cannot be taken away: VTEPs have addresses of it, and their MACs are made of them, on %d hosts; "+
+		"put it back, it is in nobody's way where overlays have IPv6 alone", v.network.VTEPSubnet, have)}
 }
 
 // explain turns what is leased and does not fit the configuration into one

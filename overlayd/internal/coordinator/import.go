@@ -92,7 +92,7 @@ func (c *Coordinator) planImport(agents []dcosstate.Agent) (*importPlan, []conf.
 	p := &importPlan{viewRev: c.view.rev, network: c.view.network}
 	check := &importCheck{c: c, owners: c.view.owners(), seen: map[string]string{}}
 	for _, a := range agents {
-		rec := record{IP: a.IP, VTEP: a.VTEP, VTEP6: a.VTEP6}
+		rec := record{IP: a.IP, VTEP: a.VTEP, VTEP6: a.VTEP6, MAC6: !a.VTEP.IsValid()}
 		for _, s := range a.Subnets {
 			if s.Subnet.IsValid() || s.Subnet6.IsValid() {
 				rec.Subnets = append(rec.Subnets, held{Overlay: s.Overlay, Subnet: s.Subnet, Subnet6: s.Subnet6})
@@ -121,7 +121,7 @@ func (c *Coordinator) planImport(agents []dcosstate.Agent) (*importPlan, []conf.
 
 // holds reports whether a lease has everything of another record.
 func (r record) holds(want record) bool {
-	if r.VTEP != want.VTEP || want.VTEP6.IsValid() && r.VTEP6 != want.VTEP6 {
+	if want.VTEP.IsValid() && r.VTEP != want.VTEP || want.VTEP6.IsValid() && r.VTEP6 != want.VTEP6 {
 		return false
 	}
 	for _, w := range want.Subnets {
@@ -137,7 +137,7 @@ func (r record) holds(want record) bool {
 func (r record) same(o record) bool { return r.holds(o) && o.holds(r) }
 
 func (r record) describe() string {
-	text := "VTEP " + r.VTEP.String()
+	text := "VTEP " + r.macOf().String()
 	for _, h := range r.Subnets {
 		for _, p := range []netip.Prefix{h.Subnet, h.Subnet6} {
 			if p.IsValid() {
@@ -171,9 +171,12 @@ func (k *importCheck) agent(a dcosstate.Agent, owner string) {
 	}
 	if a.VTEP.IsValid() {
 		k.block(a.VTEPPath+".vtep_ip", k.c.view.pools.vtep, addrBlock(a.VTEP), keyVTEP(a.VTEP), owner, "vtep_subnet")
-		if want := conf.VTEPMAC(network.oui, a.VTEP); a.MAC != (conf.MAC{}) && a.MAC != want {
-			k.add(a.VTEPPath+".vtep_mac", "%s, but vtep_mac_oui %s makes %s of %s; configure the OUI of the DC/OS cluster", a.MAC, network.VTEPMACOUI, want, a.VTEP)
+		k.mac(a, a.VTEP)
+	} else if a.VTEP6.IsValid() {
+		if network.VTEPSubnet.IsValid() {
+			k.add(a.VTEPPath+".vtep_ip", "missing, but vtep_subnet is configured here; leave it out of the configuration until the agents are there, or give the agent an address of it")
 		}
+		k.mac(a, a.VTEP6)
 	}
 	if a.VTEP6.IsValid() {
 		k.block(a.VTEPPath+".vtep_ip6", k.c.view.pools.vtep6, addrBlock(a.VTEP6), keyVTEP6(a.VTEP6), owner, "vtep_subnet6")
@@ -194,6 +197,14 @@ func (k *importCheck) agent(a dcosstate.Agent, owner string) {
 		if s.Subnet6.IsValid() {
 			k.block(s.Path+".subnet6", pools.v6, s.Subnet6, keySubnet(o.Name, s.Subnet6), owner, "subnet6 of overlay "+o.Name)
 		}
+	}
+}
+
+// mac checks that the VTEP keeps its MAC, which is made of an address.
+func (k *importCheck) mac(a dcosstate.Agent, of netip.Addr) {
+	n := k.c.view.network
+	if want := conf.VTEPMAC(n.oui, of); a.MAC != (conf.MAC{}) && a.MAC != want {
+		k.add(a.VTEPPath+".vtep_mac", "%s, but vtep_mac_oui %s makes %s of %s; configure the OUI of the DC/OS cluster", a.MAC, n.VTEPMACOUI, want, of)
 	}
 }
 

@@ -28,11 +28,10 @@ func (c *Coordinator) leaseOf(n *network, a *agent, missing map[string]string) c
 		Bridges:     append([]conf.Half{}, a.Bridges...),
 		Underlay:    a.Underlay,
 		TakenDown:   n.takenDown,
-		VTEP: conf.VTEP{
-			IP:  netip.PrefixFrom(a.VTEP, n.VTEPSubnet.Bits()),
-			MAC: conf.VTEPMAC(n.oui, a.VTEP),
-			MTU: n.VTEPMTU,
-		},
+		VTEP:        conf.VTEP{MAC: conf.VTEPMAC(n.oui, a.macOf()), MTU: n.VTEPMTU},
+	}
+	if n.VTEPSubnet.IsValid() && a.VTEP.IsValid() {
+		l.VTEP.IP = netip.PrefixFrom(a.VTEP, n.VTEPSubnet.Bits())
 	}
 	if n.VTEPSubnet6.IsValid() && a.VTEP6.IsValid() {
 		l.VTEP.IP6 = netip.PrefixFrom(a.VTEP6, n.VTEPSubnet6.Bits())

@@ -87,7 +87,11 @@ func (d *differ) settings() {
 	if !next.VTEPSubnet6.IsValid() {
 		vtep6 = "no host's VTEP has an IPv6 address any more"
 	}
-	d.setting("", "vtep_subnet", text(was.VTEPSubnet), text(next.VTEPSubnet), d.agents, "what is leased stays; hosts set the length of their VTEP's address")
+	vtep := "what is leased stays; hosts set the length of their VTEP's address"
+	if !was.VTEPSubnet.IsValid() {
+		vtep = "every host's VTEP has an IPv4 address of it as well; the MACs of those that are there stay"
+	}
+	d.setting("", "vtep_subnet", text(was.VTEPSubnet), text(next.VTEPSubnet), d.agents, vtep)
 	d.setting("", "vtep_subnet6", text(was.VTEPSubnet6), text(next.VTEPSubnet6), d.agents, vtep6)
 	d.setting("", "vtep_mac_oui", was.VTEPMACOUI, next.VTEPMACOUI, d.agents, "every VTEP gets another MAC; traffic between hosts pauses for a moment")
 	d.setting("", "vtep_mtu", number(was.VTEPMTU), number(next.VTEPMTU), d.agents, "VTEPs and bridges get another MTU; containers have it when they are attached anew")

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -274,9 +275,12 @@ func claims(t testing.TB, leases []conf.Lease) {
 		owner[what.String()] = id
 	}
 	for _, l := range leases {
-		claim(l.VTEP.IP, l.AgentID)
+		for _, p := range []netip.Prefix{l.VTEP.IP, l.VTEP.IP6} {
+			if p.IsValid() {
+				claim(p, l.AgentID)
+			}
+		}
 		claim(l.VTEP.MAC, l.AgentID)
-		claim(l.VTEP.IP6, l.AgentID)
 		for _, g := range l.Grants {
 			switch {
 			case g.Subnet.IsValid():

@@ -44,9 +44,12 @@ func keySubnet(overlay string, p netip.Prefix) string {
 type record struct {
 	IP      netip.Addr  `json:"ip"`
 	Bridges []conf.Half `json:"bridges,omitempty"`
-	VTEP    netip.Addr  `json:"vtep"`
+	VTEP    netip.Addr  `json:"vtep,omitzero"`
 	VTEP6   netip.Addr  `json:"vtep6,omitzero"`
-	Subnets []held      `json:"subnets,omitempty"`
+	// MAC6: the MAC of its VTEP is made of VTEP6, which it had before there were IPv4
+	// addresses. It stays: another MAC would cut the host off for a moment (ADR 0060).
+	MAC6    bool   `json:"mac6,omitempty"`
+	Subnets []held `json:"subnets,omitempty"`
 	// Adopted is the epoch of the lease that was adopted, when all the agent holds was
 	// in it; 0: it was granted it at the revision of this record, or before.
 	Adopted uint64 `json:"adopted,omitempty"`
@@ -111,9 +114,22 @@ func (r record) with(h held) record {
 	return r
 }
 
+// macOf is the address that the MAC of the agent's VTEP is made of.
+func (r record) macOf() netip.Addr {
+	if r.MAC6 {
+		return r.VTEP6
+	}
+	return r.VTEP
+}
+
+// hasVTEP reports whether the agent has a VTEP address.
+func (r record) hasVTEP() bool { return r.VTEP.IsValid() || r.VTEP6.IsValid() }
+
 // resources are the keys an agent's record owns, its IP left out.
-func (r record) resources() []string {
-	keys := []string{keyVTEP(r.VTEP)}
+func (r record) resources() (keys []string) {
+	if r.VTEP.IsValid() {
+		keys = append(keys, keyVTEP(r.VTEP))
+	}
 	if r.VTEP6.IsValid() {
 		keys = append(keys, keyVTEP6(r.VTEP6))
 	}
@@ -139,7 +155,7 @@ func decodeAgent(kv store.KV) (*agent, error) {
 	if err := json.Unmarshal(kv.Value, &a.record); err != nil {
 		return nil, fmt.Errorf("key %s: %w", kv.Key, err)
 	}
-	if !a.IP.IsValid() || !a.VTEP.IsValid() {
+	if !a.IP.IsValid() || !a.macOf().IsValid() {
 		return nil, fmt.Errorf("key %s: agent IP or VTEP address is missing", kv.Key)
 	}
 	a.Bridges = sharedBridges(a.Bridges)

@@ -53,7 +53,7 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 		switch {
 		case err == nil && ok:
 			if p.old == nil || p.old.mod != a.mod {
-				c.log.Info("lease granted or changed", "agent", a.id, "ip", a.IP, "vtep", a.VTEP, "epoch", c.epochBase.Load()+a.mod)
+				c.log.Info("lease granted or changed", "agent", a.id, "ip", a.IP, "vtep", a.VTEP, "vtep6", a.VTEP6, "epoch", c.epochBase.Load()+a.mod)
 			}
 			if p.more || c.reclaimFor(ctx, p.missing) {
 				continue
@@ -168,28 +168,38 @@ func (c *Coordinator) takeLocked(p *plan, pool *allocate.Pool, key func(netip.Pr
 }
 
 // takeVTEPLocked gives the agent the VTEP addresses that it has not got.
-// Without them a new agent gets nothing; one that was there before vtep_subnet6
-// was configured keeps its lease as it is.
+// Without them a new agent gets nothing; one that was there before vtep_subnet or
+// vtep_subnet6 was configured keeps its lease as it is.
 func (c *Coordinator) takeVTEPLocked(p *plan) error {
-	if left := c.adoptingLocked(); left > 0 && !p.next.VTEP.IsValid() {
+	left, pools := c.adoptingLocked(), c.view.pools
+	if left > 0 && !p.next.hasVTEP() {
 		return p.newcomer(left)
 	}
-	if !p.next.VTEP.IsValid() {
-		block, ok := c.takeLocked(p, c.view.pools.vtep, func(b netip.Prefix) string { return keyVTEP(b.Addr()) })
-		if !ok {
-			return vtepExhausted("vtep_subnet", p.network.VTEPSubnet, c.view.pools.vtep)
+	if left == 0 {
+		if err := c.takeVTEPOfLocked(p, pools.vtep, &p.next.VTEP, keyVTEP, "vtep_subnet", p.network.VTEPSubnet); err != nil {
+			return err
 		}
-		p.next.VTEP = block.Addr()
-	}
-	if pool := c.view.pools.vtep6; pool != nil && !p.next.VTEP6.IsValid() && c.adoptingLocked() == 0 {
-		block, ok := c.takeLocked(p, pool, func(b netip.Prefix) string { return keyVTEP6(b.Addr()) })
-		if !ok && p.old == nil {
-			return vtepExhausted("vtep_subnet6", p.network.VTEPSubnet6, pool)
-		} else if !ok {
-			c.log.Warn("no free IPv6 VTEP address; the agent keeps its lease without one", "pool", p.network.VTEPSubnet6)
+		if err := c.takeVTEPOfLocked(p, pools.vtep6, &p.next.VTEP6, keyVTEP6, "vtep_subnet6", p.network.VTEPPool6()); err != nil {
+			return err
 		}
-		p.next.VTEP6 = block.Addr()
 	}
+	p.next.MAC6 = p.next.VTEP6.IsValid() && (p.next.MAC6 || !p.next.VTEP.IsValid())
+	return nil
+}
+
+// takeVTEPOfLocked gives the agent the address of one family, where it has none and
+// there are some.
+func (c *Coordinator) takeVTEPOfLocked(p *plan, pool *allocate.Pool, addr *netip.Addr, key func(netip.Addr) string, name string, subnet netip.Prefix) error {
+	if pool == nil || addr.IsValid() {
+		return nil
+	}
+	block, ok := c.takeLocked(p, pool, func(b netip.Prefix) string { return key(b.Addr()) })
+	if !ok && (p.old == nil || !p.next.hasVTEP()) {
+		return vtepExhausted(name, subnet, pool)
+	} else if !ok {
+		c.log.Warn("no free VTEP address; the agent keeps its lease without one", "pool", subnet)
+	}
+	*addr = block.Addr()
 	return nil
 }
 

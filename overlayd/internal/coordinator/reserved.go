@@ -115,7 +115,7 @@ func (c *Coordinator) takeReservedLocked(p *plan, shown *shownLease) {
 		return
 	}
 	p.reserved = r
-	p.next.VTEP, p.next.VTEP6 = p.reserved.VTEP, p.reserved.VTEP6
+	p.next.VTEP, p.next.VTEP6, p.next.MAC6 = p.reserved.VTEP, p.reserved.VTEP6, p.reserved.MAC6
 	p.next.Subnets = slices.Clone(p.reserved.Subnets)
 }
 

@@ -38,7 +38,7 @@ type view struct {
 
 // pools are the pools of the configured network.
 type pools struct {
-	vtep, vtep6 *allocate.Pool // vtep6 is nil without vtep_subnet6
+	vtep, vtep6 *allocate.Pool // nil without vtep_subnet, vtep_subnet6
 	overlays    map[string]overlayPools
 }
 
@@ -78,7 +78,7 @@ func newPools(n conf.Network) pools {
 		p.vtep = allocate.NewAddrs(n.VTEPSubnet)
 	}
 	if n.VTEPSubnet6.IsValid() {
-		p.vtep6 = allocate.NewAddrs(n.VTEPSubnet6)
+		p.vtep6 = allocate.NewAddrs(n.VTEPPool6())
 	}
 	for _, o := range n.Overlays {
 		var of overlayPools

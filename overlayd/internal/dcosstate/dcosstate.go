@@ -134,7 +134,9 @@ func (r *reader) overlays(a *Agent, raw []overlay) {
 
 // vtep reads addresses, MAC and VNI of a VTEP.
 func (r *reader) vtep(a *Agent, path string, v vxlan) {
-	a.VTEP = r.addr(path+".vtep_ip", v.VTEPIP, true)
+	if v.VTEPIP != "" || v.VTEPIP6 == "" { // a cluster of ours with IPv6 alone has none
+		a.VTEP = r.addr(path+".vtep_ip", v.VTEPIP, true)
+	}
 	if a.VTEP.IsValid() && !a.VTEP.Is4() {
 		r.add(path+".vtep_ip", "%s is no IPv4 address", a.VTEP)
 		a.VTEP = netip.Addr{}
