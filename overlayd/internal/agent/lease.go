@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -110,6 +109,7 @@ func (l *loop) registered(ctx context.Context, r registration) {
 		l.log.Info("registered again")
 	}
 	l.lease.refusal, l.lease.online = "", true
+	clear(l.lease.causes)
 	l.lease.conflict, l.lease.unconfirmed = "", false
 
 	r.lease.Bridges = l.opts.Bridges
@@ -241,23 +241,23 @@ func (l *loop) findIP(ctx context.Context) (netip.Addr, error) {
 	return ip, err
 }
 
-// logRegistration logs a failure when its kind changes: an error of the network
-// names a port that is another one each time, and so does one of a name server.
-// Where no agent IP was found otherwise, the network was not asked.
+// logRegistration publishes why a registration failed, and logs it when that is
+// another cause.
 func (l *loop) logRegistration(r registration) {
-	err := r.err
-	var name *net.DNSError
-	text, unreachable := err.Error(), !answered(err) && (r.ip.IsValid() || errors.As(err, &name))
+	err, text := r.err, wording(r.err)
 	if isKind(err, api.KindOtherCluster) && l.lease.held != nil {
 		text += "; this host stays with its cluster. To move it on purpose, stop the agent, run overlayd agent teardown, and start it again"
 	}
-	if l.lease.refusal != "" && unreachable && l.lease.unreachable || text == l.lease.refusal {
+	another := l.lease.causes.met(causeOf(err), time.Now())
+	if text == l.lease.refusal {
 		return
 	}
-	l.lease.refusal, l.lease.unreachable = text, unreachable
-	if l.lease.held == nil {
+	l.lease.refusal = text
+	switch {
+	case !another:
+	case l.lease.held == nil:
 		l.log.Warn("no lease: registration failed; trying again", logkey.Err, err)
-	} else {
+	default:
 		l.log.Warn("lease not renewed; going on with it and trying again", logkey.Err, err, logkey.Left, l.left().Round(time.Second))
 	}
 	l.publish()
