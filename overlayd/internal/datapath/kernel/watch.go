@@ -197,9 +197,11 @@ func (p *ports) lookFor(names []string, x *Expected) {
 		return
 	}
 	for _, name := range names {
-		p.missing[name] = time.Now().Add(2 * portPause)
-		p.tick(x)
+		if _, ok := p.missing[name]; !ok {
+			p.missing[name] = time.Now().Add(2 * portPause)
+		}
 	}
+	p.tick(x)
 }
 
 // look has a link looked at after a moment.
