@@ -77,7 +77,7 @@ func newHost(t testing.TB, agentArgs ...string) *host {
 	h.mounts, err = l.Start(h.Netns, "mounts", "unshare", "--mount", "--propagation", "slave", "sh", "-c",
 		`mount --bind "$0" /proc/sys/kernel/random/boot_id && echo mounted && exec sleep infinity`, h.bootFile)
 	must(t, err)
-	must(t, lab.Wait(ctx, "the mount namespace", 10*time.Second, func() error { return h.mounts.LogContains("mounted") }))
+	must(t, lab.Wait(ctx, "the mount namespace", time.Minute, func() error { return h.mounts.LogContains("mounted") }))
 	h.coordinator, err = l.StartCoordinator(ctx, h.Node, cluster)
 	must(t, err)
 	h.startAgent(t, agentArgs...)
@@ -97,7 +97,7 @@ func (h *host) startAgent(t testing.TB, args ...string) {
 	h.Proc, err = h.lab.Start(h.Netns, "agent", argv...)
 	must(t, err)
 	boot := h.bootID(t)
-	must(t, lab.Wait(context.Background(), "the agent to publish", 20*time.Second, func() error {
+	must(t, lab.Wait(context.Background(), "the agent to publish", time.Minute, func() error {
 		if fate := h.Proc.Fate(); fate != "running" {
 			t.Fatalf("the agent ended: %s", fate)
 		}

@@ -63,7 +63,7 @@ func (l *Lab) startEtcd(ctx context.Context, n *Node) error {
 	if err != nil {
 		return err
 	}
-	return Wait(ctx, "etcd to answer", 20*time.Second, func() error {
+	return Wait(ctx, "etcd to answer", time.Minute, func() error {
 		_, err := l.etcdctl(ctx, n, "get", "none")
 		return err
 	})

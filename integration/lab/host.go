@@ -113,7 +113,7 @@ func (c *Coordinator) Restart(ctx context.Context) (err error) {
 	if c.Proc, err = c.lab.Start(c.node.Netns, c.name, withEnv(c.Env, slices.Concat(c.argv, c.Args))...); err != nil {
 		return err
 	}
-	return Wait(ctx, "the coordinator to be ready", 20*time.Second, func() error {
+	return Wait(ctx, "the coordinator to be ready", time.Minute, func() error {
 		_, err := c.Get(ctx, "/readyz")
 		return err
 	})
@@ -232,7 +232,7 @@ func (h *Host) later(argv []string) []string {
 // WaitRegistered waits until the coordinator shows the host with every overlay
 // STATUS_OK.
 func (h *Host) WaitRegistered(ctx context.Context, c *Coordinator) error {
-	return Wait(ctx, fmt.Sprintf("agent %s to be STATUS_OK", h.Underlay()), 20*time.Second, func() error {
+	return Wait(ctx, fmt.Sprintf("agent %s to be STATUS_OK", h.Underlay()), time.Minute, func() error {
 		s, err := c.State(ctx)
 		if err != nil {
 			return err
@@ -267,7 +267,7 @@ func (h *Host) Get(ctx context.Context, path string) ([]byte, error) {
 
 // WaitReady waits until the agent says that its host is set up.
 func (h *Host) WaitReady(ctx context.Context) error {
-	return Wait(ctx, "the agent of "+h.Name+" to be ready", 20*time.Second, func() error {
+	return Wait(ctx, "the agent of "+h.Name+" to be ready", time.Minute, func() error {
 		_, err := h.Get(ctx, "/readyz")
 		if err != nil {
 			return h.alive(err)
@@ -340,7 +340,7 @@ func WaitMesh(ctx context.Context, hosts ...*Host) error {
 			if h == to {
 				continue
 			}
-			err := Wait(ctx, fmt.Sprintf("%s to reach the subnets of %s", h.Name, to.Name), 20*time.Second, func() error {
+			err := Wait(ctx, fmt.Sprintf("%s to reach the subnets of %s", h.Name, to.Name), time.Minute, func() error {
 				s, err := to.Published()
 				if err != nil {
 					return to.alive(err)
@@ -369,7 +369,7 @@ func WaitMesh(ctx context.Context, hosts ...*Host) error {
 // the fast path, the device to the other hosts drops a packet when the first filter
 // comes, in the first second of the first agent of a host.
 func (h *Host) waitDatapath(ctx context.Context) error {
-	return Wait(ctx, h.Name+" to choose a datapath", 20*time.Second, func() error {
+	return Wait(ctx, h.Name+" to choose a datapath", time.Minute, func() error {
 		var s struct{ Datapath struct{ Reason string } }
 		b, err := os.ReadFile(filepath.Join(h.RunDir, "state.json"))
 		if err == nil {

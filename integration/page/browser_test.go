@@ -20,7 +20,7 @@ import (
 const top = "../.."
 
 // patience is how long a test waits for what must happen.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 func must(t *testing.T, err error) {
 	t.Helper()
