@@ -82,8 +82,8 @@ func Walk(ctx context.Context, o doctor.Options, a, b string) (Result, error) {
 	})
 }
 
-// run reads what is known on this host, and has the walk between both ends made.
-func run(ctx context.Context, o doctor.Options, a, b string, make func(*walk) error) (Result, error) {
+// run reads what is known on this host, and has the way between both ends traced.
+func run(ctx context.Context, o doctor.Options, a, b string, trace func(*walk) error) (Result, error) {
 	w := &walk{ctx: ctx, result: Result{From: a, To: b}}
 	if err := w.read(o); err != nil {
 		return w.result, err
@@ -98,7 +98,7 @@ func run(ctx context.Context, o doctor.Options, a, b string, make func(*walk) er
 		return w.result, err
 	}
 	w.result.FromAddress, w.result.ToAddress = w.a.addr, w.b.addr
-	err = make(w)
+	err = trace(w)
 	return w.result, err
 }
 
