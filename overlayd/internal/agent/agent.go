@@ -140,5 +140,6 @@ func (a *Agent) begin(files *files) (id string, start *instance, bootID string, 
 		}
 		return nil
 	})
-	return id, start, bootID, writing.Wait()
+	err = writing.Wait() // before id and start are read
+	return id, start, bootID, err
 }
