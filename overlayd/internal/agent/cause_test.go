@@ -60,10 +60,10 @@ func TestCauses(t *testing.T) {
 		{"what the coordinator says", []error{&api.Error{Code: 409, Message: "a"}, &api.Error{Code: 409, Message: "b"}}, []int{0, 1}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c, now := causes{}, time.Now()
+			c, now := newCauses(), time.Now()
 			var logged []int
 			for i, err := range tt.errs {
-				if c.met(causeOf(err), now.Add(time.Duration(i)*time.Second)) {
+				if c.met(c.of(err), now.Add(time.Duration(i)*time.Second)) {
 					logged = append(logged, i)
 				}
 			}
@@ -72,7 +72,7 @@ func TestCauses(t *testing.T) {
 			}
 		})
 	}
-	c, now := causes{}, time.Now()
+	c, now := newCauses(), time.Now()
 	if !c.met("a", now) || c.met("a", now.Add(causeAge)) || !c.met("a", now.Add(3*causeAge)) {
 		t.Error("a cause that was not met for long is to be logged again")
 	}
@@ -81,8 +81,8 @@ func TestCauses(t *testing.T) {
 // TestWording: what is published does not change from one attempt to the next.
 func TestWording(t *testing.T) {
 	a, b := lostTo("10.0.0.1", 40001, os.ErrDeadlineExceeded), lostTo("10.0.0.2", 40002, syscall.ECONNRESET)
-	x := wording(fmt.Errorf("POST /v1/register: %w", errors.Join(a, b)))
-	y := wording(fmt.Errorf("POST /v1/register: %w", errors.Join(lostTo("10.0.0.2", 50002, syscall.ECONNRESET), lostTo("10.0.0.1", 50001, os.ErrDeadlineExceeded))))
+	x := newCauses().wording(fmt.Errorf("POST /v1/register: %w", errors.Join(a, b)))
+	y := newCauses().wording(fmt.Errorf("POST /v1/register: %w", errors.Join(lostTo("10.0.0.2", 50002, syscall.ECONNRESET), lostTo("10.0.0.1", 50001, os.ErrDeadlineExceeded))))
 	if x != y || !strings.HasPrefix(x, `POST /v1/register: Post "https://10.0.0.1:6440/v1/register": read tcp 10.0.0.9->10.0.0.1:6440: i/o timeout`) || strings.Count(x, "\n") != 1 {
 		t.Errorf("%q and %q", x, y)
 	}

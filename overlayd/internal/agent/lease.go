@@ -109,7 +109,7 @@ func (l *loop) registered(ctx context.Context, r registration) {
 		l.log.Info("registered again")
 	}
 	l.lease.refusal, l.lease.online = "", true
-	clear(l.lease.causes)
+	clear(l.lease.causes.last)
 	l.lease.conflict, l.lease.unconfirmed = "", false
 
 	r.lease.Bridges = l.opts.Bridges
@@ -244,11 +244,11 @@ func (l *loop) findIP(ctx context.Context) (netip.Addr, error) {
 // logRegistration publishes why a registration failed, and logs it when that is
 // another cause.
 func (l *loop) logRegistration(r registration) {
-	err, text := r.err, wording(r.err)
+	err, text := r.err, l.lease.causes.wording(r.err)
 	if isKind(err, api.KindOtherCluster) && l.lease.held != nil {
 		text += "; this host stays with its cluster. To move it on purpose, stop the agent, run overlayd agent teardown, and start it again"
 	}
-	another := l.lease.causes.met(causeOf(err), time.Now())
+	another := l.lease.causes.met(l.lease.causes.of(err), time.Now())
 	if text == l.lease.refusal {
 		return
 	}

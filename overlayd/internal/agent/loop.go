@@ -90,10 +90,10 @@ type leaseState struct {
 	// short are the overlays of which the last answer gave less than was wanted.
 	short map[string]bool
 
-	refusal  string // why the last registration failed; "" if it did not
-	causes   causes // of the failures since the last one that did not
-	conflict string // which other host has our identity; "": none has
-	phase    phase  // the last one that was logged
+	refusal  string  // why the last registration failed; "" if it did not
+	causes   *causes // of the failures since the last one that did not
+	conflict string  // which other host has our identity; "": none has
+	phase    phase   // the last one that was logged
 }
 
 // peerState is what the stream of peers said. Invariant: claims are the peers of
@@ -167,7 +167,7 @@ func (a *Agent) newLoop(p loopParts) *loop {
 		atHome:   make(chan struct{}, 1),
 		runtimes: runtimes.NewKeeper(o.runtimeFiles(p.log), a.timing.files),
 		watched:  dirwatch.New(),
-		lease:    leaseState{causes: causes{}},
+		lease:    leaseState{causes: newCauses()},
 		peers: peerState{
 			claims: newClaims(), in: make(chan peerEvent), saved: make(chan error, 1),
 			backlog: newDeadline(), silent: newDeadline(), save: newDeadline(),
