@@ -276,3 +276,25 @@ func TestAgentIPTowardsLinkLocal(t *testing.T) {
 		t.Errorf("agent IP %s, %v; want the interface's address", ip, err)
 	}
 }
+
+// Where the kernel cannot be read, the second agent IP so far stays, unless there is to
+// be none any more.
+func TestSecondAddressUnread(t *testing.T) {
+	four, six := addr("172.17.0.2"), addr("fd00::2")
+	held := conf.Lease{}
+	held.SecondIP, held.SecondMTU = six, 1380
+	for _, tt := range []struct {
+		name string
+		o    Options
+		want conf.Underlay
+	}{
+		{"both are looked for", Options{}, conf.Underlay{Direct: true, SecondIP: six, SecondMTU: 1380}},
+		{"both are given", Options{IP: four, Second: six}, conf.Underlay{Direct: true, SecondIP: six, SecondMTU: 1380}},
+		{"--one-family", Options{OneFamily: true}, conf.Underlay{Direct: true}},
+		{"one is given", Options{IP: four}, conf.Underlay{Direct: true}},
+	} {
+		if got := tt.o.underlayUnread(held); got != tt.want {
+			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)
+		}
+	}
+}

@@ -107,8 +107,8 @@ func (u *underlay) find(ip netip.Addr) (hostAddr, bool) {
 // one.
 func (o Options) underlayOf(ip netip.Addr, held conf.Lease) conf.Underlay {
 	u, err := readUnderlay()
-	if err != nil { // nothing is known to have changed
-		return conf.Underlay{Direct: true, SecondIP: held.SecondIP, SecondMTU: held.SecondMTU}
+	if err != nil {
+		return o.underlayUnread(held)
 	}
 	defer u.close()
 	out := u.at(ip)
@@ -121,6 +121,16 @@ func (o Options) underlayOf(ip netip.Addr, held conf.Lease) conf.Underlay {
 		if out.MTU != 0 {
 			out.SecondMTU = min(out.SecondMTU, out.MTU)
 		}
+	}
+	return out
+}
+
+// underlayUnread is underlayOf where the kernel does not answer: nothing is known to
+// have changed but what was asked for.
+func (o Options) underlayUnread(held conf.Lease) conf.Underlay {
+	out := conf.Underlay{Direct: true}
+	if o.seeksSecond() {
+		out.SecondIP, out.SecondMTU = held.SecondIP, held.SecondMTU
 	}
 	return out
 }
