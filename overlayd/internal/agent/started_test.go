@@ -6,7 +6,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Who saves processor time during the start hears of its end before memory is given back.
+// Who saves processor time during the start is told when memory is given back, and need
+// not be there.
 func TestStarted(t *testing.T) {
 	told := 0
 	l := &loop{opts: Options{Started: func() { told++ }}, group: new(errgroup.Group)}
