@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -10,13 +11,16 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/cli"
 )
 
 // reported is cluster, whose first two agents have told what they have.
@@ -149,6 +153,68 @@ func TestOnlyOne(t *testing.T) {
 	}
 	if _, _, stderr := ctl(t, nil, "explain", "aaaa", "192.0.2.1", "--run-dir", runDir, "--coordinator", "http://127.0.0.1:1"); !strings.Contains(stderr, "whether others are called so is not known") {
 		t.Errorf("without a coordinator: %s", stderr)
+	}
+}
+
+// A coordinator that takes what is sent and says nothing is waited for once for all
+// names, and it is said for each that nobody knows.
+func TestOnlyThesePatience(t *testing.T) {
+	runDir := t.TempDir()
+	s, err := ipam.Open(t.Context(), ipam.Options{Dir: filepath.Join(runDir, conf.IPAMDir), Overlay: "dcos"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"aaaa1", "bbbb1"} {
+		if _, err := s.Allocate(t.Context(), ipam.Request{Attachment: conf.Attachment{Network: "dcos", ContainerID: id, IfName: "eth0"}, Half: conf.Mesos,
+			Ranges: []netip.Prefix{netip.MustParsePrefix("9.0.1.0/27")}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Close()
+	var asked atomic.Int32
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		<-r.Context().Done()
+	}))
+	t.Cleanup(server.Close)
+	var stderr strings.Builder
+	e := &env{stderr: &stderr, runDir: runDir, coordinator: []string{server.URL}}
+	if err := e.onlyThese(t.Context(), 200*time.Millisecond, "aaaa", "bbbb"); err != nil {
+		t.Fatal(err)
+	}
+	if n := asked.Load(); n > 1 { // none, if the machine is slow
+		t.Errorf("asked %d times", n)
+	}
+	if said := stderr.String(); strings.Count(said, "is not known: the coordinator has not answered within 200ms\n") != 2 || strings.Contains(said, "context") {
+		t.Error(said)
+	}
+}
+
+// People have the walk to read while the host of B is waited for; programs get one
+// document.
+func TestExplainTell(t *testing.T) {
+	near := api.Explanation{
+		Host: netip.MustParseAddr("10.0.0.1"), ToHost: netip.MustParseAddr("10.0.0.2"), Reachable: true,
+		FromAddress: netip.MustParseAddr("9.0.1.2"), ToAddress: netip.MustParseAddr("9.0.2.2"),
+		Steps: []api.Step{{Name: "isolation", Text: "of one overlay", OK: true}},
+	}
+	for output, first := range map[string]bool{outputTable: true, outputJSON: false} {
+		var stdout strings.Builder
+		var before string
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			before = stdout.String()
+			w.Header().Set("Content-Type", "application/x-ndjson")
+			fmt.Fprintln(w, `{"asked": 1}`)
+			fmt.Fprintln(w, `{"report": {"agent_id": "two", "id": "x", "explain": {"host": "10.0.0.2", "reachable": false, "stops_at": "firewall: a rule", "steps": [{"name": "firewall", "text": "a rule"}]}}}`)
+			fmt.Fprintln(w, `{"done": true}`)
+		}))
+		e := &env{stdout: &stdout, stderr: &strings.Builder{}, output: output, coordinator: []string{server.URL}}
+		err := e.tell(t.Context(), near, "a", "b")
+		server.Close()
+		if all := stdout.String(); !errors.Is(err, cli.ErrReported) || strings.Contains(before, "of one overlay") != first || !first && before != "" ||
+			strings.Count(all, "of one overlay") != 1 || !strings.Contains(all, "a rule") || strings.Contains(all, "a reaches b") {
+			t.Errorf("%s: %v; before the host of B was asked:\n%s\nin all:\n%s", output, err, before, all)
+		}
 	}
 }
 

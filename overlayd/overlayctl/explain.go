@@ -47,10 +47,8 @@ The exit code is 0 if B is reached, else 1.`,
 }
 
 func (e *env) runExplain(ctx context.Context, a, b string) error {
-	for _, name := range []string{a, b} {
-		if err := e.onlyOne(ctx, name); err != nil {
-			return err
-		}
+	if err := e.onlyThese(ctx, namesPatience, a, b); err != nil {
+		return err
 	}
 	r, err := explain.Walk(ctx, doctor.Options{RunDir: e.runDir, StateDir: e.agentStateDir()}, a, b)
 	var elsewhere *explain.Elsewhere
@@ -60,11 +58,18 @@ func (e *env) runExplain(ctx context.Context, a, b string) error {
 	if err != nil {
 		return err
 	}
-	e.askFar(ctx, &r)
+	return e.tell(ctx, r, a, b)
+}
+
+// tell prints the walk, and what the host of B says. People read the walk while that one
+// is waited for.
+func (e *env) tell(ctx context.Context, r explain.Result, a, b string) (err error) {
 	if e.structured() {
+		e.askFar(ctx, &r)
 		err = e.print(r)
-	} else {
-		err = e.printExplanation(r, a, b)
+	} else if err = e.printSteps(r); err == nil {
+		e.askFar(ctx, &r)
+		err = e.printFar(r, a, b)
 	}
 	if err == nil && !r.Reachable {
 		err = cli.ErrReported
@@ -72,16 +77,15 @@ func (e *env) runExplain(ctx context.Context, a, b string) error {
 	return err
 }
 
-func (e *env) printExplanation(r explain.Result, a, b string) error {
-	err := e.printSteps(r)
+// printFar prints what came after the walk.
+func (e *env) printFar(r explain.Result, a, b string) (err error) {
 	switch {
-	case err != nil:
 	case r.Far != nil:
 		if _, err = fmt.Fprintln(e.stdout); err == nil {
 			err = e.printSteps(*r.Far)
 		}
 	case r.FarUnknown != "":
-		fmt.Fprintf(e.stderr, "what host %s sees is not known, for it was not asked: %s\n", r.ToHost, printable(r.FarUnknown))
+		fmt.Fprintf(e.stderr, "what host %s sees is not known: %s\n", r.ToHost, printable(r.FarUnknown))
 	}
 	if err == nil && r.Reachable {
 		_, err = fmt.Fprintf(e.stdout, "\n%s reaches %s\n", printable(a), printable(b))
@@ -118,13 +122,17 @@ func (e *env) askFar(ctx context.Context, r *explain.Result) {
 	}
 }
 
-// farPatience is how long the host of B is waited for, and who knows which containers
-// there are. The walk on this host has been made, or can be without.
-const farPatience = 20 * time.Second
+const (
+	// namesPatience is how long the coordinator, who knows which containers there are, is
+	// waited for before the walk, which can be made without it.
+	namesPatience = 5 * time.Second
+	// farPatience is how long the host of B is waited for. The walk has been made.
+	farPatience = 20 * time.Second
+)
 
 // arrive has the host of B walk.
 func (e *env) arrive(ctx context.Context, r explain.Result) (explain.Result, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, farPatience, fmt.Errorf("no answer within %s", farPatience))
+	ctx, cancel := context.WithTimeoutCause(ctx, farPatience, fmt.Errorf("no word of it from the coordinator within %s", farPatience))
 	defer cancel()
 	client, err := e.client(ctx)
 	if err != nil {
@@ -148,24 +156,36 @@ func (e *env) arrive(ctx context.Context, r explain.Result) (explain.Result, err
 	return explain.Result{}, cmp.Or(err, errors.New("the coordinator says nothing of it"))
 }
 
-// onlyOne refuses the name of a container of this host that may be one of another host
-// as well, or several of this one. Without a coordinator nobody knows of the others.
-func (e *env) onlyOne(ctx context.Context, name string) error {
-	if _, err := netip.ParseAddr(name); err == nil {
-		return nil
-	}
-	here, err := explain.Named(ctx, e.runDir, name)
-	if err != nil || len(here) == 0 || len(here) == 1 && here[0] == name {
-		return nil // the walk says what is wrong; a whole id is one container's
-	}
-	ctx, cancel := context.WithTimeout(ctx, farPatience)
+// onlyThese refuses names of containers of this host that may be ones of other hosts as
+// well, or several of this one. Without a coordinator nobody knows of the others; it is
+// waited for so long in all.
+func (e *env) onlyThese(ctx context.Context, patience time.Duration, names ...string) error {
+	asking, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("the coordinator has not answered within %s", patience))
 	defer cancel()
+	for _, name := range names {
+		if _, err := netip.ParseAddr(name); err == nil {
+			continue
+		}
+		here, err := explain.Named(ctx, e.runDir, name)
+		if err != nil || len(here) == 0 || len(here) == 1 && here[0] == name {
+			continue // the walk says what is wrong; a whole id is one container's
+		}
+		if err := e.onlyOne(asking, name, here); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// onlyOne is onlyThese for a name that these containers of this host may be meant by.
+func (e *env) onlyOne(ctx context.Context, name string, here []string) error {
 	var all []api.Container
 	client, err := e.client(ctx)
 	if err == nil {
 		all, err = candidates(ctx, client, name)
 	}
 	if err != nil {
+		err = cmp.Or(context.Cause(ctx), err)
 		fmt.Fprintf(e.stderr, "%s is taken for a container of this host; whether others are called so is not known: %s\n", printable(name), printable(err.Error()))
 		return nil
 	}
