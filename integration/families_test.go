@@ -66,18 +66,21 @@ func names(t *testing.T, h *lab.Host, ip netip.Addr) {
 }
 
 // meanwhile does something while one container pings another a hundred times a
-// second, and checks that every packet is answered.
+// second, for five seconds at least, and checks that every packet is answered.
 func (f *twoFamilies) meanwhile(t *testing.T, a, b *lab.Host, do func()) {
 	t.Helper()
-	done := make(chan error, 1)
-	ping := f.on[a].Command(t.Context(), "ping", "-n", "-q", "-c", "500", "-i", "0.01", "-W", "5", f.on[b].Addr().String())
-	var out strings.Builder
-	ping.Stdout, ping.Stderr = &out, &out
-	must(t, ping.Start())
-	go func() { done <- ping.Wait() }()
+	ping := startPing(t, f.on[a], f.on[b])
+	answers := func() int { return len(sequence.FindAllString(ping.printed(t), -1)) }
 	do()
-	if err := <-done; err != nil || !strings.Contains(out.String(), " 0% packet loss") {
-		t.Errorf("from %s to %s: %v\n%s", a.Name, b.Name, err, out.String())
+	want := max(500, answers()+100) // what was lost before an answer is seen
+	wait(t, fmt.Sprint(want, " answers"), 60*time.Second, func() error {
+		if n := answers(); n < want {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
+	if answered, lost := ping.stop(t); lost > 0 {
+		t.Errorf("from %s to %s: %d answered, %d lost", a.Name, b.Name, answered, lost)
 	}
 }
 
