@@ -74,7 +74,7 @@ func TestBlockCrash(t *testing.T) {
 type crashes struct{ filling, emptying string }
 
 func newBlockCrash(t *testing.T, etcd bool) *blockCrash {
-	b := &blockCrash{began: time.Now(), dir: t.TempDir(), agentArgs: []string{"--block-idle", "1s", "--cooling", "1s", "--datapath", "kernel"}}
+	b := &blockCrash{dir: t.TempDir(), agentArgs: []string{"--block-idle", "1s", "--cooling", "1s", "--datapath", "kernel"}}
 	bin := t.TempDir()
 	programs, err := os.ReadDir(binDir)
 	must(t, err)
@@ -100,7 +100,7 @@ func newBlockCrash(t *testing.T, etcd bool) *blockCrash {
 			t.Fatalf("%s: %v\n%s", cmd, err, out)
 		}
 	}
-	b.plugin = filepath.Join(crash, "m-overlay")
+	b.plugin, b.began = filepath.Join(crash, "m-overlay"), time.Now()
 	o := options()
 	o.Bin, o.Secure, o.Etcd = bin, true, etcd
 	b.Seed = makeSeed(t, crashConfig, o)
@@ -299,7 +299,7 @@ func (b *blockCrash) converged(t *testing.T) {
 	t.Helper()
 	seen := map[netip.Addr]string{}
 	for _, h := range b.Agents {
-		wait(t, h.Name+" to lead to all subnets of others", 20*time.Second, func() error {
+		wait(t, h.Name+" to lead to all subnets of others", 60*time.Second, func() error {
 			want := map[string]bool{}
 			for _, other := range b.Agents {
 				theirs, err := owned(other)
@@ -364,7 +364,7 @@ func (b *blockCrash) plugins(t *testing.T) {
 		_, _, err := ipam(ctx, h, "ADD", "tight", "mesos", fmt.Sprint("full", i))
 		must(t, err)
 	}
-	wait(t, "a further block", 20*time.Second, func() error {
+	wait(t, "a further block", 60*time.Second, func() error {
 		if blocks, err := blocksOf(h, "tight"); err != nil || len(blocks) == 0 {
 			return fmt.Errorf("%v (%w)", blocks, err)
 		}

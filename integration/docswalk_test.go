@@ -215,7 +215,7 @@ func (w *walk) follow(b lab.Block) {
 	case strings.HasPrefix(b.Script, "overlayctl overlays plan"):
 		w.run("first", "cp /etc/overlay/edited.yaml /etc/overlay/overlay.yaml")
 	case strings.HasPrefix(b.Script, "overlayctl overlays drain"):
-		wait(w.t, "all hosts to have told what they have", 20*time.Second, func() error {
+		wait(w.t, "all hosts to have told what they have", 60*time.Second, func() error {
 			if out := w.run("first", "overlayctl ipam show --all -o json"); strings.Contains(out, `"unreported"`) && !strings.Contains(out, `"unreported": 0`) {
 				return fmt.Errorf("%s", out)
 			}

@@ -119,7 +119,7 @@ func explainFar(t *testing.T, s *lab.Seed, from string, far *lab.Container) {
 	must(t, s.StartAgent(peer))
 	must(t, peer.WaitReady(t.Context()))
 	must(t, s.WaitMesh(t.Context()))
-	wait(t, "all to be well again", 20*time.Second, func() error {
+	wait(t, "all to be well again", 60*time.Second, func() error {
 		if e := explain(t, h, from, to); !e.Reachable || !e.seenFar("172.17.0.3") {
 			return fmt.Errorf("%+v", e)
 		}

@@ -49,14 +49,14 @@ func newTwoFamilies(t *testing.T) *twoFamilies {
 // talk waits until the containers of two hosts reach each other.
 func (f *twoFamilies) talk(t *testing.T, a, b *lab.Host) {
 	t.Helper()
-	waitPing(t, f.on[a].Netns, f.on[b].Addr(), 20*time.Second)
-	waitPing(t, f.on[b].Netns, f.on[a].Addr(), 20*time.Second)
+	waitPing(t, f.on[a].Netns, f.on[b].Addr(), 60*time.Second)
+	waitPing(t, f.on[b].Netns, f.on[a].Addr(), 60*time.Second)
 }
 
 // names waits until what a host publishes says that it does not reach an address.
 func names(t *testing.T, h *lab.Host, ip netip.Addr) {
 	t.Helper()
-	wait(t, fmt.Sprintf("%s to name %s", h.Name, ip), 20*time.Second, func() error {
+	wait(t, fmt.Sprintf("%s to name %s", h.Name, ip), 60*time.Second, func() error {
 		b, err := os.ReadFile(filepath.Join(h.RunDir, "state.json"))
 		if err == nil && !strings.Contains(string(b), fmt.Sprintf("at %s cannot be reached", ip)) {
 			err = errors.New("it says nothing of it")

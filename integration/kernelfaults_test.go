@@ -30,7 +30,7 @@ func TestWithoutIPv6(t *testing.T) {
 		must(t, s.StartAgent(a))
 	}
 	must(t, other.WaitReady(ctx))
-	wait(t, "the overlay with IPv4 to be there, and the other to say why not", 20*time.Second, func() error {
+	wait(t, "the overlay with IPv4 to be there, and the other to say why not", 60*time.Second, func() error {
 		said := map[string]string{}
 		p, err := h.Published()
 		for _, o := range p.Overlays {
@@ -44,8 +44,8 @@ func TestWithoutIPv6(t *testing.T) {
 	})
 	a := place(t, s, 0, "a", "dcos", lab.Docker)
 	b := place(t, s, 1, "b", "dcos", lab.Mesos)
-	waitPing(t, a.Netns, b.Addr(), 10*time.Second)
-	waitPing(t, b.Netns, a.Addr(), 10*time.Second)
+	waitPing(t, a.Netns, b.Addr(), 60*time.Second)
+	waitPing(t, b.Netns, a.Addr(), 60*time.Second)
 	if c, err := h.Attach(ctx, "c", "dcos6", lab.Mesos); err == nil {
 		t.Error("a container is attached to an overlay that is not there")
 		must(t, c.Remove(ctx))
@@ -84,13 +84,13 @@ func TestConntrackFull(t *testing.T) {
 	h := s.Agents[0]
 	a := place(t, s, 0, "a", "dcos", lab.Docker)
 	b := place(t, s, 1, "b", "dcos", lab.Mesos)
-	waitPing(t, a.Netns, b.Addr(), 5*time.Second)
+	waitPing(t, a.Netns, b.Addr(), 60*time.Second)
 	fillConntrack(t, h)
 	wantFindings(t, h, nil, "conntrack-full")
-	waitPing(t, a.Netns, b.Addr(), 5*time.Second)
+	waitPing(t, a.Netns, b.Addr(), 60*time.Second)
 	c := place(t, s, 0, "c", "dcos", lab.Mesos)
-	waitPing(t, c.Netns, b.Addr(), 5*time.Second)
-	waitPing(t, c.Netns, s.Outside.IP, 5*time.Second)
+	waitPing(t, c.Netns, b.Addr(), 60*time.Second)
+	waitPing(t, c.Netns, s.Outside.IP, 60*time.Second)
 	must(t, c.Del(ctx))
 	h.Proc.Kill()
 	restartAgents(t, s, []*lab.Host{h})

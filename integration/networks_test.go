@@ -275,7 +275,7 @@ const (
 // talk has the containers of that overlay reach each other.
 func (n *networks) talk(t *testing.T) {
 	t.Helper()
-	waitPing(t, n.c.Netns, n.d.Addr(), 5*time.Second)
+	waitPing(t, n.c.Netns, n.d.Addr(), 60*time.Second)
 }
 
 // changes are all that hosts apply while traffic flows.

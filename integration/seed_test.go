@@ -182,8 +182,8 @@ func TestReboot(t *testing.T) {
 	must(t, s.WaitMesh(ctx))
 	for _, half := range []string{lab.Mesos, lab.Docker} {
 		c := place(t, s, 0, half, "dcos", half)
-		waitPing(t, c.Netns, b.Addr(), 5*time.Second)
-		waitPing(t, b.Netns, c.Addr(), 5*time.Second)
+		waitPing(t, c.Netns, b.Addr(), 60*time.Second)
+		waitPing(t, b.Netns, c.Addr(), 60*time.Second)
 	}
 	checkTraffic(t, s)
 }
@@ -191,7 +191,7 @@ func TestReboot(t *testing.T) {
 // storesPeers waits until a host has stored its peers.
 func storesPeers(t *testing.T, h *lab.Host, peers ...*lab.Host) {
 	t.Helper()
-	wait(t, "the peers to be stored", 10*time.Second, func() error {
+	wait(t, "the peers to be stored", 60*time.Second, func() error {
 		b, err := os.ReadFile(filepath.Join(h.StateDir, "peers.json"))
 		if err != nil {
 			return err

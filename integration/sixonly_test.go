@@ -105,7 +105,7 @@ func addIPv4(t *testing.T, s *lab.Seed) {
 	c, d := place(t, s, 0, "c", "half-dozen", lab.Docker), place(t, s, 1, "d", "half-dozen", lab.Mesos)
 	n.pairs = [][2]*lab.Container{{a, b}, {c, d}}
 	for _, p := range n.pairs {
-		waitPing(t, p[0].Netns, p[1].Addr(), 5*time.Second)
+		waitPing(t, p[0].Netns, p[1].Addr(), 60*time.Second)
 	}
 	n.during(t, "agents start again", func(t *testing.T) {
 		for _, h := range s.Agents {
@@ -129,7 +129,7 @@ func addIPv4(t *testing.T, s *lab.Seed) {
 		must(t, s.WaitMesh(t.Context()))
 	})
 	for _, h := range s.Hosts() {
-		wait(t, "the VTEP of "+h.Name+" to have both addresses", 20*time.Second, func() error {
+		wait(t, "the VTEP of "+h.Name+" to have both addresses", 60*time.Second, func() error {
 			v4, v6, err := h.VTEP()
 			if err == nil && (!v4.Is4() || !v6.Is6()) {
 				return fmt.Errorf("%s and %s", v4, v6)
@@ -162,7 +162,7 @@ func addIPv4(t *testing.T, s *lab.Seed) {
 // sound waits until doctor finds nothing but a plugin that this lab does not have.
 func sound(t *testing.T, h *lab.Host) {
 	t.Helper()
-	wait(t, h.Name+" to be sound", 20*time.Second, func() error {
+	wait(t, h.Name+" to be sound", 60*time.Second, func() error {
 		for _, f := range doctor(t, h) {
 			if f.Check != "portmap" {
 				return fmt.Errorf("doctor finds %+v", f)

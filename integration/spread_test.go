@@ -143,7 +143,7 @@ func (s *spread) expect(what string) {
 // arrivals waits until all hosts but some have what is awaited, and says when each had.
 func (s *spread) arrivals(t *testing.T, but ...*lab.Host) (at []time.Time) {
 	t.Helper()
-	wait(t, s.want+" on all hosts", 20*time.Second, func() error {
+	wait(t, s.want+" on all hosts", 60*time.Second, func() error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		at = nil
@@ -204,7 +204,7 @@ func (s *spread) moves(t *testing.T, h *lab.Host, to byte, took map[string][]tim
 	began := time.Now()
 	give(t, h, was.String(), h.IP.String())
 	at := s.arrivals(t, h)
-	wait(t, "the lease to be stored", 10*time.Second, func() error {
+	wait(t, "the lease to be stored", 60*time.Second, func() error {
 		if now := requested(t, h); now.Equal(before) || now.Before(began) {
 			return fmt.Errorf("requested at %v", now)
 		}
