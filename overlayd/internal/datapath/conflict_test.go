@@ -160,6 +160,8 @@ func TestTrafficTaken(t *testing.T) {
 			[]string{"peer subnet 9.0.1.0/24", "table 100", "ip rule show", "ip route get 9.0.1.2"}},
 		{"rule for what containers send", "ip route add default via 10.1.1.9 table 100; ip rule add from 9.0.0.0/25 lookup 100", "ip rule del from 9.0.0.0/25 lookup 100", "dcos",
 			[]string{"table 100", "from 9.0.0.2 iif m-dcos"}},
+		{"rule for several next hops", "ip route add default table 100 nexthop via 10.1.1.9 nexthop via 10.1.1.8; ip rule add to 9.0.0.0/8 lookup 100", "ip rule del to 9.0.0.0/8 lookup 100", "dcos",
+			[]string{"peer subnet 9.0.1.0/24", "table 100", "ip route get 9.0.1.2"}},
 		{"rule that refuses", "ip rule add to 9.0.1.0/24 prohibit", "ip rule del to 9.0.1.0/24 prohibit", "dcos", []string{"peer subnet 9.0.1.0/24 are refused"}},
 		{"IPv6 rule", "ip -6 route add default dev x0 table 100; ip -6 rule add to fd01:b::/64 lookup 100", "ip -6 rule del to fd01:b::/64 lookup 100", "dcos6", []string{"table 100"}},
 		{"underlay does not forward", "sysctl -qw net.ipv4.conf.eth0.forwarding=0", "sysctl -qw net.ipv4.conf.eth0.forwarding=1", "",

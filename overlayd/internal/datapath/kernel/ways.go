@@ -64,7 +64,7 @@ func (r *reader) askWay(dst netip.Prefix, vtep int) error {
 		if err != nil {
 			return err
 		}
-		if ok && (way.OIF == vtep || way.OIF == r.Links[mark.SecondVTEP].Index || way.Table == unix.RT_TABLE_MAIN) {
+		if ok && (r.isOurs(way, vtep) || way.Table == unix.RT_TABLE_MAIN) {
 			continue // ours, or one that the plan has seen in the main table
 		}
 		d := plan.Diverted{Dst: dst, Way: "are refused", Command: commands[i]}
@@ -75,6 +75,13 @@ func (r *reader) askWay(dst netip.Prefix, vtep int) error {
 		return nil
 	}
 	return nil
+}
+
+// isOurs reports whether a route leads to a VXLAN device of ours. One with several
+// next hops has no device, nor has a second device that is not there an index.
+func (r *reader) isOurs(way rtnl.Route, vtep int) bool {
+	second := r.Links[mark.SecondVTEP].Index
+	return !way.Multipath && (way.OIF == vtep || second != 0 && way.OIF == second)
 }
 
 // maxSamples is of how many peers' subnets the kernel is asked where it sends
