@@ -304,16 +304,15 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	if changed > 0 {
 		d.log.Info("datapath changed", "objects", changed, "peers", len(peers), "mtu", p.MTU)
 	}
-	for _, err := range result.Second {
-		d.log.Warn("hosts of the other underlay family are not reached as they should be", logkey.Err, err)
-	}
-	if err == nil && len(failed)+len(result.Second) == 0 {
-		d.memory.remember(w, p, have, peers, result.Index)
+	second := secondNotices(result.Second)
+	d.warned.second = sayNew(d.log, d.warned.second, second)
+	if err == nil && len(failed) == 0 {
+		d.memory.remember(w, p, have, peers, result.Index, second)
 	}
 	problems := append(p.Problems, failed...)
 	d.settle(w, p.MTU, peers, problems)
 	r := newReport(problems, p.MTU, changed, err)
-	r.Refused, r.Notices, r.Stopped, r.Left = p.Refused, slices.Concat(p.Notices, secondNotices(result.Second)), stopped, p.Left
+	r.Refused, r.Notices, r.Stopped, r.Left = p.Refused, slices.Concat(p.Notices, second), stopped, p.Left
 	d.routes = largest(have.Elsewhere)
 	r.Routes = d.routes
 	return r, err
@@ -323,7 +322,7 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 // is false when it is not so simple; then the kernel has to be read.
 func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report, ok bool) {
 	m := &d.memory
-	if !d.locate(old, now) {
+	if m.refusesSecond(old) || m.refusesSecond(now) || !d.locate(old, now) {
 		return Report{}, false
 	}
 	p, had, ok := plan.ForPeers(m.possible, old, now)

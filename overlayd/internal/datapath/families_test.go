@@ -1,7 +1,10 @@
 package datapath
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -187,6 +190,54 @@ func TestSecondDeviceComesAndGoes(t *testing.T) {
 	f.mustTalk(0, 2)
 	f.mustTalk(1, 2)
 	both.mustNotHave("ip route; ip -6 route; ip neigh show dev "+mark.SecondVTEP, "proto 44 dev "+mark.SecondVTEP)
+}
+
+// TestSecondDeviceIsRefused: where the kernel does not take the second device up, the
+// host says so once and goes on as one without it: peers of its first family come by
+// difference alone. It takes the others up again when it can.
+func TestSecondDeviceIsRefused(t *testing.T) {
+	f := newFamilies(t)
+	both := f.hosts[1]
+	var log bytes.Buffer
+	both.dp.log = slog.New(slog.NewTextHandler(&log, nil))
+	both.sh("ip link del " + mark.SecondVTEP)
+	var holder net.PacketConn
+	var err error
+	both.do(func() { holder, err = net.ListenPacket("udp6", fmt.Sprintf("[::]:%d", conf.VXLANPort)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close()
+	for i := range 4 {
+		r := both.mustSet(f.wanted(1), true)
+		if len(r.Notices) != 1 || !strings.Contains(r.Notices[0], fmt.Sprintf("UDP port %d is taken by", conf.VXLANPort)) {
+			t.Errorf("notices are %q", r.Notices)
+		}
+		if i > 1 && r.Changed > 0 {
+			t.Errorf("round %d changed %d objects", i, r.Changed)
+		}
+		p := f.n.Peer(5)
+		p.TwoFamilies, p.MTU = true, 1450-i
+		if r, ok := both.update(f.wanted(1), p); !ok || r.Err != nil || len(r.Notices) != 1 {
+			t.Errorf("a peer of the first family does not come by difference: %v, %v, %q", ok, r.Err, r.Notices)
+		}
+		other := f.peers[2]
+		other.MTU = 1300 + i
+		if _, ok := both.update(f.wanted(1), other); ok {
+			t.Error("what is behind the second device is believed to be there")
+		}
+	}
+	if n := strings.Count(log.String(), "level=WARN"); n != 1 {
+		t.Errorf("it says so %d times:\n%s", n, log.String())
+	}
+	f.mustTalk(0, 1)
+	holder.Close()
+	both.mustSet(f.wanted(1), true)
+	both.mustBeIdle(f.wanted(1))
+	f.mustTalk(1, 2)
+	if !strings.Contains(log.String(), "msg=recovered") {
+		t.Errorf("it does not say that it is over:\n%s", log.String())
+	}
 }
 
 // update changes one peer.

@@ -15,7 +15,8 @@ import (
 //
 //	        everything obeyed, nothing to say of it
 //	nothing --------------------------------------> exact
-//	nothing --------------------------------------> remarked   problems or notices that are not about peers
+//	nothing --------------------------------------> remarked   problems or notices that are not about peers, or
+//	                                                           something refused at the second VXLAN device
 //	nothing --------------------------------------> entangled  peers at odds, or of peers that may be missing
 //	                                                           something was kept
 //	any     --------------------------------------> nothing    refused, cut short, answers lost, peers that
@@ -46,26 +47,39 @@ type memory struct {
 	mtu      int
 	refused  []string // overlays that are not set up
 	notices  []string
+	// noSecond: the kernel refused something at the second VXLAN device, so that
+	// what is known of peers behind it is not so.
+	noSecond bool
 }
 
-// remember takes in a plan that was carried out as a whole. peers is nil when
-// two have one id: there is no telling them apart.
-func (m *memory) remember(w plan.Wanted, p *plan.Plan, have *plan.State, peers map[string]conf.Peer, index map[string]int) {
+// remember takes in a plan that was carried out as a whole, but for what second
+// says. peers is nil when two have one id: there is no telling them apart.
+func (m *memory) remember(w plan.Wanted, p *plan.Plan, have *plan.State, peers map[string]conf.Peer, index map[string]int, second []string) {
 	switch {
 	case p.Disputed || peers == nil:
 		m.trust = nothing
 		return
 	case p.Kept || p.AtOdds:
 		m.trust = entangled
-	case len(p.Notices) > 0 || len(p.Problems) > 0:
+	case len(p.Notices) > 0 || len(p.Problems) > 0 || len(second) > 0:
 		m.trust = remarked
 	default:
 		m.trust = exact
 	}
 	m.asked, m.possible, m.peers, m.index = w, p.Wanted, peers, index
-	m.foreign, m.problems, m.mtu, m.refused, m.notices = have.Foreign, p.Problems, p.MTU, p.Refused, p.Notices
+	m.foreign, m.problems, m.mtu, m.refused, m.notices = have.Foreign, p.Problems, p.MTU, p.Refused, slices.Concat(p.Notices, second)
+	m.noSecond = len(second) > 0
 	m.asked.Peers, m.possible.Peers = nil, nil
 	m.possible.Partial = false // whoever is said to be gone later is gone for certain
+}
+
+// refusesSecond reports whether some of these peers are behind a second VXLAN device
+// at which the kernel refused something.
+func (m *memory) refusesSecond(peers []conf.Peer) bool {
+	return m.noSecond && slices.ContainsFunc(peers, func(p conf.Peer) bool {
+		own, _, ok := m.possible.Reach(&p)
+		return ok && own == m.possible.VTEP.Second
+	})
 }
 
 // byID is nil when two have one id.
@@ -146,9 +160,10 @@ type warned struct {
 	mtu       int // configured one that does not fit
 	disputed  bool
 	notices   []string
-	guard     bool // that the kernel has no tables that belong to a process
-	unbounded bool // that the kernel cannot bound what containers make the host resolve
-	altered   bool // that rules which are not announced cannot be looked at
+	second    []string // what the kernel refused at the second VXLAN device
+	guard     bool     // that the kernel has no tables that belong to a process
+	unbounded bool     // that the kernel cannot bound what containers make the host resolve
+	altered   bool     // that rules which are not announced cannot be looked at
 }
 
 // warn logs what works, but not as it was meant; once, until it changes.
@@ -168,15 +183,21 @@ func (w *warned) warn(log *slog.Logger, p *plan.Plan, mtu int) {
 	if n := len(notices) - maxReported; n > 0 {
 		notices = append(notices[:maxReported:maxReported], fmt.Sprintf("and %d more", n))
 	}
+	w.notices = sayNew(log, w.notices, notices)
+}
+
+// sayNew logs which notices are new and which no longer hold, and returns those
+// that do.
+func sayNew(log *slog.Logger, before, notices []string) []string {
 	for _, n := range notices {
-		if !slices.Contains(w.notices, n) {
+		if !slices.Contains(before, n) {
 			log.Warn("degraded; overlays work", "what", n)
 		}
 	}
-	for _, n := range w.notices {
+	for _, n := range before {
 		if !slices.Contains(notices, n) {
 			log.Info("recovered", "what", n)
 		}
 	}
-	w.notices = notices
+	return notices
 }

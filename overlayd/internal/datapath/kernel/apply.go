@@ -40,7 +40,7 @@ type applier struct {
 	Result
 	conn    *rtnl.Conn
 	done    func(plan.Op)
-	dead    map[string]bool // devices that could not be made: what is on them is not tried
+	dead    map[string]bool // devices that could not be made or taken up: what is on them is not tried
 	batch   rtnl.Batch
 	pending []plan.Op // the operations in batch
 }
@@ -112,9 +112,10 @@ func (a *applier) flush(ctx context.Context) error {
 		case errors.Is(err, unix.EEXIST) && (o.Obj == plan.Address || o.Obj == plan.ConnectedRoute || o.Obj == plan.LocalRoute):
 		case errors.Is(err, unix.ENODEV) && isPort(o): // the container has gone meanwhile
 		case errors.Is(err, unix.EEXIST) && o.Obj == plan.PeerRoute && a.isThere(o):
+		case a.dead[o.Dev] && o.Act != plan.Del: // it was in the batch before that was known
 		default:
 			a.fail(o, explain(o, err))
-			if o.Act == plan.Add && o.IsLink() {
+			if o.Act == plan.Add && o.IsLink() || o.Obj == plan.LinkUp && o.Overlay == "" {
 				a.dead[o.Dev] = true
 			}
 		}
