@@ -53,6 +53,7 @@ func (l Link) Loopback() bool { return l.Flags&unix.IFF_LOOPBACK != 0 }
 type VXLAN struct {
 	VNI, Port int
 	Local     netip.Addr
+	Remote    netip.Addr // host or multicast group that it sends to; invalid: none
 	Learning  bool
 	// Bound to a link, to a multicast group, or by outside metadata.
 	Bound bool
@@ -240,6 +241,7 @@ func parseVXLAN(b []byte) (x VXLAN) {
 			x.Local, _ = netip.AddrFromSlice(v)
 		case typ == unix.IFLA_VXLAN_GROUP || typ == unix.IFLA_VXLAN_GROUP6:
 			x.Bound = true
+			x.Remote, _ = netip.AddrFromSlice(v)
 		case typ == unix.IFLA_VXLAN_PORT && len(v) == 2:
 			x.Port = int(v[0])<<8 | int(v[1])
 		case typ == unix.IFLA_VXLAN_LEARNING && len(v) > 0:

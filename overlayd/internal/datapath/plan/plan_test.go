@@ -511,6 +511,45 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+// twoFamilies is a host with an agent IP of each family, and a second peer with IPv6
+// alone; the link of the second one has this MTU.
+func twoFamilies(mtu int) (plan.Wanted, *plan.State) {
+	c := bothIP.Host(0, 3)
+	c.VTEP.Second = netip.MustParseAddr("fd00:1::2")
+	c.Peers[1].AgentIP, c.Peers[1].TwoFamilies = netip.MustParseAddr("fd00:1::4"), true
+	have := bareKernel(c.VTEP.Local)
+	have.Second = "eth1"
+	have.Links["eth1"] = plan.Link{Link: rtnl.Link{Name: "eth1", Index: 3, MTU: mtu, Flags: up}}
+	return c, have
+}
+
+// A VXLAN device of others is in the way of that of ours which has its family. One
+// that names no address has IPv4.
+func TestVXLANOfOthers(t *testing.T) {
+	for _, tc := range []struct {
+		what  string
+		other rtnl.VXLAN
+		by    string // the device that it is in the way of
+	}{
+		{"of no address", rtnl.VXLAN{}, "vtep1024"},
+		{"with a local IPv4 address", rtnl.VXLAN{Local: netip.MustParseAddr("172.16.0.2")}, "vtep1024"},
+		{"with a local IPv6 address", rtnl.VXLAN{Local: netip.MustParseAddr("fd00:1::2")}, "vtep1024-2"},
+		{"with an IPv6 group", rtnl.VXLAN{Remote: netip.MustParseAddr("ff02::1"), Bound: true}, "vtep1024-2"},
+	} {
+		c, have := twoFamilies(1500)
+		tc.other.VNI, tc.other.Port = 1024, 64000
+		have.Links["vx0"] = plan.Link{Link: rtnl.Link{Name: "vx0", Kind: "vxlan", MTU: 1450, VXLAN: tc.other}}
+		p := plan.Make(c, have)
+		said := p.Notices
+		for _, problem := range p.Problems {
+			said = append(said, problem.Err.Error())
+		}
+		if len(said) != 1 || !strings.HasSuffix(said[0], "so that "+tc.by+" can be made") || (len(p.Problems) == 0) != (tc.by != "vtep1024") {
+			t.Errorf("%s: problems %v, notices %q, want one about %s", tc.what, p.Problems, p.Notices, tc.by)
+		}
+	}
+}
+
 // block takes the indentation off a text block.
 func block(s string) string {
 	var lines []string

@@ -91,8 +91,8 @@ func (p *Plan) planVTEP(d Device, have *State) bool {
 	}
 	for _, name := range slices.Sorted(maps.Keys(have.Links)) {
 		x := have.Links[name].VXLAN
-		sameFamily := !x.Local.IsValid() || x.Local.Is4() == local.Is4()
-		if name != conf.VTEPName && name != mark.SecondVTEP && x.VNI == conf.VNI && x.Port == conf.VXLANPort && sameFamily {
+		six := x.Local.Is6() || x.Remote.Is6() // the kernel takes IPv4 where neither is given
+		if name != conf.VTEPName && name != mark.SecondVTEP && x.VNI == conf.VNI && x.Port == conf.VXLANPort && six == local.Is6() {
 			p.say(d.Name, "link %s is a VXLAN device with our VNI %d and UDP port %d; remove it so that %s can be made",
 				name, conf.VNI, conf.VXLANPort, d.Name)
 		}
