@@ -39,6 +39,7 @@ type expanded struct {
 	problems []Problem
 	notices  []string
 	disputed bool
+	narrow   bool // the second device takes too little for the IPv6 of some peers
 }
 
 // remarkable reports whether there is anything to say of some peers.
@@ -94,6 +95,10 @@ func expandPeers(c Wanted) expanded {
 		// One such host among many must not stop the overlays of all of them.
 		w.notices = append(w.notices, fmt.Sprintf("peer %s %s", p.AgentID, why))
 	}
+	if w.narrow {
+		w.notices = append(w.notices, fmt.Sprintf("IPv6 of containers goes to no host that is reached from agent IP %s: %s takes packets of %d bytes, and IPv6 needs at least %d; raise the MTU of the link that has the address",
+			c.VTEP.Second, mark.SecondVTEP, c.SecondMTU, minMTU6))
+	}
 	return w
 }
 
@@ -137,7 +142,11 @@ func (w *expanded) addPeer(p *conf.Peer, c Wanted) {
 	if second {
 		device = mark.SecondVTEP
 	}
-	ip4, ip6 := own.meets4(p), own.meets6(p) && (!second || c.SecondMTU >= minMTU6)
+	ip4, ip6 := own.meets4(p), own.meets6(p)
+	if second && ip6 && c.SecondMTU < minMTU6 {
+		ip6 = false
+		w.narrow = w.narrow || slices.ContainsFunc(p.Subnets, is6)
+	}
 	if ip4 {
 		w.addNeigh(device, p.VTEPIP, p.VTEPMAC)
 	}

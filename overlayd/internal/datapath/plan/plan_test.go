@@ -550,6 +550,24 @@ func TestVXLANOfOthers(t *testing.T) {
 	}
 }
 
+// Where the second device takes too little for IPv6, that is said; IPv4 goes by it.
+func TestSecondDeviceWithoutIPv6(t *testing.T) {
+	for mtu, want := range map[int]string{
+		1350: "", 1349: "IPv6 of containers goes to no host that is reached from agent IP fd00:1::2: vtep1024-2 takes packets of 1279 bytes, and IPv6 needs at least 1280; raise the MTU of the link that has the address",
+	} {
+		c, have := twoFamilies(mtu)
+		p := plan.Make(c, have)
+		if got := strings.Join(p.Notices, "\n"); got != want || len(p.Problems) > 0 {
+			t.Errorf("MTU %d: notices %q, problems %v, want %q", mtu, got, p.Problems, want)
+		}
+		for _, s := range c.Peers[1].Subnets {
+			if r, there := p.Entries.Routes[s]; there != (s.Addr().Is4() || want == "") || there && r.Dev != mark.SecondVTEP {
+				t.Errorf("MTU %d: route to %s: %v %v", mtu, s, there, r)
+			}
+		}
+	}
+}
+
 // block takes the indentation off a text block.
 func block(s string) string {
 	var lines []string
