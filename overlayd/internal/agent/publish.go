@@ -33,7 +33,7 @@ func (l *loop) recallDocument() {
 	}
 	if err == nil && state.AgentID == l.id {
 		l.published.document, l.published.state = b, state
-		l.dp.Formerly(ranges(state))
+		l.dp.Formerly(toldSources(state))
 		l.agent.fast.Recall(state.Datapath)
 		return
 	}
@@ -41,12 +41,17 @@ func (l *loop) recallDocument() {
 	os.Remove(l.files.state()) // what cannot be removed publishing fails at, and says so
 }
 
-// ranges are those that a published document tells of: overlays and VTEP addresses.
-func ranges(s conf.State) (out []netip.Prefix) {
+// toldSources are those that the run which published a document told firewalld of:
+// where it took packets without VXLAN, the ranges of overlays and VTEP addresses of
+// the family of its agent IP. Of the others an administrator may have made sources.
+func toldSources(s conf.State) (out []netip.Prefix) {
+	if s.Datapath.Routing != conf.RoutingDirect {
+		return nil
+	}
 	for _, o := range s.Overlays {
 		out = append(out, valid(o.Info.Subnet, o.Info.Subnet6, o.Backend.VXLAN.VTEPIP.Masked(), o.Backend.VXLAN.VTEPIP6.Masked())...)
 	}
-	return out
+	return slices.DeleteFunc(out, func(p netip.Prefix) bool { return p.Addr().Is6() != s.IP.Is6() })
 }
 
 // runDirChanged plans a look at the document: soon, but not at full speed

@@ -37,8 +37,15 @@ func (d *Datapath) passFirewalld(w plan.Wanted, have *plan.State, set firewalld.
 	if d.firewalld == nil {
 		return 0, nil
 	}
+	return d.firewalld.Want(trafficOf(w, have), set)
+}
+
+// trafficOf is what firewalld is to let through. What this process or an earlier one
+// asked for and no longer wants is known to the keeper; of the other ranges an
+// administrator may have made sources.
+func trafficOf(w plan.Wanted, have *plan.State) firewalld.Traffic {
 	if len(w.Overlays) == 0 {
-		return d.firewalld.Want(firewalld.Traffic{Underlay: have.Underlay}, set)
+		return firewalld.Traffic{Underlay: have.Underlay}
 	}
 	t := firewalld.Traffic{Devices: []string{conf.VTEPName}, Underlay: have.Underlay}
 	if w.VTEP.Second.IsValid() {
@@ -51,11 +58,9 @@ func (d *Datapath) passFirewalld(w plan.Wanted, have *plan.State, set firewalld.
 	for _, s := range slices.Concat(whole, pools) {
 		if w.Direct.Take && s.Addr().Is6() == w.VTEP.Local.Is6() {
 			t.Sources = append(t.Sources, s)
-		} else {
-			t.Former = append(t.Former, s) // maybe of a run with other options
 		}
 	}
-	return d.firewalld.Want(t, set)
+	return t
 }
 
 // firewalldRound is to be asked for before rules are set.
