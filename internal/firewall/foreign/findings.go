@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"overlayd.internal/overlay/conf"
@@ -12,9 +13,35 @@ import (
 
 // Host is what has to be let through.
 type Host struct {
-	Devices   []string       // VTEP and bridges
+	Devices   []string       // VXLAN devices and bridges
 	Subnets   []netip.Prefix // of all overlays
+	Underlay4 bool           // VXLAN comes by IPv4
 	Underlay6 bool           // VXLAN comes by IPv6
+}
+
+// receives reports whether VXLAN comes by IPv6 or, if not six, by IPv4.
+func (h Host) receives(six bool) bool {
+	if six {
+		return h.Underlay6
+	}
+	return h.Underlay4
+}
+
+// names are what an nftables rule calls the devices, as members of a set: whatever
+// bridges there will be.
+func (h Host) names() string {
+	var out []string
+	for _, d := range h.Devices {
+		for _, half := range conf.Halves {
+			if prefix := half.Bridge(""); strings.HasPrefix(d, prefix) {
+				d = prefix + "*"
+			}
+		}
+		if d = strconv.Quote(d); !slices.Contains(out, d) {
+			out = append(out, d)
+		}
+	}
+	return strings.Join(out, ", ")
 }
 
 func (h Host) has6() bool {
@@ -60,8 +87,8 @@ func (r Rules) Forward(h Host) (out []Finding) {
 		out = append(out, Finding{
 			What: what, Evidence: fmt.Sprintf("chain %s of nftables' table %s %s drops what it does not accept, and accepts nothing of the overlay", c.Name, c.Family, c.Table),
 			Show: fmt.Sprintf("nft list table %s %s", c.Family, c.Table),
-			Fix: fmt.Sprintf(`nft insert rule %[1]s %[2]s %[3]s iifname '{ "%[4]s", "m-*", "d-*" }' accept && nft insert rule %[1]s %[2]s %[3]s oifname '{ "%[4]s", "m-*", "d-*" }' accept, and the same in /etc/nftables.conf`,
-				c.Family, c.Table, c.Name, conf.VTEPName),
+			Fix: fmt.Sprintf(`nft insert rule %[1]s %[2]s %[3]s iifname '{ %[4]s }' accept && nft insert rule %[1]s %[2]s %[3]s oifname '{ %[4]s }' accept, and the same in /etc/nftables.conf`,
+				c.Family, c.Table, c.Name, h.names()),
 		})
 	}
 	return out
@@ -73,7 +100,7 @@ const inputDropped = "the firewall drops what other hosts send: their containers
 func (r Rules) Input(h Host) (out []Finding) {
 	port := fmt.Sprint(conf.VXLANPort)
 	for _, s := range r.Sets {
-		if s.IPv6() != h.Underlay6 || s.has(s.ufwChain()) || s.acceptsVXLAN() {
+		if !h.receives(s.IPv6()) || s.has(s.ufwChain()) || s.acceptsVXLAN() {
 			continue
 		}
 		why, _ := s.dropsAt("INPUT")
@@ -90,7 +117,7 @@ func (r Rules) Input(h Host) (out []Finding) {
 		})
 	}
 	for _, c := range r.Chains {
-		if c.Hook != "input" || h.Underlay6 && c.Family == "ip" || !h.Underlay6 && c.Family == "ip6" || c.knows(h) {
+		if c.Hook != "input" || c.Family != "inet" && !h.receives(c.Family == "ip6") || c.knows(h) {
 			continue
 		}
 		out = append(out, Finding{
@@ -133,7 +160,7 @@ func (r Ruleset) ufwChain() string {
 func (r Rules) UFW(h Host) (out []Finding) {
 	port := fmt.Sprint(conf.VXLANPort)
 	for _, s := range r.Sets {
-		if s.IPv6() != h.Underlay6 || s.acceptsVXLAN() {
+		if !h.receives(s.IPv6()) || s.acceptsVXLAN() {
 			continue
 		}
 		if s.has(s.ufwChain()) {

@@ -16,7 +16,7 @@ func TestRead(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes network namespaces")
 	}
-	host := Host{Devices: []string{"vtep1024", "m-dcos", "d-dcos"}, Subnets: []netip.Prefix{netip.MustParsePrefix("9.0.0.0/8")}}
+	host := Host{Devices: []string{"vtep1024", "m-dcos", "d-dcos"}, Subnets: []netip.Prefix{netip.MustParsePrefix("9.0.0.0/8")}, Underlay4: true}
 	const table = "add table inet filter; add chain inet filter forward { type filter hook forward priority 0; policy drop; }; "
 	const input = "add table inet f; add chain inet f in { type filter hook input priority 0; policy drop; }; "
 	for i, tt := range []struct {
@@ -59,15 +59,76 @@ func TestRead(t *testing.T) {
 			if err != nil || rules.Err != nil {
 				t.Fatal(err, rules.Err)
 			}
-			found := rules.All(host)
-			if len(found) != len(tt.want) {
-				t.Fatalf("found %v, want %d", found, len(tt.want))
-			}
-			for i, f := range found {
-				if !strings.Contains(f.String(), tt.want[i]) {
-					t.Errorf("found %q, want %q", f, tt.want[i])
-				}
-			}
+			must(t, rules.All(host), tt.want)
 		})
+	}
+}
+
+// must checks that each finding has a text in it.
+func must(t *testing.T, found []Finding, want []string) {
+	t.Helper()
+	if len(found) != len(want) {
+		t.Fatalf("found %v, want %d", found, len(want))
+	}
+	for i, f := range found {
+		if !strings.Contains(f.String(), want[i]) {
+			t.Errorf("found %q, want %q", f, want[i])
+		}
+	}
+}
+
+// What keeps VXLAN out is found in the rules of each family that it comes by.
+func TestFamilies(t *testing.T) {
+	drop := func(command string) Ruleset { return Parse(command, "*filter\n:INPUT DROP [0:0]\n") }
+	rules := Rules{
+		Sets:   []Ruleset{drop("iptables-nft"), drop("ip6tables-nft")},
+		Chains: []Chain{{Family: "ip", Table: "four", Name: "in", Hook: "input"}, {Family: "ip6", Table: "six", Name: "in", Hook: "input"}, {Family: "inet", Table: "all", Name: "in", Hook: "input"}},
+	}
+	four, six := []string{"iptables-nft: the policy", "table ip four", "table inet all"}, []string{"ip6tables-nft: the policy", "table ip6 six", "table inet all"}
+	must(t, rules.Input(Host{Underlay4: true}), four)
+	must(t, rules.Input(Host{Underlay6: true}), six)
+	must(t, rules.Input(Host{Underlay4: true, Underlay6: true}), []string{four[0], six[0], four[1], six[1], four[2]})
+
+	rules = Rules{Sets: []Ruleset{
+		Parse("iptables-nft", "*filter\n:ufw-user-input - [0:0]\n"), Parse("ip6tables-nft", "*filter\n:ufw6-user-input - [0:0]\n"),
+	}}
+	must(t, rules.UFW(Host{Underlay4: true, Underlay6: true}), []string{"iptables-nft: ufw", "ip6tables-nft: ufw"})
+	must(t, rules.UFW(Host{Underlay6: true}), []string{"ip6tables-nft: ufw"})
+}
+
+// The command that is proposed is one of nft, and lets all devices through.
+func TestFixNamesDevices(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces")
+	}
+	const table = "add table inet filter; add chain inet filter forward { type filter hook forward priority 0; policy drop; }"
+	host := Host{Devices: []string{"vtep1024", "vtep1024-2", "m-dcos", "d-dcos", "m-other"}, Underlay4: true, Underlay6: true}
+	name := fmt.Sprintf("ovo-%d-fix", os.Getpid())
+	if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
+		t.Fatalf("make a network namespace: %v\n%s", err, out)
+	}
+	t.Cleanup(func() { exec.Command("ip", "netns", "del", name).Run() })
+	err := ns.WithNetNSPath("/run/netns/"+name, func(ns.NetNS) error {
+		if out, err := exec.Command("nft", table).CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		found := Read(t.Context()).Forward(host)
+		if len(found) != 1 {
+			return fmt.Errorf("found %v, want one", found)
+		}
+		fix, _, _ := strings.Cut(found[0].Fix, ", and the same")
+		if out, err := exec.Command("sh", "-ec", fix).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w: %s", fix, err, out)
+		}
+		if !strings.Contains(fix, `'{ "vtep1024", "vtep1024-2", "m-*", "d-*" }'`) {
+			t.Errorf("the fix is %s", fix)
+		}
+		if found := Read(t.Context()).Forward(host); len(found) > 0 {
+			t.Errorf("the fix is not enough: %v", found)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

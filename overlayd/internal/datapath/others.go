@@ -61,7 +61,7 @@ func (o *others) close() {
 // and returns what the last one found. What is accepted by one table of rules can
 // be dropped by another, so nothing but them can mend it.
 func (o *others) look(w plan.Wanted) []string {
-	host := foreign.Host{Underlay6: w.VTEP.Local.Is6()}
+	host := foreign.Host{Underlay4: w.VTEP.Local.Is4() || w.VTEP.Second.Is4(), Underlay6: w.VTEP.Local.Is6() || w.VTEP.Second.Is6()}
 	for _, dev := range w.Devices() {
 		host.Devices = append(host.Devices, dev.Name)
 	}

@@ -12,8 +12,9 @@ import (
 
 // letThrough is what the rules of a host have to let through.
 func (h *host) letThrough() foreign.Host {
-	out := foreign.Host{Devices: []string{conf.VTEPName}, Underlay6: h.state.IP.Is6()}
-	if h.state.SecondIP.IsValid() {
+	ip, second := h.state.IP, h.state.SecondIP
+	out := foreign.Host{Devices: []string{conf.VTEPName}, Underlay4: !ip.Is6() || second.Is4(), Underlay6: ip.Is6() || second.Is6()}
+	if second.IsValid() {
 		out.Devices = append(out.Devices, mark.SecondVTEP)
 	}
 	for _, o := range h.state.Overlays {
