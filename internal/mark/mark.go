@@ -36,7 +36,7 @@ const (
 )
 
 // PeerMetric is the metric of the routes to a peer: the place of its VTEP
-// address in the pool, which no two peers share. The kernel looks for an equal
+// address in the pool, which no two peers with IPv4 share. The kernel looks for an equal
 // next hop among those with the same device, protocol, scope and metric,
 // whatever the gateway; with one metric for all it would compare every new route
 // with every peer (docs/adr/0003-distinct-metric-per-peer.md). A VTEP MAC has
