@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -118,6 +119,27 @@ func (c *Cluster) Datapath(h *Host) (taken, reason string, err error) {
 		err = json.Unmarshal(b, &state)
 	}
 	return state.Datapath.Taken, state.Datapath.Reason, err
+}
+
+// FastPackets are those that the fast path of a host took, by what it said of
+// itself: in both directions, with other hosts.
+func (c *Cluster) FastPackets(ctx context.Context, h *Host) (sum float64, err error) {
+	page, err := h.Exec(ctx, "busybox", "wget", "-q", "-O-", "http://127.0.0.1:6441/metrics")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(page) {
+		if !strings.HasPrefix(line, "overlay_agent_traffic_packets_total{") || !strings.Contains(line, `path="fast"`) || strings.Contains(line, `direction="local"`) {
+			continue
+		}
+		f := strings.Fields(line)
+		n, err := strconv.ParseFloat(f[len(f)-1], 64)
+		if err != nil {
+			return 0, fmt.Errorf("metrics of %s: %w", h.Name, err)
+		}
+		sum += n
+	}
+	return sum, nil
 }
 
 // AgentReady waits until a host has the files of all overlays and its agent

@@ -236,20 +236,19 @@ func TestDockerdBeside(t *testing.T) {
 				t.Log(err) // optional: the table says so
 				return
 			}
-			besideDocker(t, ctx, d, ks)
+			besideDocker(t, ctx, c, d, ks)
 		})
 	}
 }
 
 // besideDocker lets two containers of another engine talk while dockerd starts,
-// dies and starts again on the host of the first.
-func besideDocker(t *testing.T, ctx context.Context, d *Docker, ks []*Container) {
+// dies and starts again on the host of the first. They stay on the fast path, also
+// beside a container on Docker's own bridge that publishes a port.
+func besideDocker(t *testing.T, ctx context.Context, c *Cluster, d *Docker, ks []*Container) {
 	h := d.Host
 	talking := func(when string) {
 		t.Helper()
-		for i := range ks {
-			talk(t, ctx, ks[i], ks[1-i])
-		}
+		talkFast(t, ctx, c, ks)
 		if t.Failed() {
 			rules, _ := h.Exec(ctx, "nft", "list", "ruleset")
 			t.Fatalf("%s; the firewall of %s:\n%s", when, h.Name, rules)
@@ -268,8 +267,33 @@ func besideDocker(t *testing.T, ctx context.Context, d *Docker, ks []*Container)
 		t.Fatal(err)
 	}
 	talking("with dockerd again")
+	publishedBeside(t, ctx, c, d, ks)
 	if err := d.Daemon.Stop(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// publishedBeside launches a container on Docker's own bridge. Its port answers the
+// machine in the middle and the container of the other host, and those of the
+// overlay stay on the fast path.
+func publishedBeside(t *testing.T, ctx context.Context, c *Cluster, d *Docker, ks []*Container) {
+	t.Helper()
+	h := d.Host
+	if _, err := h.Exec(ctx, "docker", "load", "-q", "-i", h.lab.images); err != nil {
+		t.Fatal(err)
+	}
+	k, err := d.Run(ctx, Spec{Name: "beside-" + h.Name, Network: "bridge", Ports: []string{"8081:80"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := netip.AddrPortFrom(h.IP, 8081)
+	fetch(t, ctx, c.LAN, at, k.Name)
+	if page, err := ks[1].Get(ctx, at); err != nil || page != k.Name {
+		t.Errorf("%s fetches from port %s of the other host: page %q, %v", ks[1].Name, at, page, err)
+	}
+	talkFast(t, ctx, c, ks)
+	if err := k.Remove(ctx); err != nil {
+		t.Error(err)
 	}
 }
 

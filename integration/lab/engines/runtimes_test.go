@@ -160,9 +160,11 @@ func testPair(t *testing.T, ctx context.Context, c *Cluster, r launcher, engines
 		listedAs(t, ctx, c, k, r)
 	}
 	sameDatapath(t, ctx, c)
-	talk(t, ctx, pair[0], pair[1])
-	talk(t, ctx, pair[1], pair[0])
-	if r.ports {
+	if !r.ports {
+		talkFast(t, ctx, c, pair)
+	} else { // not on the fast path
+		talk(t, ctx, pair[0], pair[1])
+		talk(t, ctx, pair[1], pair[0])
 		hostPorts(t, ctx, c, pair, network)
 	}
 	for i, k := range pair {
@@ -173,14 +175,20 @@ func testPair(t *testing.T, ctx context.Context, c *Cluster, r launcher, engines
 	}
 }
 
-// sameDatapath expects every host to take the way that OVERLAY_DATAPATH names;
-// without it the agents decide.
+// takesDatapath is the way that hosts take: the one that OVERLAY_DATAPATH names;
+// without it agents decide for the fast path, which the hosts of the lab suit, with
+// whatever rules the runtimes have.
+func takesDatapath() string {
+	if want := os.Getenv("OVERLAY_DATAPATH"); want != "auto" {
+		return cmp.Or(want, "ebpf")
+	}
+	return "ebpf"
+}
+
+// sameDatapath expects every host to take the way that takesDatapath names.
 func sameDatapath(t *testing.T, ctx context.Context, c *Cluster) {
 	t.Helper()
-	want := os.Getenv("OVERLAY_DATAPATH")
-	if want == "" || want == "auto" {
-		return
-	}
+	want := takesDatapath()
 	for _, h := range c.Hosts {
 		if err := Wait(ctx, func() error {
 			taken, reason, err := c.Datapath(h)
@@ -288,6 +296,37 @@ func talk(t *testing.T, ctx context.Context, from, to *Container) {
 		if page, err := from.Get(ctx, netip.AddrPortFrom(ip, 80)); err != nil || page != to.Name {
 			t.Errorf("%s fetches from %s: page %q, %v", from.Name, to.Name, page, err)
 		}
+	}
+}
+
+// talkFast lets a pair without host ports talk, and expects both hosts to take it
+// past the kernel where they take that way at all.
+func talkFast(t *testing.T, ctx context.Context, c *Cluster, pair []*Container) {
+	t.Helper()
+	err := Wait(ctx, func() error { // an agent attaches them a moment later
+		var before [2]float64
+		for i := range pair {
+			n, err := c.FastPackets(ctx, c.Hosts[i])
+			if err != nil {
+				return err
+			}
+			before[i] = n
+		}
+		talk(t, ctx, pair[0], pair[1])
+		talk(t, ctx, pair[1], pair[0])
+		for i := range pair {
+			n, err := c.FastPackets(ctx, c.Hosts[i])
+			if err != nil {
+				return err
+			}
+			if took := n - before[i]; (took > 0) != (takesDatapath() == "ebpf") {
+				return fmt.Errorf("the fast path of %s took %v packets of what %s and %s said", c.Hosts[i].Name, took, pair[0].Name, pair[1].Name)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 
