@@ -28,13 +28,7 @@ func (c *Coordinator) leaseOf(n *network, a *agent, missing map[string]string) c
 		Bridges:     append([]conf.Half{}, a.Bridges...),
 		Underlay:    a.Underlay,
 		TakenDown:   n.takenDown,
-		VTEP:        conf.VTEP{MAC: conf.VTEPMAC(n.oui, a.macOf()), MTU: n.VTEPMTU},
-	}
-	if n.VTEPSubnet.IsValid() && a.VTEP.IsValid() {
-		l.VTEP.IP = netip.PrefixFrom(a.VTEP, n.VTEPSubnet.Bits())
-	}
-	if n.VTEPSubnet6.IsValid() && a.VTEP6.IsValid() {
-		l.VTEP.IP6 = netip.PrefixFrom(a.VTEP6, n.VTEPSubnet6.Bits())
+		VTEP:        n.vtepOf(a.record),
 	}
 	for _, o := range n.Overlays {
 		g := conf.Grant{Overlay: o, Error: missing[o.Name]}
@@ -46,6 +40,19 @@ func (c *Coordinator) leaseOf(n *network, a *agent, missing map[string]string) c
 		}
 	}
 	return l
+}
+
+// vtepOf is the VTEP of a record, as its agent and all others are told of it: with the
+// addresses of the families that are configured.
+func (n *network) vtepOf(r record) conf.VTEP {
+	v := conf.VTEP{MAC: conf.VTEPMAC(n.oui, r.macOf()), MTU: n.VTEPMTU}
+	if n.VTEPSubnet.IsValid() && r.VTEP.IsValid() {
+		v.IP = netip.PrefixFrom(r.VTEP, n.VTEPSubnet.Bits())
+	}
+	if n.VTEPSubnet6.IsValid() && r.VTEP6.IsValid() {
+		v.IP6 = netip.PrefixFrom(r.VTEP6, n.VTEPSubnet6.Bits())
+	}
+	return v
 }
 
 // withheld reports whether the agent gets nothing of an overlay because it would make

@@ -52,6 +52,8 @@ func TestPeers(t *testing.T) {
 	four := *n
 	four.VTEPSubnet6 = netip.Prefix{}
 	four.Overlays = n.Overlays[1:]
+	sixOnly := *n
+	sixOnly.VTEPSubnet = netip.Prefix{}
 	block := func(four, six string) (b conf.Block) {
 		if four != "" {
 			b.Subnet = netip.MustParsePrefix(four)
@@ -67,10 +69,14 @@ func TestPeers(t *testing.T) {
 	whole := record{IP: netip.MustParseAddr("10.0.0.1"), VTEP: netip.MustParseAddr("44.128.0.1"), VTEP6: netip.MustParseAddr("fd01:a::1"),
 		Subnets: []held{both, only6}, Underlay: conf.Underlay{Direct: true, MTU: 1450}}
 	six := record{IP: netip.MustParseAddr("fd00::7"), VTEP: netip.MustParseAddr("44.128.0.2"), Subnets: []held{{Overlay: "four", Subnet: netip.MustParsePrefix("10.0.7.0/24")}, {Overlay: "gone"}}}
+	// It had its IPv6 VTEP address before there was an IPv4 one, or has that alone.
+	later := record{IP: whole.IP, VTEP: whole.VTEP, VTEP6: whole.VTEP6, MAC6: true, Subnets: []held{both}}
+	alone := record{IP: six.IP, VTEP6: whole.VTEP6, MAC6: true, Subnets: []held{both}}
 	c := &Coordinator{}
 	c.epochBase.Store(1000)
-	for _, a := range []*agent{{id: "a-1.b", mod: 7, record: whole}, {id: "<b>&\"", record: six}, {id: "ä", record: record{IP: netip.MustParseAddr("fe80::1%eth<0"), VTEP: whole.VTEP}}, {record: record{VTEP: whole.VTEP}}} {
-		for _, n := range []*network{n, &four} {
+	for _, a := range []*agent{{id: "a-1.b", mod: 7, record: whole}, {id: "<b>&\"", record: six}, {id: "ä", record: record{IP: netip.MustParseAddr("fe80::1%eth<0"), VTEP: whole.VTEP}}, {record: record{VTEP: whole.VTEP}},
+		{id: "later", mod: 8, record: later}, {id: "alone", mod: 9, record: alone}} {
+		for _, n := range []*network{n, &four, &sixOnly} {
 			want := c.leaseOf(n, a, nil).Peer()
 			got := peerOf(n, a, 1000)
 			if diff := cmp.Diff(fmt.Sprintf("%+v", want), fmt.Sprintf("%+v", got)); diff != "" {

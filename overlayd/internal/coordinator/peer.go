@@ -14,12 +14,10 @@ import (
 
 // peerOf is what others see of an agent under a network.
 func peerOf(n *network, a *agent, epochBase uint64) conf.Peer {
+	vtep := n.vtepOf(a.record)
 	p := conf.Peer{
 		AgentID: a.id, AgentIP: a.IP, Epoch: epochBase + a.mod,
-		VTEPIP: a.VTEP, VTEPMAC: conf.VTEPMAC(n.oui, a.VTEP), Underlay: a.Underlay,
-	}
-	if n.VTEPSubnet6.IsValid() {
-		p.VTEPIP6 = a.VTEP6
+		VTEPIP: vtep.IP.Addr(), VTEPIP6: vtep.IP6.Addr(), VTEPMAC: vtep.MAC, Underlay: a.Underlay,
 	}
 	for _, o := range n.Overlays {
 		first, further := a.held(o.Name).granted(o)

@@ -47,6 +47,24 @@ func (n *node) applied(t testing.TB, network string) api.NetworkPlan {
 // vtep is a VTEP in a line.
 func vtep(v conf.VTEP) string { return fmt.Sprintf("%s %s %s", v.IP, v.IP6, v.MAC) }
 
+// toldMACs checks that peers are told of the VTEPs that the leases have.
+func toldMACs(t *testing.T, n *node, leases ...conf.Lease) {
+	t.Helper()
+	e := n.watch(t, leases[0].AgentID, 0).next(t)
+	told := map[string]string{}
+	for _, p := range e.Put {
+		told[p.AgentID] = fmt.Sprintf("%s %s %s", p.VTEPIP, p.VTEPIP6, p.VTEPMAC)
+	}
+	if len(told) != len(leases) {
+		t.Errorf("told of %v, want %d peers", told, len(leases))
+	}
+	for _, l := range leases {
+		if want := fmt.Sprintf("%s %s %s", l.VTEP.IP.Addr(), l.VTEP.IP6.Addr(), l.VTEP.MAC); told[l.AgentID] != want {
+			t.Errorf("peers of %s are told of VTEP %s, want %s", l.AgentID, told[l.AgentID], want)
+		}
+	}
+}
+
 // TestIPv6Alone: without vtep_subnet agents have an IPv6 VTEP address, of which their
 // MAC is made, and nothing of IPv4 is stored.
 func TestIPv6Alone(t *testing.T) {
@@ -61,6 +79,7 @@ func TestIPv6Alone(t *testing.T) {
 			t.Errorf("VTEP %s, want %s", got, want)
 		}
 	}
+	toldMACs(t, n, first, second)
 	if keys := stored(t, s); slices.ContainsFunc(keys, func(k string) bool { return strings.HasPrefix(k, "vtep/") }) || !slices.Contains(keys, "vtep6/fd01:a::1") {
 		t.Errorf("stored are %v", keys)
 	}
@@ -101,7 +120,7 @@ func TestIPv4Added(t *testing.T) {
 	if got := changes(plan); got != "vtep_subnet (none) -> 44.0.0.0/20\nsix subnet (none) -> 9.0.0.0/8" {
 		t.Errorf("changes:\n%s", got)
 	}
-	macs := map[conf.MAC]bool{}
+	macs, leases := map[conf.MAC]bool{}, []conf.Lease{}
 	for i, want := range []string{
 		"44.0.0.1/20 fd01:a::1/64 72:b3:d5:00:00:01",
 		"44.0.0.2/20 fd01:a::2/64 72:b3:d5:00:00:02",
@@ -115,10 +134,12 @@ func TestIPv4Added(t *testing.T) {
 			t.Errorf("MAC %s", lease.VTEP.MAC)
 		}
 		macs[lease.VTEP.MAC] = true
+		leases = append(leases, lease)
 		if got, want := granted(lease), fmt.Sprintf("six 9.0.%d.0/24 fd01:b:0:0:%x::/80", i, i); strings.ReplaceAll(got, "fd01:b::/80", "fd01:b:0:0:0::/80") != want {
 			t.Errorf("granted %s, want %s", got, want)
 		}
 	}
+	toldMACs(t, n, leases...)
 	n.applied(t, sixOnly("44.0.0.0/20", sixOverlay)) // the family goes again
 	_, err = n.client.OverlaysApply(t.Context(), api.ConfigRequest{Config: sixOnly("", sixOverlay)})
 	refused(t, err, http.StatusConflict, "vtep_subnet 44.0.0.0/20 cannot be taken away", "on 3 hosts")
