@@ -81,10 +81,13 @@ func (c *Coordinator) planChange(ch change) (p api.NetworkPlan, txn store.Txn, v
 }
 
 // moves reports whether something that fits into one network may not fit into
-// another: a range that is no part of the new one.
+// another: a range that is no part of the new one, or a range of VTEPs that goes.
 func moves(was, next conf.Network) bool {
 	if a, b := was.VTEPPool6(), next.VTEPPool6(); a.IsValid() && b.IsValid() && (b.Bits() > a.Bits() || !b.Contains(a.Addr())) {
 		return true
+	}
+	if was.VTEPSubnet.IsValid() && !next.VTEPSubnet.IsValid() || was.VTEPSubnet6.IsValid() && !next.VTEPSubnet6.IsValid() {
+		return true // who has an address of one alone keeps it from going
 	}
 	for _, r := range ranges(was) {
 		i := slices.IndexFunc(ranges(next), func(n configuredRange) bool { return n.of == r.of && n.key == r.key })

@@ -20,7 +20,7 @@ func (v *view) fit(next conf.Network) error {
 // explainRanges says what forbids ranges that the present network has not got, and
 // what forbids that ranges go.
 func (v *view) explainRanges(next conf.Network) []error {
-	return slices.Concat(v.explainReused(next), v.explainAgentIPs(next), v.explainWithoutVTEPs(next))
+	return slices.Concat(v.explainReused(next), v.explainAgentIPs(next), v.explainWithoutVTEPs(next), v.explainWithoutVTEPs6(next))
 }
 
 // explainWithoutVTEPs is about vtep_subnet, which stays as long as a holder has an
@@ -40,6 +40,26 @@ func (v *view) explainWithoutVTEPs(next conf.Network) []error {
 	}
 	return []error{fmt.Errorf("vtep_subnet %s cannot be taken away: VTEPs have addresses of it, and their MACs are made of them, on %d hosts; "+
 		"put it back, it is in nobody's way where overlays have IPv6 alone", v.network.VTEPSubnet, have)}
+}
+
+// explainWithoutVTEPs6 is about vtep_subnet6, which stays as long as a holder has an
+// address of it alone: it would have none.
+func (v *view) explainWithoutVTEPs6(next conf.Network) []error {
+	if !v.network.VTEPSubnet6.IsValid() || next.VTEPSubnet6.IsValid() {
+		return nil
+	}
+	var alone []string
+	for owner, rec := range v.holders() {
+		if !rec.VTEP.IsValid() {
+			alone = append(alone, holderName(owner))
+		}
+	}
+	if alone == nil {
+		return nil
+	}
+	slices.Sort(alone)
+	return []error{fmt.Errorf("vtep_subnet6 %s cannot be taken away: these have no IPv4 VTEP address and would be left without any: %s; "+
+		"put it back, beside a vtep_subnet with room for all of them, and take it away when all have registered since; delete agents that are gone", v.network.VTEPSubnet6, few(alone))}
 }
 
 // explain turns what is leased and does not fit the configuration into one

@@ -122,8 +122,11 @@ func (r record) macOf() netip.Addr {
 	return r.VTEP
 }
 
-// hasVTEP reports whether the agent has a VTEP address.
-func (r record) hasVTEP() bool { return r.VTEP.IsValid() || r.VTEP6.IsValid() }
+// hasVTEP reports whether the agent has a VTEP address of a family that a network has.
+// Without one its lease is of no use: the agent refuses it.
+func (r record) hasVTEP(n *network) bool {
+	return n.VTEPSubnet.IsValid() && r.VTEP.IsValid() || n.VTEPSubnet6.IsValid() && r.VTEP6.IsValid()
+}
 
 // resources are the keys an agent's record owns, its IP left out.
 func (r record) resources() (keys []string) {

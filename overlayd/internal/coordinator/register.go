@@ -172,7 +172,7 @@ func (c *Coordinator) takeLocked(p *plan, pool *allocate.Pool, key func(netip.Pr
 // vtep_subnet6 was configured keeps its lease as it is.
 func (c *Coordinator) takeVTEPLocked(p *plan) error {
 	left, pools := c.adoptingLocked(), c.view.pools
-	if left > 0 && !p.next.hasVTEP() {
+	if left > 0 && !p.next.hasVTEP(p.network) {
 		return p.newcomer(left)
 	}
 	if left == 0 {
@@ -194,7 +194,7 @@ func (c *Coordinator) takeVTEPOfLocked(p *plan, pool *allocate.Pool, addr *netip
 		return nil
 	}
 	block, ok := c.takeLocked(p, pool, func(b netip.Prefix) string { return key(b.Addr()) })
-	if !ok && (p.old == nil || !p.next.hasVTEP()) {
+	if !ok && (p.old == nil || !p.next.hasVTEP(p.network)) {
 		return vtepExhausted(name, subnet, pool)
 	} else if !ok {
 		c.log.Warn("no free VTEP address; the agent keeps its lease without one", "pool", subnet)

@@ -15,6 +15,7 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
+	"overlayd.internal/overlay/overlayd/internal/store"
 )
 
 const (
@@ -161,6 +162,56 @@ func TestIPv4AddedTooSmall(t *testing.T) {
 	}
 	_, err := n.client.Register(t.Context(), six(3))
 	refused(t, err, http.StatusInsufficientStorage, "all 2 of vtep_subnet 44.128.0.0/30 are leased")
+}
+
+// TestIPv6TakenAway: vtep_subnet6 stays as long as a host has an address of it alone. In
+// a store of before that was so, a host for which vtep_subnet has no room is refused: a
+// lease without any VTEP address is none.
+func TestIPv6TakenAway(t *testing.T) {
+	const small, roomy = `"vtep_subnet": "44.128.0.0/30", `, `"vtep_subnet": "44.128.0.0/20", `
+	without := func(vtep string) string {
+		return `{` + vtep + `"vtep_mac_oui": "70:B3:D5:00:00:00", "overlays": [{"name": "four", "subnet": "9.0.0.0/8", "prefix": 24}]}`
+	}
+	s := newStore(t)
+	n := start(t, s, sixOnly("", sixOverlay))
+	was := n.register(t, six(0))
+	for i := 1; i < 3; i++ {
+		n.register(t, six(i))
+	}
+	_, err := n.client.OverlaysApply(t.Context(), api.ConfigRequest{Config: without(small)})
+	refused(t, err, http.StatusConflict, "vtep_subnet6 fd01:a::/64 cannot be taken away", "agent agent-0, agent agent-1, agent agent-2;", "take it away when all have registered since")
+	n.applied(t, sixOnly("44.128.0.0/30", sixBoth))
+	for i := range 3 {
+		n.register(t, six(i))
+	}
+	_, err = n.client.OverlaysApply(t.Context(), api.ConfigRequest{Config: without(small)})
+	refused(t, err, http.StatusConflict, "without any: agent agent-2;")
+
+	n.stop()
+	if _, err := s.Commit(t.Context(), store.Txn{Then: []store.Op{{Key: "network", Value: []byte(without(small))}}}); err != nil {
+		t.Fatal(err)
+	}
+	n = start(t, s, without(small))
+	if got := n.register(t, six(0)); got.VTEP.IP.String() != "44.128.0.1/30" || got.VTEP.IP6.IsValid() || got.VTEP.MAC != was.VTEP.MAC {
+		t.Errorf("VTEP %s", vtep(got.VTEP))
+	}
+	_, err = n.client.Register(t.Context(), six(2))
+	refused(t, err, http.StatusInsufficientStorage, "all 2 of vtep_subnet 44.128.0.0/30 are leased")
+	n.applied(t, without(roomy))
+	if got := n.register(t, six(2)); got.VTEP.IP.String() != "44.128.0.3/20" || got.VTEP.MAC != (conf.MAC{0x72, 0xb3, 0xd5, 0, 0, 3}) {
+		t.Errorf("VTEP %s", vtep(got.VTEP))
+	}
+	toldMACs(t, n, n.register(t, six(2)), n.register(t, six(0)), n.register(t, six(1)))
+
+	// Where all have an IPv4 address it may go.
+	n = start(t, newStore(t), sixOnly("", sixOverlay))
+	n.register(t, six(0))
+	n.applied(t, sixOnly("44.128.0.0/20", sixBoth))
+	n.register(t, six(0))
+	n.applied(t, strings.Replace(without(roomy), "four", "six", 1))
+	if got := n.register(t, six(0)); vtep(got.VTEP) != "44.128.0.1/20 invalid Prefix 72:b3:d5:00:00:01" {
+		t.Errorf("VTEP %s", vtep(got.VTEP))
+	}
 }
 
 // TestIPv6AloneAdopted: leases are shown to an empty store. The MAC that was made of
