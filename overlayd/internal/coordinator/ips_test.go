@@ -83,8 +83,24 @@ func TestSecondIPRefused(t *testing.T) {
 	if l := n.register(t, twoFamilies("b", "10.0.0.2", "fd00::2")); l.SecondError != "" || !l.SecondIP.IsValid() {
 		t.Errorf("%+v, %q", l.Underlay, l.SecondError)
 	}
-	_, err := n.client.Register(t.Context(), request("c", "fd00::1"))
-	refused(t, err, http.StatusConflict, "agent IP fd00::1 belongs to agent a")
+	// Who is alive keeps its first one, and loses the second to whom it is the first.
+	_, err := n.client.Register(t.Context(), request("c", "10.0.0.1"))
+	refused(t, err, http.StatusConflict, "agent IP 10.0.0.1 belongs to agent a")
+	w := n.watch(t, "b", 0)
+	w.next(t)
+	n.register(t, request("c", "fd00::1"))
+	told := map[string]conf.Peer{}
+	w.follow(t, told, func() bool { return told["a"].AgentID != "" && told["c"].AgentID != "" })
+	if a := told["a"]; a.SecondIP.IsValid() || a.AgentIP.String() != "10.0.0.1" || told["c"].AgentIP.String() != "fd00::1" {
+		t.Errorf("peers %+v", told)
+	}
+	for range 2 {
+		l := n.register(t, twoFamilies("a", "10.0.0.1", "fd00::1"))
+		if l.SecondIP.IsValid() || !strings.Contains(l.SecondError, "fd00::1 belongs to agent c at fd00::1") {
+			t.Errorf("%+v, %q", l.Underlay, l.SecondError)
+		}
+		n.register(t, request("c", "fd00::1"))
+	}
 }
 
 // TestSecondIPMoves: addresses of a host that is no longer alive go to the one that

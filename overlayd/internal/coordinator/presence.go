@@ -91,6 +91,9 @@ func (c *Coordinator) checkLiveLocked(req api.RegisterRequest) error {
 	if !ok || holder == req.AgentID {
 		return nil
 	}
+	if a := c.view.agents[holder]; a != nil && a.IP != req.AgentIP {
+		return nil // it was found by the holder, who goes on without
+	}
 	if proven && req.Source == req.AgentIP && c.takeOverLocked(req.AgentIP) {
 		return nil // it speaks from there, so the holder is there no longer
 	}
