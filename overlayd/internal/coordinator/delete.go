@@ -82,7 +82,7 @@ func (c *Coordinator) planDelete(name string) (txn store.Txn, viewRev uint64, mo
 	defer c.mu.Unlock()
 	a := c.view.agents[name]
 	if ip, err := netip.ParseAddr(name); a == nil && err == nil {
-		a = c.view.agents[c.view.byIP[ip]]
+		a = c.view.agents[c.view.byIP[ip].id]
 	}
 	if a == nil {
 		return txn, 0, false, false
@@ -104,7 +104,7 @@ func (c *Coordinator) planDelete(name string) (txn store.Txn, viewRev uint64, mo
 		remove(key)
 	}
 	for _, ip := range a.ips() {
-		if c.view.byIP[ip] == a.id {
+		if c.view.byIP[ip].id == a.id {
 			remove(keyIP(ip))
 		}
 	}

@@ -191,9 +191,9 @@ func newRanges(stored, next conf.Network) []configuredRange {
 func (v *view) explainAgentIPs(next conf.Network) (errs []error) {
 	for _, r := range newRanges(v.network.Network, next) {
 		var in []string
-		for ip, id := range v.byIP {
-			if r.prefix.Contains(ip) {
-				in = append(in, fmt.Sprintf("%s (agent %s)", ip, id))
+		for ip, key := range v.byIP {
+			if a := v.agents[key.id]; a != nil && r.prefix.Contains(ip) {
+				in = append(in, fmt.Sprintf("%s (agent %s)", ip, key.id))
 			}
 		}
 		if in != nil {

@@ -98,7 +98,7 @@ func (c *Coordinator) planImport(agents []dcosstate.Agent) (*importPlan, []conf.
 				rec.Subnets = append(rec.Subnets, held{Overlay: s.Overlay, Subnet: s.Subnet, Subnet6: s.Subnet6})
 			}
 		}
-		holder := c.view.byIP[a.IP]
+		holder := c.view.byIP[a.IP].id
 		switch already, registered := c.view.reserved[a.IP], c.view.agents[holder]; {
 		case registered != nil && registered.holds(rec):
 			check.agent(a, holder)

@@ -31,7 +31,7 @@ func (c *Coordinator) refusedSecondLocked(req api.RegisterRequest) string {
 			return err.Error()
 		}
 	}
-	holder := c.view.byIP[ip]
+	holder := c.view.byIP[ip].id
 	other := c.view.agents[holder]
 	if other == nil || holder == req.AgentID {
 		return ""
@@ -49,17 +49,16 @@ func (c *Coordinator) takeIPsLocked(p *plan, id string) {
 	put := func(key string, value []byte) { p.txn.Then = append(p.txn.Then, store.Op{Key: key, Value: value}) }
 	lost := map[string]record{}
 	for _, ip := range p.next.ips() {
-		holder, taken := c.view.byIP[ip]
-		if holder == id {
+		key := c.view.byIP[ip]
+		holder, other := key.id, c.view.agents[key.id]
+		if other != nil && holder == id {
 			continue
 		}
 		put(keyIP(ip), []byte(id))
-		if !taken {
-			p.txn.If = append(p.txn.If, store.Cond{Key: keyIP(ip)})
-			continue
-		}
-		other := c.view.agents[holder]
 		if other == nil {
+			// Nobody has it, or it leads to one that a coordinator of before second agent
+			// IPs deleted. Without an agent's record to depend on, it is the key itself.
+			p.txn.If = append(p.txn.If, store.Cond{Key: keyIP(ip), Mod: key.mod})
 			continue
 		}
 		less, known := lost[holder]
@@ -84,7 +83,7 @@ func (c *Coordinator) takeIPsLocked(p *plan, id string) {
 		return
 	}
 	for _, ip := range p.old.ips() {
-		if c.view.byIP[ip] == id && !slices.Contains(p.next.ips(), ip) {
+		if c.view.byIP[ip].id == id && !slices.Contains(p.next.ips(), ip) {
 			p.txn.Then = append(p.txn.Then, store.Op{Key: keyIP(ip), Delete: true})
 		}
 	}

@@ -1,9 +1,11 @@
 package coordinator_test
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -11,6 +13,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/store"
 )
 
 // twoFamilies is the request of a host with an agent IP of each family.
@@ -100,6 +103,63 @@ func TestSecondIPRefused(t *testing.T) {
 			t.Errorf("%+v, %q", l.Underlay, l.SecondError)
 		}
 		n.register(t, request("c", "fd00::1"))
+	}
+}
+
+// hasty is a store in which something happens just before a commit.
+type hasty struct {
+	store.Store
+	before func(store.Txn)
+}
+
+func (h *hasty) Commit(ctx context.Context, txn store.Txn) (uint64, error) {
+	if h.before != nil {
+		h.before(txn)
+	}
+	return h.Store.Commit(ctx, txn)
+}
+
+// TestIPOfNobody: a coordinator of before second agent IPs deletes an agent without the
+// key of its second one, which leads to nobody then. It can be had at once, and by one:
+// of two coordinators that grant it at the same time one finds that it is taken.
+func TestIPOfNobody(t *testing.T) {
+	for _, id := range []string{"new", "gone"} {
+		s := &hasty{Store: newStore(t)}
+		if _, err := s.Commit(t.Context(), store.Txn{Then: []store.Op{{Key: "ip/fd00::1", Value: []byte("gone")}}}); err != nil {
+			t.Fatal(err)
+		}
+		n := start(t, s, seedNetwork)
+		n.applied(t, strings.Replace(seedNetwork, "]}", `, {"name": "near", "subnet6": "fd00::/64", "prefix6": 80}]}`, 1)) // nobody is in it
+		n.applied(t, seedNetwork)
+		took := false
+		s.before = func(txn store.Txn) {
+			if took || !slices.ContainsFunc(txn.Then, func(op store.Op) bool { return op.Key == "agents/"+id }) {
+				return
+			}
+			took = true
+			record := `{"ip": "fd00::1", "vtep": "44.128.0.9", "vtep6": "fd01:a::9"}`
+			if _, err := s.Store.Commit(t.Context(), store.Txn{Then: []store.Op{
+				{Key: "agents/other", Value: []byte(record)}, {Key: "ip/fd00::1", Value: []byte("other")},
+				{Key: "vtep/44.128.0.9", Value: []byte("other")}, {Key: "vtep6/fd01:a::9", Value: []byte("other")},
+			}}); err != nil {
+				t.Error(err)
+			}
+		}
+		_, err := n.client.Register(t.Context(), request(id, "fd00::1"))
+		refused(t, err, http.StatusConflict, "agent IP fd00::1 belongs to agent other")
+		if !took {
+			t.Error("nobody took it")
+		}
+		if _, err := n.Delete(t.Context(), []string{"other"}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Store.Commit(t.Context(), store.Txn{Then: []store.Op{{Key: "ip/fd00::1", Value: []byte("gone")}}}); err != nil {
+			t.Fatal(err)
+		}
+		n.register(t, request(id, "fd00::1"))
+		if kvs, _, err := s.List(t.Context(), "ip/fd00::1"); err != nil || len(kvs) != 1 || string(kvs[0].Value) != id {
+			t.Errorf("%v, the key is %+v", err, kvs)
+		}
 	}
 }
 

@@ -87,12 +87,9 @@ func (c *Coordinator) checkLiveLocked(req api.RegisterRequest) error {
 	if a := c.view.agents[req.AgentID]; a != nil && a.IP != req.AgentIP && !proven && c.connectedElsewhereLocked(req.AgentID) {
 		return idInUse(req, a.IP)
 	}
-	holder, ok := c.view.byIP[req.AgentIP]
-	if !ok || holder == req.AgentID {
-		return nil
-	}
-	if a := c.view.agents[holder]; a != nil && a.IP != req.AgentIP {
-		return nil // it was found by the holder, who goes on without
+	holder := c.view.byIP[req.AgentIP].id
+	if a := c.view.agents[holder]; a == nil || holder == req.AgentID || a.IP != req.AgentIP {
+		return nil // where it is the holder's second one, he goes on without
 	}
 	if proven && req.Source == req.AgentIP && c.takeOverLocked(req.AgentIP) {
 		return nil // it speaks from there, so the holder is there no longer

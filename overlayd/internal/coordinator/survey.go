@@ -168,7 +168,7 @@ func (c *Coordinator) chooseLocked(req api.Survey) (map[string]netip.Addr, error
 	for _, name := range req.Agents {
 		id := name
 		if ip, err := netip.ParseAddr(name); err == nil {
-			id = c.view.byIP[ip]
+			id = c.view.byIP[ip].id
 		}
 		a := c.view.agents[id]
 		switch {

@@ -21,7 +21,7 @@ type view struct {
 	agents     map[string]*agent
 	leases     map[string]int // agents that hold something of an overlay, by its name
 	statuses   map[string]storedStatus
-	byIP       map[netip.Addr]string
+	byIP       map[netip.Addr]ipKey
 	cluster    transfer.Cluster
 	clusterMod uint64
 	network    *network // as stored
@@ -34,6 +34,12 @@ type view struct {
 
 	pools  pools
 	claims map[string]*claim // by key
+}
+
+// ipKey is the key of an agent IP: whom it leads to, who may be gone, and its revision.
+type ipKey struct {
+	id  string
+	mod uint64
 }
 
 // pools are the pools of the configured network.
@@ -62,7 +68,7 @@ func newView(n *network) *view {
 		agents:   map[string]*agent{},
 		leases:   map[string]int{},
 		statuses: map[string]storedStatus{},
-		byIP:     map[netip.Addr]string{},
+		byIP:     map[netip.Addr]ipKey{},
 		seen:     map[string]storedSeen{},
 		beats:    map[string]storedBeat{},
 		reserved: map[netip.Addr]*reservation{},
@@ -201,7 +207,7 @@ func (v *view) apply(e store.Event) (agentID string, err error) {
 		if e.Delete {
 			delete(v.byIP, ip)
 		} else {
-			v.byIP[ip] = v.name(string(e.Value))
+			v.byIP[ip] = ipKey{id: v.name(string(e.Value)), mod: e.Mod}
 		}
 		return "", nil
 	case key == keyCluster:
