@@ -86,9 +86,14 @@ func lacks(o conf.Overlay, h held) (v4, v6 bool) {
 // missingLocked says for every overlay that the agent lacks, or is not told of, why.
 func (c *Coordinator) missingLocked(a *agent) map[string]string {
 	var missing map[string]string
-	for _, o := range c.network().Overlays {
+	overlays := c.network().Overlays
+	var st status
+	if slices.ContainsFunc(overlays, conf.Overlay.Shared) {
+		st = c.view.statuses[a.id].decode()
+	}
+	for _, o := range overlays {
 		v4, v6 := lacks(o, a.held(o.Name))
-		withholds := o.Shared() && c.view.statuses[a.id].decode().Withheld
+		withholds := o.Shared() && st.Withheld
 		if !v4 && !v6 && !withholds {
 			continue
 		}
@@ -98,7 +103,7 @@ func (c *Coordinator) missingLocked(a *agent) map[string]string {
 		p := c.view.pools.overlays[o.Name]
 		switch {
 		case withholds: // whether it has a subnet of it or not
-			missing[o.Name] = whyWithheld(o, c.view.statuses[a.id].decode().Version)
+			missing[o.Name] = whyWithheld(o, st.Version)
 		case v4 && p.v4.Used() >= p.v4.Total():
 			missing[o.Name] = exhausted(o.Name, p.v4, o.Prefix, o.Subnet)
 		case v6 && p.v6.Used() >= p.v6.Total():
