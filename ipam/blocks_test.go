@@ -100,6 +100,26 @@ func TestRetire(t *testing.T) {
 			}
 		})
 	}
+	b.get(req("six", prefixes("fd01:b::/81")))
+	b.with(func(s *Store) {
+		for range 2 {
+			if got, err := s.Retire(t.Context(), further, prefixes("::/0")...); err != nil || got {
+				t.Errorf("retired %v, %v, while an address that must not be is in use", got, err)
+			}
+			if _, err := s.Release(t.Context(), att("six")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.now += cooling
+	})
+	b.with(func(s *Store) {
+		if got, err := s.Retire(t.Context(), further, prefixes("::/0")...); err != nil || !got {
+			t.Errorf("retired %v, %v", got, err)
+		}
+		if err := s.Reinstate(t.Context(), further); err != nil {
+			t.Fatal(err)
+		}
+	})
 	docker := req("docker", prefixes("9.0.5.8/29"))
 	docker.Half = conf.Docker
 	b.get(docker)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -15,8 +16,9 @@ import (
 // of the store.
 
 // Retire keeps addresses of the ranges from being given out, if none of them is in
-// use or cooling, and reports whether that is so. It is all of them or none.
-func (s *Store) Retire(ctx context.Context, ranges map[conf.Half][]netip.Prefix) (bool, error) {
+// use or cooling, and reports whether that is so. It is all of them or none. Nothing of
+// the ranges in empty may be in use or cooling either, in any half.
+func (s *Store) Retire(ctx context.Context, ranges map[conf.Half][]netip.Prefix, empty ...netip.Prefix) (bool, error) {
 	retired := false
 	err := s.run(ctx, func() error {
 		return s.update(func(tx *bolt.Tx) error {
@@ -28,7 +30,7 @@ func (s *Store) Retire(ctx context.Context, ranges map[conf.Half][]netip.Prefix)
 					return err
 				}
 				all = append(all, h)
-				for _, p := range ranges[conf.Half(name)] {
+				for _, p := range slices.Concat(ranges[conf.Half(name)], empty) {
 					if empty, err := h.isEmpty(p.Masked()); err != nil || !empty {
 						return orUnchanged(err)
 					}

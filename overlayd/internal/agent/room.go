@@ -345,6 +345,24 @@ func (u use) isEmpty(parts map[conf.Half][]netip.Prefix) bool {
 	return true
 }
 
+// The addresses of a family.
+var (
+	allIPv4 = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	allIPv6 = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+)
+
+// goneFamilies are all addresses of the families that an overlay has not got, maybe no
+// longer. A block that goes back has a part of them which this host is not told of.
+func goneFamilies(o conf.Overlay) (out []netip.Prefix) {
+	if !o.Subnet.IsValid() {
+		out = append(out, allIPv4)
+	}
+	if !o.Subnet6.IsValid() {
+		out = append(out, allIPv6)
+	}
+	return out
+}
+
 // retire has the store give out nothing more of the blocks that have been empty for
 // long enough, the last one first, as long as the others suffice.
 func (r *room) retire(ctx context.Context, s *ipam.Store, o conf.AgentOverlay, u use) (out []ownBlock, _ error) {
@@ -364,7 +382,7 @@ func (r *room) retire(ctx context.Context, s *ipam.Store, o conf.AgentOverlay, u
 		if r.now()-since < r.idle || !rest.suffices() {
 			continue
 		}
-		retired, err := s.Retire(ctx, parts)
+		retired, err := s.Retire(ctx, parts, goneFamilies(o.Info)...)
 		if err != nil {
 			return out, fmt.Errorf("retire a block: %w", err)
 		}

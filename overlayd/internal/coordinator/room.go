@@ -37,7 +37,8 @@ func (c *Coordinator) validateRoom(req *api.RegisterRequest) error {
 }
 
 // takeBackLocked takes further blocks back that the agent holds and returns. The
-// first block stays whatever is returned.
+// first block stays whatever is returned. One that is returned without a family that the
+// overlay has lost goes back whole: the agent has no address of that family in use.
 func (c *Coordinator) takeBackLocked(p *plan, r *api.Return) {
 	if r == nil || p.old == nil || r.Epoch != c.epochBase.Load()+p.old.mod { // as in the lease that the agent has
 		return
