@@ -197,6 +197,18 @@ func (p Peer) VTEPs() (out []netip.Addr) {
 	return out
 }
 
+// Meet are the VTEP addresses of the peer, of each family that a host with these VTEP
+// addresses has one of as well: through the VXLAN nothing goes to others. Invalid: none.
+func (p *Peer) Meet(own, own6 netip.Prefix) (vtep, vtep6 netip.Addr) {
+	if own.IsValid() {
+		vtep = p.VTEPIP
+	}
+	if own6.IsValid() {
+		vtep6 = p.VTEPIP6
+	}
+	return vtep, vtep6
+}
+
 // VTEPOf is the peer's VTEP address of the family of a, as a prefix; invalid where
 // it has none.
 func (p Peer) VTEPOf(a netip.Addr) netip.Prefix {

@@ -128,3 +128,29 @@ func TestLeaseRoundTrip(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
+
+// The VTEP address of a peer is one that both hosts have the family of.
+func TestVTEPOf(t *testing.T) {
+	four, six := netip.MustParsePrefix("44.128.0.2/20"), netip.MustParsePrefix("fd01:a::2/64")
+	theirs, theirs6, none := netip.MustParseAddr("44.128.0.3"), netip.MustParseAddr("fd01:a::3"), netip.Addr{}
+	for _, tt := range []struct {
+		own  conf.VXLAN
+		peer conf.Peer
+		want netip.Addr
+	}{
+		{conf.VXLAN{VTEPIP: four, VTEPIP6: six}, conf.Peer{VTEPIP: theirs, VTEPIP6: theirs6}, theirs},
+		{conf.VXLAN{VTEPIP: four, VTEPIP6: six}, conf.Peer{VTEPIP6: theirs6}, theirs6},
+		{conf.VXLAN{VTEPIP6: six}, conf.Peer{VTEPIP: theirs, VTEPIP6: theirs6}, theirs6},
+		{conf.VXLAN{VTEPIP: four}, conf.Peer{VTEPIP: theirs, VTEPIP6: theirs6}, theirs},
+		{conf.VXLAN{VTEPIP6: six}, conf.Peer{VTEPIP: theirs}, none},
+		{conf.VXLAN{VTEPIP: four}, conf.Peer{VTEPIP6: theirs6}, none},
+	} {
+		s := conf.State{Overlays: []conf.AgentOverlay{{Backend: conf.Backend{VXLAN: tt.own}}}}
+		if got := s.VTEPOf(&tt.peer); got != tt.want {
+			t.Errorf("VTEP %v of %v seen from %v, want %v", got, tt.peer.VTEPs(), tt.own, tt.want)
+		}
+	}
+	if got := new(conf.State).VTEPOf(&conf.Peer{VTEPIP6: theirs6}); got != theirs6 {
+		t.Errorf("without overlays: %v", got)
+	}
+}

@@ -203,6 +203,21 @@ type LeaseState struct {
 	Lost string `json:"lost,omitempty"`
 }
 
+// VTEPOf is the VTEP address by which the host that published s reaches a peer: one of
+// a family that both have, IPv4 first; invalid: there is none. A host without overlays
+// does not say what it has.
+func (s *State) VTEPOf(p *Peer) netip.Addr {
+	if len(s.Overlays) == 0 {
+		return p.VTEP()
+	}
+	own := s.Overlays[0].Backend.VXLAN
+	vtep, vtep6 := p.Meet(own.VTEPIP, own.VTEPIP6)
+	if vtep.IsValid() {
+		return vtep
+	}
+	return vtep6
+}
+
 // Overlay returns the overlay of that name.
 func (s State) Overlay(name string) (AgentOverlay, bool) {
 	for _, o := range s.Overlays {

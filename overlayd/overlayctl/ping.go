@@ -79,7 +79,7 @@ func (e *env) runPing(ctx context.Context, names []string, o ping.Options) error
 	if err != nil {
 		return err
 	}
-	targets, err := pingTargets(peers, names)
+	targets, err := pingTargets(state, peers, names)
 	if err != nil {
 		return err
 	}
@@ -104,17 +104,17 @@ func wholeOr(ways []api.Way) error {
 }
 
 // pingTargets are the VTEPs of all peers, or what the names stand for.
-func pingTargets(peers []conf.Peer, names []string) ([]ping.Target, error) {
+func pingTargets(state conf.State, peers []conf.Peer, names []string) ([]ping.Target, error) {
 	slices.SortFunc(peers, func(a, b conf.Peer) int { return a.VTEP().Compare(b.VTEP()) })
 	targets := []ping.Target{}
 	if len(names) == 0 {
 		for _, p := range peers {
-			targets = append(targets, ping.TargetOf(p))
+			targets = append(targets, ping.TargetOf(state, p))
 		}
 		return targets, nil
 	}
 	for _, name := range names {
-		t, err := pingTarget(peers, name)
+		t, err := pingTarget(state, peers, name)
 		if err != nil {
 			return nil, err
 		}
@@ -123,14 +123,14 @@ func pingTargets(peers []conf.Peer, names []string) ([]ping.Target, error) {
 	return targets, nil
 }
 
-func pingTarget(peers []conf.Peer, name string) (ping.Target, error) {
+func pingTarget(state conf.State, peers []conf.Peer, name string) (ping.Target, error) {
 	if a, err := netip.ParseAddr(name); err == nil {
 		for _, p := range peers {
-			t := ping.TargetOf(p)
+			t := ping.TargetOf(state, p)
 			switch {
 			case a == p.AgentIP, a == t.Address:
 				return t, nil
-			case a == p.VTEPIP6 || slices.ContainsFunc(p.Subnets, func(s netip.Prefix) bool { return s.Contains(a) }):
+			case a == p.VTEPIP, a == p.VTEPIP6, slices.ContainsFunc(p.Subnets, func(s netip.Prefix) bool { return s.Contains(a) }):
 				t.Address = a
 				return t, nil
 			}
@@ -150,7 +150,7 @@ func pingTarget(peers []conf.Peer, name string) (ping.Target, error) {
 		}
 		i = found[0]
 	}
-	return ping.TargetOf(peers[i]), nil
+	return ping.TargetOf(state, peers[i]), nil
 }
 
 func (e *env) printPing(results []ping.Result) error {

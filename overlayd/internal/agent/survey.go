@@ -56,7 +56,7 @@ func (l *loop) survey(o api.SurveyOrder) {
 		p, ok := l.peers.claims.peers[id]
 		switch {
 		case ok:
-			with.targets = append(with.targets, ping.TargetOf(p))
+			with.targets = append(with.targets, ping.TargetOf(l.surveyor.state(), p))
 		case id != l.id:
 			with.unknown = append(with.unknown, id)
 		}

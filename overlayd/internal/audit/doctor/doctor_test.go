@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -296,6 +297,69 @@ func TestPortTaken(t *testing.T) {
 	}()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// A peer is looked for at a VTEP address of a family that this host has one of as well.
+func TestNeighboursOfSharedFamilies(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes a network namespace")
+	}
+	p, a := netip.MustParsePrefix, netip.MustParseAddr
+	mac := conf.MAC{0x70, 0xb3, 0xd5, 0x80, 0, 3}
+	four, six := conf.VXLAN{VTEPIP: p("44.128.0.2/20")}, conf.VXLAN{VTEPIP6: p("fd01:a::2/64")}
+	look := func(own conf.VXLAN, vtep, vtep6 netip.Addr, entries ...string) (found []Finding) {
+		done := make(chan error)
+		h := sound(t)
+		h.state.Overlays[0].Backend.VXLAN = own
+		h.peers = []conf.Peer{{AgentID: "p", AgentIP: a("172.17.0.5"), VTEPIP: vtep, VTEPIP6: vtep6, VTEPMAC: mac, Subnets: []netip.Prefix{p("9.0.2.0/24")}}}
+		go func() {
+			runtime.LockOSThread() // never unlocked: the thread ends with its namespace
+			done <- func() error {
+				if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+					return err
+				}
+				commands := []string{"ip link add vtep1024 up type vxlan id 1024 dstport 64000 local 172.17.0.4 nolearning",
+					"bridge fdb append " + mac.String() + " dev vtep1024 dst 172.17.0.5"}
+				for _, e := range entries {
+					commands = append(commands, "ip neighbour add "+e+" lladdr "+mac.String()+" dev vtep1024")
+				}
+				for _, c := range commands {
+					if out, err := exec.Command("sh", "-c", c).CombinedOutput(); err != nil {
+						return fmt.Errorf("%s: %w: %s", c, err, out)
+					}
+				}
+				var err error
+				if h.conn, err = rtnl.Open(); err != nil {
+					return err
+				}
+				defer h.conn.Close()
+				l, _, err := h.conn.LinkByName(conf.VTEPName)
+				h.links[conf.VTEPName] = l
+				found = checkNeighbours(h)
+				return err
+			}()
+		}()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	theirs, theirs6, none := a("44.128.0.3"), a("fd01:a::3"), netip.Addr{}
+	for name, found := range map[string][]Finding{
+		"IPv6 alone here":  look(six, theirs, theirs6, "fd01:a::3"),
+		"IPv4 alone here":  look(four, theirs, theirs6, "44.128.0.3"),
+		"IPv6 alone there": look(conf.VXLAN{VTEPIP: four.VTEPIP, VTEPIP6: six.VTEPIP6}, none, theirs6, "fd01:a::3"),
+		"none in common":   look(four, none, theirs6),
+	} {
+		if len(found) > 0 {
+			t.Errorf("%s: %+v", name, found)
+		}
+	}
+	for lacks, found := range map[string][]Finding{"fd01:a::3": look(six, theirs, theirs6, "44.128.0.3"), "44.128.0.3": look(four, theirs, theirs6, "fd01:a::3")} {
+		if len(found) != 1 || !strings.Contains(found[0].Evidence, "ip neighbour show "+lacks+" ") {
+			t.Errorf("without an entry for %s: %+v", lacks, found)
+		}
 	}
 }
 

@@ -38,6 +38,9 @@ func checkRoutes(h *host) (out []Finding) {
 			continue // nothing leads there
 		}
 		for _, s := range p.Subnets {
+			if !h.meets(p, s.Addr()) {
+				continue // of that family there is nothing to send it by
+			}
 			if r, there := ours[s]; there && (r.OIF == h.links[h.deviceTo(p)].Index || plain(r, p)) || !h.carries(s) {
 				continue
 			}
@@ -126,7 +129,10 @@ func checkNeighbours(h *host) (out []Finding) {
 		if !slices.ContainsFunc(p.Subnets, h.carries) || !h.sharesFamily(p) {
 			continue
 		}
-		device, to, vtep := h.deviceTo(p), h.addressOf(p), p.VTEP()
+		device, to, vtep := h.deviceTo(p), h.addressOf(p), h.state.VTEPOf(&p)
+		if !vtep.IsValid() {
+			continue // the agent leaves it out, and takes notice
+		}
 		e := entries[device]
 		evidence := ""
 		switch {
@@ -179,6 +185,20 @@ func (h *host) sharesFamily(p conf.Peer) bool {
 	}
 	_, _, ok := p.Reach(h.state.IP, h.state.SecondIP)
 	return ok
+}
+
+// meets reports whether this host and a peer both have a VTEP address of the family of
+// a.
+func (h *host) meets(p conf.Peer, a netip.Addr) bool {
+	if len(h.state.Overlays) == 0 {
+		return true
+	}
+	own := h.state.Overlays[0].Backend.VXLAN
+	vtep, vtep6 := p.Meet(own.VTEPIP, own.VTEPIP6)
+	if a.Is6() {
+		return vtep6.IsValid()
+	}
+	return vtep.IsValid()
 }
 
 // addressOf is the agent IP by which a peer is reached.

@@ -53,7 +53,7 @@ func (w *walk) back() bool {
 	}
 	w.a, w.b = w.b, w.a
 	defer func() { w.a, w.b = w.b, w.a }()
-	return w.pass("way back", "%s is in a subnet of host %s, VTEP %s", w.b.addr, w.b.peer.AgentIP, w.b.peer.VTEP()) && w.toHost()
+	return w.pass("way back", "%s is in a subnet of host %s, VTEP %s", w.b.addr, w.b.peer.AgentIP, w.vtepOf(w.b.peer)) && w.toHost()
 }
 
 // here asks b itself.

@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -118,7 +119,7 @@ func (w *walk) answers(step string, to, from netip.Addr, otherwise string) bool 
 // remote walks to a container of another host.
 func (w *walk) remote(step string) bool {
 	host := w.b.peer.AgentIP.String()
-	w.pass("lease", "%s is in a subnet of host %s, VTEP %s", w.b.addr, host, w.b.peer.VTEP())
+	w.pass("lease", "%s is in a subnet of host %s, VTEP %s", w.b.addr, host, w.vtepOf(w.b.peer))
 	if !w.toHost() {
 		return false
 	}
@@ -137,12 +138,16 @@ func (w *walk) toHost() bool {
 	if !ok {
 		return w.stop("underlay", "agent IP %s here and %s there are of two families, and VXLAN is sent by one; start one of the agents with an --agent-ip of each family, or both with one of the same", w.books.State.IP, host)
 	}
+	if !w.books.State.VTEPOf(p).IsValid() {
+		return w.stop("VTEP", "this host and host %s have no VTEP addresses of one family; overlayctl status", host)
+	}
 	if !w.sound("VTEP", []string{"vtep", "vxlan-conflict", "vxlan-port", "mac-policy", "rp-filter"}, device) ||
 		!w.route() || !w.sound("neighbour", []string{"neighbour"}, host) {
 		return false
 	}
 	silent := fmt.Sprintf("host %s does not answer through the VXLAN: does it run, and does UDP port %d pass between both? On it: overlayctl doctor", host, conf.VXLANPort)
-	return w.answers("underlay", p.VTEP(), w.sourceFor(p.VTEP()), silent) && w.sound("underlay", []string{"path-mtu"}, host)
+	vtep := w.vtepOf(p)
+	return w.answers("underlay", vtep, w.sourceFor(vtep), silent) && w.sound("underlay", []string{"path-mtu"}, host)
 }
 
 // tunnel is the VXLAN device that a peer is behind; ok is false where no family is
@@ -158,6 +163,9 @@ func (w *walk) tunnel(p *conf.Peer) (device string, ok bool) {
 	}
 	return conf.VTEPName, ok
 }
+
+// vtepOf is the VTEP address by which a peer is reached, or one that it has.
+func (w *walk) vtepOf(p *conf.Peer) netip.Addr { return cmp.Or(w.books.State.VTEPOf(p), p.VTEP()) }
 
 // isTunnel reports whether a device is a VXLAN device of ours.
 func isTunnel(l rtnl.Link) bool { return l.Name == conf.VTEPName || l.Name == mark.SecondVTEP }
@@ -184,10 +192,12 @@ func (w *walk) peerFromKernel(to netip.Addr) *conf.Peer {
 	if err != nil || !ok || !isTunnel(vtep) || r.Protocol != mark.RouteProtocol || !r.Via.IsValid() {
 		return nil
 	}
-	p := &conf.Peer{VTEPIP: r.Via, Subnets: []netip.Prefix{r.Dst}, Underlay: conf.Underlay{TwoFamilies: true}} // it is sent to
+	p := &conf.Peer{Subnets: []netip.Prefix{r.Dst}, Underlay: conf.Underlay{TwoFamilies: true}} // it is sent to
 	family := uint8(unix.AF_INET)
 	if r.Via.Is6() {
-		family = unix.AF_INET6
+		family, p.VTEPIP6 = unix.AF_INET6, r.Via
+	} else {
+		p.VTEPIP = r.Via
 	}
 	for _, f := range []uint8{family, unix.AF_BRIDGE} {
 		ns, err := rtnl.List(w.conn, rtnl.NeighboursRequest(f, vtep.Index), rtnl.ParseNeighbour)

@@ -3,6 +3,7 @@
 package ping
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -20,9 +21,10 @@ type Target struct {
 	AgentID string
 }
 
-// TargetOf is the VTEP of a peer.
-func TargetOf(p conf.Peer) Target {
-	return Target{Address: p.VTEP(), AgentIP: p.AgentIP, AgentID: p.AgentID}
+// TargetOf is the VTEP of a peer as the host that has published a state reaches it.
+// Where they have no family in common it is one that does not answer.
+func TargetOf(state conf.State, p conf.Peer) Target {
+	return Target{Address: cmp.Or(state.VTEPOf(&p), p.VTEP()), AgentIP: p.AgentIP, AgentID: p.AgentID}
 }
 
 // From are the options for measuring from the host that has published a state.

@@ -104,10 +104,10 @@ func expandPeers(c Wanted) expanded {
 
 // unreachable says why nothing can be forwarded to a peer, if so.
 func unreachable(p *conf.Peer, c *Wanted) string {
-	switch {
-	case !p.AgentIP.IsValid():
+	if !p.AgentIP.IsValid() {
 		return "has no agent IP"
-	case !c.VTEP.meets4(p) && !c.VTEP.meets6(p):
+	}
+	if vtep, vtep6 := p.Meet(c.VTEP.IP, c.VTEP.IP6); !vtep.IsValid() && !vtep6.IsValid() {
 		return "has no VTEP address of a family that this host has one of"
 	}
 	if _, _, ok := c.Reach(p); ok {
@@ -142,26 +142,27 @@ func (w *expanded) addPeer(p *conf.Peer, c Wanted) {
 	if second {
 		device = mark.SecondVTEP
 	}
-	ip4, ip6 := own.meets4(p), own.meets6(p)
+	vtep, vtep6 := p.Meet(own.IP, own.IP6)
+	ip4, ip6 := vtep.IsValid(), vtep6.IsValid()
 	if second && ip6 && c.SecondMTU < minMTU6 {
 		ip6 = false
 		w.narrow = w.narrow || slices.ContainsFunc(p.Subnets, is6)
 	}
 	if ip4 {
-		w.addNeigh(device, p.VTEPIP, p.VTEPMAC)
+		w.addNeigh(device, vtep, p.VTEPMAC)
 	}
 	if ip6 {
-		w.addNeigh(device, p.VTEPIP6, p.VTEPMAC)
+		w.addNeigh(device, vtep6, p.VTEPMAC)
 	}
 	w.addFDB(device, p.VTEPMAC, to)
 
 	metric := own.metricOf(p)
 	if second { // before the routes via it: otherwise the network of the VTEP has it
 		if ip4 {
-			w.addVTEPRoute(p.VTEPIP, metric)
+			w.addVTEPRoute(vtep, metric)
 		}
 		if ip6 {
-			w.addVTEPRoute(p.VTEPIP6, metric)
+			w.addVTEPRoute(vtep6, metric)
 		}
 	}
 	for _, s := range p.Subnets {
@@ -172,9 +173,9 @@ func (w *expanded) addPeer(p *conf.Peer, c Wanted) {
 		if way, ok := c.plainWay(p, s); ok {
 			r = Route{Metric: metric, Via: p.AgentIP, Kind: Plain, Dev: way}
 		} else if is6(s) && ip6 {
-			r.Via = p.VTEPIP6
+			r.Via = vtep6
 		} else if !is6(s) && ip4 {
-			r.Via = p.VTEPIP
+			r.Via = vtep
 		} else {
 			continue
 		}
@@ -195,10 +196,6 @@ func (w *expanded) addPeer(p *conf.Peer, c Wanted) {
 func (w *expanded) addVTEPRoute(vtep netip.Addr, metric uint32) {
 	w.addRoute(netip.PrefixFrom(vtep, vtep.BitLen()), Route{Metric: metric, Kind: ToVTEP, Dev: mark.SecondVTEP})
 }
-
-// meets4 and meets6 report whether host and peer both have a VTEP address of the family.
-func (v VTEP) meets4(p *conf.Peer) bool { return v.IP.IsValid() && p.VTEPIP.Is4() }
-func (v VTEP) meets6(p *conf.Peer) bool { return v.IP6.IsValid() && p.VTEPIP6.Is6() }
 
 // metricOf is the metric of the routes to a peer.
 func (v VTEP) metricOf(p *conf.Peer) uint32 {
