@@ -53,9 +53,9 @@ func checkVTEP(h *host) (out []Finding) {
 
 // checkSecondVTEP looks at the device for hosts of the other underlay family.
 func checkSecondVTEP(h *host) (out []Finding) {
-	ip := h.state.SecondIP
-	if !ip.IsValid() || !h.hasAddress(ip) {
-		return nil // the agent does without, and says so to the others
+	ip := h.secondIP()
+	if !ip.IsValid() {
+		return nil
 	}
 	bad := func(evidence, fix string, safe bool) {
 		out = append(out, Finding{Severity: Error, What: mark.SecondVTEP + " is not as it should be: hosts that have no agent IP of the family of " + h.state.IP.String() + " cannot be reached",
@@ -72,6 +72,16 @@ func checkSecondVTEP(h *host) (out []Finding) {
 		bad("it is down", "ip link set "+mark.SecondVTEP+" up", true)
 	}
 	return out
+}
+
+// secondIP is the second agent IP if a link has it; invalid: there is none. Without the
+// address the agent does without at once, and says so to the others; what it publishes
+// is that of its lease, until it has been able to renew that.
+func (h *host) secondIP() netip.Addr {
+	if !h.state.SecondIP.IsValid() || !h.hasAddress(h.state.SecondIP) {
+		return netip.Addr{}
+	}
+	return h.state.SecondIP
 }
 
 // hasAddress reports whether a link has the address.

@@ -78,6 +78,19 @@ func peerAt(ip string) func(*testing.T, *host) {
 	}
 }
 
+// second is a host with a second agent IP, on a link or no longer, and a peer that is
+// reached from there.
+func second(there bool) func(*testing.T, *host) {
+	return func(t *testing.T, h *host) {
+		h.state.SecondIP = netip.MustParseAddr("fd00::3")
+		if there {
+			h.addresses = map[int][]netip.Prefix{2: {netip.MustParsePrefix("fd00::3/64")}}
+		}
+		peerAt("fd00::4")(t, h)
+		h.peers[0].TwoFamilies = true
+	}
+}
+
 // Each fault is found by the check that is for it, and the same host without the
 // fault is sound.
 func TestChecks(t *testing.T) {
@@ -110,6 +123,14 @@ func TestChecks(t *testing.T) {
 
 		{"a peer of the other family", checkFamilies, peerAt("fd00::4"), "agent IP 172.17.0.4 here, fd00::4 there"},
 		{"a peer of the same family", checkFamilies, peerAt("172.17.0.5"), ""},
+		{"a peer of the second family", checkFamilies, second(true), ""},
+		{"a peer of the second family, whose agent IP has gone", checkFamilies, second(false), "agent IP 172.17.0.4 here, fd00::4 there"},
+		{"a second agent IP that has gone, and its routes", checkRoutes, func(t *testing.T, h *host) {
+			h.conn, h.links[conf.VTEPName] = open(t), rtnl.Link{Index: 1 << 20}
+			h.state.Overlays[0].Backend.VXLAN.VTEPIP = netip.MustParsePrefix("44.128.0.2/20")
+			second(false)(t, h)
+			h.peers[0].VTEPIP = netip.MustParseAddr("44.128.0.3")
+		}, ""},
 
 		{"conntrack half full", checkConntrack, conntrack(50), ""},
 		{"Docker's IPv6 full, with room elsewhere", checkUse, docker6(5, true), "fd01:b::8/125: 5 used, 0 cooling, 5 in all"},

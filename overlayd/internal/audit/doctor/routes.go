@@ -183,7 +183,7 @@ func (h *host) sharesFamily(p conf.Peer) bool {
 	if !h.state.IP.IsValid() || !p.AgentIP.IsValid() {
 		return true
 	}
-	_, _, ok := p.Reach(h.state.IP, h.state.SecondIP)
+	_, _, ok := p.Reach(h.state.IP, h.secondIP())
 	return ok
 }
 
@@ -203,7 +203,7 @@ func (h *host) meets(p conf.Peer, a netip.Addr) bool {
 
 // addressOf is the agent IP by which a peer is reached.
 func (h *host) addressOf(p conf.Peer) netip.Addr {
-	if _, to, ok := p.Reach(h.state.IP, h.state.SecondIP); ok {
+	if _, to, ok := p.Reach(h.state.IP, h.secondIP()); ok {
 		return to
 	}
 	return p.AgentIP
@@ -211,7 +211,7 @@ func (h *host) addressOf(p conf.Peer) netip.Addr {
 
 // deviceTo is the VXLAN device that a peer is behind.
 func (h *host) deviceTo(p conf.Peer) string {
-	if from, _, ok := p.Reach(h.state.IP, h.state.SecondIP); ok && from == h.state.SecondIP {
+	if from, _, ok := p.Reach(h.state.IP, h.secondIP()); ok && from != h.state.IP {
 		return mark.SecondVTEP
 	}
 	return conf.VTEPName
@@ -224,7 +224,7 @@ func checkFamilies(h *host) (out []Finding) {
 			continue
 		}
 		fix := "start one of the agents with an --agent-ip of each family, or both with one of the same"
-		if h.state.SecondIP.IsValid() && !p.TwoFamilies {
+		if h.secondIP().IsValid() && !p.TwoFamilies {
 			fix = "upgrade the agent there: its release does not know that a host may have an agent IP of each family"
 		}
 		if out = append(out, Finding{

@@ -154,11 +154,14 @@ func (w *walk) toHost() bool {
 // common to both hosts.
 func (w *walk) tunnel(p *conf.Peer) (device string, ok bool) {
 	first, second := w.books.State.IP, w.books.State.SecondIP
+	if second.IsValid() && !w.ownAddress(second) {
+		second = netip.Addr{} // the agent does without
+	}
 	if !p.AgentIP.IsValid() || !first.IsValid() {
 		return conf.VTEPName, true
 	}
 	from, _, ok := p.Reach(first, second)
-	if ok && from == second {
+	if ok && from != first {
 		return mark.SecondVTEP, true
 	}
 	return conf.VTEPName, ok
