@@ -252,28 +252,28 @@ func checkRPFilter(h *host) (out []Finding) {
 }
 
 func checkForwarding(h *host) (out []Finding) {
-	off := func(key, where string) {
+	off := func(key, where, object string) {
 		if n, ok := h.sysctlNumber(key); ok && n == 0 {
 			out = append(out, Finding{
 				Severity: Error, What: "the host does not forward packets " + where + ": containers reach nobody beyond their bridge",
 				Evidence: strings.ReplaceAll(key, "/", ".") + " is 0; something else sets it, see /etc/sysctl.d",
-				Fix:      "echo 1 > /proc/sys/" + key, safe: true,
+				Fix:      "echo 1 > /proc/sys/" + key, Object: object, safe: true,
 			})
 		}
 	}
 	if len(h.healthy()) == 0 {
 		return nil
 	}
-	off("net/ipv4/ip_forward", "at all")
-	devices := h.devices()
-	if r, ok, err := h.conn.Path(netip.AddrFrom4([4]byte{1, 1, 1, 1}), 0); err == nil && ok {
-		devices = append(devices, h.linkName(r.OIF))
+	off("net/ipv4/ip_forward", "at all", "")
+	for _, dev := range h.devices() {
+		off("net/ipv4/conf/"+dev+"/forwarding", "of "+dev, dev)
 	}
-	for _, dev := range devices {
-		off("net/ipv4/conf/"+dev+"/forwarding", "of "+dev)
+	if r, ok, err := h.conn.Path(netip.AddrFrom4([4]byte{1, 1, 1, 1}), 0); err == nil && ok {
+		dev := h.linkName(r.OIF) // what comes back from outside of the overlays arrives there
+		off("net/ipv4/conf/"+dev+"/forwarding", "of "+dev, "")
 	}
 	if h.has6() {
-		off("net/ipv6/conf/all/forwarding", "of IPv6")
+		off("net/ipv6/conf/all/forwarding", "of IPv6", "")
 	}
 	return out
 }

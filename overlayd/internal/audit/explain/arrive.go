@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/netip"
 
-	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/audit/doctor"
 )
 
@@ -38,7 +37,7 @@ func (w *walk) admission() bool {
 		return true
 	}
 	bridge := w.b.overlay.Info.BridgeName(w.b.record.Half)
-	return w.sound("forwarding", []string{"forwarding"}, bridge, conf.VTEPName) &&
+	return w.sound("forwarding", []string{"forwarding"}, bridge, w.comesBy(w.a.peer)) &&
 		w.sound("firewall", []string{"forward-policy", "firewalld", "docker-options"}, netip.PrefixFrom(w.b.addr, w.b.addr.BitLen()).String()) &&
 		w.pass("forwarding", "this host forwards, and its firewall asks the overlay's rules first")
 }

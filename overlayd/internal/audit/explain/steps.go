@@ -72,8 +72,14 @@ func (w *walk) forwarding() bool {
 	if oneBridge || a == nil {
 		return true
 	}
-	bridge := w.a.overlay.Info.BridgeName(a.Half)
-	return w.sound("forwarding", []string{"forwarding"}, bridge, conf.VTEPName) &&
+	devices := []string{w.a.overlay.Info.BridgeName(a.Half)}
+	switch { // where answers come from
+	case b != nil && w.b.overlay != nil:
+		devices = append(devices, w.b.overlay.Info.BridgeName(b.Half))
+	case w.b.peer != nil:
+		devices = append(devices, w.comesBy(w.b.peer))
+	}
+	return w.sound("forwarding", []string{"forwarding"}, devices...) &&
 		w.sound("firewall", []string{"forward-policy", "firewalld"}) &&
 		w.pass("forwarding", "this host forwards, and its firewall asks the overlay's rules first")
 }
@@ -165,6 +171,16 @@ func (w *walk) tunnel(p *conf.Peer) (device string, ok bool) {
 		return mark.SecondVTEP, true
 	}
 	return conf.VTEPName, ok
+}
+
+// comesBy is the device by which packets of a host come through the VXLAN; nil: one that
+// is not known.
+func (w *walk) comesBy(p *conf.Peer) string {
+	if p == nil {
+		return conf.VTEPName
+	}
+	device, _ := w.tunnel(p)
+	return device
 }
 
 // vtepOf is the VTEP address by which a peer is reached, or one that it has.
