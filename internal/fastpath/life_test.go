@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -159,28 +160,36 @@ func TestTakenAndLeft(t *testing.T) {
 	r := newRig(t, false)
 	h, a := r.hosts[0], r.hosts[0].container
 	h.run("tc", "qdisc", "add", "dev", a.link, "clsact")
-	const total = 500
-	done := make(chan struct{})
-	answered, out := 0, ""
-	go func() {
-		defer close(done)
-		answered, out = h.ping(total, a.v4, "-i", "0.001", "-q")
+	const total, rounds = 100, 5
+	enough, lost := make(chan struct{}), make(chan string, 1)
+	go func() { // as long as it takes
+		defer close(lost)
+		for {
+			select {
+			case <-enough:
+				return
+			default:
+			}
+			if n, out := h.ping(total, a.v4, "-i", "0.001", "-q"); n != total {
+				lost <- fmt.Sprintf("%d of %d answered: %s", n, total, out)
+				return
+			}
+		}
 	}()
-	rounds := 0
-	for over := false; !over; rounds++ {
+	stop := sync.OnceFunc(func() {
+		close(enough)
+		for text := range lost {
+			t.Errorf("while the fast path was taken and left: %s", text)
+		}
+	})
+	defer stop()
+	for range rounds {
 		h.fast().Close()
 		if err := h.ns.Inside(func() error { _, err := Leave(); return err }); err != nil {
 			t.Fatal(err)
 		}
-		select {
-		case <-done:
-			over = true
-		default:
-		}
 	}
-	if answered != total || rounds < 2 {
-		t.Errorf("%d of %d answered while the fast path was taken and left %d times: %s", answered, total, rounds, out)
-	}
+	stop()
 	h.fast()
 	if out := h.run("tc", "filter", "show", "dev", a.link, "ingress"); !strings.Contains(out, leaveFilter) {
 		t.Errorf("not attached: %s", out)
