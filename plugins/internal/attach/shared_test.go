@@ -195,37 +195,38 @@ func TestRebuildBesideDocker(t *testing.T) {
 	if err := m.host.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "peer"}); err != nil {
 		t.Fatal(err)
 	}
+	// An ADD that nothing is filed for has made the store, and waited in vain.
 	container := newNamespace(t)
-	added := make(chan outcome, 1)
-	go func() { added <- m.exec(m.one("m-overlay", "ADD", "c1", container.path)) }()
-
-	dir := filepath.Join(m.run, conf.IPAMDir)
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		if _, err := os.Stat(filepath.Join(dir, "one.db")); err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("ADD makes no store")
-		}
-	}
+	m.refused(m.one("m-overlay", "ADD", "c1", container.path), types.ErrTryAgainLater, "made anew")
 	m.refused(m.one("d-overlay", "STATUS", "", ""), types.ErrPluginNotAvailable, "made anew")
-	store, err := ipam.Open(t.Context(), ipam.Options{Dir: dir, Overlay: "one"})
-	if err != nil {
-		t.Fatal(err)
+
+	with := func(f func(*ipam.Store) error) {
+		t.Helper()
+		store, err := ipam.Open(t.Context(), ipam.Options{Dir: filepath.Join(m.run, conf.IPAMDir), Overlay: "one"})
+		if err == nil {
+			err = errors.Join(f(store), store.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	// What the agent does when dockerd has told.
 	ranges := []netip.Prefix{netip.MustParsePrefix("9.3.0.0/27")}
-	docker := ipam.SingleRequest{
-		Half: conf.Mesos, By: conf.Docker, Ranges: ranges, From: ranges[0], Want: netip.MustParseAddr("9.3.0.2"),
-		Name: func(a netip.Addr) conf.Attachment { return conf.DockerAttachment("one", a) },
+	with(func(s *ipam.Store) error {
+		_, err := s.AllocateSingle(t.Context(), ipam.SingleRequest{
+			Half: conf.Mesos, By: conf.Docker, Ranges: ranges, From: ranges[0], Want: netip.MustParseAddr("9.3.0.2"),
+			Name: func(a netip.Addr) conf.Attachment { return conf.DockerAttachment("one", a) },
+		})
+		return err
+	})
+	added := make(chan outcome, 1)
+	go func() { added <- m.exec(m.one("m-overlay", "ADD", "c1", container.path)) }()
+	select { // of the 5 s that it waits, most are left
+	case out := <-added:
+		t.Fatalf("ADD does not wait: exit %d: %s%s", out.status, out.stdout, out.stderr)
+	case <-time.After(500 * time.Millisecond):
 	}
-	_, err = store.AllocateSingle(t.Context(), docker)
-	if err == nil {
-		err = store.Filed(t.Context(), []conf.Half{conf.Mesos})
-	}
-	if err := errors.Join(err, store.Close()); err != nil {
-		t.Fatal(err)
-	}
+	with(func(s *ipam.Store) error { return s.Filed(t.Context(), []conf.Half{conf.Mesos}) })
 	var r types100.Result
 	out := <-added
 	if err := json.Unmarshal([]byte(out.stdout), &r); err != nil || out.status != 0 {
