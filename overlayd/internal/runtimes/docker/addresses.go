@@ -75,6 +75,12 @@ func (u inUse) add(address string, who user) {
 
 // syncAddresses releases what Docker lost and files what we lost.
 func (d *Docker) syncAddresses(ctx context.Context) error {
+	// Of a store that is made anew after the question, what was granted meanwhile is in
+	// neither: that waits for the next look.
+	unfiled, err := d.unfiled(ctx)
+	if err != nil {
+		return err
+	}
 	asked := conf.Boottime()
 	used, err := d.client.addresses(ctx)
 	if err != nil {
@@ -85,15 +91,12 @@ func (d *Docker) syncAddresses(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	filed, unfiled := map[netip.Addr]bool{}, map[string][]conf.Half{}
+	filed := map[netip.Addr]bool{}
 	still := map[conf.Key]suspect{}
 	for _, overlay := range names {
-		recs, pools, err := d.list(ctx, overlay)
+		recs, err := d.list(ctx, overlay)
 		if err != nil {
 			return err
-		}
-		if len(pools) > 0 {
-			unfiled[overlay] = pools
 		}
 		for _, r := range recs {
 			if !r.IsDocker() || len(r.Addrs) != 1 {
@@ -116,19 +119,33 @@ func (d *Docker) syncAddresses(ctx context.Context) error {
 	return errors.Join(err, d.nowFiled(ctx, unfiled))
 }
 
-// list returns the records of a store, and its pools that wait for nowFiled.
-func (d *Docker) list(ctx context.Context, overlay string) ([]ipam.Record, []conf.Half, error) {
+// list returns the records of a store.
+func (d *Docker) list(ctx context.Context, overlay string) ([]ipam.Record, error) {
 	s, err := d.driver.stores.open(ctx, overlay, 0)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer s.Close()
-	unfiled, err := s.Unfiled(ctx)
+	return s.List(ctx)
+}
+
+// unfiled are the pools that wait for nowFiled, by overlay.
+func (d *Docker) unfiled(ctx context.Context) (map[string][]conf.Half, error) {
+	names, err := d.driver.stores.names()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	recs, err := s.List(ctx)
-	return recs, unfiled, err
+	out := map[string][]conf.Half{}
+	for _, overlay := range names {
+		pools, err := d.driver.unfiledOf(ctx, overlay)
+		if err != nil {
+			return nil, err
+		}
+		if len(pools) > 0 {
+			out[overlay] = pools
+		}
+	}
+	return out, nil
 }
 
 // nowFiled has stores that were made anew give out addresses again: all that Docker

@@ -153,6 +153,16 @@ func (d *driver) take(ctx context.Context, state conf.State, overlay string, r i
 	return got, err
 }
 
+// unfiledOf are the pools of an overlay's store that wait for Docker's addresses.
+func (d *driver) unfiledOf(ctx context.Context, overlay string) ([]conf.Half, error) {
+	s, err := d.stores.open(ctx, overlay, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	return s.Unfiled(ctx)
+}
+
 // ready is what is published, and the pool's overlay in it. When a host boots,
 // dockerd starts its containers once, and the agent may not have published yet:
 // after its own start the driver waits for that.

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -32,6 +34,7 @@ type engine struct {
 	networks map[string]network
 	stopped  []string // containers of every network
 	creates  int
+	asked    func() // for all networks
 	refuse   func(method string, n network) (status int, message string)
 	streams  []chan string // of /events
 	server   *http.Server
@@ -55,6 +58,9 @@ func (e *engine) start() {
 	mux.HandleFunc("GET /{v}/networks", func(w http.ResponseWriter, _ *http.Request) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
+		if e.asked != nil {
+			e.asked()
+		}
 		out := []network{}
 		for _, n := range e.networks {
 			n.Containers = nil
@@ -732,22 +738,48 @@ func TestFiledAnew(t *testing.T) {
 	h.run()
 	r := &rig{t: t, dir: h.dir, driver: h.driver}
 	eventually(t, "filed at first", func() []string { return r.filed("dcos") }, []string{"9.0.1.130"})
-	if err := os.Remove(filepath.Join(h.dir, conf.IPAMDir, "dcos.db")); err != nil {
-		t.Fatal(err)
-	}
-	s, err := ipam.Open(t.Context(), ipam.Options{
-		Dir: filepath.Join(h.dir, conf.IPAMDir), Overlay: "dcos",
-		Rebuild: func(context.Context) (ipam.Known, error) { return ipam.Known{Unfiled: []conf.Half{conf.Docker}}, nil },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Close()
+	h.loseStore()
 	got, err := h.driver.allocate(t.Context(), pool{overlay: "dcos", prefix: netip.MustParsePrefix("9.0.1.128/25")}, netip.Addr{})
 	if err != nil || got != netip.MustParseAddr("9.0.1.131") {
 		t.Errorf("the next container gets %v (%v), want the address behind that of the first", got, err)
 	}
 	eventually(t, "filed", func() []string { return r.filed("dcos") }, []string{"9.0.1.130", "9.0.1.131"})
+}
+
+// loseStore has the store of dcos made anew beside containers of Docker.
+func (h *host) loseStore() {
+	if err := os.Remove(filepath.Join(h.dir, conf.IPAMDir, "dcos.db")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		h.t.Error(err)
+	}
+	s, err := ipam.Open(h.t.Context(), ipam.Options{
+		Dir: filepath.Join(h.dir, conf.IPAMDir), Overlay: "dcos",
+		Rebuild: func(context.Context) (ipam.Known, error) { return ipam.Known{Unfiled: []conf.Half{conf.Docker}}, nil },
+	})
+	if err != nil {
+		h.t.Error(err)
+		return
+	}
+	s.Close()
+}
+
+// TestLostWhileAsked: what Docker has said before a store was lost does not say what it
+// has got since.
+func TestLostWhileAsked(t *testing.T) {
+	h := newHost(t)
+	if err := conf.WriteJSON(filepath.Join(h.dir, conf.StateFile), publishedState(t), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	h.engine.start()
+	defer h.client.http.CloseIdleConnections()
+	h.engine.asked = h.loseStore
+	for _, want := range []string{"[docker]", "[]"} {
+		if err := h.syncAddresses(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		pools, err := h.driver.unfiledOf(t.Context(), "dcos")
+		equal(t, "waits for Docker's addresses", fmt.Sprint(pools, err), want+" <nil>")
+		h.engine.change(func() { h.engine.asked = nil })
+	}
 }
 
 // TestConfirm: an address that Docker asks for again is its own if no container
