@@ -104,6 +104,9 @@ func (d *driver) allocate(ctx context.Context, p pool, want netip.Addr) (netip.A
 		Half: o.Info.Pool(conf.Docker), By: conf.Docker, Ranges: rangesFor(o, p.prefix), From: p.from(), Want: want,
 		Name: func(a netip.Addr) conf.Attachment { return conf.DockerAttachment(p.overlay, a) },
 	}
+	if who, inUse := d.unfiledUser(ctx, p.overlay, r); inUse {
+		return netip.Addr{}, &ipam.UnavailableError{Addr: want, Reason: "is in use by container " + who.container + " of Docker"}
+	}
 	got, err := d.take(ctx, state, p.overlay, r)
 	var asked time.Time
 	for until := time.Now().Add(roomPatience); ctx.Err() == nil && time.Now().Before(until); {
@@ -151,6 +154,30 @@ func (d *driver) take(ctx context.Context, state conf.State, overlay string, r i
 		(*exhausted).Half = conf.SharedPool
 	}
 	return got, err
+}
+
+// unfiledUser is who of Docker has an address that is asked for by name, while the store
+// does not know yet what Docker has. A dockerd that starts asks for what its containers
+// have, and one that does not answer is starting, or gone.
+func (d *driver) unfiledUser(ctx context.Context, overlay string, r ipam.SingleRequest) (who user, inUse bool) {
+	d.mu.Lock()
+	up := d.up
+	d.mu.Unlock()
+	if !up || !r.Want.IsValid() {
+		return user{}, false
+	}
+	pools, err := d.unfiledOf(ctx, overlay)
+	if err != nil || !slices.Contains(pools, r.Half) {
+		return user{}, false // the store says itself what is wrong with it
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
+	used, err := d.client.addresses(ctx)
+	if err != nil {
+		return user{}, false
+	}
+	who, inUse = used[r.Want]
+	return who, inUse
 }
 
 // unfiledOf are the pools of an overlay's store that wait for Docker's addresses.

@@ -782,6 +782,38 @@ func TestLostWhileAsked(t *testing.T) {
 	}
 }
 
+// TestInUseByName: an address that a container has, and that is not filed yet, is not
+// given to another one that asks for it by name.
+func TestInUseByName(t *testing.T) {
+	h := newHost(t)
+	if err := conf.WriteJSON(filepath.Join(h.dir, conf.StateFile), publishedState(t), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ours := ipamSettings{Driver: Driver, Options: map[string]string{"overlay": "dcos"}}
+	h.engine.networks["dcos"] = network{ID: "dcos", Name: "dcos", IPAM: ours, Containers: map[string]endpoint{"1": {Name: "a", IPv4Address: "9.0.1.140/25"}}}
+	h.engine.start()
+	defer h.client.http.CloseIdleConnections()
+	p, err := parsePool(dcos)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(a string) string {
+		got, err := h.driver.allocate(t.Context(), p, netip.MustParseAddr(a))
+		return fmt.Sprint(got, err)
+	}
+	h.loseStore()
+	h.driver.connected(true)
+	equal(t, "that of a container", ask("9.0.1.140"), "invalid IP address 9.0.1.140 is in use by container a of Docker")
+	equal(t, "another", ask("9.0.1.141"), "9.0.1.141 <nil>")
+	h.driver.connected(false)
+	equal(t, "dockerd may be starting, and asks for what it has", ask("9.0.1.140"), "9.0.1.140 <nil>")
+	h.loseStore()
+	h.engine.stop()
+	h.client.http.CloseIdleConnections()
+	h.driver.connected(true)
+	equal(t, "dockerd has gone a moment ago", ask("9.0.1.140"), "9.0.1.140 <nil>")
+}
+
 // TestConfirm: an address that Docker asks for again is its own if no container
 // has it.
 func TestConfirm(t *testing.T) {
