@@ -93,10 +93,11 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
-// tempDir is short, because a socket's path is.
+// tempDir is short, because a socket's path is, and not named as the labs of the
+// integration tests are: those of processes that are gone are swept away.
 func tempDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "ovl")
+	dir, err := os.MkdirTemp("", "ovk")
 	if err != nil {
 		t.Fatal(err)
 	}
