@@ -15,34 +15,61 @@ import (
 // full walk; callers that rely on absence ask for one.
 const maxPagesWalked = 32
 
-// checkFile says whether the file can be trusted with bbolt, and whether all of
-// it was looked at.
-func checkFile(path string) (walked bool, err error) {
-	return checkContent(path, maxPagesWalked)
-}
+// check says whether the file can be trusted with bbolt, and whether all of it was
+// looked at.
+func (s *Store) check() (walked bool, err error) { return s.checkContent(maxPagesWalked) }
 
-// walkFile is checkFile for a file of any size: it proves that the file holds
-// what was written last, and so that what is not found there is not there.
-func walkFile(path string) error {
-	_, err := checkContent(path, 0)
+// walk is check for a file of any size: it proves that the file holds what was
+// written last, and so that what is not found there is not there.
+func (s *Store) walk() error {
+	_, err := s.checkContent(0)
 	return err
 }
 
-// checkContent proves that the file holds exactly the entries that were written
-// last, each as it was written, unless it has more pages than maxPages (0: any).
-func checkContent(path string, maxPages uint64) (walked bool, _ error) {
+// openRegular opens a file to read it. One that is not regular is damage: to open it
+// may take for ever.
+func openRegular(path string) (*os.File, error) {
 	st, err := os.Lstat(path)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	if !st.Mode().IsRegular() { // to open one may take for ever
-		return false, damagef("%s is not a regular file but %s", path, st.Mode().Type())
+	if !st.Mode().IsRegular() {
+		return nil, damagef("%s is not a regular file but %s", path, st.Mode().Type())
 	}
-	f, err := openFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	return openFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+}
+
+// sizeOf is the length of a file, where it is one that a store can have. Any other is
+// damage: a file of no blocks may claim a length for which there is no memory.
+func sizeOf(f *os.File) (int64, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	if st.Size() > maxFileSize {
+		return 0, damagef("the file has %d bytes, and a store at most %d", st.Size(), maxFileSize)
+	}
+	return st.Size(), nil
+}
+
+func (s *Store) checkContent(maxPages uint64) (walked bool, _ error) {
+	if s.copy != nil {
+		return checkContent(s.copy, maxPages)
+	}
+	f, err := openRegular(s.path)
 	if err != nil {
 		return false, err
 	}
 	defer f.Close()
+	return checkContent(f, maxPages)
+}
+
+// checkContent proves that the file holds exactly the entries that were written
+// last, each as it was written, unless it has more pages than maxPages (0: any).
+func checkContent(f *os.File, maxPages uint64) (walked bool, _ error) {
+	if _, err := sizeOf(f); err != nil {
+		return false, err
+	}
 	c := content{}
 	result, err := boltfile.Check(f, boltfile.Options{Latest: true, MaxPages: maxPages}, c.entry)
 	if err == nil && result.Walked {

@@ -21,7 +21,9 @@ import (
 	"overlayd.internal/overlay/conf"
 )
 
-// rebuild replaces a damaged file by one made from what the kernel knows.
+// rebuild replaces a damaged file by one made from what the kernel knows. It stays in its
+// place until there is one to replace it: those who read without the lock would take the
+// lack of one for a store that nobody has used yet.
 func (s *Store) rebuild(ctx context.Context, why error) error {
 	if s.o.Rebuild == nil {
 		return why
@@ -30,11 +32,11 @@ func (s *Store) rebuild(ctx context.Context, why error) error {
 		s.db.close()
 		s.db = nil
 	}
-	aside, err := quarantine(s.path)
-	if err != nil {
-		return fmt.Errorf("%w; %w", why, err)
-	}
-	if err := s.create(ctx, true); err != nil {
+	var aside string
+	if err := s.create(ctx, func() (err error) {
+		aside, err = quarantine(s.path)
+		return err
+	}); err != nil {
 		return fmt.Errorf("%w; %w", why, err)
 	}
 	s.repaired = fmt.Sprintf("%s was set aside as %s and made anew from the kernel's links: %v", s.path, filepath.Base(aside), why)
@@ -48,9 +50,10 @@ func (s *Store) Repaired() string {
 	return s.repaired
 }
 
-// create makes the file, with what Rebuild knows in it. There was one before if it
-// is again, or if something is in use.
-func (s *Store) create(ctx context.Context, again bool) error {
+// create makes the file, with what Rebuild knows in it. Where one has to make room for
+// it, makeRoom does that, and else is nil. There was one before if it is so, or if
+// something is in use.
+func (s *Store) create(ctx context.Context, makeRoom func() error) error {
 	var known Known
 	if s.o.Rebuild != nil {
 		var err error
@@ -59,10 +62,10 @@ func (s *Store) create(ctx context.Context, again bool) error {
 		}
 	}
 	var rebuilt time.Duration
-	if again || len(known.Records) > 0 || len(known.Unfiled) > 0 {
+	if makeRoom != nil || len(known.Records) > 0 || len(known.Unfiled) > 0 {
 		rebuilt = s.o.Now()
 	}
-	return create(s.path, func(tx *bolt.Tx) error {
+	return create(s.path, makeRoom, func(tx *bolt.Tx) error {
 		b, err := tx.CreateBucket([]byte(bucketStore))
 		if err != nil {
 			return err
@@ -138,29 +141,27 @@ func writeBoot(b *bolt.Bucket, id string, rebuilt time.Duration) error {
 // on other hosts do, so the addresses rest.
 func (s *Store) newBoot() error {
 	err := s.db.update(func(tx *bolt.Tx) error {
-		for _, name := range halfNames {
-			h, err := openHalf(tx, conf.Half(name), s.o.Now(), s.o.Cooling)
-			if err != nil {
-				return err
-			}
+		if err := s.eachHalf(tx, func(h *half) error {
 			if err := h.restAll(); err != nil {
 				return err
 			}
-			if err := h.flush(); err != nil {
-				return err
-			}
+			return h.flush()
+		}); err != nil {
+			return err
 		}
 		return writeBoot(tx.Bucket([]byte(bucketStore)), s.o.BootID, 0)
 	})
 	if err != nil {
 		return fmt.Errorf("release the addresses of an earlier boot: %w", err)
 	}
-	s.rebuilt = 0
+	s.rebuilt, s.earlier = 0, true
 	return nil
 }
 
-// quarantine moves a file that cannot be trusted out of the way and returns
-// its new name. The last few are kept.
+// quarantine keeps a file that cannot be trusted under another name, which it returns,
+// and has it in its place as well until that is given to another: but not a directory,
+// which can have one name only, nor where the file system knows no links. The last few
+// are kept.
 func quarantine(path string) (string, error) {
 	var kept []int
 	entries, err := os.ReadDir(filepath.Dir(path))
@@ -179,7 +180,11 @@ func quarantine(path string) (string, error) {
 		next = kept[len(kept)-1] + 1
 	}
 	to := fmt.Sprintf("%s.corrupt-%d", path, next)
-	if err := os.Rename(path, to); err != nil {
+	err = os.Link(path, to)
+	if err != nil {
+		err = os.Rename(path, to)
+	}
+	if err != nil {
 		return "", fmt.Errorf("set %s aside: %w", path, err)
 	}
 	for _, n := range kept[:max(0, len(kept)-keptQuarantines+1)] {
@@ -190,9 +195,9 @@ func quarantine(path string) (string, error) {
 }
 
 // create makes a complete store under a temporary name and moves it to its
-// place, so that a file of that name is never half made. Those who use the
-// file hold the lock.
-func create(path string, fill func(*bolt.Tx) error) error {
+// place, so that a file of that name is never half made; just before that it calls
+// makeRoom, if it is not nil. Those who use the file hold the lock.
+func create(path string, makeRoom func() error, fill func(*bolt.Tx) error) error {
 	tmp := path + ".new"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("create %s: %w", path, err)
@@ -220,6 +225,11 @@ func create(path string, fill func(*bolt.Tx) error) error {
 	}
 	if err != nil {
 		return fail(err)
+	}
+	if makeRoom != nil {
+		if err := makeRoom(); err != nil {
+			return fail(err)
+		}
 	}
 	if err := os.Rename(tmp, path); err != nil {
 		return fail(err)

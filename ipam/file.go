@@ -54,9 +54,9 @@ func lockFile(ctx context.Context, path string, timeout time.Duration) (*filemut
 		}
 		return m, nil
 	case <-timer.C:
-		why = fmt.Errorf("lock %s: %w: another process has held it for %s", path, ErrBusy, timeout)
+		why = fmt.Errorf("lock %s: %w: waited for %s, and %s", path, ErrBusy, timeout, holderOf(path))
 	case <-ctx.Done():
-		why = fmt.Errorf("lock %s: %w: %w", path, ErrBusy, context.Cause(ctx))
+		why = fmt.Errorf("lock %s: %w: %w, and %s", path, ErrBusy, context.Cause(ctx), holderOf(path))
 	}
 	go func() {
 		<-locked
@@ -75,6 +75,13 @@ type database struct {
 }
 
 func openDatabase(path string) (*database, error) {
+	return openDatabaseFile(path, func(name string, flag int, perm os.FileMode) (*os.File, error) {
+		return openFile(name, flag|unix.O_NOFOLLOW, perm)
+	})
+}
+
+// openDatabaseFile opens the database in the file that open returns.
+func openDatabaseFile(path string, open func(name string, flag int, perm os.FileMode) (*os.File, error)) (*database, error) {
 	d := &database{}
 	err := d.guard(func() (err error) {
 		d.db, err = bolt.Open(path, 0o600, &bolt.Options{
@@ -84,7 +91,7 @@ func openDatabase(path string) (*database, error) {
 			MaxSize:      maxFileSize,
 			NoStatistics: true,
 			OpenFile: func(name string, flag int, perm os.FileMode) (f *os.File, err error) {
-				d.file, err = openFile(name, flag|unix.O_NOFOLLOW, perm)
+				d.file, err = open(name, flag, perm)
 				return d.file, err
 			},
 		})

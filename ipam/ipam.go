@@ -4,7 +4,8 @@
 // and every record carries the boot it was made in.
 //
 // A store is opened for one operation and closed again: the CNI programs are
-// separate processes, and nobody may keep the file from them.
+// separate processes, and nobody may keep the file from them. Those who only read
+// take a Snapshot, which locks nothing (ADR 0072).
 //
 // An address is free, in use by one attachment, or cooling (released, not yet
 // to be reused). Never-used addresses are handed out first, in order; after

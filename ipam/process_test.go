@@ -18,6 +18,8 @@ var children = map[string]func() int{
 	"mutate":   childMutate,
 	"allocate": childAllocate,
 	"churn":    childChurn,
+	"hold":     childHold,
+	"snapshot": childSnapshot,
 }
 
 func complain(format string, args ...any) int {

@@ -49,22 +49,13 @@ func (s *Store) List(ctx context.Context) ([]Record, error) {
 	var out []Record
 	err := s.run(ctx, func() error {
 		out = nil
-		return s.db.view(func(tx *bolt.Tx) error {
-			for _, name := range halfNames {
-				h, err := s.half(tx, conf.Half(name))
-				if err != nil {
-					return err
-				}
-				recs, err := h.attachments()
-				if err == nil {
-					err = h.addOrigins(recs)
-				}
-				if err != nil {
-					return err
-				}
-				out = append(out, recs...)
+		return s.viewHalves(func(h *half) error {
+			recs, err := h.attachments()
+			if err == nil {
+				err = h.addOrigins(recs)
 			}
-			return nil
+			out = append(out, recs...)
+			return err
 		})
 	})
 	if err != nil {

@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"slices"
 
-	bolt "go.etcd.io/bbolt"
-
 	"overlayd.internal/overlay/conf"
 )
 
@@ -75,10 +73,7 @@ func (h *half) collect(keep func(Record) bool) (out []Record, _ error) {
 		}
 		out = append(out, rec)
 	}
-	if out == nil {
-		return nil, nil
-	}
-	return out, h.flush()
+	return out, nil
 }
 
 // Release takes the addresses of an attachment back, in both halves, and
@@ -86,32 +81,14 @@ func (h *half) collect(keep func(Record) bool) (out []Record, _ error) {
 func (s *Store) Release(ctx context.Context, a conf.Attachment) ([]netip.Addr, error) {
 	var out []netip.Addr
 	err := s.run(ctx, func() error {
-		err := s.update(func(tx *bolt.Tx) error {
-			out = nil
-			for _, name := range halfNames {
-				h, err := s.half(tx, conf.Half(name))
-				if err != nil {
-					return err
-				}
-				rec, found, err := h.attachment(a.Key())
-				if err != nil {
-					return err
-				}
-				if !found {
-					continue
-				}
-				if err := h.release(rec); err != nil {
-					return err
-				}
-				if err := h.flush(); err != nil {
-					return err
-				}
-				out = append(out, rec.Addrs...)
+		out = nil
+		err := s.updateHalves(func(h *half) (bool, error) {
+			rec, found, err := h.attachment(a.Key())
+			if err != nil || !found {
+				return false, err
 			}
-			if out == nil {
-				return errUnchanged
-			}
-			return nil
+			out = append(out, rec.Addrs...)
+			return true, h.release(rec)
 		})
 		return s.confirmReleased(err, a.Key())
 	})
@@ -145,23 +122,11 @@ func (s *Store) confirmReleased(err error, keys ...conf.Key) error {
 func (s *Store) GC(ctx context.Context, network string, by conf.Half, keep func(Record) bool) ([]Record, error) {
 	var out []Record
 	err := s.run(ctx, func() error {
-		err := s.update(func(tx *bolt.Tx) error {
-			out = nil
-			for _, name := range halfNames {
-				h, err := s.half(tx, conf.Half(name))
-				if err != nil {
-					return err
-				}
-				released, err := h.collect(func(rec Record) bool { return rec.Network != network || rec.Half != by || keep(rec) })
-				if err != nil {
-					return err
-				}
-				out = append(out, released...)
-			}
-			if out == nil {
-				return errUnchanged
-			}
-			return nil
+		out = nil
+		err := s.updateHalves(func(h *half) (bool, error) {
+			released, err := h.collect(func(rec Record) bool { return rec.Network != network || rec.Half != by || keep(rec) })
+			out = append(out, released...)
+			return len(released) > 0, err
 		})
 		var keys []conf.Key
 		for _, rec := range out {

@@ -19,70 +19,45 @@ import (
 // use or cooling, and reports whether that is so. It is all of them or none. Nothing of
 // the ranges in empty may be in use or cooling either, in any half.
 func (s *Store) Retire(ctx context.Context, ranges map[conf.Half][]netip.Prefix, empty ...netip.Prefix) (bool, error) {
-	retired := false
+	used := false
 	err := s.run(ctx, func() error {
-		return s.update(func(tx *bolt.Tx) error {
-			retired = false
-			var all []*half
-			for _, name := range halfNames {
-				h, err := s.half(tx, conf.Half(name))
-				if err != nil {
-					return err
-				}
-				all = append(all, h)
-				for _, p := range slices.Concat(ranges[conf.Half(name)], empty) {
-					if empty, err := h.isEmpty(p.Masked()); err != nil || !empty {
-						return orUnchanged(err)
-					}
+		return s.updateHalves(func(h *half) (changed bool, _ error) {
+			for _, p := range slices.Concat(ranges[h.name], empty) {
+				if empty, err := h.isEmpty(p.Masked()); err != nil {
+					return false, err
+				} else if !empty {
+					used = true
+					return false, errUnchanged
 				}
 			}
-			for _, h := range all {
-				for _, p := range ranges[h.name] {
-					if err := h.put(prefixKey(kindRetired, p.Masked()), nil); err != nil {
-						return err
-					}
-				}
-				if err := h.flush(); err != nil {
-					return err
+			for _, p := range ranges[h.name] {
+				if err := h.put(prefixKey(kindRetired, p.Masked()), nil); err != nil {
+					return false, err
 				}
 			}
-			retired = true
-			return nil
+			return len(ranges[h.name]) > 0, nil
 		})
 	})
 	if err != nil {
 		return false, fmt.Errorf("retire %v: %w", ranges, err)
 	}
-	return retired, nil
+	return !used, nil
 }
 
 // Reinstate takes back what Retire did.
 func (s *Store) Reinstate(ctx context.Context, ranges map[conf.Half][]netip.Prefix) error {
 	err := s.run(ctx, func() error {
-		return s.update(func(tx *bolt.Tx) error {
-			changed := false
-			for _, name := range halfNames {
-				h, err := s.half(tx, conf.Half(name))
-				if err != nil {
-					return err
+		return s.updateHalves(func(h *half) (changed bool, _ error) {
+			for _, p := range ranges[h.name] {
+				if !h.isRetired(p.Masked()) {
+					continue
 				}
-				for _, p := range ranges[h.name] {
-					if !h.isRetired(p.Masked()) {
-						continue
-					}
-					changed = true
-					if err := h.remove(prefixKey(kindRetired, p.Masked())); err != nil {
-						return err
-					}
-				}
-				if err := h.flush(); err != nil {
-					return err
+				changed = true
+				if err := h.remove(prefixKey(kindRetired, p.Masked())); err != nil {
+					return false, err
 				}
 			}
-			if !changed {
-				return errUnchanged
-			}
-			return nil
+			return changed, nil
 		})
 	})
 	if err != nil {
@@ -109,13 +84,6 @@ func (s *Store) Retired(ctx context.Context, name conf.Half, ranges []netip.Pref
 		})
 	})
 	return out, err
-}
-
-func orUnchanged(err error) error {
-	if err == nil {
-		return errUnchanged
-	}
-	return err
 }
 
 // isEmpty reports whether no address of a range is in use or cooling. That nothing

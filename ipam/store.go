@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -45,8 +46,10 @@ type Store struct {
 	path    string
 	lock    *filemutex.FileMutex
 	rebuilt time.Duration // CLOCK_BOOTTIME of a rebuild; 0: never
+	earlier bool          // it was of an earlier boot when it was opened
 
 	mu       sync.Mutex
+	copy     *os.File // what db is opened from, of a Snapshot; nil: the file at path
 	db       *database
 	repaired string
 	walked   bool // all of the file was looked at when it was opened
@@ -56,6 +59,27 @@ type Store struct {
 // others keep it for longer than LockTimeout and with ErrDamaged when the file
 // cannot be trusted and there is no way to rebuild it.
 func Open(ctx context.Context, o Options) (*Store, error) {
+	s, err := newStore(o)
+	if err != nil {
+		return nil, err
+	}
+	if err := makeDir(o.Dir); err != nil {
+		return nil, fmt.Errorf("open address store: %w", err)
+	}
+	lock, err := lockFile(ctx, s.lockPath(), s.o.LockTimeout)
+	if err != nil {
+		return nil, fmt.Errorf("open address store: %w", err)
+	}
+	s.lock = lock
+	if err := s.open(ctx); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("open address store %s: %w", s.path, err)
+	}
+	return s, nil
+}
+
+// newStore is one that is not open, with the defaults of its options.
+func newStore(o Options) (*Store, error) {
 	if err := conf.CheckName(o.Overlay); err != nil {
 		return nil, fmt.Errorf("open address store: overlay name: %w", err)
 	}
@@ -72,28 +96,17 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		}
 		o.BootID = id
 	}
-	if err := makeDir(o.Dir); err != nil {
-		return nil, fmt.Errorf("open address store: %w", err)
-	}
-	s := &Store{o: o, path: filepath.Join(o.Dir, o.Overlay+".db")}
-	lock, err := lockFile(ctx, filepath.Join(o.Dir, o.Overlay+".lock"), o.LockTimeout)
-	if err != nil {
-		return nil, fmt.Errorf("open address store: %w", err)
-	}
-	s.lock = lock
-	if err := s.open(ctx); err != nil {
-		s.Close()
-		return nil, fmt.Errorf("open address store %s: %w", s.path, err)
-	}
-	return s, nil
+	return &Store{o: o, path: filepath.Join(o.Dir, o.Overlay+".db")}, nil
 }
+
+func (s *Store) lockPath() string { return filepath.Join(s.o.Dir, s.o.Overlay+".lock") }
 
 // open brings up the database, whatever is at its place.
 func (s *Store) open(ctx context.Context) error {
 	err := s.openChecked()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if err := s.create(ctx, false); err != nil {
+		if err := s.create(ctx, nil); err != nil {
 			return err
 		}
 		return s.openChecked()
@@ -104,18 +117,21 @@ func (s *Store) open(ctx context.Context) error {
 }
 
 func (s *Store) openChecked() error {
-	walked, err := checkFile(s.path)
+	walked, err := s.check()
 	if err != nil {
 		return err
 	}
 	s.walked = walked
-	db, err := openDatabase(s.path)
+	if s.copy != nil {
+		s.db, err = openDatabaseFile(s.path, func(string, int, os.FileMode) (*os.File, error) { return s.copy, nil })
+	} else {
+		s.db, err = openDatabase(s.path)
+	}
 	if err != nil {
 		return err
 	}
-	s.db = db
 	var boot string
-	err = db.view(func(tx *bolt.Tx) (err error) {
+	err = s.db.view(func(tx *bolt.Tx) (err error) {
 		boot, s.rebuilt, err = readBoot(tx)
 		return err
 	})
@@ -133,7 +149,10 @@ func (s *Store) Close() error {
 	if s.db != nil {
 		errs = append(errs, s.db.close())
 		s.db = nil
+	} else if s.copy != nil {
+		errs = append(errs, s.copy.Close())
 	}
+	s.copy = nil
 	if s.lock != nil {
 		errs = append(errs, s.lock.Close())
 		s.lock = nil
@@ -156,7 +175,7 @@ func (s *Store) run(ctx context.Context, op func() error) error {
 		return fmt.Errorf("address store: %w", err)
 	}
 	err := op()
-	if errors.Is(err, ErrDamaged) && s.o.Rebuild != nil {
+	if errors.Is(err, ErrDamaged) && s.o.Rebuild != nil && s.copy == nil {
 		if err := s.rebuild(ctx, err); err != nil {
 			return err
 		}
@@ -199,7 +218,46 @@ func (s *Store) half(tx *bolt.Tx, name conf.Half) (*half, error) {
 	h, err := openHalf(tx, name, s.o.Now(), s.o.Cooling)
 	if err == nil && !s.walked {
 		// A transaction that has not ended is not in the file.
-		h.walk = func() error { return walkFile(s.path) }
+		h.walk = s.walk
 	}
 	return h, err
+}
+
+// eachHalf calls f with each half, in order, until it fails.
+func (s *Store) eachHalf(tx *bolt.Tx, f func(*half) error) error {
+	for _, name := range halfNames {
+		h, err := s.half(tx, conf.Half(name))
+		if err == nil {
+			err = f(h)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// viewHalves is eachHalf in a transaction that changes nothing.
+func (s *Store) viewHalves(f func(*half) error) error {
+	return s.db.view(func(tx *bolt.Tx) error { return s.eachHalf(tx, f) })
+}
+
+// updateHalves is eachHalf in a transaction for f that says whether it has changed the
+// half. Where nothing was changed, nothing is written.
+func (s *Store) updateHalves(f func(*half) (changed bool, err error)) error {
+	return s.update(func(tx *bolt.Tx) error {
+		some := false
+		err := s.eachHalf(tx, func(h *half) error {
+			changed, err := f(h)
+			if err != nil || !changed {
+				return err
+			}
+			some = true
+			return h.flush()
+		})
+		if err == nil && !some {
+			return errUnchanged
+		}
+		return err
+	})
 }

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"slices"
 
-	bolt "go.etcd.io/bbolt"
-
 	"overlayd.internal/overlay/conf"
 )
 
@@ -34,15 +32,9 @@ func (h *half) isUnfiled() bool { return h.b.Get(unfiledKey) != nil }
 func (s *Store) Unfiled(ctx context.Context) (out []conf.Half, _ error) {
 	err := s.run(ctx, func() error {
 		out = nil
-		return s.db.view(func(tx *bolt.Tx) error {
-			for _, name := range halfNames {
-				h, err := s.half(tx, conf.Half(name))
-				if err != nil {
-					return err
-				}
-				if h.isUnfiled() {
-					out = append(out, h.name)
-				}
+		return s.viewHalves(func(h *half) error {
+			if h.isUnfiled() {
+				out = append(out, h.name)
 			}
 			return nil
 		})
@@ -53,28 +45,11 @@ func (s *Store) Unfiled(ctx context.Context) (out []conf.Half, _ error) {
 // Filed says that the addresses of Docker's containers are in these pools now.
 func (s *Store) Filed(ctx context.Context, pools []conf.Half) error {
 	err := s.run(ctx, func() error {
-		return s.update(func(tx *bolt.Tx) error {
-			changed := false
-			for _, name := range halfNames {
-				h, err := s.half(tx, conf.Half(name))
-				if err != nil {
-					return err
-				}
-				if !slices.Contains(pools, h.name) || !h.isUnfiled() {
-					continue
-				}
-				changed = true
-				if err := h.filed(); err != nil {
-					return err
-				}
-				if err := h.flush(); err != nil {
-					return err
-				}
+		return s.updateHalves(func(h *half) (bool, error) {
+			if !slices.Contains(pools, h.name) || !h.isUnfiled() {
+				return false, nil
 			}
-			if !changed {
-				return errUnchanged
-			}
-			return nil
+			return true, h.filed()
 		})
 	})
 	if err != nil {

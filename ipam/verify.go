@@ -10,8 +10,6 @@ import (
 	"slices"
 	"time"
 
-	bolt "go.etcd.io/bbolt"
-
 	"overlayd.internal/overlay/conf"
 )
 
@@ -27,22 +25,11 @@ func (s *Store) Verify(ctx context.Context) ([]string, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("verify address store: %w", err)
 	}
-	if err := walkFile(s.path); err != nil {
+	if err := s.walk(); err != nil {
 		return []string{err.Error()}, nil // nothing in it can be relied on
 	}
 	var v verifier
-	if err := s.db.view(func(tx *bolt.Tx) error {
-		for _, name := range halfNames {
-			h, err := s.half(tx, conf.Half(name))
-			if err != nil {
-				return err
-			}
-			if err := v.half(h, s.o.BootID); err != nil {
-				return err
-			}
-		}
-		return nil
-	}); err != nil {
+	if err := s.viewHalves(func(h *half) error { return v.half(h, s.o.BootID) }); err != nil {
 		v.problem("%v", err)
 	}
 	return v.problems, nil

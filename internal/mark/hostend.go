@@ -47,6 +47,15 @@ func KeyOf(a conf.Attachment) conf.Key {
 // ShortID stands in an alias for a container id that does not fit.
 func ShortID(key conf.Key) string { return hashMark + key.String() }
 
+// ShortNames are what an alias may say of an attachment where its names do not fit. A
+// store that was rebuilt from the alias has it under one of them.
+func ShortNames(a conf.Attachment) []conf.Attachment {
+	short := conf.Attachment{Network: a.Network, ContainerID: ShortID(a.Key()), IfName: a.IfName}
+	shorter := short
+	shorter.Network = hashOf(a.Network)
+	return []conf.Attachment{short, shorter}
+}
+
 func parseKey(text string) (conf.Key, error) {
 	b, err := hex.DecodeString(text)
 	if err != nil || len(b) != len(conf.Key{}) {

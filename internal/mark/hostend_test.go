@@ -2,6 +2,7 @@ package mark
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -83,5 +84,20 @@ func TestHostEnd(t *testing.T) {
 	m, d := HostEnd(conf.Mesos, a.Key()), HostEnd(conf.Docker, a.Key())
 	if m != "vm"+a.Key().String()[:12] || d != "vd"+a.Key().String()[:12] || len(m) > 15 {
 		t.Errorf("names are %s and %s", m, d)
+	}
+}
+
+// The names of whatever an alias holds in place of an attachment's own.
+func TestShortNames(t *testing.T) {
+	addrs := []netip.Addr{netip.MustParseAddr("9.0.1.2")}
+	for name, a := range map[string]conf.Attachment{
+		"long container id":            {Network: "dcos", ContainerID: strings.Repeat("c", 1024), IfName: "eth0"},
+		"long container id, long name": {Network: strings.Repeat("n", 255), ContainerID: strings.Repeat("c", 1024), IfName: "eth0"},
+		"short container id":           {Network: strings.Repeat("n", 255), ContainerID: "c", IfName: "eth0"},
+	} {
+		said, ok := ParseAlias(NewAlias("dcos", conf.Docker, a, addrs, 0).String())
+		if !ok || !slices.Contains(ShortNames(a), said.Attachment) {
+			t.Errorf("%s: the alias says %+v, and ShortNames %+v", name, said.Attachment, ShortNames(a))
+		}
 	}
 }

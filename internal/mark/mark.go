@@ -67,7 +67,7 @@ const (
 	ForwardChain    = "OVERLAY-FORWARD" // packets through this host
 	OutputChain     = "OVERLAY-OUTPUT"  // packets from this host
 	MasqueradeChain = "OVERLAY-MASQ"    // source translation
-	NeighboursChain = "OVERLAY-NEIGH"   // forwarded packets, for what they make the host resolve
+	NeighboursChain = "OVERLAY-NEIGH"   // forwarded packets, in the guard of earlier builds
 	// What those jump to.
 	HostInChain  = "OVERLAY-HOST-IN"  // packets from a device of ours to this host
 	HostOutChain = "OVERLAY-HOST-OUT" // packets from this host to a device of ours

@@ -24,9 +24,13 @@ import (
 // inside the send, so that a missing answer is a kernel fault, not slowness.
 const receiveTimeout = 10 * time.Second
 
-// MaxSend is the number of messages given to the kernel at once. A socket whose
-// receive buffer could not be enlarged holds 256 refusals; more are lost.
-const MaxSend = 200
+// How many messages are given to the kernel at once: each time it lets those run
+// who read what it tells of. A socket whose receive buffer could not be enlarged
+// holds 256 refusals; more are lost. The other has room for 10,000.
+const (
+	fewMessages  = 200
+	manyMessages = 1000
+)
 
 // receiveBuffer has room for the refusal of every message of a batch and for
 // bursts of notifications, in bytes.
@@ -44,6 +48,7 @@ var (
 // concurrent use.
 type Conn struct {
 	fd  int
+	max int // messages given to the kernel at once
 	seq uint32
 	buf []byte // of the last answer
 }
@@ -57,13 +62,15 @@ func OpenFamily(family int) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
-	c := &Conn{fd: fd}
+	c := &Conn{fd: fd, max: fewMessages}
 	tv := unix.NsecToTimeval(int64(receiveTimeout))
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
 		c.Close()
 		return nil, fmt.Errorf("set up a netlink socket: %w", err)
 	}
-	growReceiveBuffer(fd)
+	if growReceiveBuffer(fd) {
+		c.max = manyMessages
+	}
 	// Refinements, each of which an old kernel may lack: answers without a copy
 	// of the request, answers with a sentence, and dumps that heed a filter.
 	for _, opt := range [...]int{unix.NETLINK_CAP_ACK, unix.NETLINK_EXT_ACK, unix.NETLINK_GET_STRICT_CHK} {
@@ -72,11 +79,17 @@ func OpenFamily(family int) (*Conn, error) {
 	return c, nil
 }
 
-func growReceiveBuffer(fd int) {
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+// growReceiveBuffer reports whether the buffer is as large as it should be.
+func growReceiveBuffer(fd int) bool {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) == nil {
+		return true
 	}
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+	return false
 }
+
+// MaxSend is the number of messages given to the kernel at once.
+func (c *Conn) MaxSend() int { return c.max }
 
 // OpenIn opens a route socket in the namespace. A socket stays in the namespace
 // it was made in, so that it can be used from any thread afterwards.
@@ -146,13 +159,37 @@ func (c *Conn) Each(b *Batch) []error {
 
 // send answers also with the number of messages whose outcome is certain.
 func (c *Conn) send(b *Batch) (refused map[int]error, answered int, err error) {
-	for from := 0; from < b.Len(); from += MaxSend {
-		to := min(from+MaxSend, b.Len())
+	to := 0
+	for from := 0; from < b.Len(); from = to {
+		to = c.part(b, from)
 		if err := c.sendPart(b, from, to, &refused); err != nil {
 			return refused, from, err
 		}
 	}
 	return refused, b.Len(), nil
+}
+
+// alwaysRoom is what every socket can send at once, in bytes.
+const alwaysRoom = 32 << 10
+
+// part is where what is sent at once ends, which begins with a message: the kernel
+// refuses more than the send buffer of the socket holds, of which the host decides
+// the size.
+func (c *Conn) part(b *Batch, from int) (to int) {
+	to = min(from+c.max, b.Len())
+	size := func() int { return b.endOf(to-1) - b.starts[from] }
+	if size() <= alwaysRoom {
+		return to
+	}
+	room, err := unix.GetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
+	if err != nil {
+		room = alwaysRoom
+	}
+	const overhead = 32 // what the kernel takes off
+	for to-from > 1 && size() > room-overhead {
+		to = from + (to-from)/2
+	}
+	return to
 }
 
 // sendPart sends messages from up to to. The kernel reports every error, so only

@@ -163,6 +163,26 @@ func TestSend(t *testing.T) {
 	})
 }
 
+// TestSendWithLittleRoom: a socket that may hold little of what is to be sent is
+// given fewer messages at once.
+func TestSendWithLittleRoom(t *testing.T) {
+	inNS(t, func() {
+		c := open(t)
+		if err := unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 16<<10); err != nil {
+			t.Fatal(err)
+		}
+		n := 2*c.MaxSend() + 1
+		var b Batch
+		for range n {
+			b.AddRoute("add a route", 0, Route{Dst: netip.MustParsePrefix("fd00::/64"), OIF: 4711, Kind: unix.RTN_UNICAST}) // which is not there
+		}
+		refused, err := c.Send(&b)
+		if err != nil || len(refused) != n {
+			t.Errorf("%d of %d messages were answered: %v", len(refused), n, err)
+		}
+	})
+}
+
 // Without an answer nothing is said to be done.
 func TestEachWithoutAnswer(t *testing.T) {
 	inNS(t, func() {

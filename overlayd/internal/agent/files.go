@@ -27,7 +27,7 @@ const (
 	leaseFile = "lease.json"
 	peersFile = "peers.json"
 
-	instanceFile = "instance" // of this start, and of the last one the coordinator knows
+	instanceFile = "instance" // of this start, and until the coordinator knows it of those before
 )
 
 // How large they may be: 65,536 peers with ten overlays of both families take

@@ -161,7 +161,7 @@ func (v *inventory) run(ctx context.Context) error {
 		look = false
 		began := time.Now()
 		changed := v.look(ctx)
-		// Each look holds the address stores, which attaching waits for.
+		// A look costs more the more is attached, and a host attaches many at once.
 		least = time.After(max(v.timing.report, 50*time.Since(began)))
 		if v.unnamed {
 			look = true
@@ -226,7 +226,7 @@ func (v *inventory) look(ctx context.Context) (changed bool) {
 }
 
 // written reports whether a store, or the published state, may have changed since
-// it was read. To read a store is an event of its directory, too.
+// it was read. To open a store is an event of its directory, too, also without a change.
 func (v *inventory) written() (changed bool) {
 	files, _ := filepath.Glob(filepath.Join(v.runDir, conf.IPAMDir, "*.db")) // the pattern is well formed
 	marks := map[string]fileMark{}

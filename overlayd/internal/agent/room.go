@@ -220,10 +220,7 @@ func (r *room) look(ctx context.Context, o conf.AgentOverlay, all bool) ([]ownBl
 	if known && !all && slices.Equal(before.blocks, o.Blocks) && now.written.Equal(before.written) && before.at.Sub(now.written).Abs() > coarse { // the clock may have been set back
 		return nil, nil
 	}
-	s, err := ipam.Open(ctx, ipam.Options{
-		Dir: r.dir, Overlay: name, Cooling: r.cooling,
-		Rebuild: func(context.Context) (ipam.Known, error) { return rebuild.Known(filepath.Dir(r.dir), name) },
-	})
+	s, err := ipam.TakeSnapshot(ctx, r.store(name))
 	if err != nil {
 		return nil, err
 	}
@@ -237,32 +234,54 @@ func (r *room) look(ctx context.Context, o conf.AgentOverlay, all bool) ([]ownBl
 	}
 	now.want = use.want(o)
 	r.seen[name] = now
-	return r.retire(ctx, s, o, use)
+	return r.retire(ctx, o, use)
+}
+
+// store says which store an overlay has.
+func (r *room) store(overlay string) ipam.Options {
+	return ipam.Options{
+		Dir: r.dir, Overlay: overlay, Cooling: r.cooling, Now: r.now,
+		Rebuild: func(context.Context) (ipam.Known, error) { return rebuild.Known(filepath.Dir(r.dir), overlay) },
+	}
+}
+
+// change opens an overlay's store for one change.
+func (r *room) change(ctx context.Context, overlay string, f func(*ipam.Store) error) error {
+	s, err := ipam.Open(ctx, r.store(overlay))
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(s), s.Close())
 }
 
 // file sees to a store that was made anew and waits for Docker's addresses: dockerd is
 // asked for them, unless its containers have gone meanwhile.
-func (r *room) file(ctx context.Context, s *ipam.Store, o conf.AgentOverlay) error {
-	unfiled, err := s.Unfiled(ctx)
-	if err != nil || len(unfiled) == 0 {
+func (r *room) file(ctx context.Context, s *ipam.Snapshot, o conf.AgentOverlay) error {
+	if unfiled, err := s.Unfiled(ctx); err != nil || len(unfiled) == 0 {
 		return err
 	}
-	known, err := rebuild.Known(filepath.Dir(r.dir), o.Info.Name)
-	if err != nil {
-		return err
-	}
-	if len(known.Unfiled) == 0 {
-		return s.Filed(ctx, unfiled)
-	}
-	r.unfiled()
-	return nil
+	return r.change(ctx, o.Info.Name, func(s *ipam.Store) error {
+		unfiled, err := s.Unfiled(ctx)
+		if err != nil {
+			return err
+		}
+		known, err := rebuild.Known(filepath.Dir(r.dir), o.Info.Name)
+		if err != nil {
+			return err
+		}
+		if len(known.Unfiled) == 0 {
+			return s.Filed(ctx, unfiled)
+		}
+		r.unfiled()
+		return nil
+	})
 }
 
 // use is how full the halves of an overlay are: by half, the ranges in order.
 type use map[conf.Half][]ipam.Stats
 
 // use reads it, and has retired ranges that are this host's again given out again.
-func (r *room) use(ctx context.Context, s *ipam.Store, o conf.AgentOverlay) (use, error) {
+func (r *room) use(ctx context.Context, s *ipam.Snapshot, o conf.AgentOverlay) (use, error) {
 	out, retired := use{}, map[conf.Half][]netip.Prefix{}
 	for _, pool := range o.Pools() {
 		half, ranges := pool.Half, pool.Ranges
@@ -279,7 +298,7 @@ func (r *room) use(ctx context.Context, s *ipam.Store, o conf.AgentOverlay) (use
 		}
 	}
 	if len(retired) > 0 {
-		return out, s.Reinstate(ctx, retired)
+		return out, r.change(ctx, o.Info.Name, func(s *ipam.Store) error { return s.Reinstate(ctx, retired) })
 	}
 	return out, nil
 }
@@ -365,7 +384,7 @@ func goneFamilies(o conf.Overlay) (out []netip.Prefix) {
 
 // retire has the store give out nothing more of the blocks that have been empty for
 // long enough, the last one first, as long as the others suffice.
-func (r *room) retire(ctx context.Context, s *ipam.Store, o conf.AgentOverlay, u use) (out []ownBlock, _ error) {
+func (r *room) retire(ctx context.Context, o conf.AgentOverlay, u use) (out []ownBlock, _ error) {
 	for i := len(o.Blocks) - 1; i >= 0; i-- {
 		b := ownBlock{o.Info.Name, o.Blocks[i]}
 		parts := o.Parts(b.block)
@@ -382,7 +401,11 @@ func (r *room) retire(ctx context.Context, s *ipam.Store, o conf.AgentOverlay, u
 		if r.now()-since < r.idle || !rest.suffices() {
 			continue
 		}
-		retired, err := s.Retire(ctx, parts, goneFamilies(o.Info)...)
+		retired := false
+		err := r.change(ctx, b.overlay, func(s *ipam.Store) (err error) {
+			retired, err = s.Retire(ctx, parts, goneFamilies(o.Info)...)
+			return err
+		})
 		if err != nil {
 			return out, fmt.Errorf("retire a block: %w", err)
 		}

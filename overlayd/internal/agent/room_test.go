@@ -24,33 +24,41 @@ func TestBlockOfGoneFamily(t *testing.T) {
 		return conf.Lease{Bridges: []conf.Half{conf.Mesos, conf.Docker}, Grants: []conf.Grant{grant}}.AgentOverlays(nil)[0]
 	}
 	clock := time.Hour
-	s, err := ipam.Open(t.Context(), ipam.Options{Dir: t.TempDir(), Overlay: "a", Cooling: time.Minute, Now: func() time.Duration { return clock }})
-	if err != nil {
-		t.Fatal(err)
+	r := &room{dir: t.TempDir(), cooling: time.Minute, now: func() time.Duration { return clock }, empty: map[ownBlock]time.Duration{}, log: slog.New(slog.DiscardHandler)}
+	change := func(f func(s *ipam.Store) error) {
+		t.Helper()
+		if err := r.change(t.Context(), "a", f); err != nil {
+			t.Fatal(err)
+		}
 	}
-	defer s.Close()
 	att := conf.Attachment{Network: "a", ContainerID: "c", IfName: "eth0"}
 	six := overlay().Parts(grant.Blocks[0])[conf.Docker][1:]
-	if _, err := s.Allocate(t.Context(), ipam.Request{Attachment: att, Half: conf.Docker, Ranges: six}); err != nil {
-		t.Fatal(err)
-	}
+	change(func(s *ipam.Store) error {
+		_, err := s.Allocate(t.Context(), ipam.Request{Attachment: att, Half: conf.Docker, Ranges: six})
+		return err
+	})
 	grant.Overlay.Subnet6, grant.Overlay.Prefix6, grant.Subnet6, grant.Blocks[0].Subnet6 = netip.Prefix{}, 0, netip.Prefix{}, netip.Prefix{}
-	r := &room{now: func() time.Duration { return clock }, empty: map[ownBlock]time.Duration{}, log: slog.New(slog.DiscardHandler)}
 	retired := func(when string, want int) {
 		t.Helper()
 		o := overlay()
+		s, err := ipam.TakeSnapshot(t.Context(), r.store("a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
 		u, err := r.use(t.Context(), s, o)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := r.retire(t.Context(), s, o, u); err != nil || len(got) != want {
+		if got, err := r.retire(t.Context(), o, u); err != nil || len(got) != want {
 			t.Errorf("%s: retired %v, %v; want %d", when, got, err, want)
 		}
 	}
 	retired("in use", 0)
-	if _, err := s.Release(t.Context(), att); err != nil {
-		t.Fatal(err)
-	}
+	change(func(s *ipam.Store) error {
+		_, err := s.Release(t.Context(), att)
+		return err
+	})
 	retired("cooling", 0)
 	clock += time.Minute
 	retired("empty", 1)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -48,12 +47,12 @@ func ReadAttached(ctx context.Context, runDir string, state conf.State) (map[str
 
 func readAttached(ctx context.Context, dir, overlay string, state conf.State) (out Store) {
 	o, _ := state.Overlay(overlay)
-	if _, err := os.Lstat(filepath.Join(dir, overlay+".db")); errors.Is(err, fs.ErrNotExist) {
+	s, err := ipam.TakeSnapshot(ctx, ipam.Options{Dir: dir, Overlay: overlay, Cooling: time.Duration(state.CoolingSeconds) * time.Second})
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		out.Usage, out.Err = usage(ctx, o, neverUsed)
 		return out
-	}
-	s, err := ipam.Open(ctx, ipam.Options{Dir: dir, Overlay: overlay, Cooling: time.Duration(state.CoolingSeconds) * time.Second})
-	if err != nil {
+	case err != nil:
 		return Store{Err: err}
 	}
 	defer s.Close()

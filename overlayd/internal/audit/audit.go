@@ -98,6 +98,8 @@ type Store struct {
 	Err      error             // it could not be read
 	Usage    []Usage           // of the halves that the host has
 	Gone     map[conf.Key]bool // the record's namespace is no longer; see netns.Ref
+	// EarlierBoot: nobody has opened it in this one.
+	EarlierBoot bool
 }
 
 // Read reads the books.
@@ -123,8 +125,7 @@ func Read(ctx context.Context, runDir string) (Host, error) {
 	return h, nil
 }
 
-// ReadState is Read without the address stores, which attaching waits for meanwhile, and
-// without the kernel.
+// ReadState is Read without the address stores and without the kernel.
 func ReadState(runDir string) (h Host, err error) {
 	h.Stores = map[string]Store{}
 	if _, err := os.Stat(runDir); err != nil {
@@ -137,16 +138,16 @@ func ReadState(runDir string) (h Host, err error) {
 	return h, nil
 }
 
-// readStore opens a store as the CNI programs do, except that a damaged one is
-// not rebuilt.
+// readStore reads a store as it is at this moment. A damaged one is not rebuilt.
 func (h Host) readStore(ctx context.Context, dir, overlay string) (out Store) {
-	s, err := ipam.Open(ctx, ipam.Options{
+	s, err := ipam.TakeSnapshot(ctx, ipam.Options{
 		Dir: dir, Overlay: overlay, Cooling: time.Duration(h.State.CoolingSeconds) * time.Second,
 	})
 	if err != nil {
 		return Store{Err: err}
 	}
 	defer s.Close()
+	out.EarlierBoot = s.EarlierBoot()
 	if out.Problems, out.Err = s.Verify(ctx); out.Err != nil || len(out.Problems) > 0 {
 		return out
 	}

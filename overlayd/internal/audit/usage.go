@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -40,14 +39,11 @@ func ReadUsage(ctx context.Context, runDir string, state conf.State) (out []Usag
 }
 
 func readUsage(ctx context.Context, dir string, o conf.AgentOverlay, cooling time.Duration) ([]Usage, error) {
-	_, err := os.Lstat(filepath.Join(dir, o.Info.Name+".db"))
-	if errors.Is(err, fs.ErrNotExist) {
+	s, err := ipam.TakeSnapshot(ctx, ipam.Options{Dir: dir, Overlay: o.Info.Name, Cooling: cooling})
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return usage(ctx, o, neverUsed)
-	} else if err != nil {
-		return nil, err
-	}
-	s, err := ipam.Open(ctx, ipam.Options{Dir: dir, Overlay: o.Info.Name, Cooling: cooling})
-	if err != nil {
+	case err != nil:
 		return nil, err
 	}
 	defer s.Close()

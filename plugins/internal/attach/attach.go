@@ -105,7 +105,9 @@ func rebuildFromLinks(c *cni.Call) {
 }
 
 // noPort says what the kernel's "exchange full" means.
-var noPort = fmt.Sprintf("a Linux bridge has at most %d ports; remove containers or start them on another host", conf.BridgePorts)
+func noPort() string {
+	return fmt.Sprintf("a Linux bridge has at most %d ports; remove containers or start them on another host", conf.BridgePorts)
+}
 
 // kernelError is the CNI error of a refusal by the kernel; the text names the
 // step.
@@ -117,7 +119,7 @@ func kernelError(err error) error {
 	case errors.Is(err, errExists):
 		return cni.Errorf(cni.ErrCodeExists, "%v", err)
 	case errors.Is(err, unix.EXFULL):
-		return cni.Errorf(types.ErrTryAgainLater, "%v: %s", err, noPort)
+		return cni.Errorf(types.ErrTryAgainLater, "%v: %s", err, noPort())
 	case errors.Is(err, errLocked), errors.Is(err, context.DeadlineExceeded):
 		return cni.Errorf(types.ErrTryAgainLater, "%v", err)
 	}

@@ -96,7 +96,7 @@ func TestCrash(t *testing.T) {
 		}
 	}
 	sweep("ADD", crashPoints(t, "add.go", "kernel.go"))
-	sweep("DEL", crashPoints(t, "del.go"))
+	sweep("DEL", crashPoints(t, "del.go", "remove.go"))
 }
 
 // wantConsistent: every interface has its addresses recorded as in use.

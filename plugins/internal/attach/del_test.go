@@ -124,6 +124,34 @@ func TestDelOfLongNames(t *testing.T) {
 	}
 }
 
+// TestDelOfLongNamesWithoutLink: as before, and the link has gone too, with a DEL that
+// was killed while somebody else removed it.
+func TestDelOfLongNamesWithoutLink(t *testing.T) {
+	m := newMachine(t)
+	for name, network := range map[string]string{"network that fits": "both", "network that does not": strings.Repeat("n", 255)} {
+		t.Run(name, func(t *testing.T) {
+			c := call{id: strings.Repeat("c", 1024), netns: newNamespace(t).path, conf: m.config("both", "1.0.0", "name", network, "overlay", "both")}
+			m.add(c)
+			if err := os.RemoveAll(filepath.Join(m.run, conf.IPAMDir)); err != nil {
+				t.Fatal(err)
+			}
+			other := call{id: "other", netns: newNamespace(t).path, conf: m.config("both", "1.0.0")}
+			m.add(other)
+			m.deleteLink(mark.HostEnd(conf.Docker, conf.Attachment{Network: network, ContainerID: c.id, IfName: "eth0"}.Key()))
+			if n := len(m.records("both")); n != 2 {
+				t.Fatalf("%d records, want 2", n)
+			}
+			c.command, other.command = "DEL", "DEL"
+			m.ok(c)
+			if f := m.left(); len(f.links) != 1 || len(f.records) != 1 || f.records[0].ContainerID != "other" {
+				t.Errorf("left: %+v", f)
+			}
+			m.ok(other)
+			m.wantNothing()
+		})
+	}
+}
+
 // TestAddAgainstDel: both of one attachment at the same time. Whoever wins, an
 // interface has its address and nobody else's.
 func TestAddAgainstDel(t *testing.T) {

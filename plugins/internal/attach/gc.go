@@ -15,9 +15,6 @@ import (
 	"overlayd.internal/overlay/ipam/rebuild"
 )
 
-// gcGroup is the link group in which links are put to be removed together.
-const gcGroup = 0x6f766c31
-
 // gc releases what the runtime no longer knows: the host ends of this network
 // and half first, then the addresses.
 func (p program) gc(ctx context.Context, c *cni.Call) error {
@@ -102,7 +99,7 @@ func removeLinks(links []veth.Link) error {
 	for batch := range slices.Chunk(links, 100) {
 		var b rtnl.Batch
 		for _, l := range batch {
-			setGroup(&b, l.Name, l.Index, gcGroup)
+			setGroup(&b, l.Name, l.Index, goingGroup)
 		}
 		for _, err := range conn.Each(&b) {
 			if removed(err) != nil {
@@ -111,6 +108,6 @@ func removeLinks(links []veth.Link) error {
 		}
 	}
 	var b rtnl.Batch
-	deleteGroup(&b, gcGroup)
+	deleteGroup(&b, goingGroup)
 	return removed(conn.Each(&b)[0])
 }

@@ -88,14 +88,7 @@ func (s *sandbox) vacant(host, ifName string) error {
 	if l.Carrier() && l.PeerNamed {
 		return fmt.Errorf("interface %s %w: the container has it in another network namespace", ifName, errExists)
 	}
-	return deleteLink(s.host, host, l.Index)
-}
-
-// deleteLink removes a link, and with it the other end of a pair.
-func deleteLink(c *rtnl.Conn, name string, index int) error {
-	var b rtnl.Batch
-	b.DeleteLink("delete interface "+name, index)
-	return removed(c.Each(&b)[0])
+	return deleteLink(s.host, host, l.Index, false)
 }
 
 // removed turns "was not there" into success.
@@ -156,8 +149,11 @@ func (s *sandbox) create(p pair, undo *undoStack) error {
 	// that name was before, and the undo leaves what is not ours.
 	if !errors.As(err, new(*rtnl.Error)) {
 		undo.push(func() error {
-			_, err := removeHost(s.host, p.host, turn{})
-			return err
+			_, answered, err := removeHost(s.host, p.host, turn{})
+			if err != nil {
+				return err
+			}
+			return answered()
 		})
 	}
 	if err == nil {
@@ -180,20 +176,19 @@ func (s *sandbox) markHost(p pair) error {
 	}
 	for _, ipv6 := range [...]bool{true, false} {
 		var b rtnl.Batch
+		if p.filtered {
+			p.qdisc(&b, host.Index) // refused by a kernel without it, which has no fast path, and the second time
+		}
 		p.mark(&b, host.Index, ipv6)
+		errs := s.host.Each(&b)
+		err = errs[len(errs)-1]
 		// A link has no IPv6 where its MTU is below 1280, or the kernel was started
 		// with ipv6.disable=1. The kernel finds that first, and has done nothing.
-		if err = s.host.Each(&b)[0]; !isErrno(err, unix.EAFNOSUPPORT) {
+		if !isErrno(err, unix.EAFNOSUPPORT) {
 			break
 		}
 	}
-	if err != nil || !p.filtered {
-		return err
-	}
-	var b rtnl.Batch
-	p.qdisc(&b, host.Index)
-	// A kernel without the qdisc has no fast path.
-	return s.host.Each(&b)[1]
+	return err
 }
 
 func isIPv6(p netip.Prefix) bool { return p.Addr().Is6() }
@@ -374,22 +369,4 @@ func wait(ctx context.Context, until time.Time, what string, done func() (bool, 
 		// threads for it, which takes longer than the kernel.
 		_ = unix.Nanosleep(&unix.Timespec{Nsec: int64(pause)}, nil)
 	}
-}
-
-// removeHost removes the host end of an attachment if it is there; the
-// container's end goes with it. It returns what its alias said. A link of that
-// name that is not ours is left alone.
-func removeHost(c *rtnl.Conn, name string, t turn) (mark.Alias, error) {
-	if there, err := c.Has(name); err != nil || !there {
-		return mark.Alias{}, err
-	}
-	l, ok, err := c.LinkByName(name)
-	if err != nil || !ok || !isHostEnd(l, name) {
-		return mark.Alias{}, err
-	}
-	alias, _ := mark.ParseAlias(l.Alias)
-	if port, checked := portOf(l.Name, alias); checked {
-		return alias, removeChecked(c, l, port, t)
-	}
-	return alias, deleteLink(c, name, l.Index)
 }

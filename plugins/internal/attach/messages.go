@@ -69,15 +69,19 @@ func (p pair) common(b *rtnl.Batch) {
 // up drops what it is sent while such a qdisc comes (ADR 0064).
 func (p pair) qdisc(b *rtnl.Batch, index int) {
 	b.AddClsact("make room for filters at interface "+p.host, index)
-	b.LinkUp("set interface "+p.host+" up", index)
 }
 
-// mark says whose the host end is and sets it up as a bridge port; the kernel
-// takes none of this when it creates a link. A bridge port needs no link-local
-// address, so it gets none: that saves the packets of announcing one.
-// Of a link without IPv6 the kernel does not take that.
+// mark says whose the host end is and makes it a bridge port as it should be; the
+// kernel takes none of this when it creates a link. One that is to be filtered comes up
+// with it. A bridge port needs no link-local address, so it gets none: that saves the
+// packets of announcing one. Of a link without IPv6 the kernel does not take that.
 func (p pair) mark(b *rtnl.Batch, index int, ipv6 bool) {
-	b.SetLink("set up interface "+p.host, index)
+	step := "set up interface " + p.host
+	if p.filtered {
+		b.LinkUp(step, index)
+	} else {
+		b.SetLink(step, index)
+	}
 	b.Attr(unix.IFLA_IFALIAS, []byte(p.alias)...)
 	b.Nest(unix.IFLA_LINKINFO, func() {
 		b.Attr(unix.IFLA_INFO_KIND, []byte("veth")...)

@@ -78,8 +78,9 @@ func (a *attaching) mapPorts(ctx context.Context, r *types100.Result) error {
 	a.undo.push(func() error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		defer cancel()
-		// A plugin that could not do the one can often not do the other either. As
-		// in DEL, the rest goes all the same.
+		// A plugin that could not do the one can often not do the other either, and
+		// then there is no port. The rest goes all the same, which it does not in DEL:
+		// nothing has used this port yet, and each try would keep an address.
 		if err := unmapPorts(ctx, a.call); err != nil {
 			a.warn(a.call, "take back the host ports of a failed ADD: %v; DEL will try again", err)
 		}

@@ -71,10 +71,40 @@ func TestMesosPortsFail(t *testing.T) {
 	}
 	m.wantNothing(container)
 
-	// Nor does it keep the rest from being taken back, as with DEL.
+	// Nor does it keep the rest from being taken back.
 	m.path = nil
 	m.script("portmap", `echo '{"code":999,"msg":"no iptables"}'; exit 1`)
 	m.refused(c, cni.ErrCodeDelegate, "plugin portmap: ADD: no iptables")
+	m.wantNothing(container)
+}
+
+// As long as a host port leads to an address, the address is nobody else's: not in the
+// store, and not with another IPAM plugin. The DEL that takes the port away releases it,
+// though the link has gone before.
+func TestDelKeepsTheAddressOfAPort(t *testing.T) {
+	m := newMachine(t)
+	container := newNamespace(t)
+	m.script("portmap", `[ "$CNI_COMMAND" = DEL ] || cat "$0.stdin"
+[ "$CNI_COMMAND" != DEL ] || [ -e "$0.mended" ] || { echo '{"code":999,"msg":"no iptables"}'; exit 1; }`)
+	c := call{plugin: "m-overlay", command: "ADD", netns: container.path, conf: m.config("both", "", "args", mesosArgs())}
+	m.ok(c)
+	c.command = "DEL"
+	given := c
+	given.conf = m.config("both", "", "args", mesosArgs(), "ipam", map[string]any{"type": m.script("other", "")})
+	m.refused(given, cni.ErrCodeDelegate, "plugin portmap: DEL: no iptables")
+	if _, err := os.Stat(filepath.Join(m.path[1], "other.calls")); err == nil {
+		t.Error("the IPAM plugin was told to release the address")
+	}
+	for range 2 {
+		m.refused(c, cni.ErrCodeDelegate, "plugin portmap: DEL: no iptables")
+		if f := m.left(); len(f.links) != 0 || len(f.records) != 1 {
+			t.Errorf("left: %+v, want the address without the link", f)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(m.path[0], "portmap.mended"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.ok(c)
 	m.wantNothing(container)
 }
 
@@ -204,15 +234,17 @@ func TestUnpublished(t *testing.T) {
 	asked := map[string]any{"portMappings": true}
 	mesos := map[string]any{"org.apache.mesos": map[string]any{"network_info": map[string]any{"name": "both"}}}
 	for name, tt := range map[string]struct {
-		plugin string
-		keys   []any
-		marked bool
+		plugin  string
+		overlay string
+		keys    []any
+		marked  bool
 	}{
-		"nothing is known":                   {"d-overlay", nil, false},
-		"none, in a chain":                   {"d-overlay", []any{"capabilities", asked, "hostPorts", false}, true},
-		"one, for portmap":                   {"d-overlay", []any{"capabilities", asked, "hostPorts", false, "runtimeConfig", map[string]any{"portMappings": ports}}, false},
-		"none, says Mesos":                   {"m-overlay", []any{"args", mesos}, true},
-		"one that Mesos' own mapper sees to": {"m-overlay", []any{"args", mesosArgs(), "hostPorts", false}, false},
+		"nothing is known":                   {"d-overlay", "both", nil, false},
+		"none, in a chain":                   {"d-overlay", "both", []any{"capabilities", asked, "hostPorts", false}, true},
+		"none, on a link without IPv6":       {"d-overlay", "dcos", []any{"capabilities", asked, "hostPorts", false, "mtu", 1200}, true},
+		"one, for portmap":                   {"d-overlay", "both", []any{"capabilities", asked, "hostPorts", false, "runtimeConfig", map[string]any{"portMappings": ports}}, false},
+		"none, says Mesos":                   {"m-overlay", "both", []any{"args", mesos}, true},
+		"one that Mesos' own mapper sees to": {"m-overlay", "both", []any{"args", mesosArgs(), "hostPorts", false}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t)
@@ -223,7 +255,7 @@ func TestUnpublished(t *testing.T) {
 				m.state.Datapath = datapath
 				m.publish()
 				container := newNamespace(t)
-				c := call{plugin: tt.plugin, command: "ADD", netns: container.path, conf: m.config("both", "", tt.keys...)}
+				c := call{plugin: tt.plugin, command: "ADD", netns: container.path, conf: m.config(tt.overlay, "", tt.keys...)}
 				m.ok(c) // without a portmap that could be run
 				marked, room := m.hostEnd()
 				if marked != tt.marked {

@@ -65,7 +65,7 @@ func (p place) hasPort(c *rtnl.Conn, bridge int) error {
 		return kernelError(err)
 	}
 	if len(ports) >= conf.BridgePorts {
-		return cni.Errorf(types.ErrTryAgainLater, "overlay %s: bridge %s has %d ports: %s", p.overlay.Info.Name, p.bridge, len(ports), noPort)
+		return cni.Errorf(types.ErrTryAgainLater, "overlay %s: bridge %s has %d ports: %s", p.overlay.Info.Name, p.bridge, len(ports), noPort())
 	}
 	return nil
 }

@@ -14,12 +14,16 @@ import (
 // them is about to have freed what it removed; one alone notices nothing of it. See
 // findings/nft-close-after-delete.sh.
 //
-// It is a lock on a byte of the lock file that no attachment has. The zero value,
-// and one whose file cannot be opened, let everybody go at once.
+// It is a lock on a byte of the lock file that no attachment has. Another one has who
+// removes links, for himself and for those who wait for him; see removeLink. The zero
+// value, and one whose file cannot be opened, let everybody go at once.
 type turn struct{ fd int }
 
-// turnByte comes after the bytes of all attachments.
-const turnByte = 1 << 62
+// The bytes of a turn come after those of all attachments.
+const (
+	forgetting = 1<<62 + iota
+	removing
+)
 
 // turnLimit is how long one waits for the others. Where containers go all the time
 // nobody is ever alone, and each would wait that long.
@@ -45,24 +49,24 @@ func (t turn) begin() { t.take(unix.F_RDLCK) }
 // end is called when the kernel has had the time to free it, and returns when the
 // others are that far.
 func (t turn) end() {
-	t.try(unix.F_UNLCK)
+	t.try(forgetting, unix.F_UNLCK)
 	t.take(unix.F_WRLCK)
-	t.try(unix.F_UNLCK)
+	t.try(forgetting, unix.F_UNLCK)
 }
 
-// take asks until it gets the lock or the time is over.
+// take asks until it gets the lock of those who forget or the time is over.
 func (t turn) take(kind int16) {
 	until := time.Now().Add(turnLimit)
-	for pause := firstPause; !t.try(kind) && time.Now().Before(until); pause = min(2*pause, longestPause) {
+	for pause := firstPause; !t.try(forgetting, kind) && time.Now().Before(until); pause = min(2*pause, longestPause) {
 		_ = unix.Nanosleep(&unix.Timespec{Nsec: int64(pause)}, nil)
 	}
 }
 
-// try reports whether there is nothing to wait for.
-func (t turn) try(kind int16) bool {
+// try locks a byte, or unlocks it, and reports whether there is nothing to wait for.
+func (t turn) try(which int64, kind int16) bool {
 	if t.fd <= 0 {
 		return true
 	}
-	err := unix.FcntlFlock(uintptr(t.fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Whence: unix.SEEK_SET, Start: turnByte, Len: 1})
+	err := unix.FcntlFlock(uintptr(t.fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Whence: unix.SEEK_SET, Start: which, Len: 1})
 	return err != unix.EAGAIN && err != unix.EACCES
 }

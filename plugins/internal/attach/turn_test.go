@@ -19,15 +19,15 @@ func TestTurn(t *testing.T) {
 	defer a.close()
 	defer b.close()
 	a.begin()
-	if !b.try(unix.F_RDLCK) {
+	if !b.try(forgetting, unix.F_RDLCK) {
 		t.Error("the second cannot begin beside the first")
 	}
-	if b.try(unix.F_WRLCK) {
+	if b.try(forgetting, unix.F_WRLCK) {
 		t.Error("the second ends while the first has something forgotten")
 	}
 	b.end() // the first does not move: it is waited for, but not for ever
 	a.end()
-	if !b.try(unix.F_WRLCK) {
+	if !b.try(forgetting, unix.F_WRLCK) {
 		t.Error("the first has ended and keeps the lock")
 	}
 	a.begin() // the second stands still in its end

@@ -42,13 +42,14 @@ type applier struct {
 	done    func(plan.Op)
 	dead    map[string]bool // devices that could not be made or taken up: what is on them is not tried
 	batch   rtnl.Batch
-	pending []plan.Op // the operations in batch
+	pending []*plan.Op // the operations in batch
 }
 
 func (a *applier) apply(ctx context.Context, ops []plan.Op) error {
-	for _, o := range ops {
+	for i := range ops {
+		o := &ops[i] // one is large, and of peers there are many
 		unknown := o.NeedsIndex() && a.Index[o.Dev] == 0 || o.Master != "" && a.Index[o.Master] == 0
-		if len(a.pending) == rtnl.MaxSend || o.Obj == plan.Sysctl || unknown {
+		if len(a.pending) == a.conn.MaxSend() || o.Obj == plan.Sysctl || unknown {
 			if err := a.flush(ctx); err != nil {
 				return err
 			}
@@ -57,13 +58,13 @@ func (a *applier) apply(ctx context.Context, ops []plan.Op) error {
 			continue
 		}
 		if o.Obj == plan.Sysctl {
-			a.sysctl(o)
+			a.sysctl(*o)
 			continue
 		}
-		if unknown && !a.find(o) {
+		if unknown && !a.find(*o) {
 			continue
 		}
-		encode(&a.batch, o, a.Index[o.Dev], a.Index[o.Master])
+		encode(&a.batch, *o, a.Index[o.Dev], a.Index[o.Master])
 		a.pending = append(a.pending, o)
 		if o.IsLink() {
 			delete(a.Index, o.Dev) // whatever it was, it will be another
@@ -110,11 +111,11 @@ func (a *applier) flush(ctx context.Context) error {
 			a.count(o)
 		case o.Act == plan.Del && gone(err):
 		case errors.Is(err, unix.EEXIST) && (o.Obj == plan.Address || o.Obj == plan.ConnectedRoute || o.Obj == plan.LocalRoute):
-		case errors.Is(err, unix.ENODEV) && isPort(o): // the container has gone meanwhile
-		case errors.Is(err, unix.EEXIST) && o.Obj == plan.PeerRoute && a.isThere(o):
+		case errors.Is(err, unix.ENODEV) && o.OfPort(): // the container has gone meanwhile
+		case errors.Is(err, unix.EEXIST) && o.Obj == plan.PeerRoute && a.isThere(*o):
 		case a.dead[o.Dev] && o.Act != plan.Del: // it was in the batch before that was known
 		default:
-			a.fail(o, explain(o, err))
+			a.fail(*o, explain(*o, err))
 			if o.Act == plan.Add && o.IsLink() || o.Obj == plan.LinkUp && o.Overlay == "" {
 				a.dead[o.Dev] = true
 			}
@@ -136,9 +137,6 @@ func (a *applier) isThere(o plan.Op) bool {
 	return err == nil && ok && r.Dst == o.Prefix && r.Protocol == mark.RouteProtocol && r.Metric == o.Metric && r.Via == o.Addr
 }
 
-// isPort: the operation is about the host end of a container.
-func isPort(o plan.Op) bool { return o.Master != "" }
-
 // gone reports whether an error is the answer to removing what is not there.
 func gone(err error) bool {
 	for _, e := range [...]unix.Errno{unix.ENOENT, unix.ESRCH, unix.ENODEV, unix.EADDRNOTAVAIL} {
@@ -150,10 +148,10 @@ func gone(err error) bool {
 }
 
 // count takes in an operation that the kernel carried out.
-func (a *applier) count(o plan.Op) {
+func (a *applier) count(o *plan.Op) {
 	a.Changed++
 	if a.done != nil {
-		a.done(o)
+		a.done(*o)
 	}
 }
 
@@ -169,7 +167,7 @@ func (a *applier) fail(o plan.Op, err error) {
 func (a *applier) sysctl(o plan.Op) {
 	switch err := writeSysctl(o.Key, o.Value); {
 	case err == nil:
-		a.count(o)
+		a.count(&o)
 	case o.Dev == "" && errors.Is(err, fs.ErrNotExist) && !plan.HostWide(o.Key):
 		// A link of somebody else that went away meanwhile.
 	default:
@@ -181,7 +179,7 @@ func (a *applier) sysctl(o plan.Op) {
 // operation's own text.
 func encode(b *rtnl.Batch, o plan.Op, index, master int) {
 	switch o.Obj {
-	case plan.VTEPLink, plan.BridgeLink, plan.LinkAlias, plan.LinkMTU, plan.LinkMAC, plan.LinkUp,
+	case plan.VTEPLink, plan.BridgeLink, plan.LinkAlias, plan.LinkMTU, plan.LinkMAC, plan.LinkUp, plan.LinkDown,
 		plan.LinkMaster, plan.BridgePort, plan.BridgeSTPOff, plan.BridgeNoDelay, plan.BridgeNoSnooping, plan.BridgeLimit, plan.VXLANLearning:
 		encodeLink(b, o, index, master)
 	case plan.Address:
@@ -218,6 +216,9 @@ func encodeLink(b *rtnl.Batch, o plan.Op, index, master int) {
 		return
 	case o.Obj == plan.LinkUp:
 		b.LinkUp("", index)
+		return
+	case o.Obj == plan.LinkDown:
+		b.LinkDown("", index)
 		return
 	}
 	b.SetLink("", index)

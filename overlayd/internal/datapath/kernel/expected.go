@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"encoding/binary"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -22,7 +23,7 @@ type Expected struct {
 	mu sync.RWMutex
 	plan.Entries
 	links    map[int]link
-	bridges  map[string]int // index of our bridges by name
+	bridges  map[string]int // index of our bridges by name, with those that are left
 	overlays []plan.Overlay
 	sysctls  []plan.Setting
 	ranges   []netip.Prefix // where routes and addresses of others matter
@@ -89,6 +90,9 @@ func (x *Expected) After(p *plan.Plan, have *plan.State, index map[string]int) {
 		}
 		x.links[i] = l
 	}
+	for name := range p.LeftBridges {
+		x.bridges[name] = have.Links[name].Index
+	}
 	for _, s := range p.Settings(have.IPv6) {
 		if usable[s.Dev] && !announced(s) {
 			x.sysctls = append(x.sysctls, s)
@@ -108,22 +112,38 @@ func (x *Expected) After(p *plan.Plan, have *plan.State, index map[string]int) {
 func (x *Expected) Update(had, want plan.Entries) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.ways.update(had, want) // before want may become what there is
 	for _, device := range [...]string{conf.VTEPName, mark.SecondVTEP} {
 		now, before, then := x.On(device), had.On(device), want.On(device)
-		updateMap(now.Neigh, before.Neigh, then.Neigh)
-		updateMap(now.FDB, before.FDB, then.FDB)
+		now.Neigh = updated(now.Neigh, before.Neigh, then.Neigh)
+		now.FDB = updated(now.FDB, before.FDB, then.FDB)
 	}
-	updateMap(x.Routes, had.Routes, want.Routes)
-	x.ways.update(had, want)
+	x.Routes = updated(x.Routes, had.Routes, want.Routes)
 }
 
-func updateMap[K, V comparable](m, had, want map[K]V) {
+// updated puts what is wanted into the place of what was had. Into a map that is
+// smaller nothing is copied: it goes into the other, as when a host starts.
+func updated[K, V comparable](m, had, want map[K]V) map[K]V {
 	for k := range had {
 		delete(m, k)
 	}
-	for k, v := range want {
-		m[k] = v
+	if len(m) >= len(want) {
+		maps.Copy(m, want)
+		return m
 	}
+	for k, v := range m {
+		if _, again := want[k]; !again {
+			want[k] = v
+		}
+	}
+	return want
+}
+
+// knownBridges are those of the last plan.
+func (x *Expected) knownBridges() map[string]int {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return maps.Clone(x.bridges)
 }
 
 func (x *Expected) link(m rtnl.Message) bool {
@@ -174,7 +194,10 @@ func (x *Expected) contradictsPort(l rtnl.Link) bool {
 		return false
 	}
 	bridge, ours := x.bridges[plan.BridgeOf(x.overlays, alias.Overlay, alias.Half)]
-	return ours && (l.Master != bridge || !l.Up() || plan.WrongPort(l))
+	if !ours { // there is none, see Plan.planPorts
+		return l.Master == 0 && l.Up()
+	}
+	return l.Master != bridge || !l.Up() || plan.WrongPort(l)
 }
 
 func (x *Expected) addr(m rtnl.Message) bool {

@@ -27,6 +27,7 @@ func (k *Kernel) Read(want plan.Wanted, compare *plan.Entries) (*plan.State, err
 		Foreign:   map[netip.Prefix]plan.ForeignRoute{},
 		Elsewhere: map[netip.Prefix]struct{}{},
 		Entries:   plan.MakeEntries(len(want.Peers)),
+		Known:     k.Expected.knownBridges(),
 	}}
 	if compare != nil {
 		r.Compare = &plan.Comparison{Want: *compare}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
 )
@@ -18,7 +19,6 @@ const MaxLearned = 4096
 // planLinks makes the devices that are missing and repairs those that are there.
 // Devices whose name somebody else has are left out of Devices.
 func (p *Plan) planLinks(have *State) {
-	p.Fresh, p.gone = map[string]bool{}, map[string]bool{}
 	var usable []Device
 	for _, d := range p.Devices {
 		plan := p.planBridge
@@ -183,12 +183,19 @@ func (p *Plan) planPorts(have *State) {
 		alias, ours := mark.IsHostEnd(name, l.Alias)
 		bridge := BridgeOf(p.Wanted.Overlays, alias.Overlay, alias.Half)
 		overlay, wanted := overlays[bridge]
-		if !ours || !wanted {
+		if ours && !wanted {
+			overlay, bridge = alias.Overlay, p.leftBridgeOf(alias, have, overlays)
+		}
+		if ours && bridge == "" && l.Master == 0 && l.Up() { // see cutOff
+			p.add(Op{Act: Set, Obj: LinkDown, Dev: name, Overlay: overlay})
+		}
+		if !ours || bridge == "" {
 			continue
 		}
 		o := Op{Act: Set, Dev: name, Overlay: overlay, Master: bridge}
 		moved := p.Fresh[bridge] || l.Master != have.Links[bridge].Index
 		if moved {
+			p.returning[bridge]++
 			o.Obj = LinkMaster
 			p.add(o)
 		}
@@ -204,6 +211,23 @@ func (p *Plan) planPorts(have *State) {
 	}
 }
 
+// leftBridgeOf is the bridge of a container that is not wanted any more and stays
+// because of its containers; empty: there is none. Of an overlay that is not here
+// nothing says whether both halves had one.
+func (p *Plan) leftBridgeOf(a mark.Alias, have *State, wanted map[string]string) string {
+	for _, name := range [...]string{a.Half.Bridge(a.Overlay), conf.Mesos.Bridge(a.Overlay)} {
+		l := have.Links[name]
+		overlay, _, ours := mark.ParseBridgeAlias(l.Alias)
+		if !ours && p.unmarked(name, have) == a.Overlay {
+			return name
+		}
+		if _, is := wanted[name]; ours && !is && l.Kind == "bridge" && overlay == a.Overlay && !slices.Contains(p.Wanted.TakenDown, overlay) {
+			return name
+		}
+	}
+	return ""
+}
+
 // WrongPort reports whether a bridge treats a port in a way that keeps packets
 // from it. Whether it sends them back where they came from (hairpin) is for the
 // network to say.
@@ -216,26 +240,48 @@ func WrongPort(l rtnl.Link) bool {
 func blocked(l rtnl.Link) bool { return l.Port != nil && l.Port.Blocked && l.Up() && l.Operational }
 
 // planLeftBridges removes the bridges we made and no longer want. One with
-// containers stays, without the addresses that are another host's now.
+// containers stays, without the addresses that are another host's now. Those with
+// containers are in LeftBridges, also one that Docker made.
 func (p *Plan) planLeftBridges(have *State) {
 	wanted := map[string]bool{}
 	for _, b := range p.Wanted.Bridges {
 		wanted[b.Name] = true
 	}
-	p.Left = map[string]int{}
+	p.Left, p.LeftBridges = map[string]int{}, map[string]string{}
 	for _, name := range slices.Sorted(maps.Keys(have.Links)) {
 		l := have.Links[name]
 		overlay, _, ours := mark.ParseBridgeAlias(l.Alias)
+		if !ours {
+			overlay = p.unmarked(name, have)
+		}
+		if l.Kind != "bridge" || wanted[name] || overlay == "" {
+			continue
+		}
+		ports := l.Ports + p.returning[name]
+		if ports > 0 { // one that is removed counts until it is gone
+			p.LeftBridges[name] = overlay
+		}
 		switch {
-		case !ours || l.Kind != "bridge" || wanted[name]:
-		case l.Ports > 0 && !slices.Contains(p.Wanted.TakenDown, overlay):
-			p.Left[overlay] += l.Ports
+		case !ours: // goes with its network
+		case ports > 0 && !slices.Contains(p.Wanted.TakenDown, overlay):
+			p.Left[overlay] += ports
 			p.withdrawAddrs(name, overlay, have)
 			// The other half and new containers elsewhere have nothing to do with it.
 			p.Notices = append(p.Notices, fmt.Sprintf("bridge %s of overlay %s is no longer wanted but has %d ports; it is removed when the last container has gone",
-				name, overlay, l.Ports))
+				name, overlay, ports))
 		default:
+			p.cutOff(name, overlay, have)
 			p.add(Op{Act: Del, Obj: BridgeLink, Dev: name, Overlay: overlay})
+		}
+	}
+}
+
+// cutOff sets the containers' interfaces down whose bridge is removed: the host
+// would route what comes from them, past every rule that asks for the bridge.
+func (p *Plan) cutOff(bridge, overlay string, have *State) {
+	for _, name := range slices.Sorted(maps.Keys(have.Links)) {
+		if l := have.Links[name]; l.Kind == "veth" && l.Master == have.Links[bridge].Index && l.Up() {
+			p.add(Op{Act: Set, Obj: LinkDown, Dev: name, Overlay: overlay, Master: bridge})
 		}
 	}
 }

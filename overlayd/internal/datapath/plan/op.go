@@ -50,6 +50,7 @@ const (
 	LinkMTU
 	LinkMAC
 	LinkUp
+	LinkDown         // of a port whose bridge is removed, or gone
 	LinkMaster       // a port into its bridge, or a device out of one
 	BridgePort       // how a bridge treats a port
 	BridgeSTPOff     // no spanning tree
@@ -85,11 +86,15 @@ func (o Op) Subject() string {
 	case Sysctl:
 		return "sysctl"
 	}
-	if o.Master != "" {
+	if o.OfPort() {
 		return "bridge_port"
 	}
 	return "link"
 }
+
+// OfPort reports whether the operation is about the host end of a container, which
+// may go at any moment.
+func (o Op) OfPort() bool { return o.Master != "" || o.Obj == LinkDown }
 
 // IsLink reports whether the operation makes or removes a device.
 func (o Op) IsLink() bool { return o.Obj == VTEPLink || o.Obj == BridgeLink }
@@ -98,7 +103,7 @@ func (o Op) IsLink() bool { return o.Obj == VTEPLink || o.Obj == BridgeLink }
 // until the operation is done.
 func (o Op) ChangesLink() bool {
 	switch o.Obj {
-	case VTEPLink, BridgeLink, LinkAlias, LinkMTU, LinkMAC, LinkUp, LinkMaster, VXLANLearning, BridgeSTPOff, BridgeNoDelay, BridgeNoSnooping, BridgeLimit:
+	case VTEPLink, BridgeLink, LinkAlias, LinkMTU, LinkMAC, LinkUp, LinkDown, LinkMaster, VXLANLearning, BridgeSTPOff, BridgeNoDelay, BridgeNoSnooping, BridgeLimit:
 		return true
 	}
 	return false
@@ -122,7 +127,7 @@ func (o Op) NeedsIndex() bool {
 // String is the change as one would type it after "ip" (or "bridge", "sysctl").
 func (o Op) String() string {
 	switch o.Obj {
-	case VTEPLink, BridgeLink, LinkAlias, LinkMTU, LinkMAC, LinkUp, LinkMaster, BridgePort, BridgeSTPOff, BridgeNoDelay, BridgeNoSnooping, BridgeLimit, VXLANLearning:
+	case VTEPLink, BridgeLink, LinkAlias, LinkMTU, LinkMAC, LinkUp, LinkDown, LinkMaster, BridgePort, BridgeSTPOff, BridgeNoDelay, BridgeNoSnooping, BridgeLimit, VXLANLearning:
 		return o.linkString()
 	case Sysctl:
 		return fmt.Sprintf("sysctl %s=%s", o.Key, o.Value)
@@ -197,6 +202,8 @@ func (o Op) linkString() string {
 		return set + "type bridge mcast_snooping 0"
 	case VXLANLearning:
 		return set + "type vxlan nolearning"
+	case LinkDown:
+		return set + "down"
 	}
 	return set + "up"
 }

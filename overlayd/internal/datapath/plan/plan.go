@@ -49,6 +49,9 @@ type Plan struct {
 	Refused  []string // overlays that are not set up here
 	// Left is, by overlay, how many ports the bridges have that are not wanted.
 	Left map[string]int
+	// LeftBridges are those bridges, with their overlays, and those with ports that
+	// Docker made or that are removed all the same.
+	LeftBridges map[string]string
 	// Kept: something is not wanted and stays, because peers may be missing.
 	Kept    bool
 	Entries Entries // what the kernel has in the end
@@ -56,6 +59,8 @@ type Plan struct {
 	Fresh   map[string]bool // devices that are to be made
 	Wanted  Wanted          // without what this host cannot have
 	gone    map[string]bool // VXLAN devices that are removed before anything else
+	// returning is how many ports are put back into each bridge.
+	returning map[string]int
 
 	order order
 }
@@ -66,7 +71,7 @@ type Plan struct {
 // removals, and unwanted bridges last.
 func Make(want Wanted, have *State) *Plan {
 	p := ForDevices(want, have)
-	usable := len(p.Devices) > 0 && p.Devices[0].Name == conf.VTEPName
+	usable := p.HasVTEP()
 	if !usable {
 		p.Wanted.Peers = nil // nothing may be done to a link that is not ours
 	}
@@ -84,10 +89,13 @@ func Make(want Wanted, have *State) *Plan {
 	return p
 }
 
+// HasVTEP reports whether the host has a VTEP to reach peers by, or gets one.
+func (p *Plan) HasVTEP() bool { return len(p.Devices) > 0 && p.Devices[0].Name == conf.VTEPName }
+
 // ForDevices is the part of Make that is about the host, its devices and what
 // is attached to them.
 func ForDevices(want Wanted, have *State) *Plan {
-	p := &Plan{}
+	p := &Plan{Fresh: map[string]bool{}, gone: map[string]bool{}, returning: map[string]int{}}
 	want.Underlay, want.Narrow, want.PathMTU = have.Underlay, have.Narrow, have.PathMTU
 	if want.Underlay != "" { // what is sent without VXLAN comes from there
 		want.Ways = have.Ways
@@ -100,6 +108,7 @@ func ForDevices(want Wanted, have *State) *Plan {
 	p.Devices = p.Wanted.Devices()
 	if !p.poolIsFree(have) {
 		p.Devices, p.Wanted.Bridges, p.Wanted.Overlays, p.Wanted.Peers = nil, nil, nil, nil
+		p.planPorts(have)
 		return p
 	}
 	p.planLinks(have)

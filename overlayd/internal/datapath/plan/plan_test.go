@@ -456,11 +456,17 @@ func TestPlan(t *testing.T) {
 			name: "bridges of an overlay that was removed by force",
 			want: takingDown(v4, "old"),
 			have: kernel(kernelWith(v4), func(s *plan.State) {
-				s.Links["d-old"] = plan.Link{Link: rtnl.Link{Name: "d-old", Kind: "bridge", Alias: "overlay: old/docker"}, Ports: 2}
+				s.Links["d-old"] = plan.Link{Link: rtnl.Link{Name: "d-old", Kind: "bridge", Alias: "overlay: old/docker", Index: 70}, Ports: 3}
+				s.Links["v1"] = plan.Link{Link: rtnl.Link{Name: "v1", Kind: "veth", Master: 70, Flags: up}}
+				s.Links["v2"] = plan.Link{Link: rtnl.Link{Name: "v2", Kind: "veth", Master: 70}}
+				s.Links["eth9"] = plan.Link{Link: rtnl.Link{Name: "eth9", Master: 70, Flags: up}}
 				s.Links["d-older"] = plan.Link{Link: rtnl.Link{Name: "d-older", Kind: "bridge", Alias: "overlay: older/docker"}, Ports: 1}
 				s.Links["d-other"] = plan.Link{Link: rtnl.Link{Name: "d-other", Kind: "bridge"}, Ports: 2}
 			}),
-			ops:     `link delete d-old`,
+			ops: `
+				link set v1 down
+				link delete d-old
+			`,
 			notices: `bridge d-older of overlay older is no longer wanted but has 1 ports; it is removed when the last container has gone`,
 		},
 		{

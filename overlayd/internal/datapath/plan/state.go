@@ -14,6 +14,7 @@ type State struct {
 	Links    map[string]Link // every link of the host, by name
 	Underlay string          // name of the link that has the agent IP; empty: none
 	Second   string          // the same of the second agent IP
+	Known    map[string]int  // bridges of the last plan, with those that were left, by name their index
 	Addrs    map[AddrKey]struct{}
 	// Connected and Local hold the routes the kernel keeps for the addresses: to
 	// their network, and to this host itself.

@@ -121,7 +121,7 @@ func (d *Docker) syncAddresses(ctx context.Context) error {
 
 // list returns the records of a store.
 func (d *Docker) list(ctx context.Context, overlay string) ([]ipam.Record, error) {
-	s, err := d.driver.stores.open(ctx, overlay, 0)
+	s, err := d.driver.stores.read(ctx, overlay)
 	if err != nil {
 		return nil, err
 	}

@@ -182,7 +182,7 @@ func (d *driver) unfiledUser(ctx context.Context, overlay string, r ipam.SingleR
 
 // unfiledOf are the pools of an overlay's store that wait for Docker's addresses.
 func (d *driver) unfiledOf(ctx context.Context, overlay string) ([]conf.Half, error) {
-	s, err := d.stores.open(ctx, overlay, 0)
+	s, err := d.stores.read(ctx, overlay)
 	if err != nil {
 		return nil, err
 	}
@@ -263,7 +263,7 @@ func (d *driver) confirm(ctx context.Context, overlay string, a netip.Addr) bool
 
 // holds reports whether an address is one that Docker has.
 func (d *driver) holds(ctx context.Context, overlay string, a netip.Addr) bool {
-	s, err := d.stores.open(ctx, overlay, 0)
+	s, err := d.stores.read(ctx, overlay)
 	if err != nil {
 		return false
 	}

@@ -35,10 +35,19 @@ func (s stores) dir() string { return filepath.Join(s.runDir, conf.IPAMDir) }
 
 // open opens an overlay's store for one operation.
 func (s stores) open(ctx context.Context, overlay string, cooling time.Duration) (*ipam.Store, error) {
-	return ipam.Open(ctx, ipam.Options{
+	return ipam.Open(ctx, s.options(overlay, cooling))
+}
+
+// read is open for those who only look.
+func (s stores) read(ctx context.Context, overlay string) (*ipam.Snapshot, error) {
+	return ipam.TakeSnapshot(ctx, s.options(overlay, 0))
+}
+
+func (s stores) options(overlay string, cooling time.Duration) ipam.Options {
+	return ipam.Options{
 		Dir: s.dir(), Overlay: overlay, Cooling: cooling,
 		Rebuild: func(context.Context) (ipam.Known, error) { return rebuild.Known(s.runDir, overlay) },
-	})
+	}
 }
 
 // names are the overlays that have a store, also those no longer leased.
