@@ -13,6 +13,7 @@ import (
 // its neighbour discovery.
 const (
 	hookChain     = "prerouting"
+	rightChain    = "RIGHT" // what has a right source
 	sourcesChain  = "SOURCES"
 	neighborChain = "NEIGHBOURS"
 )
@@ -55,16 +56,28 @@ func makeTable(b *rtnl.Batch) {
 	const prefix = typeDevice<<12 | typeEther<<6
 	makeSet(b, 2, sources4Set, prefix|typeIPv4, deviceAndMAC+4)
 	makeSet(b, 3, sources6Set, prefix|typeIPv6, deviceAndMAC+16)
-	for _, chain := range []string{neighborChain, sourcesChain, hookChain} {
+	for _, chain := range []string{neighborChain, sourcesChain, rightChain, hookChain} {
 		makeChain(b, chain)
 	}
+	rightRules(b)
 	rule(b, hookChain, device, in(portsSet), jump(sourcesChain))
 	sourceRules(b)
 	neighbourRules(b)
 }
 
-// sourceRules are asked about every frame of a port. What is not accepted is
-// dropped at the end.
+// rightRules let most frames pass with a single look-up: only a port that is
+// checked is in these sets. What they do not match is asked everything.
+func rightRules(b *rtnl.Batch) {
+	rule(b, hookChain, etherType(unix.ETH_P_IP), device, sourceMAC, load(network, 12, 4, 6), in(sources4Set), jump(rightChain))
+	rule(b, hookChain, etherType(unix.ETH_P_IPV6), notProtocol(unix.IPPROTO_ICMPV6), source6, compare(unix.NFT_CMP_NEQ, make([]byte, 16)),
+		device, sourceMAC, load(network, 8, 16, 6), in(sources6Set), jump(rightChain))
+	rule(b, rightChain, protocol(unix.IPPROTO_UDP), sourcePort(dhcpServer), etherType(unix.ETH_P_IP), drop)
+	rule(b, rightChain, protocol(unix.IPPROTO_UDP), sourcePort(dhcp6Server), etherType(unix.ETH_P_IPV6), drop)
+	rule(b, rightChain, accept)
+}
+
+// sourceRules are asked about every other frame of a port. What is not accepted
+// is dropped at the end.
 func sourceRules(b *rtnl.Batch) {
 	add := func(parts ...expression) { rule(b, sourcesChain, parts...) }
 

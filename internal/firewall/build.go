@@ -25,6 +25,7 @@ const (
 	strictSet    = "strict"    // strictly isolated overlays
 	strictOwnSet = "strictown" // such an overlay and its bridges
 	linkSet      = "link"      // what never leaves a link
+	AfarSet      = "afar"      // subnets of peers in overlays that are not here
 	DirectSet    = "direct"    // what peers send from without VXLAN, and the device they send to
 	hopsSet      = "hops"      // where packets of containers went lately
 	sendersSet   = "senders"   // who sent them elsewhere
@@ -36,7 +37,7 @@ const (
 func SetNames() []string {
 	return []string{
 		PeersSet, devicesSet, bridgesSet, overlaysSet, poolsSet, oursSet, staySet, ownSet,
-		reachSet, openSet, openOwnSet, guestsSet, strictSet, strictOwnSet, linkSet, DirectSet,
+		reachSet, openSet, openOwnSet, guestsSet, strictSet, strictOwnSet, linkSet, DirectSet, AfarSet,
 	}
 }
 
@@ -49,7 +50,12 @@ type Config struct {
 	Local     []netip.Addr // addresses of this host: gateways, VTEP, underlay
 	Underlay6 bool         // VXLAN comes in IPv6
 	Second    bool         // there is a second VXLAN device, for the other family
+	Underlay  []string     // devices of others that have addresses of Local
+	Afar      []Element    // subnets of peers in overlays of which this host has nothing
 	Direct    *Direct      // nil: overlay packets come in VXLAN only
+	// Guarded: the table of BuildGuard is there, and as long as the rules. What it
+	// does is not done twice.
+	Guarded bool
 }
 
 // Direct is what is taken without VXLAN.
@@ -75,7 +81,9 @@ type Bridge struct {
 
 // Build is the firewall of a host. It has the same chains and rules whatever the
 // number of overlays, containers and peers is; those of strict isolation are
-// there where an overlay has it.
+// there where an overlay has it. A host without overlays still has something to
+// keep apart (ADR 0069): containers on bridges that are left, and peers, to whom it
+// would pass on VXLAN of others as its own. Without those either it has no rules.
 func Build(c Config) Ruleset {
 	b := builder{Config: c}
 	for _, o := range c.Overlays {
@@ -85,11 +93,20 @@ func Build(c Config) Ruleset {
 			b.r.IPv4 = b.r.IPv4 || s.Addr().Is4()
 		}
 	}
-	if !b.r.IPv4 && !b.r.IPv6 {
+	if c.leftUnknown() {
+		b.r.IPv4, b.r.IPv6 = true, true
+	}
+	if !b.r.IPv4 && !b.r.IPv6 && len(c.Peers) == 0 {
 		return Ruleset{}
 	}
 	b.r.IPv4 = b.r.IPv4 || !c.Underlay6 || c.Second
 	b.r.IPv6 = b.r.IPv6 || c.Underlay6 || c.Second
+	for _, e := range c.Afar {
+		b.r.IPv6 = b.r.IPv6 || e.Prefix.Addr().Is6()
+		b.r.IPv4 = b.r.IPv4 || e.Prefix.Addr().Is4()
+	}
+	// The guard does not know what peers send without VXLAN.
+	b.Guarded = c.Guarded && c.Direct == nil
 	b.sets()
 	b.chain(mark.ReachChain, Forward, reach()...)
 	b.guard()
@@ -99,6 +116,14 @@ func Build(c Config) Ruleset {
 	}
 	b.masquerade()
 	return b.r
+}
+
+// leftUnknown reports whether a bridge is left of an overlay of which this host has
+// nothing any more, so that there is no telling what its containers speak.
+func (c Config) leftUnknown() bool {
+	return slices.ContainsFunc(c.Bridges, func(b Bridge) bool {
+		return !slices.ContainsFunc(c.Overlays, func(o Overlay) bool { return o.Name == b.Overlay && len(o.Subnets) > 0 })
+	})
 }
 
 type builder struct {
@@ -158,6 +183,9 @@ func (b *builder) sets() {
 	b.set(staySet, Prefixes, prefixes(slices.Concat(all, b.VTEPPools, linkLocal())...))
 	b.pairs()
 	b.set(openSet, Prefixes, prefixes(open...))
+	if len(b.Afar) > 0 {
+		b.set(AfarSet, Networks, b.Afar)
+	}
 	if b.Direct != nil {
 		b.set(DirectSet, SourcesOnDevice, b.Direct.Sources)
 	}
@@ -169,12 +197,23 @@ func (b *builder) sets() {
 }
 
 // devices makes the sets of device names. Where a set of names is slower than a
-// few patterns, the patterns stand for it.
+// few patterns, the patterns stand for it, but for the rare host whose underlay is
+// called like a bridge of ours: there it is the names.
 func (b *builder) devices() {
 	patterns := []string{conf.Mesos.Bridge("+"), conf.Docker.Bridge("+")}
+	named := slices.ContainsFunc(b.Underlay, func(device string) bool {
+		_, like := mark.HalfOf(device)
+		return like
+	})
+	if named {
+		patterns = nil
+	}
 	var bridges []Element
 	for _, br := range b.Bridges {
 		bridges = append(bridges, Element{Device: br.Name})
+		if named {
+			patterns = append(patterns, br.Name)
+		}
 	}
 	b.r.Sets = append(b.r.Sets,
 		Set{Name: bridgesSet, Kind: Devices, Patterns: patterns, Elements: bridges},

@@ -393,3 +393,35 @@ func testSize(t *testing.T, kind string) {
 		t.Errorf("%d rules for 2 overlays and 2 peers, %d for 200 and 1000", few, n)
 	}
 }
+
+// What the guard does is not done twice, and nothing of it is left out: where peers
+// send without VXLAN, which the guard does not know, the rules do everything.
+func TestGuarded(t *testing.T) {
+	chain := func(r firewall.Ruleset, name string) []firewall.Rule {
+		for _, c := range r.Chains {
+			if c.Name == name {
+				return c.Rules
+			}
+		}
+		return nil
+	}
+	c := config(2, 3, conf.IsolationOverlay)
+	raw := chain(firewall.Build(c), mark.RawChain)
+	if got := chain(firewall.BuildGuard(c, true), mark.RawChain); len(raw) == 0 || !slices.Equal(got, raw) {
+		t.Errorf("the guard asks\n%v, the rules\n%v", got, raw)
+	}
+	c.Guarded = true
+	for _, name := range []string{mark.RawChain, mark.EncapChain} {
+		if rules := chain(firewall.Build(c), name); rules != nil {
+			t.Errorf("beside the guard there is %s: %v", name, rules)
+		}
+		if rules := chain(firewall.BuildGuard(c, true), name); rules == nil {
+			t.Errorf("the guard has no %s", name)
+		}
+	}
+	unguarded := direct(config(2, 3, conf.IsolationOverlay))
+	both := direct(c)
+	if !firewall.Build(both).Equal(firewall.Build(unguarded)) {
+		t.Error("with peers that send without VXLAN the rules leave something to the guard")
+	}
+}

@@ -85,7 +85,7 @@ type Rule struct {
 	InDevice    string // name of the one device it came in by
 	NotLoopback bool   // it did not come from this host itself
 	UDPPort     uint16 // destination port
-	Local       bool   // the destination is an address of this host
+	NotOthers   bool   // the destination is no host elsewhere: this one, or all of a link or group
 	Established bool   // of a connection that was let through before, or about one
 	Redirected  bool   // the destination was translated (a published port)
 	ICMP        bool   // ICMP, or ICMPv6
@@ -124,6 +124,7 @@ const (
 	Devices                          // names
 	PrefixesOnDevice                 // a prefix and a name
 	SourcesOnDevice                  // the same; tens of thousands are fine
+	Networks                         // prefixes that do not overlap; tens of thousands are fine
 	NextHops                         // an address and a device, for a while
 	LimitedSources                   // addresses, and how much they may send
 	LimitedDevices                   // devices, the same
@@ -134,7 +135,7 @@ func (k Kind) ByKernel() bool { return k == NextHops || k == LimitedSources || k
 
 // Changes reports whether the elements of such a set change by themselves, with
 // Firewall.Elements.
-func (k Kind) Changes() bool { return k == Addresses || k == SourcesOnDevice }
+func (k Kind) Changes() bool { return k == Addresses || k == SourcesOnDevice || k == Networks }
 
 // OnDevice reports whether an element has a device beside its prefix.
 func (k Kind) OnDevice() bool { return k == PrefixesOnDevice || k == SourcesOnDevice }

@@ -16,13 +16,14 @@ import (
 // rules of the host.
 func (b *builder) forward() {
 	b.r.Chains = append(b.r.Chains, Chain{Name: mark.UserChain, Table: Forward, Foreign: true})
-	b.chain(mark.EncapChain, Forward, b.encapsulated()...)
-
-	from := []Rule{
-		{UDPPort: conf.VXLANPort, Action: Jump, Chain: mark.EncapChain},
-		{Established: true, Action: Accept},
-		{Action: Jump, Chain: mark.ReachChain},
+	var from []Rule
+	if !b.Guarded {
+		b.chain(mark.EncapChain, Forward, b.encapsulated()...)
+		from = []Rule{{UDPPort: conf.VXLANPort, Action: Jump, Chain: mark.EncapChain}}
 	}
+	from = append(from,
+		Rule{Established: true, Action: Accept},
+		Rule{Action: Jump, Chain: mark.ReachChain})
 	to := []Rule{{Established: true, Action: Accept}}
 	if b.strict {
 		from = append(from, b.strictFrom()...)

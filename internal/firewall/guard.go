@@ -20,15 +20,13 @@ import (
 // Where peers may send without VXLAN, their subnets are sources at the device
 // that leads to them, and what comes so is treated as if it came from the VTEP.
 func (b *builder) guard() {
-	raw := []Rule{
-		{UDPPort: conf.VXLANPort, Src: PeersSet, Action: Return},
-		{In: devicesSet, Action: Return},
-		{UDPPort: conf.VXLANPort, Local: true, Action: Drop},
+	if !b.Guarded {
+		raw := b.received()
+		if b.Direct != nil {
+			raw = append(raw, Rule{SrcIn: DirectSet, Action: Return})
+		}
+		b.hook(mark.RawChain, Raw, append(raw, b.foreignSources()...)...)
 	}
-	if b.Direct != nil {
-		raw = append(raw, Rule{SrcIn: DirectSet, Action: Return})
-	}
-	b.hook(mark.RawChain, Raw, append(raw, Rule{NotLoopback: true, Src: oursSet, Action: Drop})...)
 
 	rules := []Rule{
 		{Established: true, Action: Return},
@@ -38,20 +36,48 @@ func (b *builder) guard() {
 		rules = append(rules, b.strictInput()...)
 	}
 	b.chain(mark.HostInChain, Input, rules...)
-	input := []Rule{
-		{UDPPort: conf.VXLANPort, In: devicesSet, Action: Drop},
-		{UDPPort: conf.VXLANPort, Src: PeersSet, Action: Accept},
-		{In: devicesSet, Action: Goto, Chain: mark.HostInChain},
+	var input []Rule
+	if !b.Guarded {
+		input = []Rule{ownVXLAN}
 	}
+	input = append(input,
+		Rule{UDPPort: conf.VXLANPort, Src: PeersSet, Action: Accept},
+		Rule{In: devicesSet, Action: Goto, Chain: mark.HostInChain})
 	if b.Direct != nil {
 		input = append(input, Rule{SrcIn: DirectSet, Action: Goto, Chain: mark.HostInChain})
 	}
 	b.hook(mark.InputChain, Input, input...)
 }
 
+// ownVXLAN is what containers send to this host's VXLAN port.
+var ownVXLAN = Rule{UDPPort: conf.VXLANPort, In: devicesSet, Action: Drop}
+
+// foreignSources stops who has an overlay address and is not behind a device of
+// ours: also one of an overlay that is not here, to which this host routes all the
+// same.
+func (b *builder) foreignSources() []Rule {
+	rules := []Rule{{NotLoopback: true, Src: oursSet, Action: Drop}}
+	if len(b.Afar) > 0 {
+		rules = append(rules, Rule{NotLoopback: true, Src: AfarSet, Action: Drop})
+	}
+	return rules
+}
+
+// received decides about VXLAN before connection tracking. What this host only
+// forwards is not its own to refuse; a broadcast or multicast packet it takes.
+func (b *builder) received() []Rule {
+	return []Rule{
+		{UDPPort: conf.VXLANPort, Src: PeersSet, Action: Return},
+		{In: devicesSet, Action: Return},
+		{UDPPort: conf.VXLANPort, NotOthers: true, Action: Drop},
+	}
+}
+
 // BuildGuard is the part of Build that keeps VXLAN of others out, for a table of
 // its own that nobody else can flush. It also bounds what containers make the host
 // resolve, which not every kernel that has such tables can do: bounded asks for it.
+// Every chain that a hook asks costs each packet more than a few rules do, so
+// there is one at each.
 func BuildGuard(c Config, bounded bool) Ruleset {
 	b := builder{Config: c}
 	whole := Build(c)
@@ -59,27 +85,27 @@ func BuildGuard(c Config, bounded bool) Ruleset {
 		return Ruleset{}
 	}
 	b.r.IPv4, b.r.IPv6 = whole.IPv4, whole.IPv6
-	for _, name := range []string{PeersSet, devicesSet} {
+	names := []string{PeersSet, devicesSet, oursSet}
+	raw := b.received()
+	if c.Direct == nil {
+		raw = append(raw, b.foreignSources()...)
+		names = append(names, AfarSet)
+	} else { // what goes to containers without VXLAN, see encapsulated
+		names[2] = overlaysSet
+	}
+	for _, name := range names {
 		if s, err := whole.Set(name); err == nil {
 			b.r.Sets = append(b.r.Sets, *s)
 		}
 	}
-	b.hook(mark.RawChain, Raw,
-		Rule{UDPPort: conf.VXLANPort, Src: PeersSet, Action: Return},
-		Rule{In: devicesSet, Action: Return},
-		Rule{UDPPort: conf.VXLANPort, Local: true, Action: Drop})
-	b.hook(mark.InputChain, Input, Rule{UDPPort: conf.VXLANPort, In: devicesSet, Action: Drop})
-	forward := []Rule{{In: devicesSet, Out: devicesSet, Action: Return}}
-	if c.Direct != nil { // what goes to containers without VXLAN, see encapsulated
-		if s, err := whole.Set(overlaysSet); err == nil {
-			b.r.Sets = append(b.r.Sets, *s)
-			forward = append(forward, Rule{Src: overlaysSet, Dst: overlaysSet, Action: Return})
-		}
-	}
-	b.hook(mark.ForwardChain, Forward, append(forward, Rule{UDPPort: conf.VXLANPort, In: devicesSet, Action: Drop})...)
+	b.hook(mark.RawChain, Raw, raw...)
+	b.hook(mark.InputChain, Input, ownVXLAN)
+	b.chain(mark.EncapChain, Forward, b.encapsulated()...)
+	forward := []Rule{{UDPPort: conf.VXLANPort, In: devicesSet, Action: Jump, Chain: mark.EncapChain}}
 	if bounded {
-		b.neighbours()
+		forward = append(forward, b.neighbours()...)
 	}
+	b.hook(mark.ForwardChain, Forward, forward...)
 	return b.r
 }
 
@@ -108,8 +134,9 @@ var (
 // of the host that is sent to is an entry of a table that the whole host shares,
 // whether or not anybody has the address. Packets of connections that were
 // answered pass; so does what goes to other hosts, of which there are as many as
-// there are peers, and what goes where others went lately.
-func (b *builder) neighbours() {
+// there are peers, and what goes where others went lately. It returns what is
+// asked about every forwarded packet.
+func (b *builder) neighbours() []Rule {
 	rules := []Rule{
 		{Established: true, Action: Return},
 		{In: devicesSet, Action: Goto, Chain: mark.HopsChain},
@@ -117,7 +144,6 @@ func (b *builder) neighbours() {
 	if b.Direct != nil {
 		rules = append(rules, Rule{Src: overlaysSet, Action: Goto, Chain: mark.HopsChain})
 	}
-	b.hook(mark.NeighboursChain, Forward, rules...)
 	b.chain(mark.HopsChain, Forward,
 		Rule{Out: tunnelSet, Action: Return}, // the agent keeps all of those entries itself
 		Rule{Toward: PeersSet, Action: Return},
@@ -130,6 +156,7 @@ func (b *builder) neighbours() {
 		Set{Name: hopsSet, Kind: NextHops, Stay: hopStays},
 		Set{Name: sendersSet, Kind: LimitedSources, Stay: limitStays, Limit: perSource},
 		Set{Name: arrivalsSet, Kind: LimitedDevices, Stay: limitStays, Limit: perDevice})
+	return rules
 }
 
 // encapsulated stops VXLAN that a container made on its way to another host,

@@ -153,7 +153,9 @@ func (f *family) render(c firewall.Chain, r *firewall.Ruleset) []string {
 	for _, rule := range c.Rules {
 		for _, in := range patterns(rule.In, r) {
 			for _, to := range patterns(rule.Out, r) {
-				out = append(out, f.rule(rule, in, to))
+				for _, destination := range f.destinations(rule) {
+					out = append(out, f.rule(rule, in, to, destination))
+				}
 			}
 		}
 	}
@@ -168,8 +170,21 @@ func patterns(set string, r *firewall.Ruleset) []string {
 	return []string{""}
 }
 
-// rule is one rule; in and out are patterns of device names.
-func (f *family) rule(r firewall.Rule, in, out string) string {
+// destinations are matches of what is not for another host, each for a rule. For IPv6
+// the addresses of this host are UNICAST too, so that it takes two.
+func (f *family) destinations(r firewall.Rule) []string {
+	switch {
+	case !r.NotOthers:
+		return []string{""}
+	case f.ip6:
+		return []string{"! --dst-type UNICAST", "--dst-type LOCAL,ANYCAST"}
+	}
+	return []string{"! --dst-type UNICAST"}
+}
+
+// rule is one rule; in and out are patterns of device names, and destination is one
+// of destinations.
+func (f *family) rule(r firewall.Rule, in, out, destination string) string {
 	var words []string
 	add := func(format string, args ...any) { words = append(words, fmt.Sprintf(format, args...)) }
 	if r.InDevice != "" {
@@ -200,8 +215,8 @@ func (f *family) rule(r firewall.Rule, in, out string) string {
 			add("-m set %s--match-set %s %s", m.not, setName(m.set, f.ip6), m.direction)
 		}
 	}
-	if r.Local {
-		add("-m addrtype --dst-type LOCAL")
+	if destination != "" {
+		add("-m addrtype %s", destination)
 	}
 	if r.Established {
 		add("-m conntrack --ctstate RELATED,ESTABLISHED")

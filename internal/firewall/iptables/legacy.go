@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"unsafe"
@@ -27,6 +29,23 @@ type guard struct {
 	// elements is how many our sets should have, by name; those that changed since
 	// they were counted are not there.
 	elements map[string]int
+}
+
+// Legacy reports whether the rules of a family are of the legacy flavour, which is no
+// part of nftables. The program that a name leads to tells (xtables-nft-multi or
+// xtables-legacy-multi), without being run; one that is called otherwise counts as
+// legacy.
+func (f *Firewall) Legacy() bool {
+	for _, fam := range f.families {
+		path, err := exec.LookPath(fam.command())
+		if err != nil {
+			continue // no rules either
+		}
+		if path, err = filepath.EvalSymlinks(path); err != nil || !strings.Contains(filepath.Base(path), "nft") {
+			return true
+		}
+	}
+	return false
 }
 
 // table is one of a family.

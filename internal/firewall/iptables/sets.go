@@ -77,7 +77,7 @@ func typeOf(k firewall.Kind) string {
 	switch k {
 	case firewall.Addresses:
 		return "hash:ip"
-	case firewall.Prefixes:
+	case firewall.Prefixes, firewall.Networks:
 		return "hash:net"
 	}
 	return "hash:net,iface"

@@ -134,9 +134,9 @@ func (r *rule) compileFor(in firewall.Rule, ip6 *bool) []expr.Any {
 		r.ip6 = *ip6
 		r.addresses(in)
 	}
-	if in.Local {
+	if in.NotOthers {
 		r.add(&expr.Fib{Register: register, FlagDADDR: true, ResultADDRTYPE: true})
-		r.equals(binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL))
+		r.add(&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_UNICAST)})
 	}
 	if in.Redirected {
 		r.bits(expr.CtKeySTATUS, ctDNAT)

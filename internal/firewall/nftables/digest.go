@@ -52,13 +52,12 @@ func (f *Firewall) filled(r firewall.Ruleset, have map[string]map[string]bool) b
 		}
 		for _, part := range f.parts(s) {
 			got := have[part.set.Name]
-			if len(got) != len(part.elements) {
-				return false
-			}
+			want := make(map[string]bool, len(part.elements)) // where one range ends another may begin
 			for _, e := range part.elements {
-				if !got[string(e.Key)+string(e.KeyEnd)] {
-					return false
-				}
+				want[string(e.Key)+string(e.KeyEnd)] = true
+			}
+			if !maps.Equal(got, want) {
+				return false
 			}
 		}
 	}

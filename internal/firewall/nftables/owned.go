@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -31,6 +32,14 @@ type owner struct {
 // Set says with IsUnsupported that the kernel cannot do that (before 6.9).
 func NewGuard() *Firewall {
 	return &Firewall{table: &nftables.Table{Name: mark.NFGuardTable, Family: nftables.TableFamilyINet}, owner: &owner{}}
+}
+
+// RemoveUnowned removes a table of the guard's name that belongs to nobody and cannot
+// be owned: one of a saved ruleset, or of another kernel. What it lets in nobody
+// changes. It returns how much there was.
+func RemoveUnowned(ctx context.Context) (changed int, err error) {
+	f := &Firewall{table: &nftables.Table{Name: mark.NFGuardTable, Family: nftables.TableFamilyINet}}
+	return f.Remove(ctx)
 }
 
 // Close gives up a table that belongs to this process. It stays.

@@ -114,7 +114,8 @@ func TestAnotherCause(t *testing.T) {
 			if err != nil {
 				return
 			}
-			// Not before it is asked: net/http has several words for an answer without a question.
+			// Not before it is asked: net/http has several words for an answer without a question,
+			// one of them empty (findings/net-http-early-response.sh).
 			if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
 				conn.Close()
 				continue

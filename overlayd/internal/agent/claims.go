@@ -81,9 +81,25 @@ func (c *claims) setOwn(own conf.Lease, ip netip.Addr) {
 func (c *claims) put(p conf.Peer) {
 	c.remove(p.AgentID)
 	c.peers[p.AgentID] = p
-	claimsOf(&p, func(k claim) { c.claimants[k]++ })
+	shared := false
+	claimsOf(&p, func(k claim) {
+		n := c.claimants[k] + 1
+		c.claimants[k] = n
+		shared = shared || n > 1
+	})
 	c.touched[p.AgentID] = true
-	c.stale = c.stale || c.isContested(&p)
+	c.stale = c.stale || shared || c.claimsOurs(&p)
+}
+
+// expect makes room for n peers at once, where there were none: a map that grows to
+// thousands copies all that is in it again and again.
+func (c *claims) expect(n int) {
+	if len(c.peers)+len(c.touched) > 0 {
+		return
+	}
+	const each = 4 // agent IP, VTEP, MAC and a subnet
+	c.peers, c.touched = make(map[string]conf.Peer, n), make(map[string]bool, n)
+	c.claimants = make(map[claim]uint16, each*n)
 }
 
 // remove forgets a peer.
@@ -105,6 +121,13 @@ func (c *claims) remove(id string) {
 // isContested reports whether another peer claims something that p claims, or
 // we have it. What p itself claims twice counts as well: resolve decides rightly.
 func (c *claims) isContested(p *conf.Peer) bool {
+	contested := c.claimsOurs(p)
+	claimsOf(p, func(k claim) { contested = contested || c.claimants[k] > 1 })
+	return contested
+}
+
+// claimsOurs reports whether a peer claims something that we have.
+func (c *claims) claimsOurs(p *conf.Peer) bool {
 	for _, a := range [...]netip.Addr{p.AgentIP, p.SecondIP, p.VTEPIP, p.VTEPIP6} {
 		if a.IsValid() && (a == c.ip || a == c.own.SecondIP || a == c.own.VTEP.IP.Addr() || a == c.own.VTEP.IP6.Addr()) {
 			return true
@@ -118,9 +141,7 @@ func (c *claims) isContested(p *conf.Peer) bool {
 			return true
 		}
 	}
-	contested := false
-	claimsOf(p, func(k claim) { contested = contested || c.claimants[k] > 1 })
-	return contested
+	return false
 }
 
 // find brings contested up to date. It looks at all peers, which is worth it:
@@ -158,6 +179,7 @@ func (c *claims) decide() (resolved []conf.Peer) {
 // from now on, and the ids of those that are none. Some may be as they were.
 func (c *claims) changes() (set []conf.Peer, gone []string) {
 	resolved := c.decide()
+	set = make([]conf.Peer, 0, len(c.touched))
 	for _, p := range resolved {
 		if c.touched[p.AgentID] {
 			set = append(set, p)
@@ -172,9 +194,8 @@ func (c *claims) changes() (set []conf.Peer, gone []string) {
 		}
 	}
 	clear(c.touched)
-	slices.SortFunc(set, byVTEP)
 	slices.Sort(gone)
-	return set, gone
+	return sorted(set), gone
 }
 
 // all returns every peer to forward to.
@@ -187,13 +208,24 @@ func (c *claims) all() []conf.Peer {
 			resolved = append(resolved, p)
 		}
 	}
-	slices.SortFunc(resolved, byVTEP)
-	return resolved
+	return sorted(resolved)
 }
 
-// byVTEP is the order peers are programmed in. Neighbouring addresses are
-// neighbours in the kernel's tables, too.
-func byVTEP(a, b conf.Peer) int { return a.VTEP().Compare(b.VTEP()) }
+// sorted returns peers in the order they are programmed in. Neighbouring addresses
+// are neighbours in the kernel's tables, too. Sorting moves each some ten times, and
+// a peer is large.
+func sorted(peers []conf.Peer) []conf.Peer {
+	order := make([]*conf.Peer, len(peers))
+	for i := range peers {
+		order[i] = &peers[i]
+	}
+	slices.SortFunc(order, func(a, b *conf.Peer) int { return a.VTEP().Compare(b.VTEP()) })
+	out := make([]conf.Peer, len(peers))
+	for i, p := range order {
+		out[i] = *p
+	}
+	return out
+}
 
 // resolve decides between peers that claim the same thing, and between them and
 // our own lease: the highest epoch is right. An agent whose VTEP or agent IP

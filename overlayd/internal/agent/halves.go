@@ -29,8 +29,12 @@ func (l *loop) keepHalves(before *heldLease, now *conf.Lease) {
 		}
 		was, is := before.Grants[j].Overlay.Halves, g.Overlay.Halves
 		g.Overlay.Halves = was
-		l.lease.kept = append(l.lease.kept, fmt.Sprintf("overlay %s: its halves stay %s on this host, as when its subnet was leased, and the coordinator says %s; see that all coordinators are of this release",
-			g.Overlay.Name, cmp.Or(was, conf.HalvesSplit), cmp.Or(is, conf.HalvesSplit)))
+		remedy := "see that all coordinators are of this release"
+		if is == conf.HalvesShared {
+			remedy = "a coordinator of an earlier release leased it; when the host's containers may go, run overlayd agent teardown here, and start the agent again"
+		}
+		l.lease.kept = append(l.lease.kept, fmt.Sprintf("overlay %s: its halves stay %s on this host, as when its subnet was leased, and the coordinator says %s; %s",
+			g.Overlay.Name, cmp.Or(was, conf.HalvesSplit), cmp.Or(is, conf.HalvesSplit), remedy))
 		l.log.Debug("halves kept as they were leased", logkey.Overlay, g.Overlay.Name)
 	}
 }

@@ -66,4 +66,17 @@ func TestKeepHalves(t *testing.T) {
 	if l.lease.kept != nil {
 		t.Errorf("still said %q", l.lease.kept)
 	}
+	// The other way round: leased by a coordinator that does not know of shared pools,
+	// beside others that do. When these answer it is said how the host follows them.
+	split := &heldLease{Lease: conf.Lease{ClusterID: "c", Grants: []conf.Grant{grant("one", "9.0.1.0/24", "")}}}
+	now = conf.Lease{ClusterID: "c", Grants: []conf.Grant{grant("one", "9.0.1.0/24", conf.HalvesShared)}}
+	l.keepHalves(split, &now)
+	if now.Grants[0].Overlay.Shared() || len(l.lease.kept) != 1 || !strings.Contains(l.lease.kept[0], "stay split") || !strings.Contains(l.lease.kept[0], "overlayd agent teardown") {
+		t.Errorf("halves %q, said %q", now.Grants[0].Overlay.Halves, l.lease.kept)
+	}
+	now = conf.Lease{ClusterID: "c", Grants: []conf.Grant{grant("one", "9.0.1.0/24", conf.HalvesShared)}}
+	l.keepHalves(nil, &now) // after the teardown
+	if !now.Grants[0].Overlay.Shared() || l.lease.kept != nil {
+		t.Errorf("halves %q, said %q", now.Grants[0].Overlay.Halves, l.lease.kept)
+	}
 }

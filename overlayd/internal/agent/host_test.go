@@ -161,6 +161,8 @@ type cluster struct {
 	registrations atomic.Int64              // requests so far
 	beforeWatch   func()                    // called before a stream begins; nil: nothing is
 	answer        func(http.ResponseWriter) // to every registration, from the next start on; nil: the coordinator answers
+	// register gets every registration, and what would serve it; nil: that does.
+	register atomic.Pointer[func(http.Handler, http.ResponseWriter, *http.Request)]
 }
 
 // seedNetwork is the configuration that DC/OS comes with.
@@ -214,6 +216,10 @@ func (c *cluster) start() {
 			c.registrations.Add(1)
 			if answer != nil {
 				answer(w)
+				return
+			}
+			if register := c.register.Load(); register != nil {
+				(*register)(handler, w, r)
 				return
 			}
 		}

@@ -178,6 +178,7 @@ func (l *loop) patch(e api.PeerEvent) bool {
 			}
 		}
 	}
+	claims.expect(len(e.Put))
 	for _, p := range e.Put {
 		if old, ok := claims.peers[p.AgentID]; ok && samePeer(old, p) {
 			continue

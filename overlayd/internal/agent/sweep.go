@@ -17,7 +17,8 @@ import (
 
 // A sweeper releases the addresses of containers that are gone without a DEL:
 // the runtime was killed, lost its memory, or never calls it (Mesos after a
-// reboot). Addresses of an earlier boot are released by opening their store.
+// reboot). A store of an earlier boot is opened once, which releases all of it: the
+// addresses would not begin to rest before somebody attaches a container.
 //
 // A container counts as gone when it is found so twice, at least a minute apart,
 // and at every look in between: an ADD has its address before its interface, but
@@ -78,6 +79,9 @@ func (s *sweeper) round(ctx context.Context) {
 			err = fmt.Errorf("%v", store.Problems)
 		}
 		unread[overlay] = err != nil
+		if err == nil && store.EarlierBoot {
+			err = s.open(ctx, overlay, func(*ipam.Store) error { return nil })
+		}
 		s.problems.Report("address store of "+overlay, err)
 		for _, rec := range h.Abandoned(overlay) {
 			found[abandoned{overlay, rec.Half, rec.Key(), rec.Since}] = rec
@@ -115,14 +119,12 @@ func (s *sweeper) due(now time.Duration, found []abandoned, unread map[string]bo
 // since.
 func (s *sweeper) release(ctx context.Context, a abandoned, rec ipam.Record) {
 	log := s.log.With(logkey.Overlay, a.overlay, logkey.Half, a.half, logkey.Container, rec.ContainerID, logkey.IfName, rec.IfName, logkey.Addrs, rec.Addrs)
-	store, err := ipam.Open(ctx, ipam.Options{Dir: conf.NetConf{RunDir: s.runDir}.IPAMPath(), Overlay: a.overlay, Cooling: s.cooling})
-	if err != nil {
-		log.Warn("abandoned addresses not released; trying again", logkey.Err, err)
-		return
-	}
-	defer store.Close()
-	released, err := store.GC(ctx, rec.Network, a.half, func(r ipam.Record) bool {
-		return r.Key() != a.key || r.Since != a.since
+	var released []ipam.Record
+	err := s.open(ctx, a.overlay, func(store *ipam.Store) (err error) {
+		released, err = store.GC(ctx, rec.Network, a.half, func(r ipam.Record) bool {
+			return r.Key() != a.key || r.Since != a.since
+		})
+		return err
 	})
 	switch {
 	case err != nil:
@@ -130,4 +132,14 @@ func (s *sweeper) release(ctx context.Context, a abandoned, rec ipam.Record) {
 	case len(released) > 0:
 		log.Info("addresses of a container that is gone released")
 	}
+}
+
+// open opens a store for one change.
+func (s *sweeper) open(ctx context.Context, overlay string, f func(*ipam.Store) error) error {
+	store, err := ipam.Open(ctx, ipam.Options{Dir: conf.NetConf{RunDir: s.runDir}.IPAMPath(), Overlay: overlay, Cooling: s.cooling})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	return f(store)
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -149,5 +150,55 @@ func TestSweepLogsOnce(t *testing.T) {
 	}
 	if begun, ended := strings.Count(log.String(), "level=WARN"), strings.Count(log.String(), "recovered"); begun != 1 || ended != 1 {
 		t.Errorf("logged %d times that it began and %d times that it ended:\n%s", begun, ended, log)
+	}
+}
+
+// What was in use in an earlier boot has cooled some time, though nobody attaches
+// anything: each snapshot would have it rest from when it is taken.
+func TestSweepBeginsTheBoot(t *testing.T) {
+	ctx := t.Context()
+	dir := t.TempDir()
+	const cooling = time.Minute
+	half := []netip.Prefix{netip.MustParsePrefix("9.0.1.0/25")}
+	o := ipam.Options{Dir: filepath.Join(dir, conf.IPAMDir), Overlay: "dcos", BootID: "earlier boot", Cooling: cooling}
+	before, err := ipam.Open(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = before.Allocate(ctx, ipam.Request{Attachment: conf.Attachment{Network: "n", ContainerID: "rebooted", IfName: "eth0"}, Half: conf.Mesos, Ranges: half})
+	if err := errors.Join(err, before.Close()); err != nil {
+		t.Fatal(err)
+	}
+	o.BootID = ""
+	counts := func(later time.Duration) (used, cooling uint64) {
+		t.Helper()
+		o.Now = func() time.Duration { return conf.Boottime() + later }
+		s, err := ipam.TakeSnapshot(ctx, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		st, err := s.Stats(ctx, conf.Mesos, half)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st[0].Used, st[0].Cooling
+	}
+	s := &sweeper{runDir: dir, cooling: cooling, apart: time.Minute, now: conf.Boottime, log: slog.New(slog.DiscardHandler), problems: problems.New(slog.New(slog.DiscardHandler))}
+	s.round(ctx)
+	if used, cooling := counts(0); used != 0 || cooling != 1 {
+		t.Errorf("%d in use, %d cooling; want one that cools", used, cooling)
+	}
+	if used, cooling := counts(cooling); used != 0 || cooling != 0 {
+		t.Errorf("later: %d in use, %d cooling; want none", used, cooling)
+	}
+	file := filepath.Join(o.Dir, "dcos.db")
+	was, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.round(ctx)
+	if is, err := os.ReadFile(file); err != nil || string(is) != string(was) {
+		t.Error("the next look writes again", err)
 	}
 }

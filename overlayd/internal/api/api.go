@@ -40,6 +40,9 @@ const (
 // thousands of overlays, is not presented.
 const MaxPresented = 512 << 10
 
+// MaxPrevious bounds the instances before that an agent shows.
+const MaxPrevious = 16
+
 // RegisterRequest asks for a lease, or renews the one the agent has. It may be
 // repeated: the same agent id gets the same answer.
 type RegisterRequest struct {
@@ -51,7 +54,8 @@ type RegisterRequest struct {
 	// ClusterID is of the lease that the agent holds; empty: it holds none.
 	ClusterID string `json:"cluster_id,omitempty"`
 	// Instance is another one at every start of the agent; Previous are those that
-	// the host had before. They tell a host that starts again from a copy of it.
+	// the host had before, newest first. They tell a host that starts again from a copy
+	// of it.
 	Instance string   `json:"instance,omitempty"`
 	Previous []string `json:"previous,omitempty"`
 	// Presented is the lease that the agent holds, as it was signed.
@@ -66,8 +70,10 @@ type RegisterRequest struct {
 	SharedHalves bool `json:"shared_halves,omitempty"`
 	// Return are further blocks that the agent no longer uses.
 	Return *Return `json:"return,omitempty"`
-	// Source is the address that the request came from, as the coordinator sees it.
+	// Source is the address that the request came from, as the coordinator sees it, and
+	// Came is when it had come.
 	Source netip.Addr `json:"-"`
+	Came   time.Time  `json:"-"`
 }
 
 // Return gives further blocks back. It is carried out only while the lease has still

@@ -25,6 +25,12 @@ func (c *Client) Spread() {
 	rand.Shuffle(len(c.order), func(i, j int) { c.order[i], c.order[j] = c.order[j], c.order[i] })
 }
 
+// Within is for a caller who waits no longer than that for all coordinators: each gets
+// its share, so that the last is asked as well. It is called before the first request.
+func (c *Client) Within(all time.Duration) {
+	c.moveOn = min(MoveOnTimeout, all/time.Duration(len(c.order)))
+}
+
 // Return moves a client that is not at its home back there, if that is ready
 // again, and reports whether it did. Without it, one that returns would have
 // nothing to do until another one ends.
@@ -61,7 +67,7 @@ func (c *Client) try(ctx context.Context, f func(base string, limit, silence tim
 	var failed []error
 	for i := range c.order {
 		n := (first + i) % len(c.order)
-		limit, silence := MoveOnTimeout, MoveOnSilence
+		limit, silence := c.moveOn, MoveOnSilence
 		if i == len(c.order)-1 {
 			limit = RequestTimeout
 		}

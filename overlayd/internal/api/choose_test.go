@@ -137,6 +137,24 @@ func TestMovesOn(t *testing.T) {
 	})
 }
 
+// Who waits no longer than for one or two that hang still hears of the third.
+func TestWithin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, all := range []time.Duration{5 * time.Second, time.Second} {
+			f := &farm{}
+			c := f.client(t)
+			c.Within(all)
+			f.hangs[0].Store(true)
+			f.hangs[1].Store(true)
+			ctx, cancel := context.WithTimeout(t.Context(), all)
+			if _, err := c.Agents(ctx); err != nil || f.asked[2].Load() != 1 {
+				t.Errorf("within %s: %v; the third was asked %d times", all, err, f.asked[2].Load())
+			}
+			cancel()
+		}
+	})
+}
+
 // A stream that falls silent at one of several coordinators ends sooner than at
 // the only one.
 func TestWatchMovesOn(t *testing.T) {

@@ -48,6 +48,8 @@ type Client struct {
 	order []int // indexes of urls, in the order in which they are tried
 	hc    *http.Client
 	good  atomic.Uint32 // index in order of the one that worked last
+	// moveOn is how long each but the last of them may take.
+	moveOn time.Duration
 	// ahead is how far the clock of the last answer was ahead of ours, in
 	// nanoseconds.
 	ahead atomic.Int64
@@ -68,7 +70,7 @@ func NewClient(urls []string, hc *http.Client) (*Client, error) {
 			MaxIdleConnsPerHost: 4, IdleConnTimeout: 90 * time.Second,
 		}}
 	}
-	c := &Client{hc: hc}
+	c := &Client{hc: hc, moveOn: MoveOnTimeout}
 	for _, u := range urls {
 		base, err := checkURL(u)
 		if err != nil {

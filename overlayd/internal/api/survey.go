@@ -168,6 +168,9 @@ type Explanation struct {
 	// Far is what ToHost has seen; nil: it was not asked, and FarUnknown says why.
 	Far        *Explanation `json:"far,omitempty"`
 	FarUnknown string       `json:"far_unknown,omitempty"`
+	// NamesUnknown says why it is not known whether a container of another host is called
+	// like one of this host that was named; empty: it is known.
+	NamesUnknown string `json:"names_unknown,omitempty"`
 }
 
 // Step is one part of the way.

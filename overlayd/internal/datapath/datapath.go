@@ -25,7 +25,6 @@ import (
 	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/overlayd/internal/datapath/kernel"
 	"overlayd.internal/overlay/overlayd/internal/datapath/plan"
-	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
 // The wanted state's words are those of package plan.
@@ -259,24 +258,12 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 	// The firewall comes first, so that isolation is there before traffic is.
 	var failed []plan.Problem
 	round := d.firewalldRound()
-	changed, err := d.rules.set(ctx, p.Wanted, sendersOf(peers, p.Wanted, have), have.IPv6)
-	d.drift.add(driftFirewall, changed, fmt.Sprintf("%d chains and sets of %s", changed, d.rules.name()))
-	if busy := d.rules.guard.busy; busy != nil {
-		d.log.Warn("another process guards the VXLAN port; trying again at the next look", logkey.Err, busy)
-	}
-	if off := d.rules.guard.off; off != nil && !d.warned.guard {
-		d.log.Info("VXLAN of others is kept out by rules that can be flushed", logkey.Reason, off)
-		d.warned.guard = true
-	}
-	if why := d.rules.guard.unbounded; why != nil && !d.warned.unbounded {
-		d.log.Warn("the kernel cannot bound what containers make this host resolve; one can fill its table of neighbours", logkey.Reason, why)
-		d.warned.unbounded = true
-	}
+	changed, err := d.setRules(ctx, p, have, peers)
 	if err != nil {
 		round = 0
 		failed = append(failed, plan.Problem{Err: err})
 	}
-	n, err := d.checkSources(p.Wanted, have)
+	n, err := d.checkSources(p, have)
 	changed += n
 	if err != nil {
 		failed = append(failed, plan.Problem{Err: err})
@@ -322,14 +309,21 @@ func (d *Datapath) carryOut(ctx context.Context, w Host, p *plan.Plan, have *pla
 // is false when it is not so simple; then the kernel has to be read.
 func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report, ok bool) {
 	m := &d.memory
-	if m.refusesSecond(old) || m.refusesSecond(now) || !d.locate(old, now) {
+	if len(m.possible.Overlays) == 0 && (len(m.peers) == 0 || len(m.peers)+len(now) == len(old)) {
+		return Report{}, false // with the first peer come rules, and with the last they go
+	}
+	if m.noVTEP || m.refusesSecond(old) || m.refusesSecond(now) || !d.rules.knowsAfar(old, now) || !d.locate(old, now) {
 		return Report{}, false
 	}
-	p, had, ok := plan.ForPeers(m.possible, old, now)
-	if !ok || p.TouchedBy(m.foreign) || p.Takes(d.kernel.Expected.Entries, had) {
-		return Report{}, false
+	var p *plan.Plan
+	prepare := func() bool {
+		var had plan.Entries
+		if p, had, ok = plan.ForPeers(m.possible, old, now); !ok || p.TouchedBy(m.foreign) || p.Takes(d.kernel.Expected.Entries, had) {
+			return false
+		}
+		d.kernel.Expected.Update(had, p.Entries)
+		return true
 	}
-	d.kernel.Expected.Update(had, p.Entries)
 	var failed []plan.Problem
 	letIn := func() {
 		if err := d.rules.change(ctx, m.possible, old, now); err != nil {
@@ -337,7 +331,10 @@ func (d *Datapath) setPeers(ctx context.Context, old, now []conf.Peer) (r Report
 		}
 	}
 	program := func() (kernel.Result, error) { return d.kernel.Apply(ctx, p.Ops, m.index, nil) }
-	result, err := inTurn(letIn, program, len(now) < many)
+	result, ok, err := inTurn(prepare, letIn, program, len(now) < many)
+	if !ok {
+		return Report{}, false // reading it, the rules are set to what they should be as well
+	}
 	if result.Changed > 0 {
 		d.log.Debug("peers changed", "objects", result.Changed)
 	}
@@ -360,21 +357,27 @@ const many = 500
 
 // inTurn lets peers in before they are sent to, so that no answer of theirs is lost.
 // Of as many as come when a host starts, with whom nobody talks yet, all are routed
-// to sooner when both go on side by side. program has no need of the calling
-// thread's namespace.
-func inTurn[T any](letIn func(), program func() (T, error), first bool) (result T, err error) {
+// to sooner when they are let in while that is planned and done. Neither has need of
+// the calling thread's namespace. What cannot be prepared is not programmed.
+func inTurn[T any](prepare func() bool, letIn func(), program func() (T, error), first bool) (result T, ok bool, err error) {
 	if first {
+		if !prepare() {
+			return result, false, nil
+		}
 		letIn()
-		return program()
+		result, err = program()
+		return result, true, err
 	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		result, err = program()
+		if ok = prepare(); ok {
+			result, err = program()
+		}
 	}()
 	letIn()
 	<-done
-	return result, err
+	return result, ok, err
 }
 
 // secondNotices are what the kernel refused at the second VXLAN device.

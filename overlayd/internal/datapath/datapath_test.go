@@ -69,7 +69,8 @@ func TestSecondSetChangesNothing(t *testing.T) {
 	if r := hosts[0].mustSet(cfg, false); r.Changed != 0 {
 		t.Errorf("Set without resync changed %d objects", r.Changed)
 	}
-	// Another process that starts anew finds everything in place.
+	// Another process that starts anew, after this one, finds everything in place.
+	hosts[0].dp.Close()
 	hosts[0].dp = hosts[0].newDatapath()
 	if r := hosts[0].mustSet(cfg, false); r.Changed != 0 {
 		t.Errorf("first Set of a new process changed %d objects", r.Changed)

@@ -16,6 +16,7 @@ import (
 	"overlayd.internal/overlay/internal/firewall/nftables"
 	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
+	"overlayd.internal/overlay/overlayd/internal/datapath/plan"
 	"overlayd.internal/overlay/overlayd/internal/logkey"
 )
 
@@ -34,6 +35,8 @@ type rules struct {
 	others   []firewall.Firewall // left to be removed, once
 	guard    guard
 	senders  *senders            // of the last set
+	left     map[string]string   // of the last set
+	underlay []string            // devices that have the agent IPs
 	policy   *firewall.Config    // of the last set, as far as connections depend on it
 	owed     bool                // connections that are not allowed may be left
 	cutting  func() (int, error) // waits for those that are being ended; nil: none are
@@ -91,28 +94,54 @@ func (r *rules) close() {
 	r.guard.close()
 }
 
-// set makes the rules what they should be. from is who may send; without IPv6 in
+// setRules sets the rules that a plan needs, and says what cannot be had of the guard.
+func (d *Datapath) setRules(ctx context.Context, p *plan.Plan, have *plan.State, peers map[string]conf.Peer) (changed int, err error) {
+	asBefore := maps.Equal(d.rules.left, p.LeftBridges)
+	cfg := p.Wanted
+	if len(p.Devices) == 0 && len(cfg.Overlays) == 0 {
+		// There is no VTEP, and its range may be another network's.
+		cfg.VTEP.IP, cfg.VTEP.IP6, peers = netip.Prefix{}, netip.Prefix{}, nil
+	}
+	d.rules.underlay = []string{have.Underlay, have.Second}
+	changed, err = d.rules.set(ctx, cfg, p.LeftBridges, sendersOf(peers, cfg, have), have.IPv6)
+	if asBefore { // else the last container has gone from a bridge, which nobody put back
+		d.drift.add(driftFirewall, changed, fmt.Sprintf("%d chains and sets of %s", changed, d.rules.name()))
+	}
+	if busy := d.rules.guard.busy; busy != nil {
+		d.log.Warn("another process guards the VXLAN port; trying again at the next look", logkey.Err, busy)
+	}
+	if off := d.rules.guard.off; off != nil && !d.warned.guard {
+		d.log.Info("VXLAN of others is kept out by rules that can be flushed", logkey.Reason, off)
+		d.warned.guard = true
+	}
+	if why := d.rules.guard.unbounded; why != nil && !d.warned.unbounded {
+		d.log.Warn("the kernel cannot bound what containers make this host resolve; one can fill its table of neighbours", logkey.Reason, why)
+		d.warned.unbounded = true
+	}
+	return changed, err
+}
+
+// set makes the rules what they should be. left are bridges that are not wanted and
+// still have containers, with their overlays; from is who may send; without IPv6 in
 // the kernel there are no rules for it. What it has begun is to be waited for with
 // finish.
-func (r *rules) set(ctx context.Context, cfg Host, from *senders, ipv6 bool) (changed int, err error) {
+func (r *rules) set(ctx context.Context, cfg Host, left map[string]string, from *senders, ipv6 bool) (changed int, err error) {
 	if err := r.open(); err != nil {
 		return 0, err
 	}
 	c := firewallConfig(cfg)
+	c.Bridges, c.Underlay = append(c.Bridges, leftBridges(c.Bridges, left)...), r.underlay
+	r.left = left
 	for a := range from.hosts {
 		c.Peers = append(c.Peers, a)
 	}
+	c.Afar = from.afar.elements()
 	if cfg.Direct.Take {
 		c.Direct = &firewall.Direct{Sources: slices.Collect(maps.Keys(from.direct))}
 	}
-	want := firewall.Build(c)
-	want.IPv6 = want.IPv6 && ipv6
 	r.senders = from
-	// The guard is a second one: without it the rules are still to be had.
-	changed, guardErr := r.guard.set(ctx, c, ipv6)
-	n, err := r.active.Set(ctx, want)
-	changed += n
-	if err := errors.Join(err, guardErr); err != nil {
+	changed, err = r.make(ctx, c, ipv6)
+	if err != nil {
 		return changed, err
 	}
 	// Where rules were missing, connections began that they would have refused or
@@ -131,6 +160,31 @@ func (r *rules) set(ctx context.Context, cfg Host, from *senders, ipv6 bool) (ch
 	}
 	return changed, nil
 }
+
+// make makes the rules and the guard, which is a second one: what it does the rules
+// leave to it, so it is made first. Where peers send without VXLAN it does less and the
+// rules do everything, so they are. Without it they are still to be had.
+func (r *rules) make(ctx context.Context, c firewall.Config, ipv6 bool) (changed int, err error) {
+	var n int
+	var guardErr error
+	if c.Direct == nil {
+		changed, guardErr = r.guard.set(ctx, c, ipv6)
+		c.Guarded = guardErr == nil && r.guard.holds() && !r.outlast()
+	}
+	want := firewall.Build(c)
+	want.IPv6 = want.IPv6 && ipv6
+	n, err = r.active.Set(ctx, want)
+	changed += n
+	if c.Direct != nil {
+		n, guardErr = r.guard.set(ctx, c, ipv6)
+		changed += n
+	}
+	return changed, errors.Join(err, guardErr)
+}
+
+// outlast reports whether the rules stay when nftables is flushed, which takes the
+// guard while no agent runs. They then do what it does themselves.
+func (r *rules) outlast() bool { return r.active == r.iptables && r.iptables.Legacy() }
 
 // finish waits until connections that are not allowed have been ended.
 func (r *rules) finish() error {
@@ -189,6 +243,18 @@ func withdrawnBridges(cfg Host) (left []firewall.Bridge) {
 	return left
 }
 
+// leftBridges are those of left that are not among the others. What is on them is
+// still a container: it may send what those may, and not VXLAN. One whose overlay is
+// not here any more reaches no overlay.
+func leftBridges(others []firewall.Bridge, left map[string]string) (out []firewall.Bridge) {
+	for _, name := range slices.Sorted(maps.Keys(left)) {
+		if !slices.ContainsFunc(others, func(b firewall.Bridge) bool { return b.Name == name }) {
+			out = append(out, firewall.Bridge{Name: name, Overlay: left[name]})
+		}
+	}
+	return out
+}
+
 // samePolicy compares what says which connections are allowed.
 func samePolicy(a, b firewall.Config) bool {
 	return slices.EqualFunc(a.Overlays, b.Overlays, func(a, b firewall.Overlay) bool {
@@ -221,8 +287,8 @@ func (d *Datapath) rulesAltered() bool {
 // looked at: they come with every peer and every container.
 func concernsFirewall(h rtnl.Message) bool {
 	const header = 4 // struct nfgenmsg: family, version, resource
-	if h.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(h.Data) < header {
-		return false
+	if h.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || h.Type&0xff == unix.NFT_MSG_NEWSETELEM || len(h.Data) < header {
+		return false // the more often: there is one for every element
 	}
 	family := h.Data[0]
 	names := map[uint16]string{}

@@ -49,8 +49,14 @@ func (g *guard) set(ctx context.Context, c firewall.Config, ipv6 bool) (changed 
 		}
 	}
 	if nftables.IsUnsupported(err) {
-		g.off = err
 		g.close()
+		// It may be a table that lies there which cannot be owned, and not the kernel:
+		// one that has no tables at all refuses this as well.
+		if removed, failed := nftables.RemoveUnowned(ctx); failed == nil && removed > 0 {
+			changed, err = g.set(ctx, c, ipv6)
+			return removed + changed, err
+		}
+		g.off = err
 		return 0, nil
 	}
 	g.busy = nil
@@ -66,6 +72,9 @@ func (g *guard) set(ctx context.Context, c firewall.Config, ipv6 bool) (changed 
 	return changed, err
 }
 
+// holds reports whether the table is there and this process has it.
+func (g *guard) holds() bool { return g.table != nil && g.off == nil && g.busy == nil }
+
 // make makes the table, with bounds unless the kernel cannot do those.
 func (g *guard) make(ctx context.Context, c firewall.Config, ipv6 bool) (changed int, err error) {
 	want := firewall.BuildGuard(c, g.unbounded == nil)
@@ -75,7 +84,7 @@ func (g *guard) make(ctx context.Context, c firewall.Config, ipv6 bool) (changed
 
 // elements changes the peers.
 func (g *guard) elements(ctx context.Context, set string, add, remove []firewall.Element) error {
-	if g.table == nil || set != firewall.PeersSet {
+	if g.table == nil || set == firewall.DirectSet {
 		return nil
 	}
 	return g.table.Elements(ctx, set, add, remove)

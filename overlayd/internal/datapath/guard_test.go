@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -117,9 +118,13 @@ func testVXLANDuringFlushes(t *testing.T) {
 	if out := hosts[1].sh("nft list tables"); !strings.Contains(out, "table inet guard-overlay") {
 		t.Errorf("the tables are %s", out)
 	}
-	// It goes with the last overlay.
+	// It goes with the last overlay and what is attached to it.
 	for i, h := range hosts {
-		h.mustSet(Host{VTEP: n.Host(i, 2).VTEP}, true)
+		none := Host{VTEP: n.Host(i, 2).VTEP}
+		h.mustSet(none, true)
+		h.mustHave("nft list chain inet guard-overlay OVERLAY-RAW", "udp dport", "drop")
+		h.sh("for c in $(ip -o link show type veth | sed -n 's/^[0-9]*: \\(v[0-9]*\\)@.*/\\1/p'); do ip link del $c; done")
+		h.mustSet(none, true)
 		h.mustNotHave("nft list ruleset", "guard-overlay")
 	}
 }
@@ -160,6 +165,8 @@ func TestGuardOfAnother(t *testing.T) {
 	if h.dp.rules.guard.busy == nil {
 		t.Error("two have the table")
 	}
+	const rules = "nft list table inet overlay 2>/dev/null || iptables -w -t raw -S"
+	h.mustHave(rules, "OVERLAY-RAW") // which that table may not have
 	before.Close()
 	fewer := n.Host(0, 2)
 	h.mustSet(fewer, true)
@@ -168,6 +175,78 @@ func TestGuardOfAnother(t *testing.T) {
 	}
 	h.mustNotHave("nft list set inet guard-overlay peers4", n.AgentIP(2).String())
 	h.mustHave("nft list set inet guard-overlay peers4", n.AgentIP(1).String())
+	h.mustNotHave(rules, "OVERLAY-RAW") // it has it now
+	h.mustHave("nft list chain inet guard-overlay OVERLAY-RAW", "saddr @ours4")
+}
+
+// A table of the guard's name that nobody may own, of a saved ruleset, is made anew:
+// nobody else changes what it lets in.
+func TestGuardOfASavedRuleset(t *testing.T) {
+	_, hosts := onlyIPv4.plugHosts(t, 1)
+	h := hosts[0]
+	if off := h.dp.rules.guard.off; off != nil {
+		t.Skipf("this kernel has no such tables: %v", off)
+	}
+	h.dp.Close()
+	h.sh("nft flush ruleset; nft add table inet guard-overlay; nft add chain inet guard-overlay OVERLAY-RAW '{ type filter hook prerouting priority -310; }'")
+	h.sh("nft add rule inet guard-overlay OVERLAY-RAW udp dport 64000 drop")
+	h.dp = h.newDatapath()
+	cfg := onlyIPv4.Host(0, 2)
+	h.mustSet(cfg, true)
+	if off := h.dp.rules.guard.off; off != nil {
+		t.Errorf("there is no guard: %v", off)
+	}
+	h.mustHave("nft list chain inet guard-overlay OVERLAY-RAW", "@peers4")
+	h.mustBeIdle(cfg)
+}
+
+// beforeSet is a table before whose every Set a test looks.
+type beforeSet struct {
+	guardTable
+	look func(r firewall.Ruleset)
+}
+
+func (b *beforeSet) Set(ctx context.Context, r firewall.Ruleset) (int, error) {
+	b.look(r)
+	return b.guardTable.Set(ctx, r)
+}
+
+// What the guard no longer does where peers send without VXLAN, the rules do before it
+// ends; and what it begins to do they do until then.
+func TestGuardWhenRoutingChanges(t *testing.T) { eachFirewall(t, testGuardWhenRoutingChanges) }
+
+func testGuardWhenRoutingChanges(t *testing.T) {
+	_, hosts := onlyIPv4.plugHosts(t, 1)
+	h, asked := hosts[0], 0
+	if off := h.dp.rules.guard.off; off != nil {
+		t.Skipf("this kernel has no such tables: %v", off)
+	}
+	h.dp.rules.guard.table = &beforeSet{h.dp.rules.guard.table, func(firewall.Ruleset) {
+		asked++
+		out, err := exec.Command("sh", "-c", "nft list chain inet overlay OVERLAY-RAW 2>/dev/null || iptables -w -t raw -S OVERLAY-RAW").CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "ours") {
+			t.Errorf("the guard is changed while the rules are: %s (%v)", out, err)
+		}
+	}}
+	h.mustSet(directly(onlyIPv4).Host(0, 3), true)
+	h.mustSet(onlyIPv4.Host(0, 3), true)
+	if asked != 2 {
+		t.Errorf("the guard was set %d times", asked)
+	}
+}
+
+// Rules that a flush of nftables leaves keep VXLAN out without the guard, which goes
+// with it while no agent runs.
+func TestLegacyRulesWithoutGuard(t *testing.T) {
+	useFirewall(t, "iptables-legacy")
+	_, hosts := onlyIPv4.plugHosts(t, 1)
+	h := hosts[0]
+	h.dp.Close() // its table is flushed when it belongs to nobody
+	h.sh("nft flush ruleset")
+	h.mustHave("iptables -w -t raw -S OVERLAY-RAW", "--dport 64000", "-j DROP")
+	h.mustHave("iptables -w -t raw -S OVERLAY-RAW", "overlay-ours4")
+	h.mustHave("iptables -w -S OVERLAY-INPUT", "--dport 64000", "-j DROP")
+	h.mustHave("iptables -w -S OVERLAY-FROM", "-j OVERLAY-ENCAP")
 }
 
 // A guard that cannot be made does not keep the rules away, and is named.
@@ -216,8 +295,7 @@ func TestGuardWithoutBounds(t *testing.T) {
 	_, hosts := n.plugHosts(t, 1)
 	h, cfg := hosts[0], n.Host(0, 2)
 	if off := h.dp.rules.guard.off; off != nil {
-		t.Logf("this kernel has no such tables: %v", off)
-		return
+		t.Skipf("this kernel has no such tables: %v", off)
 	}
 	h.dp.Close() // its table belongs to nobody now
 	h.sh("nft flush ruleset")

@@ -6,8 +6,11 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
 )
@@ -83,6 +86,106 @@ func testVXLANInjection(t *testing.T) {
 	b := make([]byte, 100)
 	if size, _, err := got.ReadFrom(b); err != nil || string(b[:size]) != "injected" {
 		t.Errorf("without rules the container got %q, %v: the test shows nothing", b[:size], err)
+	}
+}
+
+// A link delivers to its broadcast and multicast addresses too. The kernel takes
+// VXLAN from those as from its own.
+func TestVXLANToEverybody(t *testing.T) { eachFirewall(t, testVXLANToEverybody) }
+
+func testVXLANToEverybody(t *testing.T) {
+	under6 := onlyIPv4
+	under6.Under6 = true
+	for _, c := range []struct {
+		network
+		stranger string
+		to       []string
+	}{
+		{onlyIPv4, "172.16.9.9/12", []string{"172.31.255.255", "255.255.255.255", "224.0.0.1"}},
+		// The second is that of the routers of the link, of which this host is one.
+		{under6, "fd00:1::9:9/64", []string{"ff02::1%eth0", "fd00:1::%eth0", "link-local"}},
+	} {
+		l, hosts := c.plugHosts(t, 2)
+		here, there := c.Host(0, 2), c.Host(1, 2)
+		stranger := newNS(t, "stranger")
+		l.plug(stranger, c.stranger)
+		hosts[1].sh("sysctl -qw net.ipv6.conf.eth0.forwarding=1")
+		peer, from := hosts[0].container(here.Bridges[1].Name, here.Bridges[1].Addrs[0], 5)
+		victim, addr := hosts[1].container(there.Bridges[1].Name, there.Bridges[1].Addrs[0], 5)
+		peer.mustPing("", addr)
+		got := listenUDP(t, victim, addr)
+		to := got.LocalAddr().(*net.UDPAddr).AddrPort()
+		for _, dst := range append([]string{there.VTEP.Local.String()}, c.to...) {
+			if dst == "link-local" {
+				address, _, _ := strings.Cut(strings.Fields(hosts[1].sh("ip -6 -o addr show dev eth0 scope link"))[3], "/")
+				dst = address + "%eth0"
+			}
+			packet := vxlanPacket(there.VTEP.MAC, netip.MustParseAddr(from), to, "injected to "+dst)
+			for range 20 {
+				sendBroadcast(t, stranger, netip.AddrPortFrom(netip.MustParseAddr(dst), conf.VXLANPort), packet)
+			}
+		}
+		peer.mustPing("", addr)
+		sendUDP(t, peer, to, []byte("the end"))
+		delivered := map[string]int{}
+		for _, p := range until(t, got, "the end") {
+			delivered[p]++
+		}
+		if len(delivered) > 0 {
+			t.Errorf("of 20 each were delivered %v", delivered)
+		}
+	}
+}
+
+// sendBroadcast sends one packet also to addresses of everybody.
+func sendBroadcast(t *testing.T, from *netNS, to netip.AddrPort, payload []byte) {
+	t.Helper()
+	var err error
+	from.do(func() {
+		var c net.Conn
+		d := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+			return raw.Control(func(fd uintptr) {
+				_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
+				_ = unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "eth0")
+			})
+		}}
+		if c, err = d.Dial("udp", to.String()); err == nil {
+			_, _ = c.Write(payload)
+			err = c.Close()
+		}
+	})
+	if err != nil {
+		t.Fatalf("send to %s: %v", to, err)
+	}
+}
+
+// listenUDP opens a port of a container.
+func listenUDP(t *testing.T, in *netNS, addr string) (got net.PacketConn) {
+	t.Helper()
+	var err error
+	in.do(func() { got, err = net.ListenPacket("udp", net.JoinHostPort(addr, "0")) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { got.Close() })
+	return got
+}
+
+// until reads what arrives before the last packet, which has to.
+func until(t *testing.T, got net.PacketConn, last string) (before []string) {
+	t.Helper()
+	if err := got.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for b := make([]byte, 100); ; {
+		size, _, err := got.ReadFrom(b)
+		if err != nil {
+			t.Fatalf("what a peer sends does not arrive: %v (before it: %q)", err, before)
+		}
+		if string(b[:size]) == last {
+			return before
+		}
+		before = append(before, string(b[:size]))
 	}
 }
 

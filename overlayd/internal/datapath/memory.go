@@ -50,6 +50,8 @@ type memory struct {
 	// noSecond: the kernel refused something at the second VXLAN device, so that
 	// what is known of peers behind it is not so.
 	noSecond bool
+	// noVTEP: nothing may be done for peers.
+	noVTEP bool
 }
 
 // remember takes in a plan that was carried out as a whole, but for what second
@@ -68,7 +70,7 @@ func (m *memory) remember(w plan.Wanted, p *plan.Plan, have *plan.State, peers m
 	}
 	m.asked, m.possible, m.peers, m.index = w, p.Wanted, peers, index
 	m.foreign, m.problems, m.mtu, m.refused, m.notices = have.Foreign, p.Problems, p.MTU, p.Refused, slices.Concat(p.Notices, second)
-	m.noSecond = len(second) > 0
+	m.noSecond, m.noVTEP = len(second) > 0, !p.HasVTEP()
 	m.asked.Peers, m.possible.Peers = nil, nil
 	m.possible.Partial = false // whoever is said to be gone later is gone for certain
 }
@@ -127,6 +129,7 @@ func (m *memory) difference(peers []conf.Peer) (old, now []conf.Peer) {
 
 // changes is difference for somebody who knows where to look.
 func (m *memory) changes(set []conf.Peer, gone []string) (old, now []conf.Peer) {
+	now = make([]conf.Peer, 0, len(set))
 	for i := range set {
 		was, ok := m.peers[set[i].AgentID]
 		if ok && plan.SamePeer(&was, &set[i]) {

@@ -9,6 +9,7 @@ func TestPartialKeepsPeers(t *testing.T) {
 	h, cfg := hosts[0], bothIP.Host(0, 3)
 	h.mustSet(cfg, true)
 
+	h.dp.Close()
 	h.dp = h.newDatapath()
 	less := cfg
 	less.Peers, less.Partial = cfg.Peers[:1], true

@@ -18,6 +18,7 @@ type senders struct {
 	hosts tally[netip.Addr] // underlay addresses, which send VXLAN
 	// Subnets of peers, which send without, and the device that they reach.
 	direct tally[firewall.Element]
+	afar   *afar
 }
 
 // tally counts who has a thing.
@@ -56,7 +57,7 @@ func (t tally[K]) change(old, now []K) (add, remove []K) {
 // sendersOf counts those of peers. Where there may be more peers than are given,
 // those that the kernel already forwards to count as well.
 func sendersOf(peers map[string]conf.Peer, cfg Host, have *plan.State) *senders {
-	s := &senders{hosts: make(tally[netip.Addr], len(peers)), direct: tally[firewall.Element]{}}
+	s := &senders{hosts: make(tally[netip.Addr], len(peers)), direct: tally[firewall.Element]{}, afar: afarOf(peers, cfg, have)}
 	add := func(p *conf.Peer) {
 		for _, ip := range agentIPs(p) {
 			s.hosts[ip]++
@@ -142,10 +143,14 @@ func (r *rules) change(ctx context.Context, cfg Host, old, now []conf.Peer) erro
 	nowHosts, nowDirect := of(now)
 	add, remove := r.senders.hosts.change(oldHosts, nowHosts)
 	if len(add)+len(remove) > 0 {
-		err := r.guard.elements(ctx, firewall.PeersSet, elements(add), elements(remove))
-		if err := errors.Join(err, r.active.Elements(ctx, firewall.PeersSet, elements(add), elements(remove))); err != nil {
+		more, less := elements(add), elements(remove)
+		err := r.guard.elements(ctx, firewall.PeersSet, more, less)
+		if err := errors.Join(err, r.active.Elements(ctx, firewall.PeersSet, more, less)); err != nil {
 			return err
 		}
+	}
+	if err := r.changeAfar(ctx, cfg, old, now); err != nil {
+		return err
 	}
 	with, without := r.senders.direct.change(oldDirect, nowDirect)
 	if len(with)+len(without) == 0 {
@@ -154,7 +159,8 @@ func (r *rules) change(ctx context.Context, cfg Host, old, now []conf.Peer) erro
 	return r.active.Elements(ctx, firewall.DirectSet, with, without)
 }
 
-func elements(addrs []netip.Addr) (out []firewall.Element) {
+func elements(addrs []netip.Addr) []firewall.Element {
+	out := make([]firewall.Element, 0, len(addrs))
 	for _, a := range addrs {
 		out = append(out, firewall.Address(a))
 	}

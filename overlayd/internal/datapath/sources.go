@@ -29,10 +29,11 @@ func unchecked(m rtnl.Message) (devices []string) {
 }
 
 // checkSources has the kernel check what containers send: those whose host ends
-// say so in their alias, which is where a CNI program leaves it. A kernel that
-// cannot check it is named once in the log.
-func (d *Datapath) checkSources(w plan.Wanted, have *plan.State) (changed int, err error) {
-	if len(w.Overlays) == 0 {
+// say so in their alias, which is where a CNI program leaves it, also on bridges
+// that are left. A kernel that cannot check it is named once in the log.
+func (d *Datapath) checkSources(p *plan.Plan, have *plan.State) (changed int, err error) {
+	w := p.Wanted
+	if len(w.Overlays) == 0 && len(p.LeftBridges) == 0 {
 		changed, err = d.sources.Remove()
 		if antispoof.Unsupported(err) {
 			return 0, nil

@@ -91,6 +91,14 @@ func second(there bool) func(*testing.T, *host) {
 	}
 }
 
+// secondFiltered is second, where the policy of INPUT drops what comes by that family.
+func secondFiltered(there bool) func(*testing.T, *host) {
+	return func(t *testing.T, h *host) {
+		second(there)(t, h)
+		h.rules.Sets = append(h.rules.Sets, foreign.Parse("ip6tables-nft", "*filter\n:INPUT DROP [0:0]\n"))
+	}
+}
+
 // Each fault is found by the check that is for it, and the same host without the
 // fault is sound.
 func TestChecks(t *testing.T) {
@@ -189,6 +197,8 @@ func TestChecks(t *testing.T) {
 		{"a drop before ours", checkForwardPolicy, rules("iptables-nft", "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j REJECT --reject-with icmp-host-prohibited\n-A FORWARD -j OVERLAY-FORWARD\n"), "stands before"},
 		{"INPUT drops", checkInput, rules("iptables-nft", "*filter\n:INPUT DROP [0:0]\n"), "policy of INPUT is DROP"},
 		{"INPUT drops all but ours", checkInput, rules("iptables-nft", "*filter\n:INPUT DROP [0:0]\n-A INPUT -p udp -m udp --dport 64000 -j ACCEPT\n"), ""},
+		{"INPUT drops by the second family", checkInput, secondFiltered(true), "policy of INPUT is DROP"},
+		{"INPUT drops by the second family, whose agent IP has gone", checkInput, secondFiltered(false), ""},
 		{"ufw", checkUFW, rules("iptables-nft", "*filter\n:INPUT DROP [0:0]\n:ufw-user-input - [0:0]\n"), "ufw is active"},
 		{"ufw allows", checkUFW, rules("iptables-nft", "*filter\n:ufw-user-input - [0:0]\n-A ufw-user-input -p udp -m udp --dport 64000 -j ACCEPT\n"), ""},
 		{"Docker 28", checkDocker, rules("iptables-nft", "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -d 9.0.1.130/32 ! -i d-dcos -j DROP\n"), "raw PREROUTING"},

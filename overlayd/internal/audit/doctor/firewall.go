@@ -12,7 +12,7 @@ import (
 
 // letThrough is what the rules of a host have to let through.
 func (h *host) letThrough() foreign.Host {
-	ip, second := h.state.IP, h.state.SecondIP
+	ip, second := h.state.IP, h.secondIP()
 	out := foreign.Host{Devices: []string{conf.VTEPName}, Underlay4: !ip.Is6() || second.Is4(), Underlay6: ip.Is6() || second.Is6()}
 	if second.IsValid() {
 		out.Devices = append(out.Devices, mark.SecondVTEP)
