@@ -45,6 +45,31 @@ func (f *clusterFlags) query() url.Values {
 	return q
 }
 
+// known is the error of a host or an overlay that the cluster does not have. It is asked
+// where nothing was found.
+func (f *clusterFlags) known(ctx context.Context, client *api.Client) error {
+	if f.host != "" {
+		agents, err := client.Agents(ctx)
+		if err != nil {
+			return err
+		}
+		ip, _ := netip.ParseAddr(f.host) // or it is an id
+		if !slices.ContainsFunc(agents, func(a api.Agent) bool { return a.AgentID == f.host || a.AgentIP == ip }) {
+			return fmt.Errorf("--host: no host of the cluster has the agent id or the agent IP %q; overlayctl agents lists them", f.host)
+		}
+	}
+	if f.overlay != "" {
+		overlays, err := client.Overlays(ctx)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(overlays, func(o api.Overlay) bool { return o.Name == f.overlay }) {
+			return fmt.Errorf("--overlay: the cluster has no overlay %q; overlayctl overlays lists them", f.overlay)
+		}
+	}
+	return nil
+}
+
 // completionTimeout is how long somebody waits who presses the tab key.
 const completionTimeout = 2 * time.Second
 
@@ -124,6 +149,11 @@ func (e *env) clusterContainers(ctx context.Context, f clusterFlags, text string
 		}
 		query.Set("after", page.Next)
 	}
+	if len(all.Containers) == 0 {
+		if err := f.known(ctx, client); err != nil {
+			return err
+		}
+	}
 	if e.structured() {
 		return e.print(all)
 	}
@@ -181,6 +211,9 @@ func (e *env) clusterAddresses(ctx context.Context, f clusterFlags) error {
 		return err
 	}
 	a, err := client.Addresses(ctx, f.query())
+	if err == nil && len(a.Agents) == 0 {
+		err = f.known(ctx, client)
+	}
 	if err != nil {
 		return err
 	}

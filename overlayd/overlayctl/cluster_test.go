@@ -20,6 +20,7 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/audit/explain"
 	"overlayd.internal/overlay/overlayd/internal/cli"
 )
 
@@ -78,6 +79,17 @@ HOST        OVERLAY  HALF    SUBNET        USED  COOLING  FREE  TOTAL  LEVEL    
 		if diff := cmp.Diff(tidy(strings.TrimPrefix(tt.want, "\n")), tidy(stdout)); diff != "" || code != 0 || stderr != "" {
 			t.Errorf("%s: code %d, %s\n(-want +got):\n%s", tt.command, code, stderr, diff)
 		}
+	}
+	// A name with a mistake in it is no empty host.
+	for _, command := range []string{"containers", "ipam show"} {
+		for flag, want := range map[string]string{"--host host-7": `no host of the cluster has the agent id or the agent IP "host-7"`, "--overlay docs": `the cluster has no overlay "docs"`} {
+			if code, stdout, stderr := ctl(t, nil, append(strings.Fields(command+" -o json "+flag), "--coordinator", url)...); code != 1 || stdout != "" || !strings.Contains(stderr, want) {
+				t.Errorf("%s %s: code %d\n%s%s", command, flag, code, stdout, stderr)
+			}
+		}
+	}
+	if code, _, stderr := ctl(t, nil, "containers", "--host", "host-1", "--overlay", "dcos", "nothing", "--coordinator", url); code != 0 {
+		t.Errorf("nothing on a host that there is: code %d, %s", code, stderr)
 	}
 	var all api.Containers
 	if code, stdout, _ := ctl(t, nil, "containers", "--all", "-o", "json", "--coordinator", url); code != 0 || json.Unmarshal([]byte(stdout), &all) != nil || all.Total != 4 || len(all.Containers) != 4 {
@@ -156,9 +168,9 @@ func TestOnlyOne(t *testing.T) {
 	}
 }
 
-// A coordinator that takes what is sent and says nothing is waited for once for all
-// names, and it is said for each that nobody knows.
-func TestOnlyThesePatience(t *testing.T) {
+// A coordinator that takes what is sent and says nothing is waited for once, for all
+// names and for the host of B together; the answer says for each what is not known.
+func TestExplainSilentCoordinator(t *testing.T) {
 	runDir := t.TempDir()
 	s, err := ipam.Open(t.Context(), ipam.Options{Dir: filepath.Join(runDir, conf.IPAMDir), Overlay: "dcos"})
 	if err != nil {
@@ -177,16 +189,67 @@ func TestOnlyThesePatience(t *testing.T) {
 		<-r.Context().Done()
 	}))
 	t.Cleanup(server.Close)
-	var stderr strings.Builder
-	e := &env{stderr: &stderr, runDir: runDir, coordinator: []string{server.URL}}
-	if err := e.onlyThese(t.Context(), 200*time.Millisecond, "aaaa", "bbbb"); err != nil {
+	var stdout, stderr strings.Builder
+	e := &env{stdout: &stdout, stderr: &stderr, runDir: runDir, output: outputJSON, coordinator: []string{server.URL}}
+	o := e.others()
+	o.coordinator.all = 200 * time.Millisecond
+	unsure, err := o.onlyThese(t.Context(), "aaaa", "bbbb")
+	if err != nil {
 		t.Fatal(err)
+	}
+	if said := stderr.String(); len(unsure) != 2 || said != strings.Join(unsure, "\n")+"\n" ||
+		strings.Count(said, "is not known: ") != 2 || strings.Count(said, "the coordinator has not answered within 200ms\n") != 2 || strings.Contains(said, "context") {
+		t.Error(said)
+	}
+	near := api.Explanation{ToHost: netip.MustParseAddr("10.0.0.2"), Reachable: true, NamesUnknown: strings.Join(unsure, "; ")}
+	if err := o.tell(t.Context(), near, "aaaa", "bbbb"); err != nil {
+		t.Fatal(err)
+	}
+	var told api.Explanation
+	if err := json.Unmarshal([]byte(stdout.String()), &told); err != nil || told.Far != nil || told.NamesUnknown != near.NamesUnknown ||
+		told.FarUnknown != "it was not asked again, because the coordinator has not answered within 200ms" {
+		t.Errorf("%v: %s", err, &stdout)
+	}
+	if _, err := o.explainElsewhere(t.Context(), "aaaa", "bbbb", &explain.Elsewhere{Host: near.ToHost, A: "aaaa", B: "bbbb"}); err == nil || !strings.Contains(err.Error(), "was not asked again") {
+		t.Error(err)
 	}
 	if n := asked.Load(); n > 1 { // none, if the machine is slow
 		t.Errorf("asked %d times", n)
 	}
-	if said := stderr.String(); strings.Count(said, "is not known: the coordinator has not answered within 200ms\n") != 2 || strings.Contains(said, "context") {
-		t.Error(said)
+}
+
+// Of three coordinators two that say nothing do not keep the third from being asked.
+func TestExplainThirdCoordinator(t *testing.T) {
+	silent := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	t.Cleanup(silent.Close)
+	third := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, `{}`) }))
+	t.Cleanup(third.Close)
+	o := (&env{stderr: &strings.Builder{}, coordinator: []string{silent.URL, silent.URL, third.URL}}).others()
+	o.coordinator.all = 3 * time.Second
+	if _, err := o.candidates(t.Context(), "aaaa"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A coordinator that has asked a host is waited for no longer than hosts are, and its
+// silence is theirs.
+func TestExplainSilentHost(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/x-ndjson")
+		fmt.Fprintln(w, `{"asked": 1}`)
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}))
+	t.Cleanup(server.Close)
+	o := (&env{stderr: &strings.Builder{}, coordinator: []string{server.URL}}).others()
+	o.coordinator.all, o.hosts.all = time.Minute, 50*time.Millisecond
+	r := api.Explanation{ToHost: netip.MustParseAddr("10.0.0.2")}
+	o.askFar(t.Context(), &r)
+	if want := "the hosts that the coordinator asked have not answered within 50ms"; r.Far != nil || r.FarUnknown != want {
+		t.Errorf("%q; want %q", r.FarUnknown, want)
+	}
+	if o.coordinator.spent >= o.coordinator.all || o.hosts.spent < o.hosts.all {
+		t.Errorf("spent %+v", o)
 	}
 }
 
@@ -209,7 +272,7 @@ func TestExplainTell(t *testing.T) {
 			fmt.Fprintln(w, `{"done": true}`)
 		}))
 		e := &env{stdout: &stdout, stderr: &strings.Builder{}, output: output, coordinator: []string{server.URL}}
-		err := e.tell(t.Context(), near, "a", "b")
+		err := e.others().tell(t.Context(), near, "a", "b")
 		server.Close()
 		if all := stdout.String(); !errors.Is(err, cli.ErrReported) || strings.Contains(before, "of one overlay") != first || !first && before != "" ||
 			strings.Count(all, "of one overlay") != 1 || !strings.Contains(all, "a rule") || strings.Contains(all, "a reaches b") {
@@ -239,10 +302,7 @@ func TestLocate(t *testing.T) {
 	add(2, "eeee1", "", "9.0.1.5") // its second interface
 	add(2, "same", "", "9.0.1.6")
 	add(3, "same", "", "9.0.2.6")
-	client, err := api.NewClient([]string{listed(t, all)}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	o := (&env{coordinator: []string{listed(t, all)}}).others()
 	for _, tt := range []struct{ name, id, refused string }{
 		{"9.0.1.2", "ffff2", ""},
 		{"::ffff:9.0.1.2", "ffff2", ""},
@@ -255,7 +315,7 @@ func TestLocate(t *testing.T) {
 		{"fff", "", "any of 2 containers"},
 		{"same", "", "same on host 10.0.0.2, same on host 10.0.0.3"},
 	} {
-		c, err := locate(t.Context(), client, tt.name)
+		c, err := o.locate(t.Context(), tt.name)
 		if c.ID != tt.id || (err != nil) != (tt.refused != "") || err != nil && !strings.Contains(err.Error(), tt.refused) {
 			t.Errorf("%s: %s on %s, %v; want %s, %s", tt.name, c.ID, c.AgentIP, err, tt.id, tt.refused)
 		}

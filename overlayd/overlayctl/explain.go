@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -31,8 +30,9 @@ and sends probes with the overlay's own encapsulation.
 
 The walk is made on the host of A, and its end on the host of B as well. For another host
 than this one, and for the name of a container elsewhere, the coordinator is asked; an
-operator may (overlayctl login, or root on a coordinator's host). Where the host of B could
-not be asked, that is said.
+operator may (overlayctl login, or root on a coordinator's host). It is waited for five
+seconds in all, and the hosts that it asks twelve; who has not answered by then is named,
+and so is what is not known because of that.
 
 The exit code is 0 if B is reached, else 1.`,
 		Example: "  overlayctl explain 3f2c 9.0.2.130\n  overlayctl explain 9.0.1.2 192.0.2.1 -o json",
@@ -47,28 +47,32 @@ The exit code is 0 if B is reached, else 1.`,
 }
 
 func (e *env) runExplain(ctx context.Context, a, b string) error {
-	if err := e.onlyThese(ctx, namesPatience, a, b); err != nil {
+	ask := e.others()
+	unsure, err := ask.onlyThese(ctx, a, b)
+	if err != nil {
 		return err
 	}
 	r, err := explain.Walk(ctx, doctor.Options{RunDir: e.runDir, StateDir: e.agentStateDir()}, a, b)
 	var elsewhere *explain.Elsewhere
 	if errors.As(err, &elsewhere) || errors.Is(err, explain.ErrUnknown) || errors.Is(err, explain.ErrNoAgent) {
-		r, err = e.explainElsewhere(ctx, a, b, err)
+		r, err = ask.explainElsewhere(ctx, a, b, err)
 	}
 	if err != nil {
 		return err
 	}
-	return e.tell(ctx, r, a, b)
+	r.NamesUnknown = strings.Join(unsure, "; ")
+	return ask.tell(ctx, r, a, b)
 }
 
 // tell prints the walk, and what the host of B says. People read the walk while that one
 // is waited for.
-func (e *env) tell(ctx context.Context, r explain.Result, a, b string) (err error) {
+func (o *others) tell(ctx context.Context, r explain.Result, a, b string) (err error) {
+	e := o.env
 	if e.structured() {
-		e.askFar(ctx, &r)
+		o.askFar(ctx, &r)
 		err = e.print(r)
 	} else if err = e.printSteps(r); err == nil {
-		e.askFar(ctx, &r)
+		o.askFar(ctx, &r)
 		err = e.printFar(r, a, b)
 	}
 	if err == nil && !r.Reachable {
@@ -107,11 +111,11 @@ func (e *env) printSteps(r explain.Result) error {
 
 // askFar has the host of B look as well, if it is another one, and takes its word for what
 // is wrong where nobody answered the host of A, or all was well there.
-func (e *env) askFar(ctx context.Context, r *explain.Result) {
+func (o *others) askFar(ctx context.Context, r *explain.Result) {
 	if !r.ToHost.IsValid() {
 		return
 	}
-	far, err := e.arrive(ctx, *r)
+	far, err := o.walk(ctx, r.ToHost.String(), api.SurveyOptions{A: r.FromAddress.String(), B: r.ToAddress.String(), Arrive: true})
 	if err != nil {
 		r.FarUnknown = err.Error()
 		return
@@ -122,132 +126,74 @@ func (e *env) askFar(ctx context.Context, r *explain.Result) {
 	}
 }
 
-const (
-	// namesPatience is how long the coordinator, who knows which containers there are, is
-	// waited for before the walk, which can be made without it.
-	namesPatience = 5 * time.Second
-	// farPatience is how long the host of B is waited for. The walk has been made.
-	farPatience = 20 * time.Second
-)
-
-// arrive has the host of B walk.
-func (e *env) arrive(ctx context.Context, r explain.Result) (explain.Result, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, farPatience, fmt.Errorf("no word of it from the coordinator within %s", farPatience))
-	defer cancel()
-	client, err := e.client(ctx)
-	if err != nil {
-		return explain.Result{}, err
-	}
-	seen, err := e.ask(ctx, client, api.Survey{
-		Kind: api.SurveyExplain, Agents: []string{r.ToHost.String()},
-		SurveyOptions: api.SurveyOptions{A: r.FromAddress.String(), B: r.ToAddress.String(), Arrive: true},
-	})
-	for _, report := range seen.reports {
-		switch {
-		case report.Explain != nil:
-			return *report.Explain, nil
-		case report.Error != "":
-			return explain.Result{}, errors.New(report.Error)
-		}
-	}
-	for _, m := range seen.missing {
-		return explain.Result{}, errors.New(m.Reason)
-	}
-	return explain.Result{}, cmp.Or(err, errors.New("the coordinator says nothing of it"))
-}
-
 // onlyThese refuses names of containers of this host that may be ones of other hosts as
-// well, or several of this one. Without a coordinator nobody knows of the others; it is
-// waited for so long in all.
-func (e *env) onlyThese(ctx context.Context, patience time.Duration, names ...string) error {
-	asking, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("the coordinator has not answered within %s", patience))
-	defer cancel()
+// well, or several of this one. Without a coordinator nobody knows of the others: then it
+// returns that, in a sentence for each name.
+func (o *others) onlyThese(ctx context.Context, names ...string) (unsure []string, _ error) {
 	for _, name := range names {
 		if _, err := netip.ParseAddr(name); err == nil {
 			continue
 		}
-		here, err := explain.Named(ctx, e.runDir, name)
+		here, err := explain.Named(ctx, o.env.runDir, name)
 		if err != nil || len(here) == 0 || len(here) == 1 && here[0] == name {
 			continue // the walk says what is wrong; a whole id is one container's
 		}
-		if err := e.onlyOne(asking, name, here); err != nil {
-			return err
+		all, err := o.candidates(ctx, name)
+		if err != nil {
+			unsure = append(unsure, fmt.Sprintf("%s is taken for a container of this host; whether others are called so is not known: %v", name, err))
+			fmt.Fprintln(o.env.stderr, printable(unsure[len(unsure)-1]))
+		}
+		for _, id := range here {
+			if !slices.ContainsFunc(all, func(c api.Container) bool { return c.ID == id }) {
+				all = append(all, api.Container{ID: id})
+			}
+		}
+		if len(all) > 1 {
+			return nil, several(name, all)
 		}
 	}
-	return nil
-}
-
-// onlyOne is onlyThese for a name that these containers of this host may be meant by.
-func (e *env) onlyOne(ctx context.Context, name string, here []string) error {
-	var all []api.Container
-	client, err := e.client(ctx)
-	if err == nil {
-		all, err = candidates(ctx, client, name)
-	}
-	if err != nil {
-		err = cmp.Or(context.Cause(ctx), err)
-		fmt.Fprintf(e.stderr, "%s is taken for a container of this host; whether others are called so is not known: %s\n", printable(name), printable(err.Error()))
-		return nil
-	}
-	for _, id := range here {
-		if !slices.ContainsFunc(all, func(c api.Container) bool { return c.ID == id }) {
-			all = append(all, api.Container{ID: id})
-		}
-	}
-	if len(all) > 1 {
-		return several(name, all)
-	}
-	return nil
+	return unsure, nil
 }
 
 // explainElsewhere has the host of A walk, because why.
-func (e *env) explainElsewhere(ctx context.Context, a, b string, why error) (r explain.Result, err error) {
+func (o *others) explainElsewhere(ctx context.Context, a, b string, why error) (r explain.Result, err error) {
 	fail := func(err error) (explain.Result, error) {
 		return r, fmt.Errorf("%w; and the coordinator cannot be asked for it: %w", why, err)
 	}
-	client, err := e.client(ctx)
-	if err != nil {
-		return fail(err)
-	}
-	survey := api.Survey{Kind: api.SurveyExplain, SurveyOptions: api.SurveyOptions{A: a, B: b}}
-	from, err := locate(ctx, client, a)
+	var host string
+	options := api.SurveyOptions{A: a, B: b}
+	from, err := o.locate(ctx, a)
 	var elsewhere *explain.Elsewhere
 	switch known := errors.As(why, &elsewhere); {
 	case err == nil:
-		survey.Agents = []string{from.AgentID}
+		host = from.AgentID
 		if !hasAddress(from, a) {
-			survey.A = from.ID
+			options.A = from.ID
 		}
 	case known: // a host has the subnet, and has not told of the container
-		survey.Agents = []string{elsewhere.Host.String()}
+		host = elsewhere.Host.String()
 	default:
 		return fail(err)
 	}
 	if _, err := netip.ParseAddr(b); err != nil {
-		to, err := locate(ctx, client, b)
+		to, err := o.locate(ctx, b)
 		if err != nil {
 			return fail(err)
 		}
-		if survey.B, err = addressFor(from, to, b); err != nil {
+		if options.B, err = addressFor(from, to, b); err != nil {
 			return r, err
 		}
 	}
-	seen, err := e.survey(ctx, client, survey)
-	if err != nil {
-		return fail(err)
+	if r, err = o.walk(ctx, host, options); err != nil {
+		return r, fmt.Errorf("%w; and host %s, which was to look, has not: %w", why, cmp.Or(known(from.AgentIP), host), err)
 	}
-	for _, report := range seen.reports {
-		if report.Explain != nil {
-			return *report.Explain, nil
-		}
-	}
-	return r, cli.ErrReported // why there is none was said
+	return r, nil
 }
 
 // locate is the one of the candidates; several are refused: names are one container's on
 // a Docker host alone.
-func locate(ctx context.Context, client *api.Client, name string) (api.Container, error) {
-	are, err := candidates(ctx, client, name)
+func (o *others) locate(ctx context.Context, name string) (api.Container, error) {
+	are, err := o.candidates(ctx, name)
 	switch {
 	case err != nil:
 		return api.Container{}, err

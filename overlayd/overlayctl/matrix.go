@@ -40,7 +40,7 @@ type surveyed struct {
 // error that is what had come before. Those that have not answered are named on
 // standard error.
 func (e *env) survey(ctx context.Context, client *api.Client, survey api.Survey) (seen surveyed, err error) {
-	seen, err = e.ask(ctx, client, survey)
+	seen, err = e.ask(ctx, client, survey, func() {})
 	for _, m := range seen.missing {
 		fmt.Fprintf(e.stderr, "host %s has not answered: %s\n", m.AgentIP, printable(m.Reason))
 	}
@@ -52,10 +52,14 @@ func (e *env) survey(ctx context.Context, client *api.Client, survey api.Survey)
 	return seen, err
 }
 
-// ask is survey without a word about who has not answered.
-func (e *env) ask(ctx context.Context, client *api.Client, survey api.Survey) (seen surveyed, err error) {
+// ask is survey without a word about who has not answered. It calls begun when the
+// coordinator has asked.
+func (e *env) ask(ctx context.Context, client *api.Client, survey api.Survey, begun func()) (seen surveyed, err error) {
 	progress := e.progress("answered")
 	err = client.Survey(ctx, survey, func(line api.SurveyLine) error {
+		if !seen.begun {
+			begun()
+		}
 		seen.begun = true
 		seen.asked = max(seen.asked, line.Asked)
 		if line.Report != nil {

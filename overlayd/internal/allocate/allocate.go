@@ -71,6 +71,21 @@ func (p *Pool) Next() (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
+// NextPast is Next, but leaves up to passed lower blocks free, as many as the pool
+// has to spare. It takes time for each of them.
+func (p *Pool) NextPast(passed int) (netip.Prefix, bool) {
+	block, ok := p.Next()
+	for ; ok && passed > 0; passed-- {
+		higher, found := p.Next()
+		if !found {
+			break
+		}
+		defer p.Release(block)
+		block = higher
+	}
+	return block, ok
+}
+
 // Reserve takes a particular block. It fails if the block is not one of this
 // pool or is in use, and the error says which.
 func (p *Pool) Reserve(block netip.Prefix) error {

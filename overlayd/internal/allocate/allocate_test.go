@@ -278,6 +278,26 @@ func TestModel(t *testing.T) {
 					used[i] = true
 				}
 			},
+			"next past": func(t *rapid.T) {
+				passed := rapid.IntRange(0, 5).Draw(t, "passed")
+				var free []int
+				for i, u := range used {
+					if !u {
+						free = append(free, i)
+					}
+				}
+				got, ok := p.NextPast(passed)
+				if ok != (len(free) > 0) {
+					t.Fatalf("NextPast(%d) = %v, %v; %d are free", passed, got, ok, len(free))
+				}
+				if ok {
+					i := free[min(passed, len(free)-1)]
+					if got != all[i] {
+						t.Fatalf("NextPast(%d) = %v; want %v of %v", passed, got, all[i], all)
+					}
+					used[i] = true
+				}
+			},
 			"reserve": func(t *rapid.T) {
 				i := rapid.IntRange(0, len(all)-1).Draw(t, "block")
 				if err := p.Reserve(all[i]); (err == nil) == used[i] {

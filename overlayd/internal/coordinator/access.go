@@ -89,7 +89,7 @@ func (a asker) speaksFor(agentID string) error {
 
 // speaking serves a request that speaks for an agent. The request is read once,
 // and that is what is judged and what the handler gets.
-func speaking[T interface{ Speaker() string }](h func(http.ResponseWriter, *http.Request, T) error) serve.Handler {
+func speaking[T interface{ Speaker() string }](h func(http.ResponseWriter, *http.Request, *T) error) serve.Handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		var req T
 		if err := serve.ReadJSON(w, r, &req); err != nil {
@@ -98,7 +98,7 @@ func speaking[T interface{ Speaker() string }](h func(http.ResponseWriter, *http
 		if err := askerOf(r).speaksFor(req.Speaker()); err != nil {
 			return err
 		}
-		return h(w, r, req)
+		return h(w, r, &req)
 	}
 }
 

@@ -188,7 +188,7 @@ func (v *view) claimOf(a *agent) uint64 {
 // claimKept is record.Adopted of a record that is written anew without a fresh block.
 // What was granted before a loss keeps its claim: an agent that moves is not to have
 // more right to a block than who was granted it since, and has not come back yet.
-func (v *view) claimKept(was *agent, next record) uint64 {
+func (v *view) claimKept(was *agent, next *record) uint64 {
 	if claim := v.claimOf(was); next.Adopted == 0 && claim <= v.cluster.EpochBase {
 		return claim
 	}
@@ -240,7 +240,7 @@ func eachFirst(l *conf.Lease, fn func(overlay, key string, block netip.Prefix)) 
 }
 
 // owns reports whether a record owns a key.
-func (r record) owns(key string) bool {
+func (r *record) owns(key string) bool {
 	for _, k := range r.resources() {
 		if k == key {
 			return true

@@ -11,11 +11,11 @@ import (
 const (
 	// askEvery is the time between two looks at who is to be asked.
 	askEvery = 50 * time.Millisecond
-	// askAtOnce is how many are asked at a time while nobody wants a lease, and
-	// askBusy while more than calm do: all within the half minute after which
-	// everything is to be known again.
+	// askAtOnce is how many are asked at a time while at most calm want a lease: all of
+	// 65,536 within the half minute after which everything is to be known again.
+	// askBusy is how many while more do: few, because each report holds up who joins.
 	askAtOnce = 150
-	askBusy   = 10
+	askBusy   = 5
 	calm      = 2
 )
 

@@ -78,8 +78,8 @@ func (c *Coordinator) unpacked(h serve.Handler) serve.Handler {
 	}
 }
 
-func (c *Coordinator) serveAttachments(w http.ResponseWriter, _ *http.Request, report api.AttachmentReport) error {
-	if err := c.TakeAttachments(report); err != nil {
+func (c *Coordinator) serveAttachments(w http.ResponseWriter, _ *http.Request, report *api.AttachmentReport) error {
+	if err := c.TakeAttachments(*report); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

@@ -420,6 +420,7 @@ func (c *Coordinator) reload(ctx context.Context) error {
 		c.networkChangedLocked(old.network)
 	}
 	c.clusterChangedLocked()
+	c.seenAnewLocked(old)
 	for id, a := range v.agents {
 		if was := old.agents[id]; was == nil || was.mod != a.mod {
 			c.agentChangedLocked(id)

@@ -1,12 +1,15 @@
 package coordinator
 
 import (
+	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
 
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/store"
 )
 
 // SetPace has readers take a message in timeout and a second more for every
@@ -59,4 +62,26 @@ func (c *Coordinator) GoUnasked(t testing.TB, id string) []api.SurveyMissing {
 		t.Fatal("it is waited for")
 	}
 	return slices.Collect(maps.Values(s.missing))
+}
+
+// Misread are the agents that are known here otherwise than their records say, and the
+// keys of writes that have ended and are remembered.
+func (c *Coordinator) Misread(t testing.TB, s store.Store) (wrong []string) {
+	t.Helper()
+	kvs, _, err := s.List(t.Context(), prefixAgent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, kv := range kvs {
+		want, err := decodeAgent(kv)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.view.agents[want.id]; !reflect.DeepEqual(want, got) {
+			wrong = append(wrong, fmt.Sprintf("%s: %+v, by its record %+v", want.id, got, want))
+		}
+	}
+	return slices.AppendSeq(wrong, maps.Keys(c.view.drafts))
 }

@@ -179,7 +179,8 @@ func refused(t testing.TB, err error, code int, words ...string) {
 // stream is a watch in the background.
 type stream struct {
 	events chan api.PeerEvent
-	done   chan error
+	done   chan struct{} // closed when the stream has ended
+	err    error         // why it ended
 	stop   func()
 	last   api.Known // of the event that next returned last
 }
@@ -193,9 +194,10 @@ func (n *node) watch(t testing.TB, id string, revision uint64) *stream {
 func (n *node) watchFrom(t testing.TB, id string, known api.Known) *stream {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &stream{events: make(chan api.PeerEvent), done: make(chan error, 1)}
+	s := &stream{events: make(chan api.PeerEvent), done: make(chan struct{})}
 	go func() {
-		s.done <- n.client.Watch(ctx, id, known, func(e api.PeerEvent) error {
+		defer close(s.done)
+		s.err = n.client.Watch(ctx, id, known, func(e api.PeerEvent) error {
 			select {
 			case s.events <- e:
 				return nil
@@ -204,13 +206,9 @@ func (n *node) watchFrom(t testing.TB, id string, known api.Known) *stream {
 			}
 		})
 	}()
-	stopped := false
 	s.stop = func() {
-		if !stopped {
-			stopped = true
-			cancel()
-			<-s.done
-		}
+		cancel()
+		<-s.done
 	}
 	t.Cleanup(s.stop)
 	return s
@@ -222,9 +220,8 @@ func (s *stream) next(t testing.TB) api.PeerEvent {
 	case e := <-s.events:
 		s.last = api.Known{Revision: e.Revision, Run: e.Run}
 		return e
-	case err := <-s.done:
-		s.done <- err
-		t.Fatalf("watch ended: %v", err)
+	case <-s.done:
+		t.Fatalf("watch ended: %v", s.err)
 	case <-time.After(patience):
 		t.Fatal("no event")
 	}

@@ -87,23 +87,23 @@ func (c *Coordinator) serveOverlays(w http.ResponseWriter, _ *http.Request) erro
 	return nil
 }
 
-func (c *Coordinator) serveRegister(w http.ResponseWriter, r *http.Request, req api.RegisterRequest) error {
+func (c *Coordinator) serveRegister(w http.ResponseWriter, r *http.Request, req *api.RegisterRequest) error {
 	if from, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		req.Source = from.Addr().Unmap().WithZone("")
 	}
 	c.joining.Add(1)
-	lease, err := c.Register(r.Context(), req)
+	lease, err := c.register(r.Context(), req)
 	c.joining.Add(-1)
 	c.counts.registration(err)
 	if err != nil {
 		return err
 	}
-	serve.WriteJSON(w, http.StatusOK, lease)
+	serve.WriteDocument(w, http.StatusOK, lease)
 	return nil
 }
 
-func (c *Coordinator) serveStatus(w http.ResponseWriter, r *http.Request, report api.StatusReport) error {
-	if err := c.Report(r.Context(), report); err != nil {
+func (c *Coordinator) serveStatus(w http.ResponseWriter, r *http.Request, report *api.StatusReport) error {
+	if err := c.Report(r.Context(), *report); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

@@ -23,6 +23,9 @@ import (
 // whoever has its address by now knows no such connection.
 const linger = time.Second
 
+// settling is how long the end of a connection may take to be noticed.
+const settling = 50 * time.Millisecond
+
 // moving is how long an agent may take from a coordinator that ended in order to
 // another one; see leftLatelyLocked.
 const moving = 3 * time.Second
@@ -30,12 +33,18 @@ const moving = 3 * time.Second
 // maxRivals bounds the copies of one agent that are remembered.
 const maxRivals = 16
 
-// errLingering: the instance before is still connected.
-var errLingering = errors.New("the instance before is still connected")
+var (
+	// errLingering: the instance before is still connected.
+	errLingering = errors.New("the instance before is still connected")
+	// errAnswers: it registers, and somebody waits to hear whether it lives.
+	errAnswers = errors.New("the current instance may be answering")
+	// errCopy: it is no start that is known of a host that is alive.
+	errCopy = errors.New("another host has the agent id")
+)
 
 // checkInstanceLocked refuses a copy of a host that is alive. proven says that
 // the request is from the host that has the agent id.
-func (c *Coordinator) checkInstanceLocked(req api.RegisterRequest) (proven bool, err error) {
+func (c *Coordinator) checkInstanceLocked(req *api.RegisterRequest) (proven bool, err error) {
 	if req.Instance == "" || len(req.Previous) == 0 && c.view.statuses[req.AgentID].decode().Instance != req.Instance {
 		return false, nil // a copy of a state directory shows what it copied
 	}
@@ -47,30 +56,25 @@ func (c *Coordinator) checkInstanceLocked(req api.RegisterRequest) (proven bool,
 	switch {
 	case current == "":
 		return false, nil
+	case current == req.Instance && p.asks(req.Came):
+		return true, errAnswers
 	case current == req.Instance:
-		c.answeredLocked(req.AgentID)
 		return true, nil
-	case slices.Contains(req.Previous, current) && !p.isRival(req):
+	case slices.Contains(req.Previous, current) && !p.isRival(req, current):
 		if p.watchedBy(current) || c.connectedElsewhereLocked(req.AgentID) || c.leftLatelyLocked(req.AgentID) {
 			return false, errLingering
 		}
 		return true, nil
 	}
-	return false, c.refuseCopyLocked(req)
-}
-
-// refuseCopyLocked refuses a copy, unless the host itself has not been heard of
-// for so long that it is none.
-func (c *Coordinator) refuseCopyLocked(req api.RegisterRequest) error {
-	heard, connected := c.lastHeardLocked(req.AgentID)
-	if !connected && time.Since(heard) >= alive {
-		return nil
+	// Where the host itself has not been heard of for so long, it is none.
+	if heard, connected := c.lastHeardLocked(req.AgentID); !connected && time.Since(heard) >= alive {
+		return false, nil
 	}
-	return c.isCopyLocked(req)
+	return false, errCopy
 }
 
 // isCopyLocked refuses a copy, and remembers it.
-func (c *Coordinator) isCopyLocked(req api.RegisterRequest) error {
+func (c *Coordinator) isCopyLocked(req *api.RegisterRequest) error {
 	c.addRivalLocked(req.AgentID, req.Instance)
 	return &api.Error{Code: http.StatusConflict, Kind: api.KindIDInUse, Message: "agent id " + req.AgentID + " is in use by another host, which is alive, so this host (" +
 		req.AgentIP.String() + ") is a copy of it, or its state directory was put back from a backup; stop the agent of the host that is not to have the id, " +
@@ -91,10 +95,11 @@ func (c *Coordinator) leftLatelyLocked(id string) bool {
 
 // contest is what is known of those who came in the place of an agent.
 type contest struct {
-	of       string          // the instance whose place it is
-	answered time.Time       // last registration of the current instance here since it began
-	rivals   map[string]bool // instances that were refused as copies
-	unproven map[string]bool // those that are copies if the current one ever answers
+	of       string               // the instance whose place it is
+	asked    time.Time            // when it was last asked whether it lives
+	answered time.Time            // when its last registration came that says that it does
+	rivals   map[string]bool      // instances that were refused as copies
+	unproven map[string]time.Time // those that are copies if it answers what it was asked then
 }
 
 func (c *Coordinator) contestLocked(id string) *contest {
@@ -113,11 +118,22 @@ func (k *contest) about(current string) {
 		return
 	}
 	delete(k.rivals, current)
-	k.of, k.answered, k.unproven = current, time.Time{}, nil
+	k.of, k.asked, k.answered, k.unproven = current, time.Time{}, time.Time{}, nil
+}
+
+// asks reports whether a registration of the current instance that came then is the
+// answer to a question. One that was on its way when the question was put says nothing:
+// who sent it may have been killed since, and who came in its place is its own host.
+func (p *presence) asks(came time.Time) bool {
+	if p == nil || p.contest == nil {
+		return false
+	}
+	k := p.contest
+	return came.After(k.asked) && k.asked.After(k.answered)
 }
 
 // won takes in who was accepted: neither it nor a start of it before is a copy.
-func (k *contest) won(req api.RegisterRequest) {
+func (k *contest) won(req *api.RegisterRequest) {
 	if k == nil || req.Instance == "" {
 		return
 	}
@@ -138,84 +154,116 @@ func (c *Coordinator) addRivalLocked(id, instance string) {
 	}
 }
 
-// answeredLocked notes that the current instance of an agent lives. Who came in its
-// place meanwhile is a copy.
-func (c *Coordinator) answeredLocked(id string) {
-	p := c.presence[id]
-	if p == nil || p.contest == nil {
-		return
+// takeAnswer takes in that the current instance of an agent lives, unless its
+// connection has ended: a request that was read late may be from one that was killed.
+func (c *Coordinator) takeAnswer(ctx context.Context, req *api.RegisterRequest) error {
+	if err := stays(ctx); err != nil {
+		return err
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.view.statuses[req.AgentID].decode().Instance == req.Instance {
+		c.answeredLocked(req.AgentID, req.Came)
+	}
+	return nil
+}
+
+// stays waits until the end of a connection would have been noticed, and returns it.
+func stays(ctx context.Context) error {
+	select {
+	case <-time.After(settling):
+		return ctx.Err()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// answeredLocked notes that the current instance of an agent lived at a time. Who was
+// in its place by then is a copy.
+func (c *Coordinator) answeredLocked(id string, came time.Time) {
 	k := c.contestLocked(id)
-	k.answered = time.Now()
-	for instance := range k.unproven {
-		c.addRivalLocked(id, instance)
+	k.answered = came
+	for instance, asked := range k.unproven {
+		if came.After(asked) {
+			c.addRivalLocked(id, instance)
+			delete(k.unproven, instance)
+		}
 	}
-	k.unproven = nil
-	if s := c.view.seen[id]; s.By == c.run && s.Asks != s.Lives && s.Asks != k.of {
+	if s := c.view.seen[id]; s.By == c.run && s.Asks != s.Lives && s.Asks != k.of && came.After(s.heard) {
 		c.addRivalLocked(id, s.Asks)
 		c.noteSeenLocked(id) // which tells who asked
 	}
 }
 
+// askLocked has the current instance asked whether it lives, if its stream is here.
+func (c *Coordinator) askLocked(id string) (asked time.Time) {
+	k := c.contestLocked(id)
+	k.asked = time.Now()
+	c.presence[id].askToRegister()
+	return k.asked
+}
+
 // seenChangedLocked takes in what coordinators say of an agent; see seen.
 func (c *Coordinator) seenChangedLocked(id string) {
 	c.announce.lookLater(id)
-	if s, p := c.view.seen[id], c.presence[id]; p != nil && s.By == c.run && s.Asks != s.Lives {
-		c.contestLocked(id)
-		p.askToRegister()
+	if s := c.view.seen[id]; c.presence[id] != nil && s.By == c.run && s.Asks != s.Lives {
+		c.askLocked(id)
 	}
 }
 
 // askWhetherItLives has who follows the stream of the instance before asked to
-// register, here or by the coordinator that it is connected to.
-func (c *Coordinator) askWhetherItLives(ctx context.Context, req api.RegisterRequest) error {
+// register, here or by the coordinator that it is connected to. It returns when.
+func (c *Coordinator) askWhetherItLives(ctx context.Context, req *api.RegisterRequest) (asked time.Time, err error) {
 	c.mu.Lock()
-	c.contestLocked(req.AgentID)
-	c.presence[req.AgentID].askToRegister()
+	asked = c.askLocked(req.AgentID)
 	s, elsewhere := c.view.seen[req.AgentID], c.connectedElsewhereLocked(req.AgentID)
 	c.mu.Unlock()
 	if !elsewhere {
-		return nil
+		return asked, nil
 	}
 	key := keySeen(req.AgentID)
-	_, err := c.store.Commit(ctx, store.Txn{
+	_, err = c.store.Commit(ctx, store.Txn{
 		If:   []store.Cond{{Key: key, Mod: s.mod}},
 		Then: []store.Op{{Key: key, Value: encode(seen{By: s.By, Asks: req.Instance})}},
 	})
 	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrUnknown) {
-		return nil // it has gone or moved, or the next attempt asks again
+		err = nil // it has gone or moved, or the next attempt asks again
 	}
-	return err
+	return asked, err
 }
 
-// livesLocked reports whether the instance before has registered since a time, here
-// or where it was asked to for this request.
-func (c *Coordinator) livesLocked(req api.RegisterRequest, since time.Time) bool {
-	return c.contestLocked(req.AgentID).answered.After(since) || c.view.seen[req.AgentID].Lives == req.Instance
+// livesLocked reports whether the instance before has answered what it was asked then,
+// here or where it was asked to for this request.
+func (c *Coordinator) livesLocked(req *api.RegisterRequest, asked time.Time) bool {
+	return c.contestLocked(req.AgentID).answered.After(asked) || c.view.seen[req.AgentID].Lives == req.Instance
 }
 
 // notEndedLocked refuses who comes while the stream of the instance before is open,
 // and nobody has answered on it. Either it is the same host, whose connection from
 // before a power cut has not ended yet, or a copy of one that is slow to answer.
-func (c *Coordinator) notEndedLocked(req api.RegisterRequest) error {
+func (c *Coordinator) notEndedLocked(req *api.RegisterRequest, asked time.Time) error {
 	k := c.contestLocked(req.AgentID)
 	if k.unproven == nil || len(k.unproven) >= maxRivals {
-		k.unproven = map[string]bool{}
+		k.unproven = map[string]time.Time{}
 	}
-	k.unproven[req.Instance] = true
+	k.unproven[req.Instance] = asked
 	return &api.Error{Code: http.StatusServiceUnavailable, Kind: api.KindIDInUse, Message: "agent id " + req.AgentID + " is connected from a start before, and does not answer there. " +
 		"If this host (" + req.AgentIP.String() + ") is the same after a power cut, it is accepted when that connection has ended, within " +
 		(serve.DeadConnection + api.HeartbeatInterval).String() + "; otherwise it is a copy: stop its agent, and remove agent-id, instance and the directory pki"}
 }
 
-// isRival reports whether a request is from a copy that was refused before, or
-// from one that has started again since.
-func (p *presence) isRival(req api.RegisterRequest) bool {
+// isRival reports whether a request is from a copy that was refused before, or from one
+// that has started again since, of an instance that it shows. What it had before that one
+// is no copy, though it was refused if its request came late.
+func (p *presence) isRival(req *api.RegisterRequest, of string) bool {
 	if p == nil || p.contest == nil {
 		return false
 	}
-	rivals := p.contest.rivals
-	return rivals[req.Instance] || slices.ContainsFunc(req.Previous, func(i string) bool { return rivals[i] })
+	rivals, since := p.contest.rivals, req.Previous
+	if i := slices.Index(since, of); i >= 0 {
+		since = since[:i]
+	}
+	return rivals[req.Instance] || slices.ContainsFunc(since, func(i string) bool { return rivals[i] })
 }
 
 // watchedBy reports whether a stream of an instance is open here.
@@ -233,22 +281,44 @@ func (p *presence) watchedBy(instance string) bool {
 
 // planUnlessLingering is plan, and waits a moment for the stream of the instance
 // before to end, or for who follows it to say that he lives.
-func (c *Coordinator) planUnlessLingering(ctx context.Context, req api.RegisterRequest) (*plan, error) {
-	p, err := c.plan(req)
+func (c *Coordinator) planUnlessLingering(ctx context.Context, req *api.RegisterRequest, passed int) (*plan, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	p, err := c.planLingering(ctx, req, passed)
+	if !errors.Is(err, errCopy) {
+		return p, err
+	}
+	if err := stays(ctx); err != nil {
+		return nil, err // it was killed, and one that came after it was faster
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return nil, c.isCopyLocked(req)
+}
+
+func (c *Coordinator) planLingering(ctx context.Context, req *api.RegisterRequest, passed int) (*plan, error) {
+	p, err := c.plan(req, passed)
+	if errors.Is(err, errAnswers) {
+		if err := c.takeAnswer(ctx, req); err != nil {
+			return nil, err
+		}
+		p, err = c.plan(req, passed)
+	}
 	if !errors.Is(err, errLingering) {
 		return p, err
 	}
-	var asked time.Time
+	asked, err := c.askWhetherItLives(ctx, req)
+	if err != nil {
+		return nil, err
+	}
 	end := time.NewTimer(linger)
 	defer end.Stop()
 	look := time.NewTicker(20 * time.Millisecond)
 	defer look.Stop()
-	for ; errors.Is(err, errLingering); p, err = c.plan(req) {
-		if asked.IsZero() {
-			asked = time.Now()
-			if err := c.askWhetherItLives(ctx, req); err != nil {
-				return nil, err
-			}
+	for {
+		if p, err = c.plan(req, passed); !errors.Is(err, errLingering) {
+			return p, err
 		}
 		c.mu.Lock()
 		lives := c.livesLocked(req, asked)
@@ -262,12 +332,11 @@ func (c *Coordinator) planUnlessLingering(ctx context.Context, req api.RegisterR
 			case <-end.C:
 			}
 		}
+		if lives {
+			return nil, errCopy
+		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if lives {
-			return nil, c.isCopyLocked(req)
-		}
-		return nil, c.notEndedLocked(req)
+		return nil, c.notEndedLocked(req, asked)
 	}
-	return p, err
 }

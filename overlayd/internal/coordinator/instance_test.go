@@ -35,8 +35,7 @@ func (s *stream) answer(n *node, with func() api.RegisterRequest) {
 			if e.Register {
 				_, _ = n.client.Register(context.Background(), with()) // a failure is no answer
 			}
-		case err := <-s.done:
-			s.done <- err
+		case <-s.done:
 			return
 		}
 	}

@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -15,7 +16,7 @@ import (
 // with; empty: it does, or asks with none. It is found by the host, not chosen by a
 // person, and the agent works without it: so it never keeps a host from registering,
 // nor another from an address that is its first.
-func (c *Coordinator) refusedSecondLocked(req api.RegisterRequest) string {
+func (c *Coordinator) refusedSecondLocked(req *api.RegisterRequest) string {
 	ip := req.SecondIP
 	if !ip.IsValid() {
 		return ""
@@ -47,7 +48,7 @@ func (c *Coordinator) refusedSecondLocked(req api.RegisterRequest) string {
 // had the first one is superseded; one of whom it was the second goes on without.
 func (c *Coordinator) takeIPsLocked(p *plan, id string) {
 	put := func(key string, value []byte) { p.txn.Then = append(p.txn.Then, store.Op{Key: key, Value: value}) }
-	lost := map[string]record{}
+	var lost map[string]record // which it hardly ever is
 	for _, ip := range p.next.ips() {
 		key := c.view.byIP[ip]
 		holder, other := key.id, c.view.agents[key.id]
@@ -72,11 +73,14 @@ func (c *Coordinator) takeIPsLocked(p *plan, id string) {
 		} else {
 			less.Underlay = less.OneFamily()
 		}
+		if lost == nil {
+			lost = map[string]record{}
+		}
 		lost[holder] = less
 	}
 	for _, holder := range slices.Sorted(maps.Keys(lost)) {
 		less := lost[holder]
-		less.Adopted = c.view.claimKept(c.view.agents[holder], less)
+		less.Adopted = c.view.claimKept(c.view.agents[holder], &less)
 		put(keyAgent(holder), encode(less))
 	}
 	if p.old == nil {
@@ -87,4 +91,52 @@ func (c *Coordinator) takeIPsLocked(p *plan, id string) {
 			p.txn.Then = append(p.txn.Then, store.Op{Key: keyIP(ip), Delete: true})
 		}
 	}
+}
+
+// sweepIPs mends what coordinators of before second agent IPs leave, and no later ones
+// do, so that once in a coordinator's life is enough: keys that lead to nobody, and hosts
+// that they took for superseded when only the second address went to another one. It
+// reports whether nothing is left of it.
+func (c *Coordinator) sweepIPs(ctx context.Context) bool {
+	if time.Since(c.started) < returning {
+		return false // who comes back sees to its own
+	}
+	for end := time.Now().Add(sweeping); time.Now().Before(end); {
+		txn := c.planSweepIPs()
+		if len(txn.Then) == 0 {
+			return true
+		}
+		if err := c.commitSeen(ctx, txn, true); err != nil {
+			return false // the next beat tries again
+		}
+		c.log.Info("mended agent IPs that an earlier coordinator left", "keys", len(txn.Then))
+	}
+	return false // the next beat goes on
+}
+
+// planSweepIPs is the next transaction of sweepIPs. It depends on the agents as well as on
+// the keys: one that registers with such a coordinator under the same id has the key as it is.
+func (c *Coordinator) planSweepIPs() (txn store.Txn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for ip, key := range c.view.byIP {
+		holder := c.view.agents[key.id]
+		if holder != nil && (holder.Superseded == "" || holder.IP != ip) {
+			continue
+		}
+		txn.If = append(txn.If, store.Cond{Key: keyIP(ip), Mod: key.mod})
+		if holder == nil {
+			txn.If = append(txn.If, store.Cond{Key: keyAgent(key.id)})
+			txn.Then = append(txn.Then, store.Op{Key: keyIP(ip), Delete: true})
+		} else { // its first address still leads to it
+			next := holder.record
+			next.Superseded, next.Adopted = "", c.view.claimKept(holder, &next)
+			txn.If = append(txn.If, store.Cond{Key: keyAgent(key.id), Mod: holder.mod})
+			txn.Then = append(txn.Then, store.Op{Key: keyAgent(key.id), Value: encode(next)})
+		}
+		if len(txn.Then) == maxSeen {
+			break
+		}
+	}
+	return txn
 }

@@ -3,6 +3,7 @@ package coordinator_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -161,6 +162,92 @@ func TestIPOfNobody(t *testing.T) {
 			t.Errorf("%v, the key is %+v", err, kvs)
 		}
 	}
+}
+
+// TestIPsOfNobodySwept: keys that a coordinator of before second agent IPs left are
+// removed once agents have had the time to come back, however many they are. Those of
+// agents stay, also where the record has lost the address.
+func TestIPsOfNobodySwept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(t)
+		b := inBubble(t, s)
+		if _, err := b.Register(t.Context(), twoFamilies("here", "10.0.0.1", "fd00::1")); err != nil {
+			t.Fatal(err)
+		}
+		b.stop()
+		left := []store.Op{{Key: "ip/fd00::99", Value: []byte("here")}}
+		for i := range 110 {
+			left = append(left, store.Op{Key: fmt.Sprintf("ip/fd00::1:%x", i), Value: fmt.Appendf(nil, "gone%d", i)})
+		}
+		if _, err := s.Commit(t.Context(), store.Txn{Then: left}); err != nil {
+			t.Fatal(err)
+		}
+		b = inBubble(t, s)
+		time.Sleep(11 * time.Minute)
+		synctest.Wait()
+		kvs, _, err := s.List(t.Context(), "ip/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var keys []string
+		for _, kv := range kvs {
+			keys = append(keys, kv.Key)
+		}
+		if want := []string{"ip/10.0.0.1", "ip/fd00::1", "ip/fd00::99"}; !slices.Equal(keys, want) {
+			t.Errorf("%d keys, want %v: %v", len(keys), want, keys[:min(5, len(keys))])
+		}
+		// It can be had afterwards as well.
+		if l, err := b.Register(t.Context(), request("new", "fd00::1:7")); err != nil || l.AgentIP.String() != "fd00::1:7" {
+			t.Errorf("%v, %+v", err, l)
+		}
+	})
+}
+
+// TestNotSuperseded: a coordinator of before second agent IPs, which knows their keys
+// alone, takes a host for superseded when its second address is the first one of another
+// host. It still has its own, and is told to others again, whether its agent comes back
+// or not. One that is superseded stays so.
+func TestNotSuperseded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(t)
+		b := inBubble(t, s)
+		for _, req := range []api.RegisterRequest{twoFamilies("here", "10.0.0.1", "fd00::1"), request("lost", "10.0.0.2")} {
+			if _, err := b.Register(t.Context(), req); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.stop()
+		var left []store.Op
+		for id, ip := range map[string]string{"here": "10.0.0.1", "lost": "10.0.0.2"} {
+			kvs, _, err := s.List(t.Context(), "agents/"+id)
+			if err != nil || len(kvs) != 1 {
+				t.Fatal(err, kvs)
+			}
+			var record map[string]any
+			if err := json.Unmarshal(kvs[0].Value, &record); err != nil {
+				t.Fatal(err)
+			}
+			delete(record, "second_ip")
+			record["superseded"] = "new"
+			value, err := json.Marshal(record)
+			if err != nil || record["ip"] != ip {
+				t.Fatal(err, record)
+			}
+			left = append(left, store.Op{Key: "agents/" + id, Value: value})
+		}
+		left = append(left, store.Op{Key: "ip/fd00::1", Value: []byte("new")}, store.Op{Key: "ip/10.0.0.2", Value: []byte("new")},
+			store.Op{Key: "agents/new", Value: []byte(`{"ip": "fd00::1", "vtep": "44.128.0.9", "vtep6": "fd01:a::9"}`)},
+			store.Op{Key: "vtep/44.128.0.9", Value: []byte("new")}, store.Op{Key: "vtep6/fd01:a::9", Value: []byte("new")})
+		if _, err := s.Commit(t.Context(), store.Txn{Then: left}); err != nil {
+			t.Fatal(err)
+		}
+		b = inBubble(t, s)
+		time.Sleep(11 * time.Minute)
+		synctest.Wait()
+		if here, lost := b.superseded("here"), b.superseded("lost"); here != "" || lost != "new" {
+			t.Errorf("here is superseded by %q, want nobody; lost by %q, want new", here, lost)
+		}
+	})
 }
 
 // TestSecondIPMoves: addresses of a host that is no longer alive go to the one that

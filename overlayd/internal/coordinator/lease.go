@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"fmt"
+	"net/http"
 	"net/netip"
 	"slices"
 
@@ -28,15 +29,14 @@ func (c *Coordinator) leaseOf(n *network, a *agent, missing map[string]string) c
 		Bridges:     append([]conf.Half{}, a.Bridges...),
 		Underlay:    a.Underlay,
 		TakenDown:   n.takenDown,
-		VTEP:        n.vtepOf(a.record),
+		VTEP:        n.vtepOf(&a.record),
 	}
-	for _, o := range n.Overlays {
-		g := conf.Grant{Overlay: o, Error: missing[o.Name]}
-		var first conf.Block
-		first, g.Blocks = a.held(o.Name).granted(o)
-		g.Subnet, g.Subnet6 = first.Subnet, first.Subnet6
-		if g.Subnet.IsValid() || g.Subnet6.IsValid() || g.Error != "" {
-			l.Grants = append(l.Grants, g)
+	for i := range n.Overlays {
+		o := &n.Overlays[i]
+		h, why := a.held(o.Name), missing[o.Name]
+		first, further := h.granted(o)
+		if first.Subnet.IsValid() || first.Subnet6.IsValid() || why != "" {
+			l.Grants = append(l.Grants, conf.Grant{Overlay: *o, Subnet: first.Subnet, Subnet6: first.Subnet6, Blocks: further, Error: why})
 		}
 	}
 	return l
@@ -44,7 +44,7 @@ func (c *Coordinator) leaseOf(n *network, a *agent, missing map[string]string) c
 
 // vtepOf is the VTEP of a record, as its agent and all others are told of it: with the
 // addresses of the families that are configured.
-func (n *network) vtepOf(r record) conf.VTEP {
+func (n *network) vtepOf(r *record) conf.VTEP {
 	v := conf.VTEP{MAC: conf.VTEPMAC(n.oui, r.macOf()), MTU: n.VTEPMTU}
 	if n.VTEPSubnet.IsValid() && r.VTEP.IsValid() {
 		v.IP = netip.PrefixFrom(r.VTEP, n.VTEPSubnet.Bits())
@@ -57,26 +57,43 @@ func (n *network) vtepOf(r record) conf.VTEP {
 
 // withheld reports whether the agent gets nothing of an overlay because it would make
 // two bridges where the halves share one.
-func withheld(req api.RegisterRequest, o conf.Overlay) bool { return o.Shared() && !req.SharedHalves }
+func withheld(req *api.RegisterRequest, o *conf.Overlay) bool { return o.Shared() && !req.SharedHalves }
 
 // leaseFor is lease for the agent that asks, without what is withheld from it.
-func (c *Coordinator) leaseFor(req api.RegisterRequest, a *agent, missing map[string]string) conf.Lease {
-	l := c.lease(a, missing)
-	l.Grants = slices.DeleteFunc(l.Grants, func(g conf.Grant) bool { return withheld(req, g.Overlay) })
-	for _, o := range c.network().Overlays {
-		if withheld(req, o) {
-			l.Grants = append(l.Grants, conf.Grant{Overlay: o, Error: whyWithheld(o, req.Version)})
-		}
+func (c *Coordinator) leaseFor(n *network, req *api.RegisterRequest, a *agent, missing map[string]string) conf.Lease {
+	l := c.leaseOf(n, a, missing)
+	if n.withholds(req) {
+		withhold(n, req, &l)
 	}
 	return l
 }
 
-func whyWithheld(o conf.Overlay, release string) string {
+// withholds reports whether the agent gets nothing of some overlay; see withheld.
+func (n *network) withholds(req *api.RegisterRequest) bool {
+	for i := range n.Overlays {
+		if withheld(req, &n.Overlays[i]) {
+			return true
+		}
+	}
+	return false
+}
+
+// withhold puts the reason in the place of what is withheld.
+func withhold(n *network, req *api.RegisterRequest, l *conf.Lease) {
+	l.Grants = slices.DeleteFunc(l.Grants, func(g conf.Grant) bool { return withheld(req, &g.Overlay) })
+	for i := range n.Overlays {
+		if o := &n.Overlays[i]; withheld(req, o) {
+			l.Grants = append(l.Grants, conf.Grant{Overlay: *o, Error: whyWithheld(o, req.Version)})
+		}
+	}
+}
+
+func whyWithheld(o *conf.Overlay, release string) string {
 	return fmt.Sprintf("overlay %s: Mesos and Docker share one pool of addresses in it, which the agent's release (%s) does not know; upgrade the agent", o.Name, release)
 }
 
 // lacks reports the families of an overlay that the agent should get and has not.
-func lacks(o conf.Overlay, h held) (v4, v6 bool) {
+func lacks(o *conf.Overlay, h held) (v4, v6 bool) {
 	if !o.IsEnabled() {
 		return false, false
 	}
@@ -91,7 +108,8 @@ func (c *Coordinator) missingLocked(a *agent) map[string]string {
 	if slices.ContainsFunc(overlays, conf.Overlay.Shared) {
 		st = c.view.statuses[a.id].decode()
 	}
-	for _, o := range overlays {
+	for i := range overlays {
+		o := &overlays[i]
 		v4, v6 := lacks(o, a.held(o.Name))
 		withholds := o.Shared() && st.Withheld
 		if !v4 && !v6 && !withholds {
@@ -119,4 +137,15 @@ func (c *Coordinator) missingLocked(a *agent) map[string]string {
 func exhausted(overlay string, p *allocate.Pool, bits int, subnet netip.Prefix) string {
 	return fmt.Sprintf("overlay %s: no free agent subnet: all %d /%d of %s are leased; delete agents that are gone, or configure a larger subnet",
 		overlay, p.Total(), bits, subnet)
+}
+
+func vtepExhausted(key string, subnet netip.Prefix, pool *allocate.Pool) error {
+	return refuse(http.StatusInsufficientStorage,
+		"no free VTEP address: all %d of %s %s are leased; delete agents that are gone, or configure a larger %s",
+		pool.Total(), key, subnet, key)
+}
+
+// logGrant says what an agent has got.
+func (c *Coordinator) logGrant(a *agent) {
+	c.log.Info("lease granted or changed", "agent", a.id, "ip", a.IP, "vtep", a.VTEP, "vtep6", a.VTEP6, "epoch", c.epochBase.Load()+a.mod)
 }

@@ -206,8 +206,11 @@ func (o *operator) reconfigure(network string) {
 	o.node = start(o.t, o.store, o.network)
 }
 
-// check compares what everybody was told.
+// check compares what everybody was told, and what is known with what is stored.
 func (o *operator) check() {
+	if wrong := o.node.Misread(o.t, o.store); wrong != nil {
+		o.t.Errorf("known otherwise than stored: %v", wrong)
+	}
 	type holding struct {
 		netip.Prefix
 		of, what string

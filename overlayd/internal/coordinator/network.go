@@ -23,10 +23,16 @@ type network struct {
 	takenDown []string
 	oui       conf.MAC
 	mod       uint64 // revision at which it was stored; 0: it is about to be
+	// json has the overlays as they stand in leases, by name.
+	json map[string][]byte
 }
 
 func newNetwork(n conf.Network, mod uint64) *network {
-	return &network{Network: n, oui: n.OUI(), mod: mod}
+	encoded := make(map[string][]byte, len(n.Overlays))
+	for i := range n.Overlays {
+		encoded[n.Overlays[i].Name] = encode(&n.Overlays[i])
+	}
+	return &network{Network: n, oui: n.OUI(), mod: mod, json: encoded}
 }
 
 // networkValue is what is stored under keyNetwork.

@@ -74,7 +74,8 @@ func TestTwoFiles(t *testing.T) {
 			}
 		})
 	}
-	b := start(t, s, networkOf(overlayOne, overlayTwo))
+	// Room for all of the 1,800, however fast they come.
+	b := start(t, s, networkOf(overlayOne, `{"name": "two", "subnet": "10.0.0.0/12", "prefix": 24}`))
 	close(began)
 	for i := range 100 {
 		a.register(t, nth(2*i))
@@ -96,8 +97,50 @@ func TestTwoFiles(t *testing.T) {
 		}
 		oneEach(t, leases)
 	}
-	if got := granted(a.register(t, nth(0))); got == granted(before) || !strings.HasPrefix(got, granted(before)+", two 10.0.") {
+	if got := granted(a.register(t, nth(0))); got == granted(before) || !strings.HasPrefix(got, granted(before)+", two 10.") {
 		t.Errorf("who was there before has %q, before that %q", got, granted(before))
+	}
+}
+
+// A coordinator beside a far busier one on the same store: the lowest free blocks that
+// it knows of are being taken there, every time it looks. It grants all the same.
+func TestBesideABusierOne(t *testing.T) {
+	s := newStore(t)
+	busy, calm := start(t, s, networkOf(overlayOne)), start(t, s, networkOf(overlayOne))
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	for worker := range 16 {
+		wg.Go(func() {
+			for i := 1000 + worker; i < 4000; i += 16 {
+				if _, err := busy.client.Register(ctx, nth(i)); err != nil {
+					if ctx.Err() == nil {
+						t.Error(err)
+					}
+					return
+				}
+			}
+		})
+	}
+	var leases []conf.Lease
+	for i := range 100 {
+		leases = append(leases, calm.register(t, nth(i)))
+	}
+	stop()
+	wg.Wait()
+	oneEach(t, leases)
+	eventually(t, "both know the same agents", func() bool { return len(busy.Agents()) == len(calm.Agents()) })
+	taken := map[string]bool{}
+	for _, a := range calm.Agents() {
+		taken[a.Lease.Grants[0].Subnet.String()] = true
+	}
+	var lowest string // in a gap that was left, or the next of all
+	for i := 0; lowest == "" || taken[lowest]; i++ {
+		lowest = fmt.Sprintf("9.%d.%d.0/24", i/256, i%256)
+	}
+	if got := calm.register(t, nth(5000)).Grants[0].Subnet.String(); got != lowest {
+		t.Errorf("with nobody beside it an agent got %s, want the lowest free %s", got, lowest)
 	}
 }
 

@@ -14,12 +14,13 @@ import (
 
 // peerOf is what others see of an agent under a network.
 func peerOf(n *network, a *agent, epochBase uint64) conf.Peer {
-	vtep := n.vtepOf(a.record)
+	vtep := n.vtepOf(&a.record)
 	p := conf.Peer{
 		AgentID: a.id, AgentIP: a.IP, Epoch: epochBase + a.mod,
 		VTEPIP: vtep.IP.Addr(), VTEPIP6: vtep.IP6.Addr(), VTEPMAC: vtep.MAC, Underlay: a.Underlay,
 	}
-	for _, o := range n.Overlays {
+	for i := range n.Overlays {
+		o := &n.Overlays[i]
 		first, further := a.held(o.Name).granted(o)
 		if first == (conf.Block{}) {
 			continue
@@ -67,21 +68,7 @@ func appendPeer(b []byte, p conf.Peer) []byte {
 	if len(p.Subnets) > 0 {
 		b = append(b, `"]`...)
 	}
-	if p.Direct {
-		b = append(b, `,"direct":true`...)
-	}
-	if p.MTU != 0 {
-		b = strconv.AppendInt(append(b, `,"mtu":`...), int64(p.MTU), 10)
-	}
-	if p.SecondIP != (netip.Addr{}) {
-		b = append(appendAddr(append(b, `,"second_ip":"`...), p.SecondIP), '"')
-	}
-	if p.SecondMTU != 0 {
-		b = strconv.AppendInt(append(b, `,"second_mtu":`...), int64(p.SecondMTU), 10)
-	}
-	if p.TwoFamilies {
-		b = append(b, `,"two_families":true`...)
-	}
+	b = appendUnderlay(b, &p.Underlay)
 	return append(b, '}')
 }
 
@@ -104,8 +91,5 @@ func appendAddr(b []byte, a netip.Addr) []byte {
 }
 
 func appendPrefix(b []byte, p netip.Prefix) []byte {
-	if !p.IsValid() {
-		return b
-	}
-	return p.AppendTo(b)
+	return p.AppendTo(b) // nothing for the zero Prefix
 }

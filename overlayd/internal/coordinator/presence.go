@@ -69,7 +69,7 @@ func (c *Coordinator) presenceLocked(id string) *presence {
 
 // checkLiveLocked refuses a registration that would take something from a host
 // that is alive: its agent id, or its agent IP.
-func (c *Coordinator) checkLiveLocked(req api.RegisterRequest) error {
+func (c *Coordinator) checkLiveLocked(req *api.RegisterRequest) error {
 	proven, err := c.checkInstanceLocked(req)
 	if err != nil {
 		return err
@@ -127,7 +127,7 @@ func (c *Coordinator) takeOverLocked(ip netip.Addr) bool {
 	return true
 }
 
-func idInUse(req api.RegisterRequest, by netip.Addr) error {
+func idInUse(req *api.RegisterRequest, by netip.Addr) error {
 	return refuseKind(api.KindIDInUse,
 		"agent id %s is in use by the host at %s, which is connected, so the host at %s cannot register with it; "+
 			"give each host its own agent id (remove the copied agent-id file or pass --agent-id). "+

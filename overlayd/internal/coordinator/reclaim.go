@@ -39,6 +39,9 @@ func (c *Coordinator) expiredLocked(id string) bool {
 
 // reclaimFor is reclaim for the first overlay that the agent lacks.
 func (c *Coordinator) reclaimFor(ctx context.Context, missing map[string]string) bool {
+	if len(missing) == 0 {
+		return false
+	}
 	for _, overlay := range slices.Sorted(maps.Keys(missing)) {
 		if c.reclaim(ctx, overlay) {
 			return true

@@ -59,7 +59,7 @@ type record struct {
 }
 
 // ips are the agent IPs.
-func (r record) ips() []netip.Addr {
+func (r *record) ips() []netip.Addr {
 	if !r.SecondIP.IsValid() {
 		return []netip.Addr{r.IP}
 	}
@@ -91,10 +91,10 @@ func (h held) keys(blocks ...conf.Block) (keys []string) {
 }
 
 // held returns what the agent has of an overlay.
-func (r record) held(overlay string) held {
-	for _, h := range r.Subnets {
-		if h.Overlay == overlay {
-			return h
+func (r *record) held(overlay string) held {
+	for i := range r.Subnets {
+		if h := &r.Subnets[i]; h.Overlay == overlay {
+			return *h
 		}
 	}
 	return held{Overlay: overlay}
@@ -102,20 +102,21 @@ func (r record) held(overlay string) held {
 
 // with returns a copy of the record that holds h instead of what it held of
 // that overlay.
-func (r record) with(h held) record {
-	r.Subnets = slices.Clone(r.Subnets)
-	for i := range r.Subnets {
-		if r.Subnets[i].Overlay == h.Overlay {
-			r.Subnets[i] = h
-			return r
+func (r *record) with(h held) record {
+	next := *r
+	next.Subnets = append(make([]held, 0, len(r.Subnets)+1), r.Subnets...)
+	for i := range next.Subnets {
+		if next.Subnets[i].Overlay == h.Overlay {
+			next.Subnets[i] = h
+			return next
 		}
 	}
-	r.Subnets = append(r.Subnets, h)
-	return r
+	next.Subnets = append(next.Subnets, h)
+	return next
 }
 
 // macOf is the address that the MAC of the agent's VTEP is made of.
-func (r record) macOf() netip.Addr {
+func (r *record) macOf() netip.Addr {
 	if r.MAC6 {
 		return r.VTEP6
 	}
@@ -124,12 +125,12 @@ func (r record) macOf() netip.Addr {
 
 // hasVTEP reports whether the agent has a VTEP address of a family that a network has.
 // Without one its lease is of no use: the agent refuses it.
-func (r record) hasVTEP(n *network) bool {
+func (r *record) hasVTEP(n *network) bool {
 	return n.VTEPSubnet.IsValid() && r.VTEP.IsValid() || n.VTEPSubnet6.IsValid() && r.VTEP6.IsValid()
 }
 
 // resources are the keys an agent's record owns, its IP left out.
-func (r record) resources() (keys []string) {
+func (r *record) resources() (keys []string) {
 	if r.VTEP.IsValid() {
 		keys = append(keys, keyVTEP(r.VTEP))
 	}
@@ -139,7 +140,7 @@ func (r record) resources() (keys []string) {
 	return append(keys, r.subnetKeys()...)
 }
 
-func (r record) subnetKeys() (keys []string) {
+func (r *record) subnetKeys() (keys []string) {
 	for _, h := range r.Subnets {
 		keys = append(keys, h.keys(h.all()...)...)
 	}
@@ -154,18 +155,27 @@ type agent struct {
 }
 
 func decodeAgent(kv store.KV) (*agent, error) {
-	a := &agent{id: strings.TrimPrefix(kv.Key, prefixAgent), create: kv.Create, mod: kv.Mod}
+	a := newAgent(kv)
 	if err := json.Unmarshal(kv.Value, &a.record); err != nil {
 		return nil, fmt.Errorf("key %s: %w", kv.Key, err)
 	}
+	return a, a.settle(kv.Key)
+}
+
+func newAgent(kv store.KV) *agent {
+	return &agent{id: strings.TrimPrefix(kv.Key, prefixAgent), create: kv.Create, mod: kv.Mod}
+}
+
+// settle refuses a record that is none, and has it take no more memory than it needs.
+func (a *agent) settle(key string) error {
 	if !a.IP.IsValid() || !a.macOf().IsValid() {
-		return nil, fmt.Errorf("key %s: agent IP or VTEP address is missing", kv.Key)
+		return fmt.Errorf("key %s: agent IP or VTEP address is missing", key)
 	}
 	a.Bridges = sharedBridges(a.Bridges)
 	for i := range a.Subnets { // a few names, many agents
 		a.Subnets[i].Overlay = unique.Make(a.Subnets[i].Overlay).Value()
 	}
-	return a, nil
+	return nil
 }
 
 // sharedBridges are the same halves in memory that all agents share, where they stand

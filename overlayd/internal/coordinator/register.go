@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"reflect"
@@ -19,31 +18,32 @@ import (
 	"overlayd.internal/overlay/overlayd/internal/store"
 )
 
-// maxAttempts bounds how often a transaction is tried again because somebody
-// else changed the store in between.
-const maxAttempts = 32
-
-// Register gives an agent its lease, or renews it. The same agent id gets the
+// register gives an agent its lease, or renews it. The same agent id gets the
 // same VTEP and agent subnets for ever; a renewal that changes nothing writes
-// nothing. It answers when the lease is durable. A refusal is an *api.Error and
-// has taken nothing.
-func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (conf.Lease, error) {
-	if err := c.validateRegister(&req); err != nil {
-		return conf.Lease{}, err
+// nothing. It answers with the lease in JSON, when that is durable. A refusal is an
+// *api.Error and has taken nothing.
+//
+// Most of a storm is spent below this function, on goroutines of a connection each whose
+// stacks have to grow for it: so what is large goes by pointer, and what is rare, and
+// has much on its stack, is a function of its own.
+func (c *Coordinator) register(ctx context.Context, req *api.RegisterRequest) ([]byte, error) {
+	req.Came = time.Now()
+	if err := c.validateRegister(req); err != nil {
+		return nil, err
 	}
 	shown := shownBy(req)
-	for attempt := 0; attempt < maxAttempts; {
+	for attempt, lost := 0, 0; attempt < maxAttempts; {
 		if again, err := c.makeWay(ctx, req.AgentIP, shown); err != nil {
-			return conf.Lease{}, fmt.Errorf("register agent %s: %w", req.AgentID, err)
+			return nil, fmt.Errorf("register agent %s: %w", req.AgentID, err)
 		} else if again {
 			attempt++
 			continue
 		}
-		p, err := c.planUnlessLingering(ctx, req)
+		p, err := c.planUnlessLingering(ctx, req, passedAt(lost))
 		if isExhausted(err) && c.reclaim(ctx, "") {
 			continue
 		} else if err != nil {
-			return conf.Lease{}, err
+			return nil, err
 		}
 		p.crash("planned")
 		if err = c.carryOut(ctx, p); err == nil {
@@ -53,23 +53,25 @@ func (c *Coordinator) Register(ctx context.Context, req api.RegisterRequest) (co
 		switch {
 		case err == nil && ok:
 			if p.old == nil || p.old.mod != a.mod {
-				c.log.Info("lease granted or changed", "agent", a.id, "ip", a.IP, "vtep", a.VTEP, "vtep6", a.VTEP6, "epoch", c.epochBase.Load()+a.mod)
+				c.logGrant(a)
 			}
 			if p.more || c.reclaimFor(ctx, p.missing) {
+				lost = 0 // nobody was faster
 				continue
 			}
-			l := c.signed(c.leaseFor(req, a, p.missing), a)
-			l.SecondError = p.second
-			return l, nil
+			return c.answerLease(p, req, a), nil
 		case err != nil && !errors.Is(err, store.ErrConflict):
-			return conf.Lease{}, fmt.Errorf("register agent %s: %w", req.AgentID, err)
+			return nil, fmt.Errorf("register agent %s: %w", req.AgentID, err)
 		}
 		if err := c.catchUp(ctx, p.txn, p.viewRev, attempt); err != nil {
-			return conf.Lease{}, fmt.Errorf("register agent %s: %w", req.AgentID, err)
+			return nil, fmt.Errorf("register agent %s: %w", req.AgentID, err)
 		}
 		attempt++
+		if len(p.claimed) > 0 {
+			lost++
+		}
 	}
-	return conf.Lease{}, refuse(http.StatusServiceUnavailable,
+	return nil, refuse(http.StatusServiceUnavailable,
 		"register agent %s: the store changed %d times in between; try again", req.AgentID, maxAttempts)
 }
 
@@ -79,6 +81,7 @@ type plan struct {
 	network  *network
 	old      *agent // nil: the agent is new
 	next     record
+	passed   int          // blocks to leave free below those that are taken; see passedAt
 	claimed  []string     // keys of the blocks that were taken for it
 	dropped  []string     // keys of those that it holds in place of others no longer
 	freed    []string     // keys of those that it gives back
@@ -87,6 +90,7 @@ type plan struct {
 	missing  map[string]string
 	gone     map[string]string // by overlay, whose subnet it would have got back
 	more     bool              // there are subnets to take in a further transaction
+	claim    uint64            // on what is granted, when it is; see claimOf
 	txn      store.Txn
 }
 
@@ -104,28 +108,38 @@ func (p *plan) crash(step string) {
 // room in store.MaxOps for what else there is to write.
 const maxBlocks = 80
 
+// misses notes why the agent does not get an overlay.
+func (p *plan) misses(overlay, why string) {
+	if p.missing == nil {
+		p.missing = map[string]string{}
+	}
+	p.missing[overlay] = why
+}
+
 // size is how many blocks the transaction takes and drops.
 func (p *plan) size() int { return len(p.claimed) + len(p.dropped) + p.reserved.size() }
 
 // plan decides what the agent gets and takes it out of the pools.
-func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
+func (c *Coordinator) plan(req *api.RegisterRequest, passed int) (*plan, error) {
 	shown := shownBy(req)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	// The network may have another range than when the request was validated.
-	if err := c.view.network.checkAgentIP(&req); err != nil {
+	if err := c.view.network.checkAgentIP(req); err != nil {
 		return nil, err
 	}
 	if err := c.checkLiveLocked(req); err != nil {
 		return nil, err
 	}
-	p := &plan{viewRev: c.view.rev, network: c.view.network, old: c.view.agents[req.AgentID], missing: map[string]string{}}
+	p := &plan{viewRev: c.view.rev, network: c.view.network, old: c.view.agents[req.AgentID], passed: passed}
 	if p.old != nil {
 		p.next = p.old.record
 	}
 	p.next.IP, p.next.Bridges, p.next.Superseded, p.next.Underlay = req.AgentIP, req.Bridges, "", req.Underlay
-	if p.second = c.refusedSecondLocked(req); p.second != "" {
-		p.next.Underlay = req.Underlay.OneFamily()
+	if req.SecondIP.IsValid() {
+		if p.second = c.refusedSecondLocked(req); p.second != "" {
+			p.next.Underlay = req.Underlay.OneFamily()
+		}
 	}
 	c.takeReservedLocked(p, shown)
 	c.adoptLocked(p, shown)
@@ -133,8 +147,11 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 		c.view.settle(p.claimed)
 		return nil, err
 	}
-	c.takeBackLocked(p, req.Return)
-	for _, o := range p.network.Overlays {
+	if req.Return != nil {
+		c.takeBackLocked(p, req.Return)
+	}
+	for i := range p.network.Overlays {
+		o := &p.network.Overlays[i]
 		if p.size() >= maxBlocks {
 			p.more = true
 			break
@@ -143,9 +160,11 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 			continue
 		}
 		c.takeSubnetsLocked(p, o)
-		if want := req.Want[o.Name]; len(p.dropped) == 0 {
+		switch want := req.Want[o.Name]; {
+		case want <= 1:
+		case len(p.dropped) == 0:
 			c.takeFurtherLocked(p, o, want)
-		} else if want > 1 {
+		default:
 			p.more = true // when that is written
 		}
 	}
@@ -159,7 +178,7 @@ func (c *Coordinator) plan(req api.RegisterRequest) (*plan, error) {
 
 // takeLocked claims a block for the plan.
 func (c *Coordinator) takeLocked(p *plan, pool *allocate.Pool, key func(netip.Prefix) string) (netip.Prefix, bool) {
-	block, k, ok := c.view.take(pool, key)
+	block, k, ok := c.view.take(pool, p.passed, key)
 	if ok {
 		p.claimed = append(p.claimed, k)
 		p.next.Adopted = 0
@@ -203,22 +222,16 @@ func (c *Coordinator) takeVTEPOfLocked(p *plan, pool *allocate.Pool, addr *netip
 	return nil
 }
 
-func vtepExhausted(key string, subnet netip.Prefix, pool *allocate.Pool) error {
-	return refuse(http.StatusInsufficientStorage,
-		"no free VTEP address: all %d of %s %s are leased; delete agents that are gone, or configure a larger %s",
-		pool.Total(), key, subnet, key)
-}
-
 // takeSubnetsLocked gives the agent what it lacks of an overlay: both families
 // or nothing.
-func (c *Coordinator) takeSubnetsLocked(p *plan, o conf.Overlay) {
+func (c *Coordinator) takeSubnetsLocked(p *plan, o *conf.Overlay) {
 	h := p.next.held(o.Name)
 	v4, v6 := lacks(o, h)
 	if !v4 && !v6 {
 		return
 	}
 	if left := c.adoptingLocked(); left > 0 {
-		p.missing[o.Name] = p.waits(o.Name, left)
+		p.misses(o.Name, p.waits(o.Name, left))
 		return
 	}
 	pools, before := c.view.pools.overlays[o.Name], len(p.claimed)
@@ -226,7 +239,7 @@ func (c *Coordinator) takeSubnetsLocked(p *plan, o conf.Overlay) {
 	fail := func(pool *allocate.Pool, bits int, subnet netip.Prefix) {
 		c.view.settle(p.claimed[before:])
 		p.claimed = p.claimed[:before]
-		p.missing[o.Name] = exhausted(o.Name, pool, bits, subnet)
+		p.misses(o.Name, exhausted(o.Name, pool, bits, subnet))
 	}
 	ok := true
 	if v4 {
@@ -245,21 +258,26 @@ func (c *Coordinator) takeSubnetsLocked(p *plan, o conf.Overlay) {
 }
 
 // composeLocked makes the transaction. It is left empty when nothing changes.
-func (c *Coordinator) composeLocked(p *plan, req api.RegisterRequest) {
+func (c *Coordinator) composeLocked(p *plan, req *api.RegisterRequest) {
 	id := req.AgentID
 	var mod uint64
 	if p.old != nil {
 		mod = p.old.mod
 	}
+	if p.old == nil { // beside the blocks: record, address, reservation, network, status
+		p.txn.If, p.txn.Then = make([]store.Cond, 0, len(p.claimed)+6), make([]store.Op, 0, len(p.claimed)+6)
+	}
 	// Nobody grants from a configuration that another coordinator has replaced.
 	p.txn.If = append(p.txn.If, store.Cond{Key: keyAgent(id), Mod: mod}, store.Cond{Key: keyNetwork, Mod: p.network.mod})
 	put := func(key string, value []byte) { p.txn.Then = append(p.txn.Then, store.Op{Key: key, Value: value}) }
 
-	if p.old == nil || !reflect.DeepEqual(p.old.record, p.next) {
+	if p.old == nil || p.changes() {
 		if p.old != nil && len(p.claimed) == 0 {
-			p.next.Adopted = c.view.claimKept(p.old, p.next)
+			p.next.Adopted = c.view.claimKept(p.old, &p.next)
 		}
-		put(keyAgent(id), encode(p.next))
+		value := encode(&p.next)
+		put(keyAgent(id), value)
+		c.view.drafts[keyAgent(id)] = draft{value, &p.next}
 	}
 	c.redeemLocked(p, id)
 	for _, key := range p.claimed {
@@ -276,16 +294,21 @@ func (c *Coordinator) composeLocked(p *plan, req api.RegisterRequest) {
 	}
 	c.takeIPsLocked(p, id)
 	was := c.view.statuses[id]
-	withholds := slices.ContainsFunc(p.network.Overlays, func(o conf.Overlay) bool { return withheld(req, o) })
+	withholds := p.network.withholds(req)
 	if st := was.decode(); st.Version != req.Version || st.Withheld != withholds || req.Instance != "" && st.Instance != req.Instance {
 		st.Version, st.Withheld = req.Version, withholds
 		if req.Instance != "" {
 			st.Instance = req.Instance
 		}
 		p.txn.If = append(p.txn.If, store.Cond{Key: keyStatus(id), Mod: was.mod})
-		put(keyStatus(id), encode(st))
+		value := encode(&st)
+		put(keyStatus(id), value)
+		c.view.drafts[keyStatus(id)] = draft{value: value}
 	}
 }
+
+// changes reports whether the agent's record becomes another.
+func (p *plan) changes() bool { return !reflect.DeepEqual(&p.old.record, &p.next) }
 
 // carryOut makes the plan durable and waits until the view has it.
 func (c *Coordinator) carryOut(ctx context.Context, p *plan) error {
@@ -369,10 +392,13 @@ func (c *Coordinator) read(ctx context.Context, key string) (store.KV, error) {
 
 // finish ends the plan's claims and returns the agent as it is now; ok is false
 // when that is not what was asked for, because somebody changed it meanwhile.
-func (c *Coordinator) finish(p *plan, req api.RegisterRequest, done bool) (a *agent, ok bool) {
+func (c *Coordinator) finish(p *plan, req *api.RegisterRequest, done bool) (a *agent, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.view.settle(p.claimed)
+	if !done {
+		c.view.dropDrafts(&p.txn)
+	}
 	pres := c.presence[req.AgentID]
 	pres.registering--
 	a = c.view.agents[req.AgentID]
@@ -382,6 +408,7 @@ func (c *Coordinator) finish(p *plan, req api.RegisterRequest, done bool) (a *ag
 	if !done || a == nil || a.IP != req.AgentIP || a.Superseded != "" || !slices.Equal(a.Bridges, req.Bridges) || a.Underlay != p.next.Underlay || p.network != c.view.network {
 		return nil, false
 	}
+	p.claim = c.view.claimOf(a)
 	pres.told, pres.toldNetwork = a.mod, p.network.mod
 	pres.contest.won(req)
 	for w := range pres.watches {
@@ -390,32 +417,4 @@ func (c *Coordinator) finish(p *plan, req api.RegisterRequest, done bool) (a *ag
 		}
 	}
 	return a, true
-}
-
-// catchUp waits after a conflict until the view knows what it did not when the
-// transaction was made.
-func (c *Coordinator) catchUp(ctx context.Context, txn store.Txn, viewRev uint64, attempt int) error {
-	target := viewRev + 1
-	for _, cond := range txn.If {
-		kv, err := c.read(ctx, cond.Key)
-		if err != nil {
-			return err
-		}
-		target = max(target, kv.Mod)
-	}
-	// After a commit of unknown outcome there may be nothing to catch up with,
-	// and two coordinators that always pick the same block had better not
-	// run in step.
-	wait, cancel := context.WithTimeout(ctx, time.Duration(1+attempt)*10*time.Millisecond)
-	defer cancel()
-	if err := c.await(wait, target); err != nil && wait.Err() == nil {
-		return err
-	}
-	if attempt > 2 {
-		select {
-		case <-time.After(rand.N(time.Duration(attempt) * 5 * time.Millisecond)):
-		case <-ctx.Done():
-		}
-	}
-	return ctx.Err()
 }

@@ -28,7 +28,9 @@ func (c *Coordinator) Report(ctx context.Context, report api.StatusReport) error
 		err = c.commit(ctx, txn)
 		if err == nil {
 			return nil
-		} else if !errors.Is(err, store.ErrConflict) {
+		}
+		c.dropDrafts(&txn)
+		if !errors.Is(err, store.ErrConflict) {
 			return fmt.Errorf("report of agent %s: %w", report.AgentID, err)
 		}
 		if err := c.catchUp(ctx, txn, viewRev, attempt); err != nil {
@@ -86,6 +88,15 @@ func (c *Coordinator) planReport(report api.StatusReport) (txn store.Txn, viewRe
 	}
 	key := keyStatus(a.id)
 	txn.If = []store.Cond{{Key: keyAgent(a.id), Mod: a.mod}, {Key: key, Mod: was.mod}}
-	txn.Then = []store.Op{{Key: key, Value: encode(now)}}
+	value := encode(&now)
+	txn.Then = []store.Op{{Key: key, Value: value}}
+	c.view.drafts[key] = draft{value: value}
 	return txn, c.view.rev, nil
+}
+
+// dropDrafts is view.dropDrafts.
+func (c *Coordinator) dropDrafts(txn *store.Txn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.view.dropDrafts(txn)
 }

@@ -49,7 +49,7 @@ func (c *Coordinator) takeBackLocked(p *plan, r *api.Return) {
 		var left []conf.Block
 		before := len(p.freed)
 		for _, b := range h.Blocks {
-			returned := slices.Contains(blocks, b) || there && slices.Contains(blocks, familiesOf(o, b))
+			returned := slices.Contains(blocks, b) || there && slices.Contains(blocks, familiesOf(&o, b))
 			if returned && len(p.freed) < maxFreed {
 				p.freed = append(p.freed, h.keys(b)...)
 				continue
@@ -69,7 +69,7 @@ const maxFreed = 20
 
 // takeFurtherLocked gives the agent blocks until it has as many as it wants, or as
 // can be had.
-func (c *Coordinator) takeFurtherLocked(p *plan, o conf.Overlay, want int) {
+func (c *Coordinator) takeFurtherLocked(p *plan, o *conf.Overlay, want int) {
 	pools := c.view.pools.overlays[o.Name]
 	if c.adoptingLocked() > 0 {
 		return // what is free may be in a lease that nobody has shown yet
@@ -151,7 +151,7 @@ func less(b conf.Block, kept func(netip.Prefix) bool) conf.Block {
 }
 
 // takeBlockLocked takes a block of every family of the overlay, or nothing.
-func (c *Coordinator) takeBlockLocked(p *plan, o conf.Overlay, pools overlayPools) (b conf.Block, ok bool) {
+func (c *Coordinator) takeBlockLocked(p *plan, o *conf.Overlay, pools overlayPools) (b conf.Block, ok bool) {
 	before := len(p.claimed)
 	key := func(s netip.Prefix) string { return keySubnet(o.Name, s) }
 	ok = true
@@ -175,7 +175,7 @@ func spare(p *allocate.Pool) bool {
 }
 
 // granted are the blocks of an overlay, without the families that it no longer has.
-func (h held) granted(o conf.Overlay) (first conf.Block, further []conf.Block) {
+func (h held) granted(o *conf.Overlay) (first conf.Block, further []conf.Block) {
 	for _, b := range h.Blocks {
 		if b = familiesOf(o, b); b != (conf.Block{}) {
 			further = append(further, b)
@@ -186,7 +186,7 @@ func (h held) granted(o conf.Overlay) (first conf.Block, further []conf.Block) {
 
 // familiesOf is a block without the families that the overlay no longer has, as the
 // agent knows it.
-func familiesOf(o conf.Overlay, b conf.Block) conf.Block {
+func familiesOf(o *conf.Overlay, b conf.Block) conf.Block {
 	if !o.Subnet.IsValid() {
 		b.Subnet = netip.Prefix{}
 	}

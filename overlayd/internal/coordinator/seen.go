@@ -35,6 +35,9 @@ const (
 	// returning is how long agents have to come back after a start, before they
 	// count as last seen by the coordinator before.
 	returning = 2 * time.Minute
+	// sweeping is how long a beat may be kept waiting by what earlier coordinators
+	// left in the store: others take one that does not beat for dead.
+	sweeping = time.Second
 	// gatherSeen is how long agents that come and go are gathered for one write.
 	gatherSeen = 100 * time.Millisecond
 	maxSeen    = 50 // agents in one transaction
@@ -107,6 +110,30 @@ func (v *view) applyBeat(e store.Event) error {
 	}
 	v.beats[run] = b
 	return nil
+}
+
+// seenAnewLocked takes in what coordinators said, of agents and that they are at work,
+// while the view was behind. What they said before that was heard then, and not now.
+func (c *Coordinator) seenAnewLocked(old *view) {
+	for run, b := range c.view.beats {
+		if was := old.beats[run]; was.mod == b.mod {
+			c.view.beats[run] = was
+		} else {
+			c.heardLocked(run)
+		}
+	}
+	for id, s := range c.view.seen {
+		if was := old.seen[id]; was.mod == s.mod {
+			c.view.seen[id] = was
+		} else {
+			c.seenChangedLocked(id)
+		}
+	}
+	for id := range old.seen {
+		if _, there := c.view.seen[id]; !there {
+			c.seenChangedLocked(id)
+		}
+	}
 }
 
 // connectedElsewhereLocked reports whether an agent is connected to another
@@ -205,12 +232,14 @@ func (c *Coordinator) keepPresence(ctx context.Context) {
 	}
 	next := time.NewTicker(every)
 	defer next.Stop()
+	swept := false
 	for {
 		select {
 		case <-next.C:
 			c.beat(ctx)
 			c.writeSeen(ctx)
 			c.sweepSeen(ctx)
+			swept = swept || c.sweepIPs(ctx)
 		case <-moved:
 			select {
 			case <-time.After(gatherSeen):
@@ -339,7 +368,7 @@ func (c *Coordinator) sweepSeen(ctx context.Context) {
 	if time.Since(c.started) < returning {
 		return
 	}
-	for {
+	for end := time.Now().Add(sweeping); time.Now().Before(end); {
 		txn := c.planSweep()
 		if len(txn.Then) == 0 || c.commitSeen(ctx, txn, true) != nil {
 			return

@@ -19,13 +19,6 @@ const maxEpoch = 1 << 60
 // time where nobody signs leases: one made up must not take up what there is of epochs.
 const maxAhead = 1 << 41
 
-// claiming is a lease as it is signed: with the claim on what is in it, where that is
-// not its epoch.
-type claiming struct {
-	conf.Lease
-	Claim uint64 `json:"claim,omitempty"`
-}
-
 // shownLease is what an agent shows.
 type shownLease struct {
 	*conf.Lease
@@ -34,7 +27,7 @@ type shownLease struct {
 
 // shownBy is what an agent shows that was checked; nil: nothing. A lease that was
 // signed before claims were has its epoch for one.
-func shownBy(req api.RegisterRequest) *shownLease {
+func shownBy(req *api.RegisterRequest) *shownLease {
 	if req.Shown == nil {
 		return nil
 	}
@@ -44,24 +37,6 @@ func shownBy(req api.RegisterRequest) *shownLease {
 		s.claim = min(s.claim, c.Claim)
 	}
 	return s
-}
-
-// signed is the lease with what its agent shows with every registration from then
-// on, so that it can be adopted when the store is lost.
-func (c *Coordinator) signed(l conf.Lease, a *agent) conf.Lease {
-	l.Signed = nil
-	c.mu.Lock()
-	claim := c.view.claimOf(a)
-	c.mu.Unlock()
-	if claim == l.Epoch {
-		claim = 0
-	}
-	s := &conf.SignedLease{Lease: string(encode(claiming{l, claim}))}
-	if c.identity != nil {
-		s.Signatures = c.identity.SignLease(s.Lease)
-	}
-	l.Signed = s
-	return l
 }
 
 // checkShown reads the lease that the agent shows, and refuses one that is none of

@@ -360,8 +360,8 @@ func (c *Coordinator) endSurvey(id string) {
 
 // serveSurveyReport takes the answer of an agent. An agent may bring it to another
 // coordinator than the one that has asked it; that one hands it on.
-func (c *Coordinator) serveSurveyReport(w http.ResponseWriter, r *http.Request, report api.SurveyReport) error {
-	if err := checkSurveyReport(&report); err != nil {
+func (c *Coordinator) serveSurveyReport(w http.ResponseWriter, r *http.Request, report *api.SurveyReport) error {
+	if err := checkSurveyReport(report); err != nil {
 		return err
 	}
 	run, _, _ := strings.Cut(report.ID, ".")
@@ -371,7 +371,7 @@ func (c *Coordinator) serveSurveyReport(w http.ResponseWriter, r *http.Request, 
 	c.mu.Lock()
 	s, o := c.surveys.underway[report.ID], c.others[run]
 	c.mu.Unlock()
-	taken := s != nil && c.answer(s, report)
+	taken := s != nil && c.answer(s, *report)
 	switch {
 	case taken:
 	case (s == nil || s.part) && report.Run == "" && o != nil && len(o.urls) > 0 && !askerOf(r).fellow():
@@ -380,7 +380,7 @@ func (c *Coordinator) serveSurveyReport(w http.ResponseWriter, r *http.Request, 
 			return err
 		}
 		report.Run = run
-		if err := client.ReportSurvey(r.Context(), report); err != nil {
+		if err := client.ReportSurvey(r.Context(), *report); err != nil {
 			return fmt.Errorf("hand on the answer to a survey: %w", err)
 		}
 	case s == nil || s.part:

@@ -64,7 +64,7 @@ func checkSurveyReport(r *api.SurveyReport) error {
 		r.Ways[i].AgentID = clip(r.Ways[i].AgentID, maxWord)
 	}
 	if e := r.Explain; e != nil {
-		e.Far, e.FarUnknown = nil, "" // who asks fills them in
+		e.Far, e.FarUnknown, e.NamesUnknown = nil, "", "" // who asks fills them in
 		e.From, e.To, e.StopsAt = clip(e.From, maxWord), clip(e.To, maxWord), clip(e.StopsAt, api.MaxSurveyText)
 		e.Steps = e.Steps[:min(len(e.Steps), api.MaxSurveySteps)]
 		for i := range e.Steps {

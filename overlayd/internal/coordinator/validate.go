@@ -59,8 +59,8 @@ func (c *Coordinator) validateRegister(req *api.RegisterRequest) error {
 			req.Bridges = append(req.Bridges, h)
 		}
 	}
-	if len(req.Instance) > maxInstance || len(req.Previous) > maxRivals || slices.ContainsFunc(req.Previous, func(i string) bool { return len(i) > maxInstance }) {
-		return refuse(http.StatusBadRequest, "instance of agent %s: want names of at most %d bytes, and at most %d of them", req.AgentID, maxInstance, maxRivals)
+	if len(req.Instance) > maxInstance || len(req.Previous) > api.MaxPrevious || slices.ContainsFunc(req.Previous, func(i string) bool { return len(i) > maxInstance }) {
+		return refuse(http.StatusBadRequest, "instance of agent %s: want names of at most %d bytes, and at most %d of them", req.AgentID, maxInstance, api.MaxPrevious)
 	}
 	if err := conf.CheckUnderlay(req.Underlay); err != nil {
 		return refuse(http.StatusBadRequest, "agent %s: %v", req.AgentID, err)

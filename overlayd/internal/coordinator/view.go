@@ -1,9 +1,11 @@
 package coordinator
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"unique"
 
@@ -34,6 +36,29 @@ type view struct {
 
 	pools  pools
 	claims map[string]*claim // by key
+	drafts map[string]draft  // by key
+}
+
+// draft is what a transaction in progress writes under the key of an agent or of its
+// status. What comes back from the store as it was written here need not be read once
+// more to find out what it says.
+type draft struct {
+	value  []byte
+	record *record // of an agent
+}
+
+// takeDraft returns what was written under a key, if this is it.
+func (v *view) takeDraft(key string, value []byte) (draft, bool) {
+	d, ok := v.drafts[key]
+	delete(v.drafts, key)
+	return d, ok && bytes.Equal(d.value, value)
+}
+
+// dropDrafts forgets what a transaction was to write that was not written.
+func (v *view) dropDrafts(txn *store.Txn) {
+	for i := range txn.Then {
+		delete(v.drafts, txn.Then[i].Key)
+	}
 }
 
 // ipKey is the key of an agent IP: whom it leads to, who may be gone, and its revision.
@@ -73,6 +98,7 @@ func newView(n *network) *view {
 		beats:    map[string]storedBeat{},
 		reserved: map[netip.Addr]*reservation{},
 		claims:   map[string]*claim{},
+		drafts:   map[string]draft{},
 		pools:    newPools(n.Network),
 	}
 }
@@ -154,9 +180,10 @@ func (p pools) resource(key string) (r resource, ok bool, err error) {
 	return r, true, nil
 }
 
-// take claims the lowest free block of a pool under the key it will have.
-func (v *view) take(pool *allocate.Pool, key func(netip.Prefix) string) (netip.Prefix, string, bool) {
-	block, ok := pool.Next()
+// take claims the lowest free block of a pool, but for those to pass over, under the
+// key it will have.
+func (v *view) take(pool *allocate.Pool, passed int, key func(netip.Prefix) string) (netip.Prefix, string, bool) {
+	block, ok := pool.NextPast(passed)
 	if !ok {
 		return netip.Prefix{}, "", false
 	}
@@ -188,8 +215,10 @@ func (v *view) apply(e store.Event) (agentID string, err error) {
 			delete(v.statuses, id)
 			return "", nil
 		}
-		if err := json.Unmarshal(e.Value, &status{}); err != nil {
-			return "", fmt.Errorf("key %s: %w", key, err)
+		if _, ours := v.takeDraft(key, e.Value); !ours {
+			if err := json.Unmarshal(e.Value, &status{}); err != nil {
+				return "", fmt.Errorf("key %s: %w", key, err)
+			}
 		}
 		v.statuses[v.name(id)] = storedStatus{mod: e.Mod, raw: unique.Make(string(e.Value))}
 		return "", nil
@@ -244,9 +273,10 @@ func (v *view) applyAgent(e store.Event) (string, error) {
 	if e.Delete {
 		v.countLeases(was, -1)
 		delete(v.agents, id)
+		delete(v.drafts, e.Key)
 		return id, nil
 	}
-	a, err := decodeAgent(e.KV)
+	a, err := v.agentOf(e.KV)
 	if err != nil {
 		return "", err
 	}
@@ -257,6 +287,19 @@ func (v *view) applyAgent(e store.Event) (string, error) {
 	v.countLeases(a, 1)
 	v.agents[a.id] = a
 	return id, nil
+}
+
+// agentOf is decodeAgent, which has nothing to do where the record was made here.
+func (v *view) agentOf(kv store.KV) (*agent, error) {
+	d, ours := v.takeDraft(kv.Key, kv.Value)
+	if !ours || d.record == nil {
+		return decodeAgent(kv)
+	}
+	a := newAgent(kv)
+	a.record = *d.record
+	// It may be that of the agent as it was before, which others read.
+	a.Subnets = slices.Clone(a.Subnets)
+	return a, a.settle(kv.Key)
 }
 
 // countLeases adds to the leases what an agent holds. The agent may be nil.

@@ -23,6 +23,7 @@ import (
 var (
 	full = flag.Bool("full", false, "run at full length, which is too long for CI")
 	span = flag.Duration("span", 10*time.Minute, "how long hosts renew at full length")
+	kill = flag.Duration("kill", 5*time.Minute, "how long they do so at full length while coordinators are killed")
 )
 
 // programEnv names the program that the tests run, to the process of Isolate.

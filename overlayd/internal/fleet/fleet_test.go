@@ -71,9 +71,9 @@ func TestFailOver(t *testing.T) {
 // and go on doing so while a coordinator is killed every five seconds. Nobody's lease
 // changes.
 func TestFleet(t *testing.T) {
-	n, whole, stores := 100, 2*time.Second, []string{"etcd"}
+	n, whole, killed, stores := 100, 2*time.Second, every+time.Second, []string{"etcd"}
 	if *full {
-		n, whole, stores = 1000, *span, []string{"bbolt", "etcd"}
+		n, whole, killed, stores = 1000, *span, *kill, []string{"bbolt", "etcd"}
 	}
 	for _, store := range stores {
 		t.Run(store, func(t *testing.T) {
@@ -86,7 +86,7 @@ func TestFleet(t *testing.T) {
 			}
 			followAll(t, hosts)
 			c.undisturbed(t, hosts, whole)
-			c.killed(t, hosts, max(whole/2, every+time.Second))
+			c.killed(t, hosts, killed)
 		})
 	}
 }
