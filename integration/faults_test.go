@@ -440,7 +440,8 @@ func clockJump(t *testing.T, c cluster) {
 	})
 }
 
-// A host whose agent stands still forwards, and its agent learns what it missed.
+// A host whose agent stands still forwards and attaches, whatever the agent was looking
+// at, and its agent learns what it missed.
 func suspend(t *testing.T, c cluster) {
 	h := c.Agents[0]
 	c.unbroken(t, func() {

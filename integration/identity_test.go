@@ -95,7 +95,9 @@ func TestIdentity(t *testing.T) {
 		_, err = s.Overlayctl(ctx, "ca", "rotate")
 		must(t, err)
 		for _, h := range s.Hosts() {
-			wait(t, h.Name+" to know the new CA", 90*time.Second, func() error {
+			// It hears of it with a request, asks for it within 30 s, and does so with
+			// another request; there is one every 30 s.
+			wait(t, h.Name+" to know the new CA", 2*time.Minute, func() error {
 				now, err := os.ReadFile(filepath.Join(h.RunDir, "ca.pem"))
 				if err == nil && len(now) <= len(before) {
 					err = fmt.Errorf("it knows the old one alone")

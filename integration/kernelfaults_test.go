@@ -79,7 +79,7 @@ func TestConntrackFull(t *testing.T) {
 	if !*full {
 		return // a quarter of a million connections
 	}
-	s := upSeed(t, seedConfig(t))
+	s := doctorSeed(t) // of which doctor has nothing to say otherwise
 	ctx := t.Context()
 	h := s.Agents[0]
 	a := place(t, s, 0, "a", "dcos", lab.Docker)

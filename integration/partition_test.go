@@ -116,14 +116,19 @@ func TestPartition(t *testing.T) {
 	t.Run("behind term and grace", func(t *testing.T) {
 		// It is noted when the host was seen last; without that it would be two minutes
 		// after the next start of the coordinators.
-		h.Proc.Kill()
-		wait(t, "a coordinator to note that it has gone", 20*time.Second, func() error {
-			out, err := c.Coordinator.Etcdctl(ctx, "get", "--prefix", "/overlay/seen/")
-			if err != nil || !strings.Contains(out, `"clock"`) {
-				return fmt.Errorf("%v: %s", err, out)
+		noted := func(gone bool) func() error {
+			return func() error {
+				out, err := c.Coordinator.Etcdctl(ctx, "get", "--prefix", "/overlay/seen/")
+				if err != nil || strings.Contains(out, `"clock"`) != gone {
+					return fmt.Errorf("%v: %s", err, out)
+				}
+				return nil
 			}
-			return nil
-		})
+		}
+		// It was gone before, until a moment ago, and that was noted as well.
+		wait(t, "the coordinators to note that it is back", 20*time.Second, noted(false))
+		h.Proc.Kill()
+		wait(t, "a coordinator to note that it has gone", 20*time.Second, noted(true))
 		heal := c.partition(t, h)
 		c.sleeps(t, h, 8*day)
 		c.refuses(t, h, "later", "could not be renewed in time")

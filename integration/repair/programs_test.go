@@ -24,43 +24,68 @@ type event struct {
 
 // result is what came of it.
 type result struct {
-	event, firewall string
-	outage          time.Duration // the longest without an answer
-	lost            [3]int
-	named           string
+	Event, Firewall string
+	Outage          time.Duration // the longest without an answer
+	Lost            [3]int
+	Named           string
+}
+
+// trial is a program beside an agent with a firewall.
+type trial struct {
+	program, firewall string
+	events            func(*site) []event
+	times             int
+}
+
+func (x trial) name() string { return x.program + ", " + x.firewall }
+
+func trials() (out []trial) {
+	for _, p := range []trial{
+		{program: "nftables.service", events: nftables, times: 1}, {program: "ufw", events: ufw, times: 1}, {program: "firewalld", events: firewalld, times: *times},
+		{program: "systemd-networkd", events: networkd, times: 1}, {program: "NetworkManager", events: networkManager, times: 1},
+	} {
+		for _, firewall := range firewalls[:2] {
+			p.firewall = firewall
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // testPrograms has real firewalls and network managers work on a host while
 // containers talk.
-func testPrograms(t *testing.T) {
-	for _, p := range []struct {
-		name   string
-		events func(*site) []event
-	}{
-		{"nftables.service", nftables}, {"ufw", ufw}, {"firewalld", firewalld}, {"systemd-networkd", networkd}, {"NetworkManager", networkManager},
-	} {
-		for _, firewall := range firewalls[:2] {
-			t.Run(p.name+", "+firewall, func(t *testing.T) {
-				bus, err := os.MkdirTemp("", "ovr") // a socket's path has few characters, and not every one
-				must(t, err)
-				t.Cleanup(func() { os.RemoveAll(bus) })
-				t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+filepath.Join(bus, "bus"))
-				x := newSite(t, firewall)
-				cut := false
-				for _, e := range p.events(x) {
-					r := x.undergo(e, cut)
-					cut = e.named != ""
-					r.firewall = firewall
-					t.Logf("%s: without an answer for %v, lost %v", e.name, r.outage, r.lost)
-					results = append(results, r)
-				}
+func testPrograms(t *testing.T, r *record) {
+	for _, p := range trials() {
+		for len(r.Programs[p.name()]) < p.times && !r.over() {
+			ok := t.Run(p.name(), func(t *testing.T) {
+				round := p.undergoAll(t)
+				r.Programs[p.name()] = append(r.Programs[p.name()], round)
+				r.keep(t)
 			})
+			if !ok || len(r.Programs[p.name()]) == 0 { // failed or skipped
+				break
+			}
 		}
 	}
 }
 
-// results are for the page, which TestRepair writes after this.
-var results []result
+// undergoAll has the program do everything once, on a site of its own.
+func (p trial) undergoAll(t *testing.T) (round []result) {
+	bus, err := os.MkdirTemp("", "ovr") // a socket's path has few characters, and not every one
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(bus) })
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+filepath.Join(bus, "bus"))
+	x := newSite(t, p.firewall)
+	cut := false
+	for _, e := range p.events(x) {
+		r := x.undergo(e, cut)
+		cut = e.named != ""
+		r.Firewall = p.firewall
+		t.Logf("%s: without an answer for %v, lost %v", e.name, r.Outage, r.Lost)
+		round = append(round, r)
+	}
+	return round
+}
 
 // undergo runs an event under traffic and waits until all talk, or the status says
 // what stops them. cut: something stops them already.
@@ -80,7 +105,7 @@ func (x *site) undergo(e event, cut bool) result {
 		x.wait("all to talk", 10*time.Second, flow)
 	}
 	e.run(x)
-	r := result{event: e.name, named: e.named}
+	r := result{Event: e.name, Named: e.named}
 	if e.named != "" {
 		x.wait(e.name+" to be named", silent, func() error { return x.says(e.named) })
 	} else {
@@ -89,8 +114,8 @@ func (x *site) undergo(e event, cut bool) result {
 		x.wait("all to talk", silent, flow)
 	}
 	for i, s := range streams {
-		r.outage = max(r.outage, s.outage())
-		_, r.lost[i] = s.finish()
+		r.Outage = max(r.Outage, s.outage())
+		_, r.Lost[i] = s.finish()
 	}
 	return r
 }

@@ -18,48 +18,58 @@ import (
 
 // outcome is what became of one fault with one firewall.
 type outcome struct {
-	took  time.Duration
-	lost  [3]int // across hosts, the same by IPv6, from a container to outside
-	drift string
+	Took  time.Duration
+	Lost  [3]int // across hosts, the same by IPv6, from a container to outside
+	Drift string
 }
 
 // TestRepair breaks a host in every way there is while containers talk. In the
 // short run it does so for some of them, with the two firewalls that are mostly
 // found.
 func TestRepair(t *testing.T) {
-	seen := map[string]map[string]outcome{}
+	r := openRecord(t)
 	for _, firewall := range firewalls {
-		if !*full && firewall == "iptables-legacy" {
+		left := r.left(firewall)
+		if !*full && firewall == "iptables-legacy" || len(left) == 0 || r.over() {
 			continue
 		}
-		seen[firewall] = map[string]outcome{}
-		t.Run(firewall, func(t *testing.T) {
-			x := newSite(t, firewall)
-			x.settle()
-			for _, f := range faults {
-				// The short run leaves to the second firewall what is about rules.
-				if !f.isFor(firewall) || !*full && (!f.quick || f.within > 0 || f.only == "" && firewall != firewalls[0]) {
-					continue
-				}
-				ok := t.Run(f.name, func(t *testing.T) {
-					x := *x
-					x.t = t
-					seen[firewall][f.name] = x.suffer(f)
-				})
-				if !ok {
-					t.Fatal("what comes after a fault that was not repaired says nothing")
-				}
-			}
-		})
+		t.Run(firewall, func(t *testing.T) { sufferAll(t, firewall, left, r) })
 	}
 	if *full { // programs take seconds to start
-		t.Run("programs", testPrograms)
+		t.Run("programs", func(t *testing.T) { testPrograms(t, r) })
 	}
-	if *full && *docFile != "" {
-		must(t, os.WriteFile(*docFile, []byte(page(seen)), 0o644))
+	switch {
+	case !*full || *docFile == "":
+	case r.whole():
+		must(t, os.WriteFile(*docFile, []byte(page(r)), 0o644))
+	case *part == 0:
+		t.Errorf("%s is not written: not everything was measured", *docFile)
 	}
-	if !t.Failed() {
+	if !t.Failed() && (!*full || r.whole()) {
 		checkPage(t)
+	}
+}
+
+// sufferAll makes faults on a host with a firewall, one after the other.
+func sufferAll(t *testing.T, firewall string, left []fault, r *record) {
+	x := newSite(t, firewall)
+	x.settle()
+	if r.Faults[firewall] == nil {
+		r.Faults[firewall] = map[string]outcome{}
+	}
+	for _, f := range left {
+		if r.over() {
+			return
+		}
+		ok := t.Run(f.name, func(t *testing.T) {
+			x := *x
+			x.t = t
+			r.Faults[firewall][f.name] = x.suffer(f)
+			r.keep(t)
+		})
+		if !ok {
+			t.Fatal("what comes after a fault that was not repaired says nothing")
+		}
 	}
 }
 
@@ -105,9 +115,9 @@ func (x *site) suffer(f fault) (o outcome) {
 	x.sh(f.damage)
 	if f.named != "" {
 		x.wait("the status to name it", f.limit(), func() error { return x.says(f.named) })
-		o.took = time.Since(began)
+		o.Took = time.Since(began)
 	} else {
-		o.took = x.repaired(f, before, began)
+		o.Took = x.repaired(f, before, began)
 	}
 	if f.undo != "" {
 		x.sh(f.undo)
@@ -121,7 +131,7 @@ func (x *site) suffer(f fault) (o outcome) {
 	})
 	x.wait("all to talk again", 10*time.Second, flow)
 	for i, s := range streams {
-		_, o.lost[i] = s.finish()
+		_, o.Lost[i] = s.finish()
 	}
 	x.wait("the status to be well", silent, x.well)
 	if f.named == "" {
@@ -132,11 +142,11 @@ func (x *site) suffer(f fault) (o outcome) {
 			return nil
 		})
 	}
-	o.drift = increase(drift, x.drift())
+	o.Drift = increase(drift, x.drift())
 	if n := x.logged() - logged; f.named == "" && (n < 1 || n > 2) { // a damage of two steps may be met in between
 		t.Errorf("the repair was logged %d times", n)
 	}
-	t.Logf("%v, lost %v, %s", o.took.Round(time.Millisecond), o.lost, o.drift)
+	t.Logf("%v, lost %v, %s", o.Took.Round(time.Millisecond), o.Lost, o.Drift)
 	x.settle()
 	return o
 }

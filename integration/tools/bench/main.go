@@ -6,7 +6,7 @@
 //
 // Parts: attach calls burst ipam converge storm reports steady dataplane crowd scale idle fastpath reach. Without
 // one it runs all. With -base the programs of another build are measured beside ours in
-// attach, burst, ipam, converge, storm and crowd. It exits 1 when a goal is missed, so that a check can rely on it.
+// attach, burst, ipam, converge, storm, dataplane and crowd. It exits 1 when a goal is missed, so that a check can rely on it.
 package main
 
 import (
@@ -70,7 +70,7 @@ func run(ctx context.Context) (int, error) {
 	flag.StringVar(&c.debian, "debian", "/usr/lib/cni", "directory of Debian's reference plugins")
 	flag.IntVar(&c.rounds, "rounds", 30, "how often each thing is measured")
 	flag.StringVar(&c.only.rows, "rows", "", "fastpath: only rows whose names begin so: tcp4,udp6,latency,rules,streams,applications,attach,offload")
-	flag.StringVar(&c.only.ways, "ways", "", "fastpath: only these: fast,kernel,VXLAN,direct,host-gw,raw")
+	flag.StringVar(&c.only.ways, "ways", "", "fastpath: only these: fast,underlay,kernel,VXLAN,direct,host-gw,raw")
 	pongAt := flag.String("pong", "", "internal: answer datagrams at this address")
 	pingTo := flag.String("ping", "", "internal: exchange datagrams with this address")
 	flag.Parse()

@@ -26,7 +26,8 @@ type sim struct {
 	follow   sync.WaitGroup
 	unfollow func() // ends all streams
 
-	reports [][]byte // of the containers, packed, by agent; nil: there are none
+	reports [][]byte     // of the containers, packed, by agent; nil: there are none
+	again   atomic.Int64 // how often one was sent once more
 	mu      sync.Mutex
 	unheard []int // agents that have a lease and have not reported; mu
 	joined  bool  // all have a lease; mu

@@ -34,8 +34,8 @@ func compareStorms(ctx context.Context, c config, r *Report) error {
 	compare := func(part string, reuse bool, list ...*contender) error {
 		r.part = part
 		c.reuse = reuse
-		for range c.rounds {
-			for _, who := range list {
+		for round := range c.rounds {
+			for _, who := range inTurn(list, round) {
 				if err := who.storm(ctx, c); err != nil {
 					return fmt.Errorf("%s, %s: %w", part, who.name, err)
 				}
@@ -76,6 +76,17 @@ func compareStorms(ctx context.Context, c config, r *Report) error {
 		r.add("with TLS / base, without TLS, memory", "", median(secure.peak)/median(base.peak))
 	}
 	return nil
+}
+
+// inTurn is the order of a round: every other one goes backwards, for who went first was
+// seen to be slower, whichever build that was. With an even number of rounds nobody is
+// first more often than others.
+func inTurn(list []*contender, round int) []*contender {
+	list = slices.Clone(list)
+	if round%2 == 1 {
+		slices.Reverse(list)
+	}
+	return list
 }
 
 // against adds the goals of one that is compared with another build. Small storms are
