@@ -85,7 +85,8 @@ func (d *descriptor) poll(events int16) error {
 
 // stdout is the standard output, or a writer that fails when it was closed. The
 // Go runtime opens /dev/null for reading and writing in place of a closed one,
-// so that no other file becomes descriptor 1, and a result would vanish there.
+// so that no other file becomes descriptor 1, and a result would vanish there. Who
+// calls with such a /dev/null cannot be told from who closed it.
 func stdout() io.Writer {
 	var st unix.Stat_t
 	if err := unix.Fstat(1, &st); err != nil {
@@ -101,7 +102,9 @@ func stdout() io.Writer {
 
 type closedFile struct{}
 
-func (closedFile) Write([]byte) (int, error) { return 0, os.ErrClosed }
+func (closedFile) Write([]byte) (int, error) {
+	return 0, errors.New("standard output is closed, or /dev/null opened for reading and writing: pass a pipe or a file, for the result is written there")
+}
 
 // A deadline is a context that ends at a time, like context.WithDeadline's, but
 // starts a timer for it only if somebody waits, which few calls have to.

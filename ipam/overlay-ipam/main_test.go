@@ -509,6 +509,13 @@ func TestOddSurroundings(t *testing.T) {
 	if recs := h.store("dcos"); len(recs) > 0 {
 		t.Errorf("closed stdout left %v", recs)
 	}
+	// Python and Node give a program such a one when its output is not wanted.
+	if out, err := sh(`$B <$C 1<>/dev/null`); err == nil || !strings.Contains(out, "detached again") || !strings.Contains(out, "standard output is closed, or /dev/null opened for reading and writing") {
+		t.Errorf("stdout as if closed: %v %s", err, out)
+	}
+	if recs := h.store("dcos"); len(recs) > 0 {
+		t.Errorf("stdout as if closed left %v", recs)
+	}
 	if out, err := h.withoutReader(c); err == nil || !strings.Contains(out, "broken pipe") {
 		t.Errorf("reader gone: %v %s", err, out)
 	}
