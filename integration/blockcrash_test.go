@@ -179,8 +179,9 @@ func (b *blockCrash) coordinatorsDie(t *testing.T, steps []string) {
 			}
 			return out
 		}, b.dir, step, func(which int) error {
-			if i+1 < len(steps) {
+			if i+1 < len(steps) { // it may die there before it is ready
 				arm(t, b.dir, steps[i+1])
+				return b.coordinators[which].Start()
 			}
 			return b.coordinators[which].Restart(t.Context())
 		})

@@ -109,14 +109,20 @@ func (c *Coordinator) Reconfigure(ctx context.Context, config string) error {
 
 // Restart starts the coordinator again after Kill or Stop and waits until it is
 // ready.
-func (c *Coordinator) Restart(ctx context.Context) (err error) {
-	if c.Proc, err = c.lab.Start(c.node.Netns, c.name, withEnv(c.Env, slices.Concat(c.argv, c.Args))...); err != nil {
+func (c *Coordinator) Restart(ctx context.Context) error {
+	if err := c.Start(); err != nil {
 		return err
 	}
 	return Wait(ctx, "the coordinator to be ready", time.Minute, func() error {
 		_, err := c.Get(ctx, "/readyz")
 		return err
 	})
+}
+
+// Start is Restart for a coordinator that may end before it is ready.
+func (c *Coordinator) Start() (err error) {
+	c.Proc, err = c.lab.Start(c.node.Netns, c.name, withEnv(c.Env, slices.Concat(c.argv, c.Args))...)
+	return err
 }
 
 // Get fetches one of the coordinator's pages, as its operator.
