@@ -92,6 +92,18 @@ func icmp6(n byte) expression {
 	return both(protocol(unix.IPPROTO_ICMPV6), equalsAt(transport, 0, n))
 }
 
+// fragmentOf is the header that follows the fragment header of an IPv6 packet.
+func fragmentOf(n byte) expression {
+	return both(func(b *rtnl.Batch) {
+		named(b, "exthdr", func() {
+			number(b, unix.NFTA_EXTHDR_DREG, register)
+			b.Attr(unix.NFTA_EXTHDR_TYPE, unix.IPPROTO_FRAGMENT)
+			number(b, unix.NFTA_EXTHDR_OFFSET, 0)
+			number(b, unix.NFTA_EXTHDR_LEN, 1)
+		})
+	}, equals(n))
+}
+
 // length is that of the IPv6 packet without its header.
 func length(n uint16) expression { return equalsAt(network, 4, be16(n)...) }
 

@@ -138,6 +138,17 @@ func spoofed() []frame {
 	}
 	add("router advertisement behind an extension header", ip(allNodesMAC, ownMAC, linkLocalOf(ownMAC), allNodes, 0, append([]byte{unix.IPPROTO_ICMPV6, 0, 1, 4, 0, 0, 0, 0}, icmp6Message(routerAdvert, make([]byte, 8))...)))
 	add("advertisement behind an extension header", ip(allNodesMAC, ownMAC, own6, allNodes, 60, append([]byte{unix.IPPROTO_ICMPV6, 0, 1, 4, 0, 0, 0, 0}, icmp6Message(neighbourAdvert, gateway6.AsSlice())...)))
+	for _, src := range []netip.Addr{own6, linkLocalOf(ownMAC), unspecified6} {
+		add("router solicitation with the MAC of another from "+src.String(), ip(allNodesMAC, ownMAC, src, addr("ff02::2"), unix.IPPROTO_ICMPV6, icmp6Message(routerSolicit, lladdr(1, neighborMAC))))
+	}
+	add("router solicitation with two MACs", ip(allNodesMAC, ownMAC, own6, addr("ff02::2"), unix.IPPROTO_ICMPV6, icmp6Message(routerSolicit, lladdr(1, ownMAC), lladdr(1, neighborMAC))))
+	add("router solicitation with the MAC of another behind an extension header", ip(allNodesMAC, ownMAC, own6, addr("ff02::2"), 60,
+		append([]byte{unix.IPPROTO_ICMPV6, 0, 1, 4, 0, 0, 0, 0}, icmp6Message(routerSolicit, lladdr(1, neighborMAC))...)))
+	// The second fragments of packets whose first ones have nothing but further headers.
+	for name, header := range map[string]byte{"hop-by-hop options": 0, "a routing header": 43, "a fragment header": 44, "an authentication header": 51, "destination options": 60} {
+		offset := []byte{header, 0, 0, 1 << 3, 0, 0, 0, 7}
+		add("DHCPv6 answer in fragments behind "+name, ip(allNodesMAC, ownMAC, linkLocalOf(ownMAC), allNodes, unix.IPPROTO_FRAGMENT, append(offset, udp(547, 546, "advertise")...)))
+	}
 	add("DHCP answer", ip(broadcast, ownMAC, own4, addr("255.255.255.255"), unix.IPPROTO_UDP, udp(67, 68, "offer")))
 	add("DHCPv6 answer", ip(allNodesMAC, ownMAC, linkLocalOf(ownMAC), allNodes, unix.IPPROTO_UDP, udp(547, 546, "advertise")))
 	add("VXLAN with the address of a peer", ip(gatewayMAC, ownMAC, addr("172.16.0.3"), addr("172.16.0.2"), unix.IPPROTO_UDP, udp(1, 64000, "x")))
@@ -172,7 +183,13 @@ func rightful() []frame {
 		}
 	}
 	add("MLD report", ip(allNodesMAC, ownMAC, unspecified6, addr("ff02::16"), 0, append([]byte{unix.IPPROTO_ICMPV6, 0, 5, 2, 0, 0, 1, 0}, icmp6Message(143)...)))
-	add("router solicitation", ip(allNodesMAC, ownMAC, linkLocalOf(ownMAC), addr("ff02::2"), unix.IPPROTO_ICMPV6, icmp6Message(133)))
+	for _, src := range []netip.Addr{own6, linkLocalOf(ownMAC), unspecified6} {
+		add("router solicitation from "+src.String(), ip(allNodesMAC, ownMAC, src, addr("ff02::2"), unix.IPPROTO_ICMPV6, icmp6Message(routerSolicit)))
+	}
+	add("router solicitation with its MAC", ip(allNodesMAC, ownMAC, linkLocalOf(ownMAC), addr("ff02::2"), unix.IPPROTO_ICMPV6, icmp6Message(routerSolicit, lladdr(1, ownMAC))))
+	for _, offset := range []byte{0, 1 << 3} {
+		add("fragment", ip(gatewayMAC, ownMAC, own6, gateway6, unix.IPPROTO_FRAGMENT, append([]byte{unix.IPPROTO_UDP, 0, 0, offset | 1, 0, 0, 0, 7}, udp(1, 2, "x")...)))
+	}
 	add("echo request", ip(allNodesMAC, ownMAC, own6, allNodes, unix.IPPROTO_ICMPV6, icmp6Message(128)))
 	return out
 }

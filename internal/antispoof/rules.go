@@ -38,7 +38,7 @@ const (
 
 // ICMPv6 types.
 const (
-	routerAdvert, neighbourSolicit, neighbourAdvert, redirect, listenerReport = 134, 135, 136, 137, 143
+	routerSolicit, routerAdvert, neighbourSolicit, neighbourAdvert, redirect, listenerReport = 133, 134, 135, 136, 137, 143
 )
 
 // Ports of UDP that only a server of DHCP sends from.
@@ -98,11 +98,16 @@ func sourceRules(b *rtnl.Batch) {
 	for n := range uint16(reportedGroups) {
 		add(solicitedOnly(ip6, n+1)...)
 	}
+	// What a packet is cannot be told where its fragments begin with further headers;
+	// nobody has to send such (RFC 7112).
+	for _, header := range []byte{unix.IPPROTO_HOPOPTS, unix.IPPROTO_ROUTING, unix.IPPROTO_FRAGMENT, unix.IPPROTO_AH, unix.IPPROTO_DSTOPTS} {
+		add(ip6, fragmentOf(header), drop)
+	}
 	add(ip6, protocol(unix.IPPROTO_UDP), sourcePort(dhcp6Server), drop)
 	for _, forbidden := range []byte{routerAdvert, redirect} {
 		add(ip6, icmp6(forbidden), drop)
 	}
-	for _, discovery := range []byte{neighbourSolicit, neighbourAdvert} {
+	for _, discovery := range []byte{neighbourSolicit, neighbourAdvert, routerSolicit} {
 		add(ip6, icmp6(discovery), jump(neighborChain))
 	}
 	// Without an address of its own one only says which groups it listens to, and
@@ -130,9 +135,10 @@ func solicitedOnly(ip6 expression, groups uint16) []expression {
 	return append(out, drop)
 }
 
-// neighbourRules are asked about solicitations and advertisements. A message has
-// no option, or one: the MAC of the sender, which has to be right. Linux adds a
-// nonce to those that ask whether an address is taken.
+// neighbourRules are asked about solicitations, those of routers as well, and
+// advertisements. A message has no option, or one: the MAC of the sender, which has to
+// be right, because whoever gets it sends there. Linux adds a nonce to those that ask
+// whether an address is taken.
 func neighbourRules(b *rtnl.Batch) {
 	add := func(parts ...expression) { rule(b, neighborChain, parts...) }
 	own := []expression{device, sourceMAC, load(network, 8, 16, 6), in(sources6Set)}
@@ -149,6 +155,12 @@ func neighbourRules(b *rtnl.Batch) {
 	advert := []expression{icmp6(neighbourAdvert)}
 	add(with(with(with(advert, length(24)), own...), with(target, accept)...)...)
 	add(with(with(with(advert, length(32), option(2)), own...), with(target, with(optionMAC(transport, 8), accept)...)...)...)
+
+	// A router's solicitation has no target before the option.
+	router := []expression{icmp6(routerSolicit)}
+	add(with(with(with(router, length(8)), own...), accept)...)
+	add(with(with(with(router, length(16), equalsAt(transport, 8, 1, 1)), own...),
+		device, load(transport, 10, 6, 4), load(network, 8, 16, 6), in(sources6Set), accept)...)
 
 	solicit := []expression{icmp6(neighbourSolicit)}
 	none := []expression{source6, equals(make([]byte, 16)...)}
