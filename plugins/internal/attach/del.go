@@ -33,7 +33,7 @@ func (p program) del(ctx context.Context, c *cni.Call) error {
 	crash("unmapped")
 	aliases, answered, err := removeHostEnds(c.Attachment(), c.Conf.RunDirectory())
 	if err != nil {
-		return kernelError(err)
+		return errors.Join(kernelError(err), unmapped)
 	}
 	crash("unlinked")
 	if unmapped != nil {

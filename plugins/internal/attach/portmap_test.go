@@ -108,6 +108,35 @@ func TestDelKeepsTheAddressOfAPort(t *testing.T) {
 	m.wantNothing(container)
 }
 
+// Where neither the host ports nor the interface can be taken away, DEL says both: who
+// mends the one would not learn of the other before the next DEL.
+func TestDelSaysOfPortsAndInterface(t *testing.T) {
+	m := newMachine(t)
+	container := newNamespace(t)
+	m.script("portmap", `[ "$CNI_COMMAND" = DEL ] || cat "$0.stdin"
+[ "$CNI_COMMAND" != DEL ] || [ -e "$0.mended" ] || { echo '{"code":999,"msg":"no iptables"}'; exit 1; }`)
+	c := call{plugin: "m-overlay", command: "ADD", netns: container.path, conf: m.config("both", "", "args", mesosArgs())}
+	m.ok(c)
+	c.command = "DEL"
+	whole := m.bin
+	m.bin = t.TempDir()
+	text := "#!/bin/sh\nexec /usr/bin/setpriv --bounding-set -net_admin --inh-caps -net_admin " + whole + "/m-overlay\n"
+	if err := os.WriteFile(filepath.Join(m.bin, "m-overlay"), []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m.refused(c, cni.ErrCodeKernel, "delete interface vm")
+	m.refused(c, cni.ErrCodeKernel, "plugin portmap: DEL: no iptables")
+	if f := m.left(); len(f.links) != 1 || len(f.records) != 1 {
+		t.Errorf("left: %+v, want interface and address", f)
+	}
+	m.bin = whole
+	if err := os.WriteFile(filepath.Join(m.path[0], "portmap.mended"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.ok(c)
+	m.wantNothing(container)
+}
+
 // TestMesosPortsForReal: through the reference plugin, Debian's and a newer one,
 // in both families, from another host.
 func TestMesosPortsForReal(t *testing.T) {
