@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -44,10 +45,14 @@ func Unsuitable(ctx context.Context, w Wanted) (string, error) {
 	for _, o := range w.Overlays {
 		overlays = append(overlays, o.Subnets...)
 	}
+	var underlay []string
+	if w.Send || w.Take {
+		underlay = slices.Sorted(maps.Values(devices))
+	}
 	for _, look := range []func() (string, error){
 		func() (string, error) { return lacksOffloads(devices) },
 		encrypted,
-		func() (string, error) { return ForeignRule(ctx, overlays) },
+		func() (string, error) { return ForeignRule(ctx, overlays, underlay...) },
 	} {
 		if reason, err := look(); err != nil || reason != "" {
 			return reason, err

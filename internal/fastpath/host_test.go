@@ -36,6 +36,18 @@ func TestUnsuitable(t *testing.T) {
 	if reason := look(h.wanted()); reason != "" {
 		t.Errorf("unsuitable after all was undone: %s", reason)
 	}
+	// Without VXLAN it comes and goes by the underlay's device.
+	h.run("iptables", "-I", "FORWARD", "-i", "eth0", "-p", "tcp", "--dport", "22", "-j", "DROP")
+	if reason := look(h.wanted()); reason != "" {
+		t.Errorf("unsuitable because of a rule about the underlay: %s", reason)
+	}
+	for _, send := range []bool{false, true} {
+		direct := h.wanted()
+		direct.Send, direct.Take = send, true
+		if reason := look(direct); !strings.Contains(reason, "-i eth0") {
+			t.Errorf("without VXLAN, send %v: reason %q, want the rule about the underlay", send, reason)
+		}
+	}
 	six := h.wanted()
 	six.Local = netip.MustParseAddr("fd00:30::1")
 	if reason := look(six); !strings.Contains(reason, "IPv6") {

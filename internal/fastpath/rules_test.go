@@ -2,6 +2,9 @@ package fastpath
 
 import (
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -95,6 +98,9 @@ func TestForeignRule(t *testing.T) {
 		{"nft: to another", `table ip a { chain p { type nat hook postrouting priority 100; ip saddr 9.1.2.3 ip daddr 9.1.2.4 masquerade; }; }`, "chain p"},
 		{"nft: input", `table inet a { chain i { type filter hook input priority 0; drop; }; }`, ""},
 		{"nft: bridge", `table bridge a { chain f { type filter hook forward priority 0; ether type arp drop; }; }`, "table bridge a"},
+		{"nft: bridge, by a container", `table bridge a { chain f { type filter hook prerouting priority 0; iifname "vm0123456789ab" drop; }; }`, "table bridge a"},
+		{"nft: bridge, by some containers", `table bridge a { chain f { type filter hook forward priority 0; oifname "vdab*" drop; }; }`, "table bridge a"},
+		{"nft: bridge, by others", `table bridge a { chain f { type filter hook forward priority 0; iifname { "vmbr0", "veth0" } drop; oifname "vmbr*" drop; }; }`, ""},
 		{"nft: ours", `table inet overlay { chain f { type filter hook forward priority 0; drop; }; }`, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -114,6 +120,99 @@ func TestForeignRule(t *testing.T) {
 					t.Errorf("%s: found %q, want %q", restore[0], found, tt.found)
 				}
 				s.run("nft", "flush", "ruleset")
+			}
+		})
+	}
+}
+
+// Without VXLAN what the fast path takes comes and goes by the underlay's devices, and
+// a rule about those is about it.
+func TestForeignRuleOfUnderlay(t *testing.T) {
+	overlays := []netip.Prefix{netip.MustParsePrefix("9.0.0.0/8")}
+	for _, tt := range []struct {
+		rules string
+		with  bool // is it a reason with eth0 as the underlay
+	}{
+		{forward("FORWARD -i eth0 -d 9.0.0.0/8 -p tcp -m tcp --dport 22 -j DROP"), true},
+		{forward("FORWARD -o eth+ -j LOG"), true},
+		{"*nat\n:POSTROUTING ACCEPT\n-A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n", true},
+		{forward("FORWARD -i eth1 -j DROP"), false},
+		{forward("FORWARD -i eth0 -d 10.0.0.0/8 -j DROP"), false},
+		{`table inet a { chain f { type filter hook forward priority 0; iifname "eth0" tcp dport 22 drop; }; }`, true},
+		{`table inet a { chain f { type filter hook forward priority 0; iifname "eth1" tcp dport 22 drop; }; }`, false},
+	} {
+		t.Run(tt.rules, func(t *testing.T) {
+			s := newSpace(t, "under")
+			if strings.HasPrefix(tt.rules, "table") {
+				s.feed(tt.rules, "nft", "-f", "-")
+			} else {
+				s.feed(tt.rules, "iptables-nft-restore")
+			}
+			for _, underlay := range [][]string{nil, {"eth0"}} {
+				var found string
+				err := s.ns.Inside(func() (err error) { found, err = ForeignRule(t.Context(), overlays, underlay...); return err })
+				if err != nil {
+					t.Fatal(err)
+				}
+				if want := tt.with && underlay != nil; (found != "") != want {
+					t.Errorf("underlay %v: found %q, want some: %v", underlay, found, want)
+				}
+			}
+		})
+	}
+}
+
+// Rules that no program of this host shows, as those that somebody in a container
+// made, count as ones that matter.
+func TestForeignRuleThatCannotBeRead(t *testing.T) {
+	overlays := []netip.Prefix{netip.MustParsePrefix("9.0.0.0/8")}
+	var programs []string
+	for _, name := range []string{"iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save", "nft"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		programs = append(programs, path)
+	}
+	for _, tt := range []struct {
+		name, rules string
+		missing     string // how the name of what is not installed begins
+		found       string
+	}{
+		{"nothing installed, no rules", "", "", ""},
+		{"a table", "nft 'add table inet a; add chain inet a f { type filter hook forward priority 0; }; add rule inet a f tcp dport 22 drop'", "", "table inet a of nftables"},
+		{"a table, nft is missing", "nft 'add table inet a; add chain inet a f { type filter hook forward priority 0; }; add rule inet a f tcp dport 22 drop'", "nft", "table inet a of nftables"},
+		{"a policy", "nft 'add table ip a; add chain ip a f { type filter hook forward priority 0; policy drop; }'", "nft", "table ip a of nftables"},
+		{"an empty chain", "nft 'add table ip a; add chain ip a f { type filter hook forward priority 0; }; add chain ip a g; add rule ip a g drop'", "nft", ""},
+		{"at another hook", "nft 'add table ip a; add chain ip a f { type filter hook input priority 0; }; add rule ip a f drop'", "nft", ""},
+		{"ours", "nft 'add table inet overlay; add chain inet overlay f { type filter hook forward priority 0; }; add rule inet overlay f drop'", "", ""},
+		{"harmless ones of iptables", "iptables-nft -A FORWARD -s 10.0.0.0/8 -j DROP", "nft", ""},
+		{"the same", "iptables-nft -A FORWARD -s 10.0.0.0/8 -j DROP", "", "table ip filter of nftables"},
+		{"of the legacy flavour", "iptables-legacy -A FORWARD -s 9.1.2.3 -j DROP", "ip", "tables of iptables-legacy"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSpace(t, "unread")
+			if tt.rules != "" {
+				s.run("sh", "-c", tt.rules)
+			}
+			dir := t.TempDir()
+			for _, path := range programs {
+				if tt.missing != "" && !strings.HasPrefix(filepath.Base(path), tt.missing) {
+					if err := os.Symlink(path, filepath.Join(dir, filepath.Base(path))); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			path := os.Getenv("PATH")
+			t.Setenv("PATH", dir)
+			var found string
+			err := s.ns.Inside(func() (err error) { found, err = ForeignRule(t.Context(), overlays); return err })
+			t.Setenv("PATH", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if (found == "") != (tt.found == "") || !strings.Contains(found, tt.found) {
+				t.Errorf("found %q, want %q", found, tt.found)
 			}
 		})
 	}

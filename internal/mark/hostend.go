@@ -178,6 +178,15 @@ func LooksLikeHostEnd(name string) bool {
 	return strings.Trim(name[2:], "0123456789abcdef") == ""
 }
 
+// MayBeHostEnd is LooksLikeHostEnd of a name or, with more, of one that begins so.
+func MayBeHostEnd(name string, more bool) bool {
+	const form = "vm0123456789ab"
+	if more && len(name) < len(form) {
+		name += form[len(name):]
+	}
+	return LooksLikeHostEnd(name)
+}
+
 // HostEndMAC is the MAC of a host end: locally administered, and the same for
 // the same attachment.
 func HostEndMAC(key conf.Key) conf.MAC {

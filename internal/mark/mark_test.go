@@ -68,3 +68,17 @@ func TestLooksLikeHostEnd(t *testing.T) {
 		}
 	}
 }
+
+func TestMayBeHostEnd(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		more, want bool
+	}{
+		{"vm0123456789ab", false, true}, {"vm01", false, false}, {"vm01", true, true}, {"v", true, true}, {"", true, true},
+		{"vmbr", true, false}, {"vmbr0", false, false}, {"veth", true, false}, {"vm0123456789abc", true, false},
+	} {
+		if got := MayBeHostEnd(tt.name, tt.more); got != tt.want {
+			t.Errorf("MayBeHostEnd(%q, %v) = %v", tt.name, tt.more, got)
+		}
+	}
+}
