@@ -107,6 +107,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	for _, run := range running {
 		group.Go(func() error { return run(ctx) })
 	}
+	dp.OnRules(a.fast.RulesChanged)
 	changes := dp.Changes(ctx)
 	group.Go(func() error { return l.run(ctx, changes) })
 	log.Info("agent started", logkey.Version, a.opts.Version, logkey.RunDir, a.opts.RunDir, logkey.StateDir, a.opts.StateDir)

@@ -82,7 +82,8 @@ type Report struct {
 // Apply and Changes have to be called in the same one; in a daemon that stays in
 // the namespace it was started in, this is so. It is safe for concurrent use.
 type Datapath struct {
-	log *slog.Logger
+	log     *slog.Logger
+	onRules func() // may be nil
 
 	mu     sync.Mutex // guards what follows
 	kernel *kernel.Kernel
@@ -125,10 +126,20 @@ func (d *Datapath) Close() error {
 	return d.kernel.Close()
 }
 
+// OnRules has f called, from Changes on, when the kernel tells that rules of others or
+// of the administrator may have changed. f must not wait.
+func (d *Datapath) OnRules(f func()) { d.onRules = f }
+
 // Changes announces that somebody else changed or removed something of ours; see
 // kernel.Watch.
 func (d *Datapath) Changes(ctx context.Context) <-chan struct{} {
-	return d.kernel.Watch(ctx, d.log, kernel.Rules{Concerns: concernsFirewall, Unchecked: unchecked, Altered: d.rulesAltered, News: d.news})
+	concerns := func(m rtnl.Message) bool {
+		if d.onRules != nil && isOthersRule(m) {
+			d.onRules()
+		}
+		return concernsFirewall(m)
+	}
+	return d.kernel.Watch(ctx, d.log, kernel.Rules{Concerns: concerns, Unchecked: unchecked, Altered: d.rulesAltered, News: d.news})
 }
 
 // Peers is how many other hosts are forwarded to.

@@ -320,6 +320,33 @@ func concernsFirewall(h rtnl.Message) bool {
 	return false
 }
 
+// isOthersRule reports whether a notification of nftables may tell of another rule, or
+// another policy, that somebody else has for forwarded packets. Whether it is about
+// overlays has to be asked.
+func isOthersRule(h rtnl.Message) bool {
+	const header = 4 // struct nfgenmsg
+	if h.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(h.Data) < header {
+		return false
+	}
+	var chain uint16 // the attribute with its name; 0: none, as of a table
+	switch h.Type & 0xff {
+	case unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
+		chain = unix.NFTA_RULE_CHAIN
+	case unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN:
+		chain = unix.NFTA_CHAIN_NAME
+	case unix.NFT_MSG_DELTABLE:
+	default:
+		return false
+	}
+	names := map[uint16]string{}
+	rtnl.EachAttr(h.Data[header:], func(typ uint16, v []byte) { names[typ] = unix.ByteSliceToString(v) })
+	if name := names[chain]; name == mark.UserChain || mark.IsOurChain(name) {
+		return name == mark.UserChain
+	}
+	table := names[unix.NFTA_TABLE_NAME]
+	return table != mark.NFTable && table != mark.NFGuardTable
+}
+
 // firewalldTable is the table of firewalld. It is made anew when firewalld starts
 // or reloads, which is when it forgets what it was told.
 const firewalldTable = "firewalld"

@@ -43,6 +43,9 @@ func ParseMode(s string) (Mode, error) {
 const (
 	slowLook = 30 * time.Second
 	fastLook = time.Second
+	// rulesLook is that of looks because of rules that others changed. Some do so all
+	// the time, and a look asks a few programs.
+	rulesLook = 5 * time.Second
 )
 
 // Path is the fast path of this host as far as the agent is concerned. It is
@@ -51,6 +54,7 @@ type Path struct {
 	mode    Mode
 	log     *slog.Logger
 	kick    chan struct{}
+	rules   chan struct{} // rules of others are not what they were
 	changed chan struct{}
 	// patience is how long a look at the host waits for peers.
 	patience time.Duration
@@ -68,7 +72,7 @@ type Path struct {
 // New makes a path that does nothing before Run.
 func New(mode Mode, log *slog.Logger) *Path {
 	p := &Path{
-		mode: mode, log: log, kick: make(chan struct{}, 1), changed: make(chan struct{}, 1), patience: fastLook, peers: map[string]conf.Peer{},
+		mode: mode, log: log, kick: make(chan struct{}, 1), rules: make(chan struct{}, 1), changed: make(chan struct{}, 1), patience: fastLook, peers: map[string]conf.Peer{},
 		state: conf.DatapathState{Mode: string(mode), Taken: string(Kernel)},
 	}
 	if mode != Kernel {
@@ -192,6 +196,10 @@ func (p *Path) Traffic() (map[string]fastpath.Traffic, error) {
 	return p.path.Traffic()
 }
 
+// RulesChanged has the host looked at soon, because rules of others changed, which
+// what takes the fast path may have to obey. It does not wait.
+func (p *Path) RulesChanged() { kick(p.rules) }
+
 // Run looks at the host now and then until ctx is done. What is attached then
 // goes on.
 func (p *Path) Run(ctx context.Context) error {
@@ -206,14 +214,25 @@ func (p *Path) Run(ctx context.Context) error {
 	defer p.close()
 	timer := time.NewTimer(slowLook)
 	defer timer.Stop()
+	var last time.Time
+	due := time.Now().Add(slowLook)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-p.rules:
+			// Another change does not put off what the first one asked for.
+			if in := max(fastLook, time.Until(last.Add(rulesLook))); in < time.Until(due) && !p.awaited() {
+				due = time.Now().Add(in)
+				timer.Reset(in)
+			}
+			continue
 		case <-p.kick:
 		case <-timer.C:
 		}
 		p.look(ctx, &watching)
+		last = time.Now()
+		due = last.Add(slowLook)
 		timer.Reset(slowLook)
 		select { // not at full speed while the host is being changed
 		case <-ctx.Done():
@@ -221,6 +240,13 @@ func (p *Path) Run(ctx context.Context) error {
 		case <-time.After(fastLook):
 		}
 	}
+}
+
+// awaited reports whether a look waits for peers.
+func (p *Path) awaited() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.waiting
 }
 
 // look decides, and changes over where the decision is another. watching is

@@ -180,6 +180,35 @@ func TestAuto(t *testing.T) {
 	becomes(t, p, Kernel, "", 0)
 }
 
+// Rules that others change are looked at soon, however often they are changed.
+func TestRulesChanged(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	p, _ := start(t, Auto)
+	if err := p.Apply(t.Context(), wanted, true); err != nil {
+		t.Fatal(err)
+	}
+	becomes(t, p, EBPF, "", 1)
+	sh(t, "iptables -I FORWARD -p tcp --dport 22 -j DROP")
+	stop := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(50 * time.Millisecond):
+				p.RulesChanged()
+			}
+		}
+	}()
+	becomes(t, p, Kernel, "--dport 22", 0)
+	close(stop)
+	<-done
+}
+
 // What could be attached in part only is detached, every time.
 func TestTakenInPart(t *testing.T) {
 	if !onOwnHost(t) {
