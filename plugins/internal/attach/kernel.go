@@ -118,6 +118,12 @@ func (s *sandbox) connect(ctx context.Context, p pair, addrs []netip.Prefix, wan
 	if err := s.create(p, undo); err != nil {
 		return nil, err
 	}
+	// An address without an interface is released after a minute, by the agent's sweeper
+	// and by GC. So whoever was stopped since he has it may have lost it to another. Now
+	// there is an interface.
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("set up interface %s: the program was stopped or waited for too long, and its addresses may be another's: %w", p.name, err)
+	}
 	peer, ok, err := s.inside.Find(p.name)
 	if err != nil {
 		return nil, err
