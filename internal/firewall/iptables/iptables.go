@@ -28,14 +28,16 @@ type Firewall struct {
 	sets     sets
 	guard    *guard
 	families [2]family
+	other    [2]otherFlavour
 	wanted   *firewall.Ruleset // of the last Set that succeeded
 }
 
 // family is iptables or ip6tables.
 type family struct {
 	ip6     bool
-	found   bool // the program is there and works
-	removed bool // what an earlier run left was looked for
+	flavour string // empty: the one that the name leads to
+	found   bool   // the program is there and works
+	removed bool   // what an earlier run left was looked for
 }
 
 // New opens a netlink socket in the network namespace of the calling thread. It
@@ -109,6 +111,11 @@ func (f *Firewall) Set(ctx context.Context, r firewall.Ruleset) (changed int, er
 	if len(errs) > 0 {
 		return changed, errors.Join(errs...)
 	}
+	n, err := f.removeOther(ctx)
+	changed += n
+	if err != nil {
+		return changed, err
+	}
 	if err := f.sets.drop(left); err != nil {
 		return changed, err
 	}
@@ -161,18 +168,20 @@ func (f *Firewall) Remove(ctx context.Context) (changed int, err error) {
 			errs = append(errs, err)
 		}
 	}
-	if len(errs) > 0 {
-		return changed, errors.Join(errs...)
+	n, err := f.removeOther(ctx)
+	changed += n
+	if err := errors.Join(append(errs, err)...); err != nil {
+		return changed, err
 	}
-	n, err := f.sets.destroy(nil)
+	n, err = f.sets.destroy(nil)
 	return changed + n, err
 }
 
 func (f *family) command() string {
 	if f.ip6 {
-		return "ip6tables"
+		return "ip6tables" + f.flavour
 	}
-	return "iptables"
+	return "iptables" + f.flavour
 }
 
 // find looks for the program once.
@@ -221,6 +230,11 @@ func (f *family) remove(ctx context.Context) (changed int, err error) {
 	} else if err != nil {
 		return 0, err
 	}
+	return f.clear(ctx)
+}
+
+// clear is remove with a program that is there.
+func (f *family) clear(ctx context.Context) (changed int, err error) {
 	have, err := f.read(ctx)
 	if err != nil {
 		return 0, err
