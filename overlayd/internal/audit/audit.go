@@ -62,10 +62,8 @@ func Lasting(ctx context.Context, look func() ([]Difference, error)) ([]Differen
 	if err != nil || len(first) == 0 {
 		return nil, err
 	}
-	select {
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	case <-time.After(settling):
+	if err := settle(ctx); err != nil {
+		return nil, err
 	}
 	again, err := look()
 	if err != nil {
@@ -78,6 +76,16 @@ func Lasting(ctx context.Context, look func() ([]Difference, error)) ([]Differen
 		}
 	}
 	return lasting, nil
+}
+
+// settle waits for what is under way to end.
+func settle(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(settling):
+		return nil
+	}
 }
 
 // Host is what the books of one host say.
