@@ -12,16 +12,19 @@ import (
 // the host of a sees is what Walk says there.
 func Arrive(ctx context.Context, o doctor.Options, a, b string) (Result, error) {
 	return run(ctx, o, a, b, func(w *walk) error {
-		w.steps(w.holder, w.admitted, w.admission, w.back, w.here)
+		w.arrives()
 		return nil
 	})
 }
+
+// arrives walks the end of the way, to b.
+func (w *walk) arrives() { w.steps(w.holder, w.admitted, w.admission, w.back, w.here) }
 
 // holder looks at the lease and at the container that has b.
 func (w *walk) holder() bool {
 	step := "container " + w.b.name
 	switch {
-	case w.b.record != nil && w.b.overlay != nil:
+	case w.b.record != nil:
 		return w.container(step, w.b)
 	case w.ownAddress(w.b.addr):
 		return w.pass("destination", "%s is this host", w.b.addr)

@@ -71,15 +71,31 @@ var (
 // beginning of one, or an address.
 func Walk(ctx context.Context, o doctor.Options, a, b string) (Result, error) {
 	return run(ctx, o, a, b, func(w *walk) error {
-		if w.a.record == nil && w.a.peer != nil {
-			return &Elsewhere{Host: w.a.peer.AgentIP, A: a, B: b}
+		if from := w.sender(); from != nil {
+			return &Elsewhere{Host: from.AgentIP, A: a, B: b}
 		}
 		if w.b.record == nil && w.b.peer != nil {
 			w.result.ToHost = w.b.peer.AgentIP
 		}
-		w.steps(w.source, w.isolation, w.forwarding, w.destination)
+		w.there()
 		return nil
 	})
+}
+
+// there walks from a to b.
+func (w *walk) there() { w.steps(w.source, w.isolation, w.forwarding, w.destination) }
+
+// sender is the other host whose address, or whose container's, a is; nil: none.
+func (w *walk) sender() *conf.Peer {
+	if w.a.record != nil || w.a.peer != nil || w.ownAddress(w.a.addr) {
+		return w.a.peer
+	}
+	for i := range w.peers {
+		if p := &w.peers[i]; slices.Contains([]netip.Addr{p.AgentIP, p.SecondIP, p.VTEPIP, p.VTEPIP6}, w.a.addr) {
+			return p
+		}
+	}
+	return nil
 }
 
 // run reads what is known on this host, and has the way between both ends traced.

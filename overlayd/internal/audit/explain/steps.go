@@ -23,17 +23,23 @@ const patience = 1500 * time.Millisecond
 func (w *walk) source() bool {
 	step := "container " + w.a.name
 	switch {
-	case w.a.record != nil && w.a.overlay != nil:
+	case w.a.record != nil:
 		return w.container(step, w.a)
-	case w.a.overlay != nil && !w.ownAddress(w.a.addr):
+	case w.ownAddress(w.a.addr):
+		return w.pass("source", "%s is no container: what this host sends is looked at", w.a.name)
+	case w.a.overlay != nil:
 		return w.stop(step, "nobody has the address on this host, and no other host has a lease of its subnet")
 	}
-	return w.pass("source", "%s is no container: what this host sends is looked at", w.a.name)
+	return w.stop("source", "%s is in no overlay, and no address of this host: what it sends is not seen here", w.a.addr)
 }
 
 // container looks at the container of this host that has an address.
 func (w *walk) container(step string, e end) bool {
 	r := e.record
+	if e.overlay == nil { // it was taken from under the container
+		return w.stop(step, "container %s has %s, which is in no overlay of this host any more; overlayctl overlays lists those of the cluster; delete the container",
+			r.ContainerID, e.addr)
+	}
 	bridge := e.overlay.Info.BridgeName(r.Half)
 	linked := slices.ContainsFunc(w.books.Links, func(l veth.Link) bool { return l.Key() == mark.KeyOf(r.Attachment) })
 	if !linked && !r.IsDocker() && r.NetNS.Path == "" {
@@ -88,7 +94,7 @@ func (w *walk) forwarding() bool {
 func (w *walk) destination() bool {
 	step := "container " + w.b.name
 	switch {
-	case w.b.record != nil && w.b.overlay != nil:
+	case w.b.record != nil:
 		dst := netip.PrefixFrom(w.b.addr, w.b.addr.BitLen()).String()
 		return w.container(step, w.b) && w.sound("firewall", []string{"docker-options"}, dst) &&
 			w.answers(step, w.b.addr, netip.Addr{}, "it does not answer this host; look inside of it")
@@ -271,7 +277,12 @@ func (w *walk) route() bool {
 
 // outside walks to an address that is in no overlay, or one of this host.
 func (w *walk) outside() bool {
-	if w.ownAddress(w.b.addr) {
+	switch {
+	case w.b.addr.IsUnspecified():
+		return w.stop("destination", "%s is nobody's address", w.b.addr)
+	case w.b.addr.IsLoopback() && w.a.record != nil:
+		return w.stop("destination", "%s is the container itself, not this host", w.b.addr)
+	case w.ownAddress(w.b.addr):
 		return w.pass("destination", "%s is this host", w.b.addr)
 	}
 	r, ok, err := w.conn.Lookup(w.packet())
