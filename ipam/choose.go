@@ -136,6 +136,9 @@ func (h *half) takeNamed(f spans, a netip.Addr) (_ netip.Addr, early bool, err e
 		}
 		return a, false, &UnavailableError{a, "is in use by " + rec.Attachment.String()}
 	}
+	if h.elsewhere(a) {
+		return a, false, &UnavailableError{a, "is in use by a container that has it of the " + string(other(h.name)) + " half"}
+	}
 	t, ok, err := h.ticketOf(a)
 	if err != nil {
 		return a, false, err
@@ -249,6 +252,12 @@ func (h *half) advance(s *span) (netip.Addr, bool, error) {
 		a := s.frontier
 		s.pass(a)
 		if h.b.Get(addrKey(kindInUse, a)) != nil || h.b.Get(addrKey(kindReleased, a)) != nil {
+			continue
+		}
+		if h.elsewhere(a) { // its turn comes again
+			if err := h.enqueue(a, h.now); err != nil {
+				return a, false, err
+			}
 			continue
 		}
 		// What the frontier has not reached was never given out, but by name, or

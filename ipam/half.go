@@ -31,6 +31,7 @@ var errUnchanged = errors.New("nothing changed")
 type half struct {
 	name conf.Half
 	b    *bolt.Bucket
+	rest *bolt.Bucket // of the other half; nil: the store is being made
 	seal sealer
 	now  time.Duration
 	cool time.Duration
@@ -47,7 +48,7 @@ func openHalf(tx *bolt.Tx, name conf.Half, now, cool time.Duration) (*half, erro
 	if b == nil {
 		return nil, damagef("bucket %s is missing", name)
 	}
-	return &half{name: name, b: b, seal: newSealer(string(name)), now: now, cool: cool}, nil
+	return &half{name: name, b: b, rest: tx.Bucket([]byte(other(name))), seal: newSealer(string(name)), now: now, cool: cool}, nil
 }
 
 // Entries.
@@ -187,11 +188,7 @@ func (h *half) decode(k conf.Key, payload []byte) (Record, error) {
 	if err != nil || h.b.Get(byKey(k)) == nil {
 		return rec, err
 	}
-	rec.Pool = h.name
-	rec.Half = conf.Docker
-	if h.name == conf.Docker {
-		rec.Half = conf.Mesos
-	}
+	rec.Pool, rec.Half = h.name, other(h.name)
 	return rec, nil
 }
 
@@ -218,6 +215,20 @@ func (h *half) owner(a netip.Addr) (conf.Key, bool, error) {
 		return conf.Key{}, false, damagef("owner of %s has %d bytes", a, len(payload))
 	}
 	return conf.Key(payload), true, nil
+}
+
+// elsewhere reports whether an address is in use in the other half: of a container that
+// was attached when the halves of the overlay were others.
+func (h *half) elsewhere(a netip.Addr) bool {
+	return h.rest != nil && h.rest.Get(addrKey(kindInUse, a)) != nil
+}
+
+// other is the other half.
+func other(name conf.Half) conf.Half {
+	if name == conf.Docker {
+		return conf.Mesos
+	}
+	return conf.Docker
 }
 
 // bind gives free addresses to an attachment.

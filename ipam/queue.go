@@ -69,8 +69,8 @@ func (h *half) oldest(f spans, cooled bool) (t ticket, ok bool, err error) {
 		case cooled && !rested: // the queue is in order of release
 			return false, nil
 		case f.of(q.addr) != nil:
-			t, ok = q, true
-			return false, nil
+			t, ok = q, !h.elsewhere(q.addr)
+			return !ok, nil
 		case rested && h.spans.of(q.addr) == nil:
 			drop = append(drop, q)
 		}

@@ -166,7 +166,7 @@ func (h *half) takeFrom(o Options, s *span, from netip.Prefix) (a netip.Addr, ea
 	var total, used uint64
 	for a := first; a.IsValid() && a.Compare(last) <= 0; a = a.Next() {
 		total++
-		inUse := h.b.Get(addrKey(kindInUse, a)) != nil
+		inUse := h.b.Get(addrKey(kindInUse, a)) != nil || h.elsewhere(a)
 		if !inUse && h.b.Get(addrKey(kindReleased, a)) == nil {
 			return a, false, h.proveAbsence()
 		}
@@ -178,7 +178,7 @@ func (h *half) takeFrom(o Options, s *span, from netip.Prefix) (a netip.Addr, ea
 	found := false
 	if err := h.each([]byte{kindQueue, family(s.first)}, func(k, payload []byte) (bool, error) {
 		q, err := decodeTicket(k, payload)
-		if err == nil && from.Contains(q.addr) && s.contains(q.addr) {
+		if err == nil && from.Contains(q.addr) && s.contains(q.addr) && !h.elsewhere(q.addr) {
 			t, found = q, true
 		}
 		return !found, err
