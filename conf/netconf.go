@@ -37,6 +37,8 @@ type NetConf struct {
 		IPs          []string      `json:"ips"`
 		MAC          string        `json:"mac"`
 		PortMappings []PortMapping `json:"portMappings"`
+		// Bandwidth is what the plugin bandwidth, behind ours, is to hold it to.
+		Bandwidth json.RawMessage `json:"bandwidth"`
 	} `json:"runtimeConfig"`
 
 	Args struct {
@@ -166,6 +168,13 @@ func (n NetConf) Unpublished() bool {
 		return false
 	}
 	return mesos != nil || n.Capabilities.PortMappings
+}
+
+// Shaped reports whether the runtime says that the container is to be held to a rate,
+// which is done with qdiscs at its host end.
+func (n NetConf) Shaped() bool {
+	b := n.RuntimeConfig.Bandwidth
+	return len(b) > 0 && string(b) != "null"
 }
 
 // ChecksSources reports whether the container may only send from its own

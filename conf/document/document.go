@@ -78,6 +78,7 @@ func scanConf(b []byte, n *conf.NetConf) bool {
 						{"protocol", &p.Protocol}, {"hostIP", &p.HostIP},
 					})
 				})},
+				{"bandwidth", &n.RuntimeConfig.Bandwidth},
 			})
 		}},
 		{"args", func() {

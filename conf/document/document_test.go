@@ -105,6 +105,7 @@ var edgeCases = []string{
 	`{"ipam":{}}`, `{"ipam":[]}`, `{"ipam":null}`, `{"ipam":{"type":"x","TYPE":"y"}}`, `{"ipam":{"type":1}}`,
 	`{"runtimeConfig":{"ips":[]}}`, `{"runtimeConfig":{"ips":null}}`, `{"runtimeConfig":{"ips":["9.0.0.1",1]}}`, `{"runtimeConfig":{"ips":"9.0.0.1"}}`,
 	`{"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"tcp"},{}]}}`, `{"runtimeConfig":{"portMappings":[{"a":1,"A":1}]}}`, `{"runtimeConfig":{"portMappings":[null]}}`,
+	`{"runtimeConfig":{"bandwidth":{"ingressRate":1000,"egressBurst":1}}}`, `{"runtimeConfig":{"bandwidth":null}}`, `{"runtimeConfig":{"bandwidth":7}}`,
 	`{"args":{"org.apache.mesos":{"network_info":{"name":"dcos","ip_addresses":[{"protocol":"IPv4"}],"port_mappings":[{"host_port":1,"container_port":2}],"labels":{}}}}}`,
 	`{"args":{"org.apache.mesos":{"network_info":{"labels":{"labels":[{"key":"name","value":"web"},{"key":"x"},{}]}}}}}`,
 	`{"args":{"org.apache.mesos":{"network_info":null}}}`, `{"args":{"cni":{"ips":["9.0.0.1/25"]}}}`, `{"args":{"labels":[{"key":"a"},{"key":"b"}]}}`,

@@ -88,7 +88,7 @@ func New(log *slog.Logger) (_ *Path, err error) {
 	if p.conn, err = rtnl.Open(); err != nil {
 		return nil, errors.Join(err, p.objs.Close())
 	}
-	if p.links, err = rtnl.Subscribe(unix.NETLINK_ROUTE, []uint{unix.RTNLGRP_LINK}, nil); err != nil {
+	if p.links, err = rtnl.Subscribe(unix.NETLINK_ROUTE, []uint{unix.RTNLGRP_LINK, unix.RTNLGRP_TC}, nil); err != nil {
 		return nil, errors.Join(fmt.Errorf("subscribe to the links: %w", err), p.conn.Close(), p.objs.Close())
 	}
 	return p, nil

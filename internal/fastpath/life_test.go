@@ -3,6 +3,7 @@ package fastpath
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -127,6 +128,61 @@ func TestWatch(t *testing.T) {
 	attached(2)
 	r.hosts[1].ip("link delete " + late.link)
 	attached(1)
+}
+
+// Where packets to a container wait in a queue that somebody put before its interface,
+// as the CNI plugin bandwidth does, they all do, in both directions the kernel's way.
+func TestShaped(t *testing.T) {
+	r := newRig(t, false)
+	paths := r.fast()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- paths[1].Watch(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	h, far := r.hosts[1], r.hosts[0].container
+	attached := func(when string, want int) {
+		t.Helper()
+		wait(t, func() error {
+			if n := paths[1].Attached(); n != want {
+				return fmt.Errorf("%s: %d interfaces have the fast path, want %d", when, n, want)
+			}
+			return nil
+		})
+	}
+	sent := func() (n int) {
+		t.Helper()
+		var stats []struct{ Packets int }
+		if err := json.Unmarshal([]byte(h.run("tc", "-s", "-j", "qdisc", "show", "dev", h.container.link, "root")), &stats); err != nil || len(stats) != 1 {
+			t.Fatalf("the qdiscs of %s: %v, %v", h.container.link, stats, err)
+		}
+		return stats[0].Packets
+	}
+	far.ping(1, h.container.v4)
+	attached("at first", 1)
+	for _, family := range []netip.Addr{h.container.v4, h.container.v6} {
+		h.run("tc", "qdisc", "add", "dev", h.container.link, "root", "tbf", "rate", "10mbit", "burst", "12500", "latency", "25ms")
+		attached("shaped", 0)
+		before := sent()
+		if n := taken(t, paths[1], func() { far.ping(3, family) }); n != 0 {
+			t.Errorf("%s: %d packets were taken past the queue", family, n)
+		}
+		if n := sent() - before; n < 3 {
+			t.Errorf("%s: %d packets went through the queue, want 3", family, n)
+		}
+		h.run("tc", "qdisc", "del", "dev", h.container.link, "root")
+		attached("no longer shaped", 1)
+	}
+	// A new process finds it so.
+	h.run("tc", "qdisc", "add", "dev", h.container.link, "root", "tbf", "rate", "10mbit", "burst", "12500", "latency", "25ms")
+	attached("shaped again", 0)
+	if n := h.fast().Attached(); n != 0 {
+		t.Errorf("another process attached the programs to %d interfaces that are shaped", n)
+	}
 }
 
 // What a container has of a subnet that is another host's now is not taken, and is

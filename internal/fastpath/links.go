@@ -50,8 +50,9 @@ func (p *Path) Watch(ctx context.Context) error {
 
 // linkMessage takes one notification of the kernel.
 func (p *Path) linkMessage(m rtnl.Message) {
-	l, ok := rtnl.ParseLink(m)
-	if !ok {
+	l, isLink := rtnl.ParseLink(m)
+	index, isQdisc := rtnl.RootQdisc(m)
+	if !isLink && !isQdisc {
 		return
 	}
 	p.mu.Lock()
@@ -61,6 +62,8 @@ func (p *Path) linkMessage(m rtnl.Message) {
 	}
 	var err error
 	switch {
+	case isQdisc:
+		err = p.lookAt(index)
 	case m.Type == unix.RTM_DELLINK:
 		delete(p.bridges, l.Index)
 		delete(p.uplinks, l.Index)
@@ -73,6 +76,15 @@ func (p *Path) linkMessage(m rtnl.Message) {
 	if err != nil {
 		p.log.Warn("cannot attach the fast path", "link", l.Name, "error", err)
 	}
+}
+
+// lookAt is link for an index.
+func (p *Path) lookAt(index int) error {
+	l, ok, err := p.conn.LinkByIndex(index)
+	if err != nil || !ok {
+		return err
+	}
+	return p.link(l)
 }
 
 // bridgeChanged notes the MAC of a bridge, which containers send to.
@@ -143,7 +155,7 @@ func (p *Path) link(l rtnl.Link) error {
 // MAC is the one it had before.
 func (p *Path) eligible(l rtnl.Link) (attachment, bool) {
 	alias, ours := mark.IsHostEnd(l.Name, l.Alias)
-	if !ours || l.Group != mark.FastPathGroup {
+	if !ours || l.Group != mark.FastPathGroup || shaped(l) {
 		return attachment{}, false
 	}
 	slot, known := p.overlays[alias.Overlay]
@@ -153,6 +165,10 @@ func (p *Path) eligible(l rtnl.Link) (attachment, bool) {
 	}
 	return attachment{name: l.Name, overlay: slot, addrs: alias.Addrs, gateway: gateway, mac: p.attached[l.Index].mac}, true
 }
+
+// shaped reports whether somebody (the CNI plugin bandwidth) makes packets to a
+// container wait at its interface, which those of the programs do not come by.
+func shaped(l rtnl.Link) bool { return !slices.Contains([]string{"", "noop", "noqueue"}, l.Qdisc) }
 
 // withdrawn reports whether an address is of a subnet that is another host's now.
 func (p *Path) withdrawn(a netip.Addr) bool {

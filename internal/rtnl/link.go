@@ -24,6 +24,7 @@ type Link struct {
 	Ethernet    bool   // its frames are those of Ethernet
 	Master      int    // index of its bridge or the like; 0: none
 	Group       uint32 // IFLA_GROUP
+	Qdisc       string // that it sends through: "noop" while it is down, "noqueue" where nothing waits
 	Peer        int    // index of the other end, or of the link it is on; 0: none
 	PeerNS      int32  // what the kernel calls the namespace of Peer; -1: this one, or none
 	// PeerNamed: the namespace of the other end has a name of its own here, so
@@ -178,6 +179,8 @@ func parseLink(m Message) Link {
 			})
 		case typ == unix.IFLA_IFALIAS:
 			l.Alias = unix.ByteSliceToString(v)
+		case typ == unix.IFLA_QDISC:
+			l.Qdisc = unix.ByteSliceToString(v)
 		case typ == unix.IFLA_ADDRESS:
 			copy(l.MAC[:], v)
 		case typ == unix.IFLA_OPERSTATE:

@@ -86,6 +86,18 @@ func (b *Batch) DeleteTCFilter(step string, f TCFilter) {
 	b.AttrString(tcaKind, f.Kind)
 }
 
+// tcRoot is TC_H_ROOT: where the qdisc stands that a device sends through.
+const tcRoot = 0xffffffff
+
+// RootQdisc is the index of the device of which a notification says that it sends
+// through another qdisc.
+func RootQdisc(m Message) (index int, ok bool) {
+	if m.Type != unix.RTM_NEWQDISC && m.Type != unix.RTM_DELQDISC || len(m.Data) < sizeofTcMsg {
+		return 0, false
+	}
+	return int(native.Uint32(m.Data[4:])), native.Uint32(m.Data[12:]) == tcRoot
+}
+
 // Clsacts lists the indexes of the devices with the qdisc clsact.
 func (c *Conn) Clsacts() ([]int, error) {
 	header := tcHeader(0, 0, 0, 0)

@@ -149,11 +149,11 @@ type list struct {
 
 // conflist is the chain for CNI runtimes: d-overlay, then portmap if the host has
 // it. d-overlay is told the host ports, so that it knows whether there are any,
-// but leaves them to portmap.
+// but leaves them to portmap; and the rate, for the plugin bandwidth, which somebody may add.
 func (f *Files) conflist(ctx context.Context, name string) list {
 	l := list{CNIVersion: baseVersion, Name: name, Plugins: []plugin{{
 		Type: "d-overlay", Overlay: name, RunDir: f.runDir(),
-		Capabilities: map[string]bool{"ips": true, "mac": true, "portMappings": true}, HostPorts: new(bool),
+		Capabilities: map[string]bool{"ips": true, "mac": true, "portMappings": true, "bandwidth": true}, HostPorts: new(bool),
 		IPAM: &ipam{Type: "overlay-ipam"},
 	}}}
 	if f.copies("portmap") != nil {

@@ -122,6 +122,7 @@ func TestContent(t *testing.T) {
       "overlay": "dcos",
       "runDir": "/run/other",
       "capabilities": {
+        "bandwidth": true,
         "ips": true,
         "mac": true,
         "portMappings": true

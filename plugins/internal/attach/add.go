@@ -187,7 +187,8 @@ func (a *attaching) run(ctx context.Context, prev *types100.Result) (*types100.R
 		bridge: a.bridge, bridgeIdx: bridge.Index, hairpin: a.call.Conf.Hairpin(),
 		name: a.att.IfName, mac: a.mac, netns: s.netns.FD, mtu: a.mtu,
 	}
-	if a.call.Conf.Unpublished() {
+	// Qdiscs would not see what the fast path takes, and find ours in their way.
+	if a.call.Conf.Unpublished() && !a.call.Conf.Shaped() {
 		pair.group, pair.filtered = mark.FastPathGroup, a.state.Datapath.MayFilter()
 	}
 	if pair.mac == (conf.MAC{}) {

@@ -272,6 +272,8 @@ func TestUnpublished(t *testing.T) {
 		"none, in a chain":                   {"d-overlay", "both", []any{"capabilities", asked, "hostPorts", false}, true},
 		"none, on a link without IPv6":       {"d-overlay", "dcos", []any{"capabilities", asked, "hostPorts", false, "mtu", 1200}, true},
 		"one, for portmap":                   {"d-overlay", "both", []any{"capabilities", asked, "hostPorts", false, "runtimeConfig", map[string]any{"portMappings": ports}}, false},
+		"none, and held to a rate":           {"d-overlay", "both", []any{"capabilities", asked, "hostPorts", false, "runtimeConfig", map[string]any{"bandwidth": map[string]any{"egressRate": 1000000, "egressBurst": 100000}}}, false},
+		"none, and to no rate":               {"d-overlay", "both", []any{"capabilities", asked, "hostPorts", false, "runtimeConfig", map[string]any{"bandwidth": nil}}, true},
 		"none, says Mesos":                   {"m-overlay", "both", []any{"args", mesos}, true},
 		"one that Mesos' own mapper sees to": {"m-overlay", "both", []any{"args", mesosArgs(), "hostPorts", false}, false},
 	} {
