@@ -97,6 +97,9 @@ type Host struct {
 	Links    []veth.Link
 	// Unmarked are links that have the name of a host end and no alias of ours.
 	Unmarked []string
+	// Altered are links of containers whose name or alias was changed by others, by the
+	// name of the host end. A container goes on with its addresses behind such a link.
+	Altered map[string]string
 }
 
 // Store is one overlay's address store.
@@ -181,17 +184,34 @@ func (h *Host) readKernel() error {
 	if err != nil {
 		return err
 	}
-	h.Links = veth.Of(links)
+	h.take(links)
+	return nil
+}
+
+// take takes in the links of the host.
+func (h *Host) take(links []rtnl.Link) {
+	h.Links, h.Altered = veth.Of(links), map[string]string{}
 	marked := map[string]bool{}
 	for _, l := range h.Links {
 		marked[l.Name] = true
 	}
 	for _, l := range links {
-		if l.Kind == "veth" && mark.LooksLikeHostEnd(l.Name) && !marked[l.Name] {
-			h.Unmarked = append(h.Unmarked, l.Name)
+		if l.Kind != "veth" || marked[l.Name] {
+			continue
+		}
+		if alias, ours := mark.ParseAlias(l.Alias); ours {
+			h.Altered[mark.HostEnd(alias.Half, alias.Key())] = l.Name
+		}
+		if !mark.LooksLikeHostEnd(l.Name) {
+			continue
+		}
+		h.Unmarked = append(h.Unmarked, l.Name)
+		// There is an alias before the container's end comes up: a killed ADD has left
+		// one that has neither.
+		if l.Alias != "" || l.Carrier() {
+			h.Altered[l.Name] = l.Name
 		}
 	}
-	return nil
 }
 
 // Compare finds the differences. It changes nothing and looks at nothing but h.

@@ -96,10 +96,16 @@ func (c *comparison) entry(overlay string, key conf.Key, e entry) {
 
 // noLink looks at a record without an interface of ours.
 func (c *comparison) noLink(overlay string, key conf.Key, rec ipam.Record) {
-	switch {
+	name := mark.HostEnd(rec.Half, key)
+	switch is := c.Altered[name]; {
+	case is == name:
+		c.add(overlay, "%s has %v in the address store, and its interface %s has lost the alias that says so; delete the container", rec.Attachment, rec.Addrs, name)
+	case is != "":
+		c.add(overlay, "%s has %v in the address store, and its interface %s is called %s; delete the container, and remove the interface if it is still there: ip link delete %s",
+			rec.Attachment, rec.Addrs, name, is, is)
 	case rec.NetNS.Path == "":
 		c.add(overlay, "%s has %v in the address store and no interface %s; delete the container, or leave it to the agent, which releases it after a minute",
-			rec.Attachment, rec.Addrs, mark.HostEnd(rec.Half, key))
+			rec.Attachment, rec.Addrs, name)
 	case c.Stores[overlay].Gone[key]:
 		c.add(overlay, "%s has %v in the address store, and its network namespace %s is gone; delete the container, or leave it to the agent, which releases it after a minute",
 			rec.Attachment, rec.Addrs, rec.NetNS.Path)
@@ -107,7 +113,7 @@ func (c *comparison) noLink(overlay string, key conf.Key, rec ipam.Record) {
 }
 
 // Abandoned are the overlay's records whose container is gone: neither a host
-// end nor, where there never was one, the namespace is there.
+// end, by whatever name or alias, nor, where there never was one, the namespace is there.
 func (h Host) Abandoned(overlay string) (out []ipam.Record) {
 	linked := map[conf.Key]bool{}
 	for _, l := range h.Links {
@@ -116,6 +122,9 @@ func (h Host) Abandoned(overlay string) (out []ipam.Record) {
 	s := h.Stores[overlay]
 	for _, rec := range s.Records {
 		key := mark.KeyOf(rec.Attachment)
+		if h.Altered[mark.HostEnd(rec.Half, key)] != "" {
+			continue
+		}
 		if !linked[key] && !rec.IsDocker() && (rec.NetNS.Path == "" || s.Gone[key]) {
 			out = append(out, rec)
 		}

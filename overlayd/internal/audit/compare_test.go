@@ -8,10 +8,12 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/netns"
+	"overlayd.internal/overlay/internal/rtnl"
 	"overlayd.internal/overlay/internal/veth"
 	"overlayd.internal/overlay/ipam"
 )
@@ -160,5 +162,40 @@ func TestAbandoned(t *testing.T) {
 	h.Links = nil
 	if diff := cmp.Diff([]string{"c1", "no-link", "dead"}, ids(h)); diff != "" {
 		t.Errorf("without its interface (-want +got):\n%s", diff)
+	}
+}
+
+// A container whose interface others have renamed, or given another alias, is there and
+// keeps its addresses: only what a killed ADD left in between has no use for them.
+func TestAltered(t *testing.T) {
+	vm, alias := mark.HostEnd(conf.Mesos, att.Key()), link("m-dcos", 11, att, addr).String()
+	const up, carrier = unix.IFF_UP, unix.IFF_LOWER_UP
+	for _, tt := range []struct {
+		name string
+		link rtnl.Link
+		want string // of what is said of the container; empty: it counts as gone
+	}{
+		{"renamed", rtnl.Link{Name: "uplink7", Kind: "veth", Alias: alias, Flags: up | carrier}, "its interface " + vm + " is called uplink7"},
+		{"renamed and down", rtnl.Link{Name: "uplink7", Kind: "veth", Alias: alias}, "its interface " + vm + " is called uplink7"},
+		{"another alias", rtnl.Link{Name: vm, Kind: "veth", Alias: "port 7", Flags: up | carrier}, "its interface " + vm + " has lost the alias"},
+		{"another alias and down", rtnl.Link{Name: vm, Kind: "veth", Alias: "port 7"}, "its interface " + vm + " has lost the alias"},
+		{"without alias", rtnl.Link{Name: vm, Kind: "veth", Flags: up | carrier}, "its interface " + vm + " has lost the alias"},
+		{"of a killed ADD", rtnl.Link{Name: vm, Kind: "veth", Flags: up}, ""},
+		{"of no container", rtnl.Link{Name: vm, Kind: "dummy", Alias: "port 7", Flags: up | carrier}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := sound()
+			h.take([]rtnl.Link{tt.link})
+			var said []string
+			for _, d := range Compare(h) {
+				if strings.Contains(d.Text, att.String()+" has") {
+					said = append(said, d.Text)
+				}
+			}
+			gone := len(h.Abandoned("dcos")) > 0
+			if want := tt.want; len(said) != 1 || gone != (want == "") || !strings.Contains(said[0], want) || gone != strings.Contains(said[0], "no interface") {
+				t.Errorf("gone: %v, said: %q", gone, said)
+			}
+		})
 	}
 }
