@@ -30,6 +30,7 @@ const (
 	StateFile       = "state.json"       // in the run directory: the published document
 	SocketFile      = "overlayd.sock"    // in the run directory: the agent's HTTP socket
 	CAFile          = "ca.pem"           // in the run directory: the CAs of the cluster, for programs that ask the coordinator
+	AttachmentsFile = "attachments.lock" // in the run directory: what CNI programs lock, without content
 	IPAMDir         = "ipam"             // in the run directory: one address store per overlay
 
 	// DefaultCoolingSeconds is how long a released address rests before it is

@@ -96,7 +96,7 @@ func (o Options) teardownDocker(ctx context.Context, force bool) error {
 // identity of the host. The run directory goes if nothing else is in it.
 func (o Options) removeState(f *files, existed bool) error {
 	paths := []string{f.state(), f.lease(), f.peers(), filepath.Join(o.StateDir, teardown.BeforeFile)}
-	for _, name := range append(calls.Files(), conf.IPAMDir, conf.SocketFile, conf.CAFile) {
+	for _, name := range append(calls.Files(), conf.AttachmentsFile, conf.IPAMDir, conf.SocketFile, conf.CAFile) {
 		paths = append(paths, filepath.Join(o.RunDir, name))
 	}
 	var errs []error

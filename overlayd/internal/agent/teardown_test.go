@@ -115,6 +115,7 @@ func TestTeardown(t *testing.T) {
 
 	calls.Record(h.opts.RunDir, calls.Call{Program: "d-overlay", Verb: "ADD"})
 	must(t, os.WriteFile(h.path(conf.CAFile), []byte("CA"), 0o644))
+	must(t, os.WriteFile(h.path(conf.AttachmentsFile), nil, 0o600))
 	must(t, Teardown(t.Context(), h.opts, true))
 	if diff := cmp.Diff(before, hostState(t)); diff != "" {
 		t.Errorf("after teardown (-before +after):\n%s", diff)

@@ -15,7 +15,7 @@ import (
 
 // lockFile is in the run directory. It has no content: attachments lock one byte
 // each, at the offset their key gives.
-const lockFile = "attachments.lock"
+const lockFile = conf.AttachmentsFile
 
 // lockTimeout is how long one program waits for another that works on the same
 // attachment.
