@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/internal/mark"
 	"overlayd.internal/overlay/internal/rtnl"
 )
 
@@ -52,6 +53,7 @@ func Unsuitable(ctx context.Context, w Wanted) (string, error) {
 	for _, look := range []func() (string, error){
 		func() (string, error) { return lacksOffloads(devices) },
 		encrypted,
+		func() (string, error) { return queued(conn) },
 		func() (string, error) { return ForeignRule(ctx, overlays, underlay...) },
 	} {
 		if reason, err := look(); err != nil || reason != "" {
@@ -85,6 +87,22 @@ func lacksOffloads(devices map[int]string) (string, error) {
 			if !slices.ContainsFunc(any, func(f string) bool { return features[f] }) {
 				return fmt.Sprintf("device %s has %s off (ethtool -k %s)", name, any[0], name), nil
 			}
+		}
+	}
+	return "", nil
+}
+
+// queued names a device of ours in front of which somebody put a queue (tc), as to hold
+// all overlays to a rate. The programs come by none of them.
+func queued(conn *rtnl.Conn) (string, error) {
+	links, err := conn.Links()
+	if err != nil {
+		return "", err
+	}
+	for _, l := range links {
+		_, half := mark.HalfOf(l.Name)
+		if ours := l.Kind == "vxlan" && l.Name == conf.VTEPName || l.Kind == "bridge" && half; ours && shaped(l) {
+			return fmt.Sprintf("device %s has the qdisc %s, which packets would pass by (tc qdisc show dev %s)", l.Name, l.Qdisc, l.Name), nil
 		}
 	}
 	return "", nil

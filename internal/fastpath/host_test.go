@@ -25,6 +25,8 @@ func TestUnsuitable(t *testing.T) {
 		{"segmentation", "tx-udp_tnl-segmentation off", "ethtool -K eth0 tx-udp_tnl-segmentation off", "ethtool -K eth0 tx-udp_tnl-segmentation on"},
 		{"checksum", "tx-checksum-ip-generic off", "ethtool -K eth0 tx off tso off", "ethtool -K eth0 tx on tso on"},
 		{"IPsec", "IPsec", "ip xfrm policy add dir out src 172.30.0.1 dst 172.30.0.2 tmpl proto esp mode transport", "ip xfrm policy flush"},
+		{"queue of the VXLAN device", "vtep1024 has the qdisc tbf", "tc qdisc add dev vtep1024 root tbf rate 10mbit burst 12500 latency 25ms", "tc qdisc del dev vtep1024 root"},
+		{"queue of a bridge", "m-net has the qdisc tbf", "tc qdisc add dev m-net root tbf rate 10mbit burst 12500 latency 25ms", "tc qdisc del dev m-net root"},
 		{"rule", "--dport 22", "iptables -I FORWARD -p tcp --dport 22 -j DROP", "iptables -D FORWARD -p tcp --dport 22 -j DROP"},
 	} {
 		h.run(strings.Fields(tt.do)...)

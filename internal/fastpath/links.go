@@ -166,8 +166,9 @@ func (p *Path) eligible(l rtnl.Link) (attachment, bool) {
 	return attachment{name: l.Name, overlay: slot, addrs: alias.Addrs, gateway: gateway, mac: p.attached[l.Index].mac}, true
 }
 
-// shaped reports whether somebody (the CNI plugin bandwidth) makes packets to a
-// container wait at its interface, which those of the programs do not come by.
+// shaped reports whether somebody (the CNI plugin bandwidth) makes what is sent by a
+// virtual device wait, to a container at its interface. What the programs take does
+// not come by there.
 func shaped(l rtnl.Link) bool { return !slices.Contains([]string{"", "noop", "noqueue"}, l.Qdisc) }
 
 // withdrawn reports whether an address is of a subnet that is another host's now.
