@@ -49,12 +49,31 @@ func (c *Coordinator) deleteAgent(ctx context.Context, name string) error {
 		} else if !errors.Is(err, store.ErrConflict) {
 			return err
 		}
+		// Perhaps it was carried out all the same. Who has registered since, or has the
+		// address now, is not who was to be deleted.
+		if gone, err := c.deletedSince(ctx, txn.If[0]); gone || err != nil {
+			return err
+		}
 		if err := c.catchUp(ctx, txn, viewRev, attempt); err != nil {
 			return err
 		}
 		attempt++
 	}
 	return refuse(http.StatusServiceUnavailable, "the store changed %d times in between; try again", maxAttempts)
+}
+
+// deletedSince reports whether the agent that was as in a condition has been deleted
+// since, by whomever, and waits until the view knows.
+func (c *Coordinator) deletedSince(ctx context.Context, was store.Cond) (bool, error) {
+	kv, err := c.read(ctx, was.Key)
+	if err != nil || kv.Mod != 0 && kv.Create <= was.Mod {
+		return false, err
+	}
+	last, err := c.read(ctx, keyDeleted)
+	if err != nil {
+		return false, err
+	}
+	return true, c.await(ctx, last.Mod)
 }
 
 // catchUpWith waits until the view has the agent as it is in the store, where other

@@ -68,6 +68,60 @@ func TestUnknownOutcome(t *testing.T) {
 	checkPools(t, n, 0)
 }
 
+// late is a real store whose answer to a deletion of an agent gets lost, and which is
+// quiet until something else has happened.
+type late struct {
+	store.Store
+	lost      sync.Once
+	meanwhile func()
+}
+
+func (l *late) Commit(ctx context.Context, txn store.Txn) (rev uint64, err error) {
+	rev, err = l.Store.Commit(ctx, txn)
+	if len(txn.Then) > 0 && txn.Then[0].Delete {
+		l.lost.Do(func() {
+			l.meanwhile()
+			rev, err = 0, fmt.Errorf("%w: lost after", store.ErrUnknown)
+		})
+	}
+	return rev, err
+}
+
+// A deletion that was carried out, and of which nobody knows, takes nothing from an agent
+// that has registered since, nor from another one that has its address.
+func TestDeletedOnce(t *testing.T) {
+	for name, tt := range map[string]struct {
+		delete string
+		since  api.RegisterRequest
+	}{
+		"by id":                    {nth(0).AgentID, nth(0)},
+		"by address":               {nth(0).AgentIP.String(), nth(0)},
+		"its address is another's": {nth(0).AgentIP.String(), request(nth(1).AgentID, nth(0).AgentIP.String(), conf.Mesos, conf.Docker)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &late{Store: newStore(t)}
+			n := start(t, s, seedNetwork)
+			n.register(t, nth(0))
+			var since conf.Lease
+			s.meanwhile = func() { since = n.register(t, tt.since) }
+			state, err := n.client.Delete(t.Context(), []string{tt.delete})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if since.AgentID == "" {
+				t.Fatal("nothing was deleted")
+			}
+			if again := n.register(t, tt.since); again.Epoch != since.Epoch {
+				t.Errorf("it has lease %d since it registered, and then %d", since.Epoch, again.Epoch)
+			}
+			if len(state.Agents) != 1 {
+				t.Errorf("%d agents are left", len(state.Agents))
+			}
+			checkPools(t, n, 1)
+		})
+	}
+}
+
 // forgetful is a real store that now and then cannot say what happened.
 type forgetful struct {
 	store.Store

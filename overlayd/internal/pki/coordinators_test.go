@@ -32,6 +32,55 @@ func (m *meddled) Commit(ctx context.Context, txn store.Txn) (uint64, error) {
 	return commit()
 }
 
+// lossy is a real store whose next answer is lost.
+type lossy struct {
+	store.Store
+	lost bool
+}
+
+func (l *lossy) Commit(ctx context.Context, txn store.Txn) (uint64, error) {
+	rev, err := l.Store.Commit(ctx, txn)
+	if l.lost {
+		l.lost = false
+		return 0, errors.Join(store.ErrUnknown, err)
+	}
+	return rev, err
+}
+
+// What was carried out, and of which nobody knows, is not done a second time, and counts
+// as done.
+func TestLostAnswers(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	file, err := bbolt.Open(filepath.Join(t.TempDir(), "coordinator.db"), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	s := &lossy{Store: file}
+	r, err := pki.Open(t.Context(), pki.Options{Store: s, Dir: t.TempDir(), Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := r.CreateToken(t.Context(), api.TokenRequest{Role: "agent", Uses: 1, TTLSeconds: 60})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.lost = true
+	if err := r.RevokeToken(t.Context(), token.ID); err != nil {
+		t.Errorf("revoke a token: %v", err)
+	}
+	if err := r.RevokeToken(t.Context(), token.ID); err == nil {
+		t.Error("a token that is not there was revoked")
+	}
+	s.lost = true
+	if err := r.Rotate(t.Context()); err != nil {
+		t.Errorf("rotate: %v", err)
+	}
+	if cas := r.CAs(); len(cas) != 2 || !cas[1].Issues || cas[0].Fingerprint == cas[1].Fingerprint || !cas[1].Until.IsZero() {
+		t.Errorf("after one rotation the CAs are %+v", cas)
+	}
+}
+
 // Two coordinators want the last use of a token: the one that does not get it gets
 // nothing of the cluster, whatever it hears of the store.
 func TestLastUseOfACoordinatorsToken(t *testing.T) {

@@ -148,11 +148,13 @@ func (r *Registry) RevokeToken(ctx context.Context, id string) error {
 	if t, err := ParseToken(id); err == nil {
 		id = t.ID
 	}
-	for {
+	for first := true; ; first = false {
 		kv, err := r.read(ctx, keyToken(id))
 		switch {
 		case err != nil:
 			return fmt.Errorf("revoke a token: %w", err)
+		case kv.Mod == 0 && !first:
+			return nil // the answer was lost, or somebody else was faster
 		case kv.Mod == 0:
 			return serve.Refuse(http.StatusNotFound, "there is no token %.80q; overlayctl token list shows the ids", id)
 		}
