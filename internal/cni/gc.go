@@ -44,7 +44,7 @@ func GC(ctx context.Context, c *Call, half conf.Half) ([]ipam.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !storeExists(c) {
+	if !StoreExists(c) {
 		return nil, nil
 	}
 	s, err := OpenStore(ctx, c, 0)

@@ -165,7 +165,7 @@ func CheckAddresses(ctx context.Context, c *Call, half conf.Half) error {
 	}
 	var rec ipam.Record
 	found := false
-	if storeExists(c) {
+	if StoreExists(c) {
 		s, err := OpenStore(ctx, c, 0)
 		if err != nil {
 			return err

@@ -71,7 +71,7 @@ func Status(ctx context.Context, c *Call, half conf.Half, ports bool) error {
 	if err != nil {
 		return StatusError(err)
 	}
-	if !storeExists(c) {
+	if !StoreExists(c) {
 		return StatusError(StoreError(ipam.CheckRoom(c.Conf.IPAMPath())))
 	}
 	s, err := OpenStore(ctx, c, state.CoolingSeconds)

@@ -77,7 +77,7 @@ func StoreError(err error) error {
 // needs nothing but the store: not the published state, and of the
 // configuration only the names. A store that was never made has nothing.
 func Release(ctx context.Context, c *Call) ([]netip.Addr, error) {
-	if checkPlace(c) != nil || !storeExists(c) {
+	if checkPlace(c) != nil || !StoreExists(c) {
 		return nil, nil // nothing can have been added with this configuration
 	}
 	s, err := OpenStore(ctx, c, 0)
@@ -89,8 +89,9 @@ func Release(ctx context.Context, c *Call) ([]netip.Addr, error) {
 	return addrs, StoreError(err)
 }
 
-// storeExists keeps verbs that only look, or take away, from making a store.
-func storeExists(c *Call) bool {
+// StoreExists reports whether the overlay has a store. It keeps verbs that only look,
+// or take away, from making one.
+func StoreExists(c *Call) bool {
 	_, err := os.Lstat(filepath.Join(c.Conf.IPAMPath(), c.Conf.OverlayName()+".db"))
 	return !errors.Is(err, fs.ErrNotExist)
 }

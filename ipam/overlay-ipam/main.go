@@ -12,6 +12,8 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/internal/cni"
 	"overlayd.internal/overlay/internal/netns"
+	"overlayd.internal/overlay/ipam"
+	"overlayd.internal/overlay/ipam/rebuild"
 )
 
 func gc(ctx context.Context, c *cni.Call, half conf.Half) error {
@@ -78,6 +80,13 @@ func add(ctx context.Context, c *cni.Call) (*types100.Result, func(), error) {
 	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
 	if r.DNS, err = cni.DNS(c.Conf); err != nil {
 		return nil, nil, err
+	}
+	if !cni.StoreExists(c) {
+		// The programs after this one take what it makes for all there is. A damaged store
+		// is refused: the links tell nothing of what this program has given out.
+		c.Rebuild = func(context.Context) (ipam.Known, error) {
+			return rebuild.Known(c.Conf.RunDirectory(), c.Conf.OverlayName())
+		}
 	}
 	// The only way to find out, should DEL never come, that the container is gone.
 	request.NetNS = netns.Look(c.NetNS)

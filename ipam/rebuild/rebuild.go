@@ -1,7 +1,7 @@
 // Package rebuild reads from the kernel what an address store should hold: the
 // alias of each host end of ours names its attachment and addresses. Those of Docker
 // tell nothing, so where there is one it says that. It stands
-// beside ipam because overlay-ipam, which makes no links, does not link netlink.
+// beside ipam because an address store needs no kernel.
 package rebuild
 
 import (

@@ -445,3 +445,32 @@ func TestBridgeFull(t *testing.T) {
 	m.ok(call{command: "DEL", id: "last", conf: m.config("dcos6", "1.1.0")})
 	m.ok(status)
 }
+
+// Where the store is gone and overlay-ipam is the first to need one, it has what the
+// links say in it: the programs after it trust what they find.
+func TestStoreMadeByIPAM(t *testing.T) {
+	m := newMachine(t)
+	attached, other, third := newNamespace(t), newNamespace(t), newNamespace(t)
+	r := m.add(call{id: "attached", netns: attached.path, conf: m.config("both", "1.1.0")})
+	if err := os.RemoveAll(filepath.Join(m.run, conf.IPAMDir)); err != nil {
+		t.Fatal(err)
+	}
+	of := m.config("both", "1.1.0", "ipam", map[string]any{"type": "overlay-ipam", "half": "docker"})
+	m.ok(call{plugin: "overlay-ipam", command: "STATUS", conf: of})
+	m.ok(call{plugin: "overlay-ipam", command: "ADD", id: "other", netns: other.path, conf: of})
+	m.add(call{id: "third", netns: third.path, conf: m.config("both", "1.1.0")})
+	owners := map[netip.Addr]string{}
+	for _, rec := range m.records("both") {
+		for _, a := range rec.Addrs {
+			owners[a] = rec.ContainerID
+		}
+	}
+	if len(owners) != 6 {
+		t.Errorf("in use: %v", owners)
+	}
+	for _, a := range addrsOf(r) {
+		if owners[a] != "attached" {
+			t.Errorf("%s is of %q", a, owners[a])
+		}
+	}
+}
