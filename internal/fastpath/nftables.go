@@ -24,8 +24,15 @@ type nftObject struct {
 // nftRule is the expressions of a rule.
 type nftRule = []map[string]json.RawMessage
 
-// nftHooks are where packets between two containers come by.
-var nftHooks = []string{"prerouting", "forward", "postrouting"}
+// nftHooks are where packets between two containers come by; those of a bridge are
+// for the host, and from it, as frames to and from the gateway.
+func nftHooks(family string) []string {
+	hooks := []string{"prerouting", "forward", "postrouting"}
+	if family == "bridge" {
+		hooks = append(hooks, "input", "output")
+	}
+	return hooks
+}
 
 // nftables looks for a rule that concerns us in what nft prints. skip says which
 // tables are ours or were looked at otherwise.
@@ -46,7 +53,7 @@ func (s scope) nftables(printed []byte, skip func(family, table string) bool) (s
 	}
 	for _, o := range all.Nftables {
 		c := o.Chain
-		if c == nil || !slices.Contains(nftHooks, c.Hook) || c.Family == "arp" || c.Family == "netdev" || skip(c.Family, c.Table) {
+		if c == nil || !slices.Contains(nftHooks(c.Family), c.Hook) || c.Family == "arp" || c.Family == "netdev" || skip(c.Family, c.Table) {
 			continue
 		}
 		table := c.Family + " " + c.Table

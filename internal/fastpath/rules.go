@@ -181,7 +181,7 @@ func unreadTable(known func(family, table string) bool) (string, error) {
 		rtnl.EachAttr(m.Data[header:], func(typ uint16, v []byte) { attrs[typ] = v })
 		family, ours := families[m.Data[0]]
 		table = unix.ByteSliceToString(attrs[unix.NFTA_CHAIN_TABLE])
-		return family + " " + table, ours && hasSay(attrs) && !known(family, table)
+		return family + " " + table, ours && hasSay(attrs, m.Data[0] == unix.NFPROTO_BRIDGE) && !known(family, table)
 	})
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
 		return "", nil // a kernel without nftables
@@ -193,9 +193,9 @@ func unreadTable(known func(family, table string) bool) (string, error) {
 }
 
 // hasSay reports whether a chain of nftables is asked about packets between two
-// containers, and has a rule or does not accept.
-func hasSay(chain map[uint16][]byte) bool {
-	const prerouting, forward, postrouting = 0, 2, 4
+// containers, and has a rule or does not accept; see nftHooks.
+func hasSay(chain map[uint16][]byte, bridge bool) bool {
+	const prerouting, input, forward, output, postrouting = 0, 1, 2, 3, 4
 	number := func(b []byte) uint32 {
 		if len(b) != 4 {
 			return 0
@@ -205,7 +205,7 @@ func hasSay(chain map[uint16][]byte) bool {
 	asked := false
 	rtnl.EachAttr(chain[unix.NFTA_CHAIN_HOOK], func(typ uint16, v []byte) {
 		at := number(v)
-		asked = asked || typ == unix.NFTA_HOOK_HOOKNUM && (at == prerouting || at == forward || at == postrouting)
+		asked = asked || typ == unix.NFTA_HOOK_HOOKNUM && (at == prerouting || at == forward || at == postrouting || bridge && (at == input || at == output))
 	})
 	const accept = 1
 	return asked && (number(chain[unix.NFTA_CHAIN_USE]) > 0 || number(chain[unix.NFTA_CHAIN_POLICY]) != accept)

@@ -101,6 +101,8 @@ func TestForeignRule(t *testing.T) {
 		{"nft: bridge, by a container", `table bridge a { chain f { type filter hook prerouting priority 0; iifname "vm0123456789ab" drop; }; }`, "table bridge a"},
 		{"nft: bridge, by some containers", `table bridge a { chain f { type filter hook forward priority 0; oifname "vdab*" drop; }; }`, "table bridge a"},
 		{"nft: bridge, by others", `table bridge a { chain f { type filter hook forward priority 0; iifname { "vmbr0", "veth0" } drop; oifname "vmbr*" drop; }; }`, ""},
+		{"nft: bridge, to the gateway", `table bridge a { chain i { type filter hook input priority 0; ip daddr 9.1.2.3 drop; }; }`, "chain i of table bridge a at the hook input"},
+		{"nft: bridge, from the gateway", `table bridge a { chain o { type filter hook output priority 0; oifname "vm0123456789ab" drop; }; }`, "chain o of table bridge a"},
 		{"nft: ours", `table inet overlay { chain f { type filter hook forward priority 0; drop; }; }`, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -185,6 +187,7 @@ func TestForeignRuleThatCannotBeRead(t *testing.T) {
 		{"a policy", "nft 'add table ip a; add chain ip a f { type filter hook forward priority 0; policy drop; }'", "nft", "table ip a of nftables"},
 		{"an empty chain", "nft 'add table ip a; add chain ip a f { type filter hook forward priority 0; }; add chain ip a g; add rule ip a g drop'", "nft", ""},
 		{"at another hook", "nft 'add table ip a; add chain ip a f { type filter hook input priority 0; }; add rule ip a f drop'", "nft", ""},
+		{"at a bridge's", "nft 'add table bridge a; add chain bridge a f { type filter hook input priority 0; }; add rule bridge a f drop'", "nft", "table bridge a of nftables"},
 		{"ours", "nft 'add table inet overlay; add chain inet overlay f { type filter hook forward priority 0; }; add rule inet overlay f drop'", "", ""},
 		{"harmless ones of iptables", "iptables-nft -A FORWARD -s 10.0.0.0/8 -j DROP", "nft", ""},
 		{"the same", "iptables-nft -A FORWARD -s 10.0.0.0/8 -j DROP", "", "table ip filter of nftables"},
