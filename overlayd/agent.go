@@ -84,7 +84,7 @@ func agentCommand(env cli.LookupEnv) *cobra.Command {
 	}
 	f.declare(cmd.Flags())
 	cmd.AddCommand(teardownCommand())
-	return cmd
+	return cli.Daemon(cmd)
 }
 
 // teardownCommand takes the flags of the agent, so that its environment and its

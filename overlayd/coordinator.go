@@ -61,7 +61,7 @@ func coordinatorCommand(env cli.LookupEnv) *cobra.Command {
 		},
 	}
 	f.declare(cmd.Flags())
-	return cmd
+	return cli.Daemon(cmd)
 }
 
 // gcPercent takes a fifth more memory than Go's default of 100, and when the whole

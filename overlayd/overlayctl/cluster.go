@@ -288,7 +288,7 @@ func (e *env) runEvents(ctx context.Context, follow bool, after int64) error {
 		})
 		var refused *api.Error
 		switch {
-		case ctx.Err() != nil, err == nil && !follow:
+		case ctx.Err() != nil && follow, err == nil && !follow:
 			return nil
 		case !follow, errors.As(err, &refused):
 			return err

@@ -80,7 +80,7 @@ func (e *env) runStatus(ctx context.Context, wait time.Duration) error {
 		agents = s.Agent.Coordinators
 	}
 	err := e.askCoordinator(ctx, agents, &s)
-	if err != nil {
+	if err = cmp.Or(err, context.Cause(ctx)); err != nil {
 		return err
 	}
 	if e.structured() {

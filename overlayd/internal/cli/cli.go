@@ -49,9 +49,19 @@ func Usagef(format string, args ...any) error { return UsageError{fmt.Errorf(for
 // command has printed already what is wrong.
 var ErrReported = errors.New("what is wrong has been printed")
 
+// daemon is the annotation of a command that works until it is stopped.
+const daemon = "overlayd.daemon"
+
+// Daemon marks a command that works until it is stopped: that it was stopped is no
+// failure, also where it was still starting.
+func Daemon(cmd *cobra.Command) *cobra.Command {
+	cmd.Annotations = map[string]string{daemon: ""}
+	return cmd
+}
+
 // Run executes a command line and returns the exit code. Errors of root's
-// commands are printed once, on stderr. A context that ends while a command
-// starts is no failure.
+// commands are printed once, on stderr. What was interrupted has failed, but for
+// a Daemon.
 func Run(ctx context.Context, root *cobra.Command, args []string, env LookupEnv, stdout, stderr io.Writer) int {
 	parsed := false
 	root.SilenceErrors, root.SilenceUsage = true, true
@@ -77,7 +87,11 @@ func Run(ctx context.Context, root *cobra.Command, args []string, env LookupEnv,
 	case errors.Is(err, ErrReported):
 		return ExitFailure
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):
-		return ExitOK
+		if _, ok := cmd.Annotations[daemon]; ok {
+			return ExitOK
+		}
+		fmt.Fprintf(stderr, "%s: interrupted\n", cmd.CommandPath())
+		return ExitFailure
 	}
 	fmt.Fprintf(stderr, "%s: %v\n", cmd.CommandPath(), err)
 	if !parsed || errors.As(err, new(UsageError)) {
