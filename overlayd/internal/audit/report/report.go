@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -67,7 +66,7 @@ func commands() map[string]string {
 // why.
 func Write(ctx context.Context, w io.Writer, o Options) error {
 	z := gzip.NewWriter(w)
-	a := &archive{tar: tar.NewWriter(z), scrub: newScrubber(), now: time.Now(), progress: o.Progress}
+	a := &archive{tar: tar.NewWriter(z), now: time.Now(), progress: o.Progress}
 	for _, name := range sorted(o.Documents) {
 		if err := a.add(name, document(o.Documents[name])); err != nil {
 			return err
@@ -169,7 +168,6 @@ func run(ctx context.Context, script string) []byte {
 
 type archive struct {
 	tar      *tar.Writer
-	scrub    scrubber
 	now      time.Time
 	progress func(string)
 }
@@ -178,38 +176,11 @@ func (a *archive) add(name string, b []byte) error {
 	if a.progress != nil {
 		a.progress(name)
 	}
-	b = a.scrub.clean(b)
+	b = scrub(b)
 	h := &tar.Header{Name: "overlay-report/" + strings.TrimPrefix(name, "/"), Mode: 0o600, Size: int64(len(b)), ModTime: a.now}
 	if err := a.tar.WriteHeader(h); err != nil {
 		return err
 	}
 	_, err := a.tar.Write(b)
 	return err
-}
-
-// scrubber takes secrets out of texts: private keys, tokens, passwords, and
-// whatever stands behind a name that says that it is one.
-type scrubber []struct {
-	find *regexp.Regexp
-	with string
-}
-
-const removed = "[removed]"
-
-func newScrubber() scrubber {
-	const names = `(?:join[-_]?token|token|passw(?:or)?d|passphrase|secret|authorization|bearer|api[-_]?key|private[-_]?key|credentials?)`
-	return scrubber{
-		{regexp.MustCompile(`(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(-----END [A-Z0-9 ]*PRIVATE KEY-----|$)`), removed},
-		{regexp.MustCompile(`\bovl[a-z0-9]*_[A-Za-z0-9-]{8,}_[A-Za-z0-9-]{4,}_[A-Za-z0-9-]{8,}`), removed},
-		{regexp.MustCompile(`(?i)(--` + names + `(?:[= ]+))("[^"]*"|'[^']*'|\S+)`), "${1}" + removed},
-		{regexp.MustCompile(`(?i)([A-Za-z0-9_-]*` + names + `["']?[ \t]*[:=][ \t]*)(?:bearer |basic )?("[^"\n]*"|'[^'\n]*'|[^\s,}]+)`), `${1}"` + removed + `"`},
-		{regexp.MustCompile(`(://[^/\s:@]+:)[^@/\s]+@`), "${1}" + removed + "@"},
-	}
-}
-
-func (s scrubber) clean(b []byte) []byte {
-	for _, r := range s {
-		b = r.find.ReplaceAll(b, []byte(r.with))
-	}
-	return b
 }
