@@ -115,8 +115,10 @@ func TestFilesThatAreNone(t *testing.T) {
 		}
 		eventually(t, "peer", func() error { return hasRoute(prefix("9.0.0.0/24")) })
 		list := filepath.Join(h.opts.CNIConfDir, "87-dcos.conflist")
-		must(t, os.Remove(list))
-		must(t, put(list))
+		// At once: one that has gone is written anew.
+		odd := filepath.Join(t.TempDir(), "odd")
+		must(t, put(odd))
+		must(t, os.Rename(odd, list))
 		h.notReady(list)
 		must(t, os.Remove(list))
 		h.ready()
