@@ -61,7 +61,7 @@ func TestDocumentPutBack(t *testing.T) {
 			return os.WriteFile(path, []byte(strings.Replace(string(want), "9.0.", "9.9.", 1)), 0o644)
 		}},
 		{"emptied", func() error { return os.Truncate(path, 0) }},
-		{"a FIFO in its place", func() error { return errors.Join(os.Remove(path), unix.Mkfifo(path, 0o644)) }},
+		{"a FIFO in its place", func() error { return errors.Join(unix.Mkfifo(path+".x", 0o644), os.Rename(path+".x", path)) }},
 		{"a list removed", func() error { return os.Remove(list) }},
 		{"a list replaced", func() error { return os.WriteFile(list, []byte("{}"), 0o644) }},
 	} {
@@ -76,8 +76,9 @@ func TestDocumentPutBack(t *testing.T) {
 	h.ready()
 
 	// A directory cannot be replaced by a file. It stays, and is reported.
-	must(t, os.Remove(path))
-	must(t, os.MkdirAll(filepath.Join(path, "directory"), 0o755))
+	odd := t.TempDir()
+	must(t, os.Mkdir(filepath.Join(odd, "directory"), 0o755))
+	must(t, unix.Renameat2(unix.AT_FDCWD, odd, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)) // one that has gone is written anew
 	h.notReady("the state cannot be published")
 	must(t, exists(filepath.Join(path, "directory"), true))
 	must(t, os.RemoveAll(path))
