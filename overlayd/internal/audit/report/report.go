@@ -66,7 +66,7 @@ func commands() map[string]string {
 // why.
 func Write(ctx context.Context, w io.Writer, o Options) error {
 	z := gzip.NewWriter(w)
-	a := &archive{tar: tar.NewWriter(z), now: time.Now(), progress: o.Progress}
+	a := &archive{tar: tar.NewWriter(z), scrubber: newScrubber(), now: time.Now(), progress: o.Progress}
 	for _, name := range sorted(o.Documents) {
 		if err := a.add(name, document(o.Documents[name])); err != nil {
 			return err
@@ -167,6 +167,7 @@ func run(ctx context.Context, script string) []byte {
 }
 
 type archive struct {
+	*scrubber
 	tar      *tar.Writer
 	now      time.Time
 	progress func(string)
@@ -176,7 +177,7 @@ func (a *archive) add(name string, b []byte) error {
 	if a.progress != nil {
 		a.progress(name)
 	}
-	b = scrub(b)
+	b = a.scrub(b)
 	h := &tar.Header{Name: "overlay-report/" + strings.TrimPrefix(name, "/"), Mode: 0o600, Size: int64(len(b)), ModTime: a.now}
 	if err := a.tar.WriteHeader(h); err != nil {
 		return err

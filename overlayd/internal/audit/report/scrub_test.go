@@ -32,7 +32,7 @@ func TestScrub(t *testing.T) {
 		`coordinators: ["https://10.0.0.1:6440", "a@b"]`:                        `coordinators: ["https://10.0.0.1:6440", "a@b"]`,
 		"join with a token: overlayd agent, see overlayctl token create --uses": "join with a token: \"[removed]\" agent, see overlayctl token create --uses",
 	} {
-		if got := string(scrub([]byte(text))); got != want {
+		if got := string(newScrubber().scrub([]byte(text))); got != want {
 			t.Errorf("%s\nbecomes\n%s\nwant\n%s", text, got, want)
 		}
 	}
