@@ -38,7 +38,7 @@ func (p program) gc(ctx context.Context, c *cni.Call) error {
 		return kernelError(err)
 	}
 	released, err := cni.GC(ctx, c, p.half)
-	err = errors.Join(err, p.unprotectReleased(released))
+	err = errors.Join(err, kernelError(p.removeReleased(released)))
 	if delegates(c.Conf) && checkDelegate(c) == nil {
 		err = errors.Join(err, delegateVerb(ctx, c))
 	}
@@ -75,12 +75,36 @@ func unprotectAll(links []veth.Link) error {
 	return nil
 }
 
-// unprotectReleased is unprotect for attachments that were released: an ADD that
-// was killed may have left no link.
-func (p program) unprotectReleased(released []ipam.Record) error {
+// removeReleased removes what an ADD that was killed may have left of attachments that
+// were released: a host end without an alias, and what may be sent from where there is
+// none.
+func (p program) removeReleased(released []ipam.Record) error {
+	if len(released) == 0 {
+		return nil
+	}
+	conn, err := rtnl.Open()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	all, err := conn.Links()
+	if err != nil {
+		return err
+	}
 	var devices []string
 	for _, r := range released {
-		devices = append(devices, mark.HostEnd(p.half, r.Key()))
+		devices = append(devices, mark.HostEnd(p.half, mark.KeyOf(r.Attachment)))
+	}
+	slices.Sort(devices)
+	var left []veth.Link
+	for _, l := range all {
+		_, ours := slices.BinarySearch(devices, l.Name)
+		if ours && l.Kind == "veth" && l.Alias == "" && !l.Carrier() {
+			left = append(left, veth.Link{Index: l.Index, Name: l.Name})
+		}
+	}
+	if err := removeLinks(left); err != nil {
+		return err
 	}
 	return supported(antispoof.ReleaseDevice(devices...))
 }

@@ -162,6 +162,7 @@ func (s *sandbox) create(p pair, undo *undoStack) error {
 			return answered()
 		})
 	}
+	crash("made")
 	if err == nil {
 		err = s.markHost(p)
 	}
