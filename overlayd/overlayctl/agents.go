@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -20,15 +21,23 @@ func (e *env) agentsCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return e.runAgents(cmd.Context()) },
 	}
 	cmd.AddCommand(&cobra.Command{
-		Use: "revoke AGENT-ID...", Short: "refuse the certificates of agents from now on, and close their connections", Args: cobra.MinimumNArgs(1),
+		Use: "revoke AGENT...", Short: "refuse the certificates of agents from now on, and close their connections", Args: cobra.MinimumNArgs(1),
 		ValidArgsFunction: e.completeAgents,
-		Long: `Refuse the certificates of agents from now on, and close their connections.
+		Long: `Refuse the certificates of agents, named by id or address, from now on, and close
+their connections.
 
 Their leases stay, and containers go on talking. To let such a host in again,
 make a token for it: overlayctl token create.`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			client, err := e.operator(cmd.Context())
 			if err != nil {
+				return err
+			}
+			names := slices.DeleteFunc(slices.Clone(ids), func(name string) bool { // which the coordinator refuses itself
+				_, err := netip.ParseAddr(name)
+				return err == nil
+			})
+			if err := e.noteUnknown(cmd.Context(), client, names, "a certificate of this id is refused from now on, if there is one"); err != nil {
 				return err
 			}
 			return client.AgentsRevoke(cmd.Context(), ids)
@@ -51,10 +60,31 @@ gone. An agent that still runs registers again and gets a new lease.`,
 			if err != nil {
 				return err
 			}
+			if err := e.noteUnknown(cmd.Context(), client, names, "there is nothing to give back"); err != nil {
+				return err
+			}
 			_, err = client.Delete(cmd.Context(), names)
 			return err
 		},
 	}
+}
+
+// noteUnknown says on standard error which names are those of no agent, and what comes
+// of that: a mistyped one is not taken for done.
+func (e *env) noteUnknown(ctx context.Context, client *api.Client, names []string, then string) error {
+	agents, err := client.Agents(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		ip, _ := netip.ParseAddr(name) // or it is an id
+		if !slices.ContainsFunc(agents, func(a api.Agent) bool {
+			return a.AgentID == name || a.AgentIP == ip
+		}) {
+			fmt.Fprintf(e.stderr, "no agent has a lease under %q: %s; overlayctl agents lists them\n", name, then)
+		}
+	}
+	return nil
 }
 
 func (e *env) agentsPruneCommand() *cobra.Command {

@@ -122,11 +122,40 @@ func (c *Coordinator) serveAgentsRevoke(w http.ResponseWriter, r *http.Request) 
 	if len(req.Agents) == 0 {
 		return refuse(http.StatusBadRequest, `no agent is named; want {"agents": ["<agent id>", ...]}`)
 	}
-	if err := c.identity.Revoke(r.Context(), pki.RoleAgent, req.Agents); err != nil {
+	ids, err := c.idsOf(req.Agents)
+	if err != nil {
+		return err
+	}
+	if err := c.identity.Revoke(r.Context(), pki.RoleAgent, ids); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+// idsOf are the ids of agents that are named by id or by address. An id that nobody has
+// a lease under may be that of a certificate all the same; an address is none.
+func (c *Coordinator) idsOf(names []string) ([]string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ids := make([]string, len(names))
+	for i, name := range names {
+		ids[i] = name
+		ip, err := netip.ParseAddr(name)
+		if _, known := c.view.agents[name]; known || err != nil {
+			continue
+		}
+		ids[i] = ""
+		for id, a := range c.view.agents {
+			if a.Superseded == "" && (a.IP == ip || a.SecondIP == ip) {
+				ids[i] = id
+			}
+		}
+		if ids[i] == "" {
+			return nil, refuse(http.StatusNotFound, "no agent has the address %s; nothing was revoked; overlayctl agents shows the ids", ip)
+		}
+	}
+	return ids, nil
 }
 
 func (c *Coordinator) serveCA(w http.ResponseWriter, _ *http.Request) error {

@@ -378,3 +378,22 @@ func TestRotationWithoutADisk(t *testing.T) {
 		t.Errorf("after a restart: %v", err)
 	}
 }
+
+// An agent can be named by its address too, which is no id: whoever revoked "10.0.0.3"
+// took a host for shut out that was not.
+func TestRevokeByAddress(t *testing.T) {
+	n := secure(t)
+	bad := n.agent(t, "bad")
+	if _, err := bad.Register(t.Context(), request("bad", "10.0.0.3")); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, n.root.AgentsRevoke(t.Context(), []string{"10.0.0.3", "10.0.0.9"}), http.StatusNotFound, "no agent has the address 10.0.0.9; nothing was revoked")
+	if _, err := bad.Register(t.Context(), request("bad", "10.0.0.3")); err != nil {
+		t.Errorf("after nothing was revoked: %v", err)
+	}
+	if err := n.root.AgentsRevoke(t.Context(), []string{"10.0.0.3"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := bad.Register(t.Context(), request("bad", "10.0.0.3"))
+	refused(t, err, http.StatusForbidden, "was revoked")
+}
