@@ -46,7 +46,7 @@ func (e *env) changeCA(ctx context.Context, ask func(context.Context, *api.Clien
 	if err != nil {
 		return err
 	}
-	if e.output != outputTable {
+	if e.structured() {
 		return e.print(cas)
 	}
 	var rows [][]string

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -70,6 +71,10 @@ func (e *env) runContainers(ctx context.Context) error {
 	slices.SortFunc(list, func(a, b container) int {
 		return cmp.Or(a.Since.Compare(b.Since), strings.Compare(a.ID, b.ID), strings.Compare(a.IfName, b.IfName))
 	})
+	return errors.Join(e.printContainers(list), unreadable(h))
+}
+
+func (e *env) printContainers(list []container) error {
 	if e.structured() {
 		return e.print(list)
 	}

@@ -135,23 +135,25 @@ func (e *env) listAddresses(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
 	attachments := []attached{}
 	for _, overlay := range slices.Sorted(maps.Keys(h.Stores)) {
-		s := h.Stores[overlay]
-		if s.Err != nil || len(s.Problems) > 0 {
-			errs = append(errs, fmt.Errorf("overlay %s: the address store cannot be read; see overlayctl ipam check", overlay))
-			continue
-		}
-		for _, r := range s.Records {
+		for _, r := range h.Stores[overlay].Records {
 			attachments = append(attachments, attached{overlay, r, hostEnd(h.Links, r)})
 		}
 	}
 	slices.SortStableFunc(attachments, func(a, b attached) int {
 		return cmp.Or(cmp.Compare(a.Overlay, b.Overlay), slices.CompareFunc(a.Addrs, b.Addrs, netip.Addr.Compare))
 	})
-	if err := e.printAddresses(append([]audit.Usage{}, h.Usage()...), attachments); err != nil {
-		return err
+	return errors.Join(e.printAddresses(append([]audit.Usage{}, h.Usage()...), attachments), unreadable(h))
+}
+
+// unreadable is the error of the stores whose records are not in a list.
+func unreadable(h audit.Host) error {
+	var errs []error
+	for _, overlay := range slices.Sorted(maps.Keys(h.Stores)) {
+		if s := h.Stores[overlay]; s.Err != nil || len(s.Problems) > 0 {
+			errs = append(errs, fmt.Errorf("overlay %s: the address store cannot be read; see overlayctl ipam check", overlay))
+		}
 	}
 	return errors.Join(errs...)
 }

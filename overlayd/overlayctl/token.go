@@ -53,7 +53,7 @@ func (e *env) createToken(ctx context.Context, req api.TokenRequest) error {
 	if err != nil {
 		return err
 	}
-	if e.output != outputTable {
+	if e.structured() {
 		return e.print(created)
 	}
 	_, err = fmt.Fprintln(e.stdout, created.Token)
@@ -76,7 +76,7 @@ func (e *env) listTokens(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if e.output != outputTable {
+	if e.structured() {
 		return e.print(tokens)
 	}
 	var rows [][]string

@@ -27,6 +27,9 @@ func (e *env) watchable(cmd *cobra.Command) *cobra.Command {
 			if terminal(e.stdout) {
 				fmt.Fprint(e.stdout, "\x1b[H\x1b[2J")
 			}
+			if e.output == outputYAML {
+				fmt.Fprintln(e.stdout, "---") // a document each time
+			}
 			if err := once(cmd, args); err != nil && ctx.Err() == nil && !errors.Is(err, cli.ErrReported) {
 				fmt.Fprintln(e.stderr, err) // it may be well again the next time
 			}
