@@ -136,3 +136,19 @@ func TestBelongs(t *testing.T) {
 		}
 	}
 }
+
+// The units that the page names are those that the packages install.
+func TestUnits(t *testing.T) {
+	named := 0
+	for name, text := range sources(t) {
+		for _, m := range regexp.MustCompile(`systemctl [a-z]+ ([a-z-]+)`).FindAllStringSubmatch(text, -1) {
+			named++
+			if _, err := os.Stat(filepath.Join("../../../conf/examples/systemd", m[1]+".service")); err != nil {
+				t.Errorf("%s names a unit: %v", name, err)
+			}
+		}
+	}
+	if named < 2 {
+		t.Errorf("%d units are named; has it changed?", named)
+	}
+}

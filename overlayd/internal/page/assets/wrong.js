@@ -18,7 +18,7 @@ export function health(a) {
   if (!a.connected) {
     found.push({
       check: 'agent', severity: 'error', agent: a.agent_id, what: `${who} is not connected: it hears of no new peers, and cannot renew its lease`,
-      evidence: a.last_seen ? `last seen ${ago(a.last_seen)} ago` : 'not seen since the coordinator started', fix: 'overlayctl status; systemctl status overlay-agent   (on that host)',
+      evidence: a.last_seen ? `last seen ${ago(a.last_seen)} ago` : 'not seen since the coordinator started', fix: 'overlayctl status; systemctl status overlayd-agent   (on that host)',
     });
   }
   for (const g of a.overlays || []) {
@@ -51,7 +51,7 @@ export function wrong(model) {
   for (const url of model.usage.incomplete) {
     list.push({
       check: 'coordinator', severity: 'warning', what: `containers and addresses are incomplete: the coordinator ${url} cannot be reached`,
-      evidence: 'what its agents report is missing here, or old', fix: 'systemctl status overlay-coordinator   (on that host)',
+      evidence: 'what its agents report is missing here, or old', fix: 'systemctl status overlayd-coordinator   (on that host)',
     });
   }
   if (model.usage.unreported) {
