@@ -37,6 +37,8 @@ type Options struct {
 	// place of a damaged one. Nil: the first one is empty, and a damaged one is
 	// refused with ErrDamaged.
 	Rebuild func(context.Context) (Known, error)
+	// Existing: a file that is not there is not made; fs.ErrNotExist.
+	Existing bool
 }
 
 // Store is the address store of one overlay, open and locked: nobody else gets
@@ -105,7 +107,7 @@ func (s *Store) lockPath() string { return filepath.Join(s.o.Dir, s.o.Overlay+".
 func (s *Store) open(ctx context.Context) error {
 	err := s.openChecked()
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist) && !s.o.Existing:
 		if err := s.create(ctx, nil); err != nil {
 			return err
 		}

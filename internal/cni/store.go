@@ -39,6 +39,8 @@ func OpenStore(ctx context.Context, c *Call, coolingSeconds int) (*ipam.Store, e
 		BootID:  c.BootID,
 		Cooling: time.Duration(coolingSeconds) * time.Second,
 		Rebuild: c.Rebuild,
+		// The others have looked whether there is one, which somebody may remove since.
+		Existing: c.Command != "ADD",
 	})
 	if err != nil {
 		return nil, StoreError(err)

@@ -136,7 +136,7 @@ func (s *sweeper) release(ctx context.Context, a abandoned, rec ipam.Record) {
 
 // open opens a store for one change.
 func (s *sweeper) open(ctx context.Context, overlay string, f func(*ipam.Store) error) error {
-	store, err := ipam.Open(ctx, ipam.Options{Dir: conf.NetConf{RunDir: s.runDir}.IPAMPath(), Overlay: overlay, Cooling: s.cooling})
+	store, err := ipam.Open(ctx, ipam.Options{Dir: conf.NetConf{RunDir: s.runDir}.IPAMPath(), Overlay: overlay, Cooling: s.cooling, Existing: true})
 	if err != nil {
 		return err
 	}

@@ -90,6 +90,7 @@ func (s Store) unread() error {
 func (h Host) release(ctx context.Context, runDir, overlay string, records []ipam.Record, force bool) (released []netip.Addr, _ error) {
 	s, err := ipam.Open(ctx, ipam.Options{
 		Dir: filepath.Join(runDir, conf.IPAMDir), Overlay: overlay, Cooling: time.Duration(h.State.CoolingSeconds) * time.Second,
+		Existing: true,
 	})
 	if err != nil {
 		return nil, err

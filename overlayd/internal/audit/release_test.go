@@ -1,7 +1,9 @@
 package audit
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -82,6 +84,29 @@ func TestReleaseOfOneThatComesBack(t *testing.T) {
 		case !force && (err == nil || !strings.Contains(err.Error(), "attached again") || left != 1):
 			t.Errorf("%v, %d records left, want the one that was made again", err, left)
 		}
+	}
+}
+
+// A store that somebody removes meanwhile is not made anew: an empty one would say that
+// all addresses are free, of whatever has them.
+func TestReleaseMakesNoStore(t *testing.T) {
+	runDir, held, _ := newRelease(t)
+	failed := make(chan error, 1)
+	go func() {
+		_, err := Release(t.Context(), runDir, att.ContainerID, true)
+		failed <- err
+	}()
+	awaited(t, runDir)
+	file := filepath.Join(runDir, conf.IPAMDir, "dcos.db")
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	held.Close()
+	if err := <-failed; !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v, want fs.ErrNotExist", err)
+	}
+	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("there is a store: %v", err)
 	}
 }
 
