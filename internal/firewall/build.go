@@ -13,6 +13,7 @@ const (
 	PeersSet     = "peers"     // underlay addresses of the other hosts
 	devicesSet   = "devices"   // VTEP and bridges
 	bridgesSet   = "bridges"   //
+	leftSet      = "left"      // bridges that are left of overlays which are not here
 	overlaysSet  = "overlays"  // all overlays
 	poolsSet     = "pools"     // VTEP addresses
 	oursSet      = "ours"      // overlays and VTEP addresses
@@ -36,7 +37,7 @@ const (
 // SetNames are the names of all sets that Build may make.
 func SetNames() []string {
 	return []string{
-		PeersSet, devicesSet, bridgesSet, overlaysSet, poolsSet, oursSet, staySet, ownSet,
+		PeersSet, devicesSet, bridgesSet, leftSet, overlaysSet, poolsSet, oursSet, staySet, ownSet,
 		reachSet, openSet, openOwnSet, guestsSet, strictSet, strictOwnSet, linkSet, DirectSet, AfarSet,
 	}
 }
@@ -120,10 +121,16 @@ func Build(c Config) Ruleset {
 
 // leftUnknown reports whether a bridge is left of an overlay of which this host has
 // nothing any more, so that there is no telling what its containers speak.
-func (c Config) leftUnknown() bool {
-	return slices.ContainsFunc(c.Bridges, func(b Bridge) bool {
-		return !slices.ContainsFunc(c.Overlays, func(o Overlay) bool { return o.Name == b.Overlay && len(o.Subnets) > 0 })
-	})
+func (c Config) leftUnknown() bool { return len(c.unknown()) > 0 }
+
+// unknown are such bridges.
+func (c Config) unknown() (out []Bridge) {
+	for _, b := range c.Bridges {
+		if !slices.ContainsFunc(c.Overlays, func(o Overlay) bool { return o.Name == b.Overlay && len(o.Subnets) > 0 }) {
+			out = append(out, b)
+		}
+	}
+	return out
 }
 
 type builder struct {
@@ -214,6 +221,13 @@ func (b *builder) devices() {
 		if named {
 			patterns = append(patterns, br.Name)
 		}
+	}
+	if unknown := b.unknown(); len(unknown) > 0 {
+		left := Set{Name: leftSet, Kind: Devices}
+		for _, br := range unknown {
+			left.Patterns, left.Elements = append(left.Patterns, br.Name), append(left.Elements, Element{Device: br.Name})
+		}
+		b.r.Sets = append(b.r.Sets, left)
 	}
 	b.r.Sets = append(b.r.Sets,
 		Set{Name: bridgesSet, Kind: Devices, Patterns: patterns, Elements: bridges},

@@ -21,6 +21,7 @@ func (b *builder) forward() {
 		b.chain(mark.EncapChain, Forward, b.encapsulated()...)
 		from = []Rule{{UDPPort: conf.VXLANPort, Action: Jump, Chain: mark.EncapChain}}
 	}
+	from = append(from, b.leftAlone()...)
 	from = append(from,
 		Rule{Established: true, Action: Accept},
 		Rule{Action: Jump, Chain: mark.ReachChain})

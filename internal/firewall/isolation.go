@@ -85,6 +85,19 @@ func reach() []Rule {
 	}
 }
 
+// leftAlone keeps what is on bridges whose overlay is not here any more and all
+// overlays apart, also what was let through before. Nothing says which addresses those
+// containers have, so it goes by the bridge.
+func (b *builder) leftAlone() []Rule {
+	if !b.leftUnknown() || len(b.Overlays) == 0 {
+		return nil
+	}
+	return []Rule{
+		{Src: overlaysSet, Out: leftSet, Action: Drop},
+		{In: leftSet, Dst: overlaysSet, Action: Drop},
+	}
+}
+
 // admission asks whether a packet may be delivered to a bridge. Its own host
 // asked its reach chain before; this still holds where that is of an older
 // release. Overlays that any other allows are taken on trust.
