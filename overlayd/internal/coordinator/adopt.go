@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"overlayd.internal/overlay/conf"
@@ -47,6 +49,16 @@ func (a Adopt) withDefaults() Adopt {
 		a.For = DefaultAdoptFor
 	}
 	return a
+}
+
+// writtenHalf reports whether a store was not written to the end when it was copied or
+// restored: there the cluster comes last, and where a coordinator begins it comes with
+// the network, before any agent. Whoever made a new cluster of one would lock out the
+// agents of the old, and grant what they hold.
+func writtenHalf(kvs []store.KV) bool {
+	of := func(kv store.KV) bool { return kv.Key == keyCluster }
+	begun := func(kv store.KV) bool { return kv.Key == keyNetwork || strings.HasPrefix(kv.Key, prefixAgent) }
+	return !slices.ContainsFunc(kvs, of) && slices.ContainsFunc(kvs, begun)
 }
 
 // begin is what is to be stored about the cluster at a start, where that is not what

@@ -209,6 +209,10 @@ func (c *Coordinator) load(ctx context.Context) (*view, error) {
 	if n == nil {
 		n = newNetwork(c.file, 0)
 	}
+	if writtenHalf(kvs) {
+		return nil, errors.New("the store holds something, and not the cluster that it is of: a copy or a restore to it is under way, or was not finished; " +
+			"if none is, empty it (move the file away, or delete the keys of the prefix) and run overlayctl store copy or restore again")
+	}
 	v := newView(n)
 	v.rev = rev
 	var misfits []*misfit

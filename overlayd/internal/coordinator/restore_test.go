@@ -1,14 +1,22 @@
 package coordinator_test
 
 import (
+	"context"
+	"errors"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/coordinator"
+	"overlayd.internal/overlay/overlayd/internal/store"
+	"overlayd.internal/overlay/overlayd/internal/store/transfer"
 )
 
 // The store is put back as it was some time ago, and by and by gets revisions
@@ -121,4 +129,49 @@ func TestRestoredLease(t *testing.T) {
 	_, err = n.client.Register(t.Context(), request("a", "10.0.0.8"))
 	refused(t, err, http.StatusConflict, "agent id a is in use")
 	w.stop()
+}
+
+// A store that was written half, by a copy that the disk had no room for, is not taken
+// for the beginning of a new cluster: its agents would be strangers there, and what
+// others hold would be granted again.
+func TestStoreWrittenHalf(t *testing.T) {
+	from := newStore(t)
+	n := start(t, from, seedNetwork)
+	for i := range 60 {
+		n.register(t, nth(i))
+	}
+	n.stop()
+	content, err := transfer.Read(t.Context(), from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := newStore(t)
+	full := &fullAfter{Store: to, room: 2}
+	if err := content.Copy(t.Context(), full, time.Now()); !errors.Is(err, errFull) {
+		t.Fatalf("copy: %v", err)
+	}
+	for name, adopt := range map[string]string{"as a new cluster": "", "as the one that it was": content.Cluster.ID} {
+		_, err := coordinator.New(t.Context(), coordinator.Options{
+			Network: parseNetwork(t, seedNetwork), Store: to, Log: slog.New(slog.DiscardHandler), Adopt: coordinator.Adopt{Cluster: adopt},
+		})
+		if err == nil || !strings.Contains(err.Error(), "not finished") {
+			t.Errorf("%s: %v, want that the copy was not finished", name, err)
+		}
+	}
+	if kvs, _, err := to.List(t.Context(), transfer.KeyCluster); err != nil || len(kvs) > 0 {
+		t.Errorf("a cluster was made of it: %v, %v", kvs, err)
+	}
+}
+
+// fullAfter has room for some transactions.
+type fullAfter struct {
+	store.Store
+	room int
+}
+
+func (f *fullAfter) Commit(ctx context.Context, txn store.Txn) (uint64, error) {
+	if f.room--; f.room < 0 {
+		return 0, errFull
+	}
+	return f.Store.Commit(ctx, txn)
 }
