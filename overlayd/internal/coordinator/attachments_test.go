@@ -1,6 +1,7 @@
 package coordinator_test
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
 	"context"
@@ -14,6 +15,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -281,6 +283,46 @@ func nextEvent(t testing.TB, events <-chan api.Event, kind api.EventKind) api.Ev
 			t.Fatalf("no %s", kind)
 		}
 	}
+}
+
+// Who was told by a coordinator whose clock was ahead, another one or this one before a
+// start, is told of what comes.
+func TestEventsAfterAClockThatWasAhead(t *testing.T) {
+	n := start(t, newStore(t), seedNetwork)
+	n.register(t, nth(0))
+	eventually(t, "there is an event", func() bool {
+		some := false
+		err := n.client.Events(t.Context(), 0, false, func(api.Event) error { some = true; return nil })
+		return err == nil && some
+	})
+	ahead := time.Now().Add(time.Hour).UnixMicro()
+	get := func(follow string) *http.Response {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, n.url+api.PathEvents+"?follow="+follow, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Last-Event-ID", strconv.FormatInt(ahead, 10))
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { resp.Body.Close() })
+		return resp
+	}
+	if text, err := io.ReadAll(get("false").Body); err != nil || strings.Contains(string(text), "data:") {
+		t.Errorf("what was before is told again: %s, %v", text, err)
+	}
+	stream := get("true").Body
+	late := time.AfterFunc(patience, func() { stream.Close() })
+	defer late.Stop()
+	n.register(t, nth(1))
+	lines := bufio.NewScanner(stream)
+	for lines.Scan() {
+		if strings.Contains(lines.Text(), "agent-1") {
+			return
+		}
+	}
+	t.Errorf("nothing was told of an agent that has joined: %v", lines.Err())
 }
 
 func TestEvents(t *testing.T) {

@@ -267,6 +267,9 @@ func (c *Coordinator) serveEvents(w http.ResponseWriter, r *http.Request, ended 
 			return refuse(http.StatusBadRequest, "after %.80q: want the id of an event, or 0 for all that are remembered", s)
 		}
 	}
+	// An id is a time by the clock of who gave it, which may be ahead: another
+	// coordinator's, or this one's before it was set back. Nothing would come until then.
+	after = min(after, c.events.Last())
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store, no-transform")
 	w.Header().Set("X-Accel-Buffering", "no")
