@@ -407,7 +407,7 @@ var addLines = []line{
 
 // The steps of a verb at which the programs that were built for it can be killed.
 var (
-	addPoints = []string{"checked", "reserved", "linked", "configured", "attached"}
+	addPoints = []string{"checked", "reserved", "made", "linked", "configured", "attached"}
 	delPoints = []string{"unmapped", "unlinked", "released"}
 )
 

@@ -65,27 +65,39 @@ func (s *sandbox) close() {
 	s.netns.Close()
 }
 
-// vacant makes sure that neither end of the pair is there. The host end that a
-// killed ADD left behind is removed; one that serves a container is not.
+// vacant makes sure that neither end of the pair is there. What a killed ADD left
+// behind is removed: a host end that it has not marked, with the other end, and one whose
+// container is gone; one that serves a container is not.
 func (s *sandbox) vacant(host, ifName string) error {
+	var l rtnl.Link
+	there, err := s.host.Has(host)
+	ours := false
+	if err == nil && there {
+		l, ours, err = s.host.LinkByName(host)
+		there, ours = l.Index != 0, ours && isHostEnd(l, host)
+	}
+	if err != nil {
+		return err
+	}
+	if there && ours && l.Alias == "" && !l.Carrier() {
+		if err := deleteLink(s.host, host, l.Index, false); err != nil {
+			return err
+		}
+		there = false
+	}
 	if taken, err := s.inside.Has(ifName); err != nil {
 		return err
 	} else if taken {
 		return fmt.Errorf("interface %s %w in the container", ifName, errExists)
 	}
-	if taken, err := s.host.Has(host); err != nil || !taken {
-		return err
-	}
-	l, ok, err := s.host.LinkByName(host)
-	if err != nil || l.Index == 0 {
-		return err
-	}
-	if !ok || !isHostEnd(l, host) {
+	switch {
+	case !there:
+		return nil
+	case !ours:
 		return fmt.Errorf("interface %s %w on the host and is not ours; remove or rename it", host, errExists)
-	}
 	// The last thing an ADD does is to bring the container's end up, and a
 	// namespace that is being torn down has lost its name.
-	if l.Carrier() && l.PeerNamed {
+	case l.Carrier() && l.PeerNamed:
 		return fmt.Errorf("interface %s %w: the container has it in another network namespace", ifName, errExists)
 	}
 	return deleteLink(s.host, host, l.Index, false)
