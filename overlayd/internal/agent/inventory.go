@@ -161,8 +161,9 @@ func (v *inventory) run(ctx context.Context) error {
 		look = false
 		began := time.Now()
 		changed := v.look(ctx)
-		// A look costs more the more is attached, and a host attaches many at once.
-		least = time.After(max(v.timing.report, 50*time.Since(began)))
+		// A look costs more the more is attached, and a host attaches many at once. On a
+		// busy host it is long for other reasons, and others wait for what it says.
+		least = time.After(max(v.timing.report, min(50*time.Since(began), v.timing.reportMost)))
 		if v.unnamed {
 			look = true
 			clear(v.files)

@@ -1,7 +1,10 @@
 package agent
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -12,6 +15,8 @@ import (
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/ipam"
 	"overlayd.internal/overlay/overlayd/internal/api"
+	"overlayd.internal/overlay/overlayd/internal/dirwatch"
+	"overlayd.internal/overlay/overlayd/internal/problems"
 )
 
 // withStore does something with the address store of an overlay, as a CNI program
@@ -155,6 +160,36 @@ func TestInventoryRests(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// On a host that is so busy that a look takes long, what is attached is told all the same.
+func TestInventoryOfABusyHost(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	reported := make(chan time.Time, 1)
+	n := 0
+	v := &inventory{
+		send: func(context.Context, api.AttachmentReport) (int, error) {
+			reported <- time.Now()
+			return http.StatusNoContent, nil
+		},
+		state: func() (conf.State, []string) {
+			<-time.After(80 * time.Millisecond)
+			n++
+			return conf.State{}, []string{fmt.Sprint("look ", n)}
+		},
+		routes: func() []netip.Prefix { return nil }, runDir: t.TempDir(), id: "agent", timing: defaultTiming, counts: newCounts("test"),
+		problems: problems.New(slog.New(slog.DiscardHandler)), watched: dirwatch.New(), begun: make(chan struct{}, 1), told: make(chan struct{}, 1), whole: true,
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- v.run(ctx) }()
+	v.begun <- struct{}{}
+	first := <-reported
+	v.told <- struct{}{}
+	if took := (<-reported).Sub(first); took > 3*time.Second {
+		t.Errorf("the next report came %s later", took)
+	}
+	cancel()
+	must(t, <-ended)
 }
 
 // looks is how often the address stores were read for a report, as the metrics say.

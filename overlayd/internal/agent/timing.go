@@ -29,6 +29,7 @@ type timing struct {
 	examine      time.Duration // between two looks of doctor at a host with which nothing is wrong
 	examineAgain time.Duration // between two at another
 	report       time.Duration // least time between two reports of what is attached
+	reportMost   time.Duration // longest time that nothing is looked at for one
 	direct       time.Duration // how long peers may go on sending without VXLAN after they were told to stop
 	room         time.Duration // between two looks at how full the halves are
 	roomPause    time.Duration // least time between two looks at it because of changes
@@ -65,6 +66,7 @@ var defaultTiming = timing{
 	examine:      10 * time.Minute,
 	examineAgain: time.Minute,
 	report:       250 * time.Millisecond,
+	reportMost:   time.Second,
 	direct:       time.Minute,
 	room:         10 * time.Second,
 	roomPause:    100 * time.Millisecond,
