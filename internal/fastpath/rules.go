@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -75,7 +76,7 @@ func ForeignRule(ctx context.Context, overlays []netip.Prefix, underlay ...strin
 				continue // to ask would load the modules
 			}
 			program := family + "-" + flavour + "-save"
-			out, installed, err := output(ctx, program)
+			out, installed, err := output(ctx, programLimit, program)
 			if err != nil {
 				return "", err
 			}
@@ -95,7 +96,7 @@ func ForeignRule(ctx context.Context, overlays []netip.Prefix, underlay ...strin
 	known := func(family, table string) bool {
 		return table == mark.NFTable || table == mark.NFGuardTable || slices.Contains(saved, family+" "+table)
 	}
-	out, installed, err := output(ctx, "nft", "-t", "-j", "list", "ruleset")
+	out, installed, err := output(ctx, programLimit, "nft", "-t", "-j", "list", "ruleset")
 	if err == nil && !installed {
 		return unreadTable(known)
 	}
@@ -136,14 +137,23 @@ func tablesOf(family string, saved []byte) (out []string) {
 	return out
 }
 
-// output runs a program that prints rules, if it is installed.
-func output(ctx context.Context, argv ...string) (printed []byte, installed bool, err error) {
+// programLimit is how long a program may print rules. Very many take seconds.
+const programLimit = 30 * time.Second
+
+// output runs a program that prints rules, if it is installed, and ends it after limit.
+func output(ctx context.Context, limit time.Duration, argv ...string) (printed []byte, installed bool, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it did not end within %s", limit))
+	defer cancel()
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
+	cmd.WaitDelay = time.Second // what it has started may hold its output open
 	out, err := cmd.Output()
 	if errors.Is(err, exec.ErrNotFound) {
 		return nil, false, nil
+	}
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
 	}
 	if err != nil {
 		return nil, true, fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, bytes.TrimSpace(stderr.Bytes()))

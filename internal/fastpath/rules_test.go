@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // dockerRules are what dockerd makes, and Kubernetes' and CNI's portmap.
@@ -218,5 +219,13 @@ func TestForeignRuleThatCannotBeRead(t *testing.T) {
 				t.Errorf("found %q, want %q", found, tt.found)
 			}
 		})
+	}
+}
+
+// A program that prints rules and does not end is not waited for.
+func TestOutputThatDoesNotEnd(t *testing.T) {
+	_, _, err := output(t.Context(), 100*time.Millisecond, "sleep", "600")
+	if err == nil || !strings.Contains(err.Error(), "did not end within 100ms") {
+		t.Error(err)
 	}
 }
