@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -107,7 +108,29 @@ coordinator's state directory. It is put back with overlayctl restore.`,
 	}
 }
 
+// backupPath is the file that a backup replaces, or makes: the one behind a link. What is
+// no file, as /dev/stdout, would be replaced by one.
+func backupPath(path string) (string, error) {
+	if path == "-" {
+		return "", cli.Usagef("FILE is -: a backup is read back before it counts, so give the name of a file")
+	}
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return path, nil
+	}
+	target, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", cli.Usage(err)
+	}
+	if fi, err := os.Stat(target); err != nil || !fi.Mode().IsRegular() {
+		return "", cli.Usagef("%s is there and is no file", path)
+	}
+	return target, nil
+}
+
 func (e *env) backup(ctx context.Context, path string) (err error) {
+	if path, err = backupPath(path); err != nil {
+		return err
+	}
 	client, err := e.operator(ctx)
 	if err != nil {
 		return err

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"overlayd.internal/overlay/overlayd/internal/cli"
@@ -56,5 +58,33 @@ func TestBackupRestoreCopy(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "x.db")); err == nil {
 		t.Error("a bad backup touched the store")
+	}
+}
+
+// A backup replaces a file, also behind a link, and nothing else.
+func TestBackupReplacesFilesAlone(t *testing.T) {
+	env := map[string]string{cli.EnvName("coordinator"): cluster(t)}
+	dir := t.TempDir()
+	t.Chdir(dir)
+	for name, target := range map[string]string{"latest": "first", "nowhere": "gone", "null": os.DevNull} {
+		if err := os.Symlink(target, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.WriteFile("first", []byte("old"), 0o600), os.Mkdir("dir", 0o700), syscall.Mkfifo("fifo", 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"-", "dir", "fifo", "null", "nowhere"} {
+		before, _ := os.Lstat(name) // "-" is not there
+		code, _, stderr := ctl(t, env, "backup", name)
+		after, err := os.Lstat(name)
+		if code != 2 || before == nil != (err != nil) || before != nil && before.Mode() != after.Mode() {
+			t.Errorf("%s: code %d, %s, is now %v (%v)", name, code, stderr, after, err)
+		}
+	}
+	code, _, stderr := ctl(t, env, "backup", "latest")
+	text, err := os.ReadFile("first")
+	if fi, lerr := os.Lstat("latest"); code != 0 || err != nil || lerr != nil || string(text) == "old" || fi.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("behind a link: code %d, %s, %q, %v, %v", code, stderr, text, err, lerr)
 	}
 }
