@@ -23,10 +23,15 @@ export function add(e, children) {
   return e;
 }
 
-// fill replaces what is in an element.
+// fill replaces what is in an element. The focus goes to what is in the place of what had it.
 export function fill(e, ...children) {
+  const had = document.activeElement, held = had && had !== e && e.contains(had);
+  const like = () => [...e.querySelectorAll(had.tagName)].filter(x => had.hasAttribute('href') ? x.getAttribute('href') === had.getAttribute('href') : x.textContent === had.textContent);
+  const place = held ? like().indexOf(had) : -1;
   e.replaceChildren();
-  return add(e, children);
+  add(e, children);
+  if (held) like().slice(0, place + 1).at(-1)?.focus({preventScroll: true});
+  return e;
 }
 
 // say has a screen reader say something.
