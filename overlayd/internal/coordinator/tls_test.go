@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -221,9 +222,18 @@ func TestServerThatIsNone(t *testing.T) {
 
 	// Clocks.
 	n.clock.at(-90*time.Minute, func() {
-		says("a clock that is late", n.open(t, a.dir, "a", "").Ready(t.Context()), "set the clocks right")
+		_, err := n.open(t, a.dir, "a", "").Whoami(t.Context())
+		refused(t, err, http.StatusForbidden, "the clock of this coordinator says", "set the clocks right")
 	})
 	late := &clock{}
+	late.at(-4*time.Hour, func() {
+		m, err := pki.OpenMember(pki.MemberOptions{Dir: a.dir, Name: "a", Now: late.now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.CloseIdleConnections()
+		says("a clock that is late", newClient(t, n.url, m.Client()).Ready(t.Context()), "set the clocks right")
+	})
 	late.at(20*24*time.Hour, func() {
 		m, err := pki.OpenMember(pki.MemberOptions{Dir: a.dir, Name: "a", Now: late.now})
 		if err != nil {
@@ -396,4 +406,46 @@ func TestRevokeByAddress(t *testing.T) {
 	}
 	_, err := bad.Register(t.Context(), request("bad", "10.0.0.3"))
 	refused(t, err, http.StatusForbidden, "was revoked")
+}
+
+// A coordinator whose clock jumps goes on to be asked over the connections that there
+// are. What it certifies then is good for nothing when the clock is right again, and
+// does not replace a certificate that is.
+func TestRenewalWhileTheClockIsWrong(t *testing.T) {
+	for name, off := range map[string]time.Duration{"ahead": 3 * time.Hour, "late": -50 * 24 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			n, host := secure(t), &clock{}
+			var said said
+			var client *api.Client
+			const age = -25 * 24 * time.Hour // renewed by now in any case
+			n.clock.at(age, func() {
+				host.at(age, func() {
+					token := n.token(t, api.TokenRequest{Role: "agent", Uses: 1, TTLSeconds: 60})
+					m, err := pki.OpenMember(pki.MemberOptions{
+						Dir: t.TempDir(), Name: "a", Now: host.now, Token: func() (string, error) { return token, nil },
+						Log: slog.New(slog.NewTextHandler(&said, nil)),
+					})
+					if err != nil {
+						t.Fatal(err)
+					}
+					client = newClient(t, n.url, m.Client())
+					if _, err := client.Register(t.Context(), request("a", "10.0.0.1")); err != nil {
+						t.Fatal(err)
+					}
+				})
+			})
+			n.clock.at(off, func() { _, _ = client.Register(t.Context(), request("a", "10.0.0.1")) })
+			if !said.has("certificate not renewed") || !said.has("clock") {
+				t.Errorf("log: %s", said.text.String())
+			}
+			if _, err := client.Register(t.Context(), request("a", "10.0.0.1")); err != nil {
+				t.Errorf("when the clock is right again: %v", err)
+			}
+			host.at(2*time.Minute, func() {
+				if _, err := client.Register(t.Context(), request("a", "10.0.0.1")); err != nil || !said.has("certificate renewed") {
+					t.Errorf("renewed later: %v, log: %s", err, said.text.String())
+				}
+			})
+		})
+	}
 }

@@ -188,6 +188,12 @@ func (m *Member) keep(key *ecdsa.PrivateKey, granted api.JoinResponse) error {
 	if err != nil {
 		return fmt.Errorf("the certificate that was granted: %w", err)
 	}
+	// The coordinator's clock may be wrong for a moment, on a connection from before. The
+	// certificate that we have is good when it is right again, and this one is not.
+	if now := m.o.Now(); now.Before(h.leaf.NotBefore) || now.After(h.leaf.NotAfter) {
+		return fmt.Errorf("the certificate that was granted is valid from %s to %s, and the clock of this host says %s; set the clocks of this host and of the coordinator right",
+			h.leaf.NotBefore.UTC().Format(time.RFC3339), h.leaf.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	}
 	err = writeHeld(m.o.Dir, text, []byte(granted.CA))
 	if err != nil && m.current() == nil {
 		return fmt.Errorf("keep the certificate: %w", err)

@@ -72,8 +72,10 @@ func (r *Registry) serverCertificate(hello *tls.ClientHelloInfo) (*tls.Certifica
 		s.addrs = append(s.addrs, local)
 		s.cert = nil
 	}
-	now, by := r.o.Now(), r.auth.Load()
-	if s.cert != nil && s.by == by && now.Sub(s.made).Abs() < serverAge {
+	// By the wall clock, as clients look at it: a coordinator that was started before its
+	// clock was set, or whose clock was ahead for a moment, has a certificate of another time.
+	now, by := r.o.Now().Round(0), r.auth.Load()
+	if age := now.Sub(s.made); s.cert != nil && s.by == by && age > -backdate/2 && age < serverAge {
 		return s.cert, nil
 	}
 	if s.key == nil {
