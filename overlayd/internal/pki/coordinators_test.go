@@ -72,6 +72,14 @@ func TestLostAnswers(t *testing.T) {
 	if err := r.RevokeToken(t.Context(), token.ID); err == nil {
 		t.Error("a token that is not there was revoked")
 	}
+	cert := joined(t, r, "revoked")
+	s.lost = true
+	if err := r.Revoke(t.Context(), pki.RoleAgent, []string{"revoked"}); err != nil {
+		t.Errorf("revoke an identity: %v", err)
+	}
+	if _, err := r.Identify(cert); err == nil {
+		t.Error("a revoked agent is accepted here")
+	}
 	s.lost = true
 	if err := r.Rotate(t.Context()); err != nil {
 		t.Errorf("rotate: %v", err)

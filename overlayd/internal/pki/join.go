@@ -262,7 +262,8 @@ func (r *Registry) revoke(ctx context.Context, role Role, name string) error {
 				return err
 			}
 		}
-		if !record.Revoked.IsZero() {
+		if !record.Revoked.IsZero() { // perhaps by us, and the answer was lost
+			r.apply(store.Event{KV: kv})
 			return nil
 		}
 		record.Revoked = r.o.Now().UTC().Truncate(time.Second)
