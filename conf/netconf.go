@@ -171,7 +171,8 @@ func (n NetConf) Unpublished() bool {
 }
 
 // Shaped reports whether the runtime says that the container is to be held to a rate,
-// which is done with qdiscs at its host end.
+// which is done with qdiscs at its host end: not where clsact is
+// (findings/bandwidth-clsact.sh).
 func (n NetConf) Shaped() bool {
 	b := n.RuntimeConfig.Bandwidth
 	return len(b) > 0 && string(b) != "null"
