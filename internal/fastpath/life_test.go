@@ -94,19 +94,25 @@ func TestWithoutProcess(t *testing.T) {
 	}
 }
 
-// Watch attaches what comes and lets go of what leaves.
-func TestWatch(t *testing.T) {
-	r := newRig(t, false)
-	paths := r.fast()
+// watch has a path follow the links until end is called.
+func watch(t *testing.T, p *Path) (end func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- paths[1].Watch(ctx) }()
-	defer func() {
+	go func() { done <- p.Watch(ctx) }()
+	return func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-	}()
+	}
+}
+
+// Watch attaches what comes and lets go of what leaves.
+func TestWatch(t *testing.T) {
+	r := newRig(t, false)
+	paths := r.fast()
+	defer watch(t, paths[1])()
 	late := r.hosts[1].attach("l", 9, mark.FastPathGroup)
 	attached := func(want int) {
 		t.Helper()
@@ -135,15 +141,7 @@ func TestWatch(t *testing.T) {
 func TestShaped(t *testing.T) {
 	r := newRig(t, false)
 	paths := r.fast()
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- paths[1].Watch(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
+	defer watch(t, paths[1])()
 	h, far := r.hosts[1], r.hosts[0].container
 	attached := func(when string, want int) {
 		t.Helper()

@@ -78,14 +78,17 @@ func TestMesosPortsFail(t *testing.T) {
 	m.wantNothing(container)
 }
 
+// keepsPorts is a portmap that takes no port away until it is mended.
+const keepsPorts = `[ "$CNI_COMMAND" = DEL ] || cat "$0.stdin"
+[ "$CNI_COMMAND" != DEL ] || [ -e "$0.mended" ] || { echo '{"code":999,"msg":"no iptables"}'; exit 1; }`
+
 // As long as a host port leads to an address, the address is nobody else's: not in the
 // store, and not with another IPAM plugin. The DEL that takes the port away releases it,
 // though the link has gone before.
 func TestDelKeepsTheAddressOfAPort(t *testing.T) {
 	m := newMachine(t)
 	container := newNamespace(t)
-	m.script("portmap", `[ "$CNI_COMMAND" = DEL ] || cat "$0.stdin"
-[ "$CNI_COMMAND" != DEL ] || [ -e "$0.mended" ] || { echo '{"code":999,"msg":"no iptables"}'; exit 1; }`)
+	m.script("portmap", keepsPorts)
 	c := call{plugin: "m-overlay", command: "ADD", netns: container.path, conf: m.config("both", "", "args", mesosArgs())}
 	m.ok(c)
 	c.command = "DEL"
@@ -113,8 +116,7 @@ func TestDelKeepsTheAddressOfAPort(t *testing.T) {
 func TestDelSaysOfPortsAndInterface(t *testing.T) {
 	m := newMachine(t)
 	container := newNamespace(t)
-	m.script("portmap", `[ "$CNI_COMMAND" = DEL ] || cat "$0.stdin"
-[ "$CNI_COMMAND" != DEL ] || [ -e "$0.mended" ] || { echo '{"code":999,"msg":"no iptables"}'; exit 1; }`)
+	m.script("portmap", keepsPorts)
 	c := call{plugin: "m-overlay", command: "ADD", netns: container.path, conf: m.config("both", "", "args", mesosArgs())}
 	m.ok(c)
 	c.command = "DEL"
