@@ -193,7 +193,7 @@ func (v *inventory) patience(err error) time.Duration {
 // watch has changes of the address stores wake the inventory. There is no
 // directory before the first container.
 func (v *inventory) watch() {
-	_ = v.watched.Add(v.runDir) // the ticker sees what it does not
+	_ = v.watched.AddNames(v.runDir) // the ticker sees what it does not
 	if dir := filepath.Join(v.runDir, conf.IPAMDir); isDir(dir) {
 		_ = v.watched.Add(dir)
 	}

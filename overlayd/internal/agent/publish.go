@@ -68,7 +68,7 @@ func (l *loop) checkDocument() {
 	l.look.clear()
 	l.look.in(l.timing.files)
 	l.keepDirs()
-	l.problems.Report(watchProblem, l.watched.Add(l.opts.RunDir))
+	l.problems.Report(watchProblem, errors.Join(l.watched.AddNames(l.opts.RunDir), l.watched.AddFile(l.files.state())))
 	if l.published.document == nil && l.published.err == nil {
 		return // nothing of ours was published yet
 	}

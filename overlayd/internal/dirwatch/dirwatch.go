@@ -6,20 +6,27 @@
 //
 // It asks inotify itself, because nothing but the hint is of use here: there is
 // no table of names and watches that could differ from the kernel's.
+//
+// A file counts as written when whoever wrote it closes it. Each single write would
+// wake this process, often while a CNI program is still waited for.
 package dirwatch
 
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
-// events are the kinds of changes. Reading is none.
-const events = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO |
-	unix.IN_MODIFY | unix.IN_CLOSE_WRITE | unix.IN_ATTRIB | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
+// names are the changes of which entries a directory has, contents those of what is
+// in a file. Reading is none.
+const (
+	names    = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
+	contents = unix.IN_CLOSE_WRITE | unix.IN_ATTRIB
+)
 
 // Watch watches directories. It is safe for concurrent use.
 type Watch struct {
@@ -27,7 +34,7 @@ type Watch struct {
 
 	mu      sync.Mutex
 	inotify *os.File       // nil: not yet, or closed
-	watched map[string]int // watch descriptor by directory
+	watched map[string]int // watch descriptor by path
 	closed  bool
 	done    sync.WaitGroup
 }
@@ -42,6 +49,27 @@ func (w *Watch) Events() <-chan struct{} { return w.events }
 // nothing; where another one is in the place of one, that is watched. One that
 // was not watched before is an event: what changed in it until now is not known.
 func (w *Watch) Add(dirs ...string) error {
+	return w.addAll(names|contents|unix.IN_ONLYDIR, dirs)
+}
+
+// AddNames watches which entries the directories have, and not what is written in
+// files of them: where every call of a CNI program writes one, each would be a hint.
+func (w *Watch) AddNames(dirs ...string) error {
+	return w.addAll(names|unix.IN_ONLYDIR, dirs)
+}
+
+// AddFile watches what is in a file, which has to be added again when another one is
+// in its place. It is no error if there is none, and no event if it was not watched
+// before: callers look at it afterwards.
+func (w *Watch) AddFile(path string) error {
+	err := w.addAll(contents|unix.IN_DONT_FOLLOW, []string{path})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (w *Watch) addAll(events uint32, paths []string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {
@@ -57,17 +85,17 @@ func (w *Watch) Add(dirs ...string) error {
 		w.done.Go(func() { w.follow(f) })
 	}
 	var errs []error
-	for _, dir := range dirs {
-		if err := w.add(dir); err != nil {
-			errs = append(errs, fmt.Errorf("watch %s: %w", dir, err))
+	for _, path := range paths {
+		if err := w.add(path, events); err != nil {
+			errs = append(errs, fmt.Errorf("watch %s: %w", path, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// add watches one directory. The kernel answers with the same descriptor for the
-// same one, whatever its name.
-func (w *Watch) add(dir string) error {
+// add watches one path. The kernel answers with the same descriptor for the same
+// directory or file, whatever its name.
+func (w *Watch) add(path string, events uint32) error {
 	raw, err := w.inotify.SyscallConn()
 	if err != nil {
 		return err
@@ -75,18 +103,20 @@ func (w *Watch) add(dir string) error {
 	var failed error
 	err = raw.Control(func(fd uintptr) {
 		var wd int
-		if wd, failed = unix.InotifyAddWatch(int(fd), dir, events|unix.IN_ONLYDIR); failed != nil {
+		if wd, failed = unix.InotifyAddWatch(int(fd), path, events); failed != nil {
 			return
 		}
-		before, ok := w.watched[dir]
+		before, ok := w.watched[path]
 		if ok && before == wd {
 			return
 		}
 		if ok {
 			unix.InotifyRmWatch(int(fd), uint32(before)) // has gone, or is somewhere else now
 		}
-		w.watched[dir] = wd
-		w.hint()
+		w.watched[path] = wd
+		if events&unix.IN_ONLYDIR != 0 {
+			w.hint()
+		}
 	})
 	return errors.Join(err, failed)
 }
