@@ -133,6 +133,29 @@ func TestCounters(t *testing.T) {
 	}
 }
 
+// TestHeldParts: a program that stopped while it counted delays no other one, which
+// counts in another part; where all are held, nothing is counted.
+func TestHeldParts(t *testing.T) {
+	dir := t.TempDir()
+	Record(dir, call("ADD", 0, time.Millisecond))
+	f, err := os.OpenFile(filepath.Join(dir, countersFile), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for part := range int64(parts) {
+		lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: unix.SEEK_SET, Start: part, Len: 1}
+		if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+			t.Fatal(err)
+		}
+		Record(dir, call("ADD", 0, time.Millisecond))
+	}
+	got, err := Read(dir)
+	if err != nil || len(got) != 1 || got[0].Total() != parts || got[0].Calls[1] != parts || got[0].Sum != parts*time.Millisecond {
+		t.Errorf("%+v, %v; want the first call and one in each part but the first", got, err)
+	}
+}
+
 // TestForeignFiles: what stands in the way of the two files is left alone, and no
 // call waits for it or fails.
 func TestForeignFiles(t *testing.T) {

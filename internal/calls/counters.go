@@ -6,29 +6,30 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
-	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
 )
 
-// The counters are a file of fixed size that every program maps, adds to and leaves:
-// no lock is waited for, and one that dies in between has at most counted too little.
+// The counters are a file of parts, each of which one program at a time adds to while
+// it has the part locked. No lock is waited for: a program takes the first part that
+// is free, and counts nothing where none is. One that dies in between has counted too
+// little. A part is:
 //
-//	magic, then for each program, verb and result:
+//	magic (in the first one), then for each program, verb and result:
 //	    sum of the durations in nanoseconds, calls by duration (17)
 //
-// The size stays: programs of other releases write the same file. Of the last program
+// What was never written is zero, or behind the end of the file. It is not mapped:
+// a mapping costs a call more than all of its reads and writes. Of the last program
 // there is room for ADD, DEL and CHECK, of which it has the first two.
 const (
 	countersFile = "cni.counters"
 	magic        = uint64(0x6f766c63616c6c31)
-	fileSize     = 8192
+	partSize     = 8192
+	parts        = 16
 	words        = 1 + bucketCount
 )
 
@@ -79,8 +80,8 @@ func offset(program, verb, result int) int {
 	return 1 + ((program*len(verbNames)+verb)*len(resultNames)+result)*words
 }
 
-// fits reports whether the file has room for the counters that begin there.
-func fits(offset int) bool { return 8*(offset+words) <= fileSize }
+// fits reports whether a part has room for the counters that begin there.
+func fits(offset int) bool { return 8*(offset+words) <= partSize }
 
 func (c Call) count(dir string) {
 	program, verb := slices.Index(programNames[:], c.Program), slices.Index(verbNames[:], c.Verb)
@@ -96,32 +97,47 @@ func (c Call) count(dir string) {
 		return
 	}
 	defer unix.Close(fd)
-	var st unix.Stat_t
-	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return
+	if ours(fd) {
+		add(fd, at, c.Took)
 	}
-	if st.Size == 0 && unix.Ftruncate(fd, fileSize) != nil || st.Size != 0 && st.Size != fileSize {
-		return
-	}
-	add(fd, at, uint64(c.Took), at+1+bucketOf(c.Took))
 }
 
-// add adds took to the word at sum and one to the word at bucket.
-func add(fd, sum int, took uint64, bucket int) {
-	b, err := unix.Mmap(fd, 0, fileSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
+// ours reports whether the file is one of counters, and makes an empty one that.
+func ours(fd int) bool {
+	var b [8]byte
+	switch n, err := unix.Pread(fd, b[:], 0); {
+	case err != nil: // a pipe
+		return false
+	case n == 0:
+		binary.NativeEndian.PutUint64(b[:], magic)
+		n, _ = unix.Pwrite(fd, b[:], 0)
+		return n == len(b)
+	default:
+		return n == len(b) && binary.NativeEndian.Uint64(b[:]) == magic
+	}
+}
+
+// add adds a call to the counters at a word of the first part that is free. The lock
+// ends with the descriptor.
+func add(fd, at int, took time.Duration) {
+	for part := range int64(parts) {
+		lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: unix.SEEK_SET, Start: part, Len: 1}
+		if unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lock) != nil {
+			continue
+		}
+		var b [8 * words]byte
+		from := part*partSize + int64(8*at)
+		if _, err := unix.Pread(fd, b[:], from); err != nil {
+			return
+		}
+		plus := func(word int, n uint64) {
+			binary.NativeEndian.PutUint64(b[8*word:], binary.NativeEndian.Uint64(b[8*word:])+n)
+		}
+		plus(0, uint64(took))
+		plus(1+bucketOf(took), 1)
+		_, _ = unix.Pwrite(fd, b[:], from)
 		return
 	}
-	defer unix.Munmap(b)
-	// A page that the file system has no room for, or that somebody has cut off.
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() { _ = recover() }()
-	word := func(i int) *uint64 { return (*uint64)(unsafe.Pointer(&b[8*i])) }
-	if atomic.LoadUint64(word(0)) != magic {
-		atomic.StoreUint64(word(0), magic)
-	}
-	atomic.AddUint64(word(sum), took)
-	atomic.AddUint64(word(bucket), 1)
 }
 
 // Count is how often one program was called with one verb and one result since the
@@ -145,17 +161,26 @@ func (c Count) Total() (n uint64) {
 // call was made if the file is not there.
 func Read(dir string) ([]Count, error) {
 	path := filepath.Join(dir, countersFile)
-	b, err := conf.ReadRegular(path, fileSize)
+	b, err := conf.ReadRegular(path, parts*partSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	if len(b) != fileSize || binary.NativeEndian.Uint64(b) != magic {
+	if len(b) == 0 {
+		return nil, nil // it is made just now
+	}
+	if len(b) < 8 || binary.NativeEndian.Uint64(b) != magic {
 		return nil, fmt.Errorf("read %s: it is not what the CNI programs write; remove it", path)
 	}
-	word := func(i int) uint64 { return binary.NativeEndian.Uint64(b[8*i:]) }
+	b = append(b, make([]byte, parts*partSize-len(b))...)
+	sum := func(word int) (n uint64) {
+		for part := range parts {
+			n += binary.NativeEndian.Uint64(b[part*partSize+8*word:])
+		}
+		return n
+	}
 	var out []Count
 	for p, program := range programNames {
 		for v, verb := range verbNames {
@@ -164,9 +189,9 @@ func Read(dir string) ([]Count, error) {
 				if !fits(at) {
 					continue
 				}
-				c := Count{Program: program, Verb: verb, Result: result, Sum: time.Duration(word(at))}
+				c := Count{Program: program, Verb: verb, Result: result, Sum: time.Duration(sum(at))}
 				for i := range c.Calls {
-					c.Calls[i] = word(at + 1 + i)
+					c.Calls[i] = sum(at + 1 + i)
 				}
 				if c.Total() > 0 {
 					out = append(out, c)
