@@ -77,6 +77,8 @@ func (l *loop) survey(o api.SurveyOrder) {
 func (s *surveyor) run(ctx context.Context) error {
 	var refusing sync.WaitGroup
 	defer refusing.Wait()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop() // a panic must not wait for who waits for orders
 	refusing.Go(func() { s.runRefuse(ctx) })
 	for {
 		select {

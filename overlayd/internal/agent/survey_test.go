@@ -88,6 +88,29 @@ func TestSurveyor(t *testing.T) {
 	}
 }
 
+// A defect in a look ends the agent, as everywhere: it does not leave a surveyor that
+// waits for ever.
+func TestSurveyorPanics(t *testing.T) {
+	s := &surveyor{
+		send: func(context.Context, api.SurveyReport) error { panic("a defect") }, state: func() conf.State { return conf.State{} },
+		limit: time.Minute, orders: make(chan order, 1), refuse: make(chan order, 1), log: slog.New(slog.DiscardHandler),
+	}
+	s.orders <- order{SurveyOrder: api.SurveyOrder{Kind: "shell"}}
+	ended := make(chan any, 1)
+	go func() {
+		defer func() { ended <- recover() }()
+		_ = s.run(t.Context())
+	}()
+	select {
+	case r := <-ended:
+		if r != "a defect" {
+			t.Errorf("recovered %v", r)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("the panic waits")
+	}
+}
+
 // A look ends at its limit, and says so.
 func TestSurveyorEnds(t *testing.T) {
 	s := &surveyor{
