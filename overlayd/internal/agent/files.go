@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"time"
 
@@ -233,7 +234,18 @@ type savedPeers struct {
 	ClusterID string      `json:"cluster_id"`
 	Revision  uint64      `json:"revision"`
 	Run       string      `json:"run,omitempty"` // of the coordinator that told
+	Fields    string      `json:"fields"`        // peerFields of who wrote it
 	Peers     []conf.Peer `json:"peers"`
+}
+
+// peerFields are what this program knows of a peer. What another release did not know
+// of those it stored, no coordinator tells again by itself.
+func peerFields() string {
+	var names []string
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[conf.Peer]()) {
+		names = append(names, f.Name)
+	}
+	return strings.Join(names, " ")
 }
 
 // loadLease returns the stored lease of this agent, or false. A file that
@@ -250,7 +262,8 @@ func (f *files) loadLease(id string) (savedLease, bool) {
 	return s, true
 }
 
-// loadPeers is loadLease for the peers; they must be of the given cluster.
+// loadPeers is loadLease for the peers; they must be of the given cluster. Those of
+// another release are used until the coordinator has told all of them anew.
 func (f *files) loadPeers(id, clusterID string) (savedPeers, bool) {
 	var s savedPeers
 	if !f.load(f.peers(), &s) {
@@ -265,6 +278,9 @@ func (f *files) loadPeers(id, clusterID string) (savedPeers, bool) {
 			f.log.Warn("the stored peers cannot be used; waiting for the coordinator", logkey.Path, f.peers(), logkey.Err, err)
 			return s, false
 		}
+	}
+	if s.Fields != peerFields() {
+		s.Revision, s.Run = 0, ""
 	}
 	return s, true
 }

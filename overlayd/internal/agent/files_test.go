@@ -145,7 +145,7 @@ func TestStoredFiles(t *testing.T) {
 	if got, ok := f.loadLease("own"); !ok || !sameLease(got.Lease, lease.Lease) || got.Renewed != lease.Renewed {
 		t.Errorf("lease read back: %v %+v", ok, got)
 	}
-	peers := savedPeers{AgentID: "own", ClusterID: "c1", Revision: 9, Peers: []conf.Peer{testPeer("b", 3, 2, "9.0.2.0/24")}}
+	peers := savedPeers{AgentID: "own", ClusterID: "c1", Revision: 9, Fields: peerFields(), Peers: []conf.Peer{testPeer("b", 3, 2, "9.0.2.0/24")}}
 	if err := conf.WriteJSON(f.peers(), peers, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -224,7 +224,7 @@ func (l *loop) savePeers() {
 		p.save.in(l.timing.savePeers)
 		return
 	}
-	s := savedPeers{AgentID: l.id, ClusterID: p.clusterID, Revision: p.position.Revision, Run: p.position.Run, Peers: slices.Collect(maps.Values(p.claims.peers))}
+	s := savedPeers{AgentID: l.id, ClusterID: p.clusterID, Revision: p.position.Revision, Run: p.position.Run, Fields: peerFields(), Peers: slices.Collect(maps.Values(p.claims.peers))}
 	p.saving = true
 	l.group.Go(func() error {
 		slices.SortFunc(s.Peers, func(a, b conf.Peer) int { return strings.Compare(a.AgentID, b.AgentID) })

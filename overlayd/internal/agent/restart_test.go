@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/api"
 )
 
 // With the coordinator down a restarted agent, even after its kernel objects
@@ -98,6 +99,62 @@ func TestForgottenPeers(t *testing.T) {
 	if err := hasRoute(prefix("9.0.1.0/24")); err != nil {
 		t.Errorf("after the coordinator answered: %v", err)
 	}
+}
+
+// What the release before did not know of a peer it has not stored, though it had
+// heard of it; the agent that comes after it learns it all the same.
+func TestPeersOfAnotherRelease(t *testing.T) {
+	if !onOwnHost(t) {
+		return
+	}
+	c := newCluster(t, seedNetwork())
+	h := newHost(c)
+	h.start()
+	h.ready()
+	_, err := c.client().Register(t.Context(), api.RegisterRequest{
+		AgentID: "peer", AgentIP: addr("172.17.0.3"), Version: "test",
+		Underlay: conf.Underlay{MTU: 1300, TwoFamilies: true},
+	})
+	must(t, err)
+	subnet, err := netlink.ParseIPNet("9.0.1.0/24")
+	must(t, err)
+	small := func() error {
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: subnet}, netlink.RT_FILTER_DST)
+		if err != nil {
+			return err
+		}
+		if len(routes) != 1 || routes[0].MTU != 1300 {
+			return fmt.Errorf("routes %v, want one with the peer's MTU", routes)
+		}
+		return nil
+	}
+	eventually(t, "route to the peer", small)
+	h.stop()
+
+	type peer struct { // as the build of 2026-11-23 has it
+		ID      string   `json:"id"`
+		IP      string   `json:"ip"`
+		Epoch   uint64   `json:"epoch"`
+		VTEPIP  string   `json:"vtep_ip"`
+		VTEPIP6 string   `json:"vtep_ip6,omitempty"`
+		VTEPMAC string   `json:"vtep_mac"`
+		Subnets []string `json:"subnets,omitempty"`
+	}
+	var before struct {
+		AgentID   string `json:"agent_id"`
+		ClusterID string `json:"cluster_id"`
+		Revision  uint64 `json:"revision"`
+		Run       string `json:"run,omitempty"`
+		Peers     []peer `json:"peers"`
+	}
+	must(t, conf.ReadJSON(h.stored(peersFile), &before))
+	if len(before.Peers) != 1 || before.Revision == 0 || before.Run == "" {
+		t.Fatalf("stored: %+v", before)
+	}
+	must(t, conf.WriteJSON(h.stored(peersFile), before, 0o600))
+	h.start()
+	h.ready()
+	eventually(t, "route to the peer, after the upgrade", small)
 }
 
 // After a reboot, with the coordinator down: everything is back, and the time
