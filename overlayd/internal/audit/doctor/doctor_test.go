@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -181,6 +182,8 @@ func TestChecks(t *testing.T) {
 
 		{"two versions", checkPluginVersions, plugins("one", "two"), "d-overlay differ"},
 		{"two copies", checkPluginVersions, plugins("one", "one"), ""},
+		{"one replaced", checkPluginVersions, stamped("v1.2.34", "v1.2.33"), "d-overlay is v1.2.34"},
+		{"all replaced", checkPluginVersions, stamped("v1.2.34", "v1.2.34"), ""},
 		{"certificate", checkCertificates, pki(-10*hour, -hour), "good until"},
 		{"certificate not renewed", checkCertificates, pki(-100*hour, 10*hour), "good until"},
 		{"certificate of today", checkCertificates, pki(-hour, 100*hour), ""},
@@ -277,6 +280,23 @@ func plugins(contents ...string) func(*testing.T, *host) {
 	return func(t *testing.T, h *host) {
 		for i, c := range contents {
 			if err := os.WriteFile(filepath.Join(h.dirs.CNIBin[i], "d-overlay"), []byte(c), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// stamped installs d-overlay and overlay-ipam of these versions, in one directory.
+func stamped(versions ...string) func(*testing.T, *host) {
+	return func(t *testing.T, h *host) {
+		const stamp = "mod\toverlayd.internal/overlay\t"
+		self, err := os.ReadFile("/proc/self/exe")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n, name := range []string{"d-overlay", "overlay-ipam"} {
+			program := bytes.ReplaceAll(self, []byte(stamp+"(devel)"), []byte(stamp+versions[n]))
+			if err := os.WriteFile(filepath.Join(h.dirs.CNIBin[0], name), program, 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -3,6 +3,7 @@ package doctor
 import (
 	"crypto/sha256"
 	"crypto/x509"
+	"debug/buildinfo"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -91,11 +92,15 @@ func checkPlugins(h *host) (out []Finding) {
 }
 
 // checkPluginVersions: runtimes look in different directories, and a forgotten
-// copy is of an earlier version.
+// copy is of an earlier version; so is a plugin that was not replaced with the others.
 func checkPluginVersions(h *host) (out []Finding) {
+	var first, version string
 	for _, name := range []string{"m-overlay", "d-overlay", "overlay-ipam"} {
 		paths := h.programs(name)
-		for _, p := range paths[min(1, len(paths)):] {
+		if len(paths) == 0 {
+			continue
+		}
+		for _, p := range paths[1:] {
 			if digest(p) != digest(paths[0]) {
 				out = append(out, Finding{
 					Severity: Warning, What: "there are different versions of the plugin " + name + ": which one runs depends on the runtime",
@@ -103,8 +108,27 @@ func checkPluginVersions(h *host) (out []Finding) {
 				})
 			}
 		}
+		switch v := versionOf(paths[0]); {
+		case v == "":
+		case first == "":
+			first, version = paths[0], v
+		case v != version:
+			out = append(out, Finding{
+				Severity: Warning, What: "the plugins " + filepath.Base(first) + " and " + name + " are of different versions",
+				Evidence: first + " is " + version + ", " + paths[0] + " is " + v, Fix: "install all plugins of the newer version",
+			})
+		}
 	}
 	return out
+}
+
+// versionOf is what a program was stamped with; of what is no program of Go it is empty.
+func versionOf(path string) string {
+	info, err := buildinfo.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return info.Main.Version
 }
 
 // digest is of the content; of what cannot be read it is zero.
