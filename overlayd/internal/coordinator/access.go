@@ -87,11 +87,16 @@ func (a asker) speaksFor(agentID string) error {
 	return refuse(http.StatusForbidden, "this is the certificate of %s, which may speak for itself alone, and the request is about agent %.80q", a.who, agentID)
 }
 
+// maxElements is how many elements what an agent says may have, many times what ours
+// say at once. In memory an element may be a hundred times as large as in a body.
+const maxElements = 1 << 18
+
 // speaking serves a request that speaks for an agent. The request is read once,
 // and that is what is judged and what the handler gets.
 func speaking[T interface{ Speaker() string }](h func(http.ResponseWriter, *http.Request, *T) error) serve.Handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		var req T
+		r.Body = serve.LimitElements(r.Body, maxElements)
 		if err := serve.ReadJSON(w, r, &req); err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -228,6 +229,60 @@ func TestReportsOfAnySize(t *testing.T) {
 			t.Errorf("%s: %d %s, want %d", c.encoding, code, text, c.code)
 		}
 	}
+	http.DefaultClient.CloseIdleConnections()
+}
+
+// TestReportsOfManyElements: a body of little else than commas is refused before its
+// elements fill the memory, each of which is a hundred times as large there.
+func TestReportsOfManyElements(t *testing.T) {
+	const limit = 192 << 20
+	n := start(t, newStore(t), seedNetwork)
+	n.register(t, nth(1))
+	for name, body := range map[string]string{
+		"containers": `{"agent_id":"agent-1","instance":"i","put":[` + strings.Repeat("1,", 7<<20) + `1]}`,
+		"usage":      `{"agent_id":"agent-1","instance":"i","usage":[` + strings.Repeat("{},", 5<<20) + `{}]}`,
+		"addresses":  `{"agent_id":"agent-1","instance":"i","put":[{"addresses":[` + strings.Repeat(`"",`, 5<<20) + `""]}]}`,
+		"routes":     `{"agent_id":"agent-1","instance":"i","host":{"routes":[` + strings.Repeat(`"",`, 5<<20) + `""]}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			var packed bytes.Buffer
+			w := gzip.NewWriter(&packed)
+			_, _ = io.WriteString(w, body)
+			w.Close()
+			size := packed.Len()
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, n.url+api.PathAttachments, &packed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Content-Encoding", "gzip")
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			text, _ := io.ReadAll(resp.Body)
+			runtime.ReadMemStats(&after)
+			if resp.StatusCode != http.StatusRequestEntityTooLarge || !strings.Contains(string(text), "elements") {
+				t.Errorf("%d %.200s", resp.StatusCode, text)
+			}
+			took := after.TotalAlloc - before.TotalAlloc
+			t.Logf("%d bytes on the wire, %d MiB of memory", size, took>>20)
+			if took > limit {
+				t.Errorf("it took %d MiB of memory, want at most %d", took>>20, limit>>20)
+			}
+		})
+	}
+	// What an agent does say at once is taken: so many containers, and commas in names.
+	one := n.reporting(t, 2)
+	r := one.next
+	r.Sequence = 1
+	for i := range 4000 {
+		r.Put = append(r.Put, api.Attachment{Network: "n", ID: fmt.Sprint(i), IfName: "e", Overlay: "dcos", Half: conf.Mesos, Name: strings.Repeat(`,\"`, 40)})
+	}
+	_, err := n.client.ReportAttachments(t.Context(), r)
+	refused(t, err, http.StatusBadRequest, "room for, which is") // it was read
 	http.DefaultClient.CloseIdleConnections()
 }
 

@@ -228,11 +228,14 @@ func ReadBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 // bodyRefusal says what is wrong with a body that could not be read.
 func bodyRefusal(err error) error {
 	var tooLarge *http.MaxBytesError
+	var tooMany *elementsError
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return Refuse(http.StatusRequestTimeout, "the body took too long to come")
 	case errors.As(err, &tooLarge):
 		return Refuse(http.StatusRequestEntityTooLarge, "the body has more than %d bytes", tooLarge.Limit)
+	case errors.As(err, &tooMany):
+		return Refuse(http.StatusRequestEntityTooLarge, "the body has %v", tooMany)
 	case errors.Is(err, io.EOF):
 		return Refuse(http.StatusBadRequest, "the body is empty; want a JSON object")
 	}
