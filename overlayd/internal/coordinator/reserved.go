@@ -167,10 +167,17 @@ func (r record) row() api.Reservation {
 // maxImport bounds an imported state, in bytes: some ten thousand agents.
 const maxImport = 64 << 20
 
+// maxJoin bounds what asks for a certificate, some hundred bytes. It is read from
+// anybody, over as many connections as a host may have.
+const maxJoin = 64 << 10
+
 // maxBody is the bound of a request's body where the route has one of its own.
 func maxBody(path string) int64 {
-	if path == api.PathReserved {
+	switch path {
+	case api.PathReserved:
 		return maxImport
+	case api.PathJoin, api.PathRenew:
+		return maxJoin
 	}
 	return 0
 }

@@ -258,6 +258,7 @@ func joins(t *testing.T, n *secureNode) []forgery {
 		{"request with an RSA key", good, "new", csr(t, rsaKey, &x509.CertificateRequest{}), 400, "ECDSA P-256"},
 		{"request with an RSA key, whose signature costs nothing", good, "new", string(pem.EncodeToMemory(unchecked)), 400, "ECDSA P-256"},
 		{"no request", good, "new", "", 400, "PEM"},
+		{"more than a request", good, "new", request + strings.Repeat("x", 64<<10), 413, "more than 65536 bytes"},
 	} {
 		out = append(out, forgery{j.name, as(t), http.MethodPost, api.PathJoin, encodeJSON(api.JoinRequest{Token: j.token, Name: j.as, CSR: j.csr}), j.code, j.says})
 	}
