@@ -1,13 +1,45 @@
 package coordinator_test
 
 import (
+	"encoding/json"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
 )
+
+// TestIsolationInFlags: an agent that knows isolation by true and false alone, as that
+// of 2026-11-23, can read its lease whatever the configuration says.
+func TestIsolationInFlags(t *testing.T) {
+	with := func(overlay, isolation string) string {
+		return strings.Replace(overlay, "}", `, "isolation": `+isolation+"}", 1)
+	}
+	n := start(t, newStore(t), networkOf(with(overlayOne, `"strict"`), with(overlayTwo, `"none"`),
+		with(`{"name": "three", "subnet": "11.0.0.0/16", "prefix": 24}`, `"overlay"`), `{"name": "four", "subnet": "12.0.0.0/16", "prefix": 24}`,
+		with(`{"name": "five", "subnet": "13.0.0.0/16", "prefix": 24, "halves": "shared"}`, `"strict"`)))
+	isolation := func(req api.RegisterRequest) (said []string) {
+		t.Helper()
+		for _, g := range n.register(t, req).Grants {
+			b, err := json.Marshal(g.Overlay.Isolation)
+			if err != nil {
+				t.Fatal(err)
+			}
+			said = append(said, g.Overlay.Name+" "+string(b))
+		}
+		return said
+	}
+	req := nth(1)
+	if got, want := isolation(req), []string{"one true", "two false", "three true", `four ""`, "five true"}; !slices.Equal(got, want) {
+		t.Errorf("an agent of before is told %q, want %q", got, want)
+	}
+	req.SharedHalves = true
+	if got, want := isolation(req), []string{`one "strict"`, `two "none"`, `three "overlay"`, `four ""`, `five "strict"`}; !slices.Equal(got, want) {
+		t.Errorf("one of today is told %q, want %q", got, want)
+	}
+}
 
 // TestSharedHalves: an overlay whose halves share a pool is leased to agents that know
 // of such, whole, and nothing of it to those that would make two bridges of it. Before

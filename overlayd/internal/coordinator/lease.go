@@ -65,7 +65,21 @@ func (c *Coordinator) leaseFor(n *network, req *api.RegisterRequest, a *agent, m
 	if n.withholds(req) {
 		withhold(n, req, &l)
 	}
+	if !req.SharedHalves {
+		inFlags(&l)
+	}
 	return l
+}
+
+// inFlags says isolation by true and false: the build of 2026-11-23, which knows no
+// shared halves either, cannot read a lease that has a word there.
+func inFlags(l *conf.Lease) {
+	for i := range l.Grants {
+		o := &l.Grants[i].Overlay
+		if o.Isolation != "" {
+			o.Isolation = conf.IsolationOf(o.Isolation.Mode() != conf.IsolationNone)
+		}
+	}
 }
 
 // withholds reports whether the agent gets nothing of some overlay; see withheld.

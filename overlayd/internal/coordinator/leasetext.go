@@ -125,7 +125,7 @@ func appendGrant(b []byte, n *network, g *conf.Grant) []byte {
 
 // overlayText is an overlay of the network in JSON.
 func (n *network) overlayText(o *conf.Overlay) []byte {
-	if text, ok := n.json[o.Name]; ok {
+	if text, ok := n.json[overlayKey{o.Name, o.Isolation}]; ok {
 		return text
 	}
 	return encode(o)

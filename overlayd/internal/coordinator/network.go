@@ -23,14 +23,21 @@ type network struct {
 	takenDown []string
 	oui       conf.MAC
 	mod       uint64 // revision at which it was stored; 0: it is about to be
-	// json has the overlays as they stand in leases, by name.
-	json map[string][]byte
+	// json has the overlays as they stand in leases.
+	json map[overlayKey][]byte
+}
+
+// overlayKey is what may differ of an overlay between leases under one network.
+type overlayKey struct {
+	name      string
+	isolation conf.Isolation // see inFlags
 }
 
 func newNetwork(n conf.Network, mod uint64) *network {
-	encoded := make(map[string][]byte, len(n.Overlays))
+	encoded := make(map[overlayKey][]byte, len(n.Overlays))
 	for i := range n.Overlays {
-		encoded[n.Overlays[i].Name] = encode(&n.Overlays[i])
+		o := &n.Overlays[i]
+		encoded[overlayKey{o.Name, o.Isolation}] = encode(o)
 	}
 	return &network{Network: n, oui: n.OUI(), mod: mod, json: encoded}
 }
