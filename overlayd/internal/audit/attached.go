@@ -65,21 +65,15 @@ func readAttached(ctx context.Context, dir, overlay string, state conf.State) (o
 // HalfUsages is how full the halves are, a row for each: that of the family which
 // runs out first. It is what coordinator, status and metrics tell.
 func HalfUsages(list []Usage) (out []api.HalfUsage) {
-	for i := 0; i < len(list); {
-		h := api.HalfUsage{Overlay: list[i].Overlay, Half: list[i].Half}
+	for list = Sum(list); len(list) > 0; {
+		h := api.HalfUsage{Overlay: list[0].Overlay, Half: list[0].Half}
 		var v4, v6 *api.Count
-		for ; i < len(list) && list[i].Overlay == h.Overlay && list[i].Half == h.Half; i++ {
-			u := list[i]
-			sum, subnet := &v4, &h.Subnet
-			if u.Range.Addr().Is6() {
-				sum, subnet = &v6, &h.Subnet6
-			}
-			c := u.Count()
-			if *sum == nil {
-				*sum, *subnet = &c, u.Range
+		for ; len(list) > 0 && list[0].Overlay == h.Overlay && list[0].Half == h.Half; list = list[1:] {
+			c := list[0].Count()
+			if r := list[0].Range; r.Addr().Is6() {
+				v6, h.Subnet6 = &c, r
 			} else {
-				c = (*sum).Plus(c)
-				*sum = &c
+				v4, h.Subnet = &c, r
 			}
 		}
 		switch {
