@@ -14,6 +14,7 @@ import (
 
 	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/audit"
+	"overlayd.internal/overlay/overlayd/internal/cli"
 )
 
 // clusterFlags ask for more than this host.
@@ -293,7 +294,7 @@ func (e *env) runEvents(ctx context.Context, follow bool, after int64) error {
 		case !follow, errors.As(err, &refused):
 			return err
 		}
-		fmt.Fprintln(e.stderr, err) // it may be there again
+		fmt.Fprintln(e.stderr, cli.Printable(err)) // it may be there again
 		select {
 		case <-ctx.Done():
 			return nil

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -393,5 +394,30 @@ func TestStatusNearlyFull(t *testing.T) {
 		if tt.want == "" && strings.Contains(stdout, "FULL") || !strings.Contains(stdout, tt.want) {
 			t.Errorf("%d used: want %q\n%s", tt.used, tt.want, stdout)
 		}
+	}
+}
+
+// What a host says stays text in errors as well: it does not steer the terminal of who
+// asks for it.
+func TestErrorsDoNotSteerTheTerminal(t *testing.T) {
+	url := cluster(t)
+	client, err := api.NewClient([]string{url}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const steer = "\x1b]0;x\a\u009b31m\r"
+	report := api.AttachmentReport{AgentID: "host-2", Instance: "i", Sequence: 1, Snapshot: true}
+	for _, id := range []string{"one" + steer, "two" + steer} {
+		report.Put = append(report.Put, api.Attachment{Network: "dcos", ID: id, IfName: "eth0", Overlay: "dcos", Half: conf.Mesos, Name: "web"})
+	}
+	if _, err := client.ReportAttachments(t.Context(), report); err != nil {
+		t.Fatal(err)
+	}
+	code, _, stderr := ctl(t, nil, "explain", "web", "9.0.0.1", "--coordinator", url, "--run-dir", t.TempDir())
+	if code != cli.ExitFailure || !strings.Contains(stderr, "may be any of 2 containers") || !strings.Contains(stderr, "one") {
+		t.Errorf("%d %q", code, stderr)
+	}
+	if i := strings.IndexFunc(stderr, func(r rune) bool { return !unicode.IsPrint(r) && r != '\n' }); i >= 0 {
+		t.Errorf("the error is printed as %q", stderr)
 	}
 }

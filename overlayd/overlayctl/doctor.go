@@ -73,7 +73,7 @@ func (e *env) repair(ctx context.Context, o doctor.Options, findings []doctor.Fi
 		}
 		fmt.Fprintf(e.stderr, "%s: %s\n", f.Check, f.Fix)
 		if err := f.Repair(ctx); err != nil {
-			fmt.Fprintf(e.stderr, "%s: %v\n", f.Check, err) // the next look shows it too
+			fmt.Fprintf(e.stderr, "%s: %s\n", f.Check, cli.Printable(err)) // the next look shows it too
 			continue
 		}
 		done++

@@ -31,7 +31,7 @@ func (e *env) watchable(cmd *cobra.Command) *cobra.Command {
 				fmt.Fprintln(e.stdout, "---") // a document each time
 			}
 			if err := once(cmd, args); err != nil && ctx.Err() == nil && !errors.Is(err, cli.ErrReported) {
-				fmt.Fprintln(e.stderr, err) // it may be well again the next time
+				fmt.Fprintln(e.stderr, cli.Printable(err)) // it may be well again the next time
 			}
 			select {
 			case <-ctx.Done():

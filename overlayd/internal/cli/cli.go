@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -93,11 +94,22 @@ func Run(ctx context.Context, root *cobra.Command, args []string, env LookupEnv,
 		fmt.Fprintf(stderr, "%s: interrupted\n", cmd.CommandPath())
 		return ExitFailure
 	}
-	fmt.Fprintf(stderr, "%s: %v\n", cmd.CommandPath(), err)
+	fmt.Fprintf(stderr, "%s: %s\n", cmd.CommandPath(), Printable(err))
 	if !parsed || errors.As(err, new(UsageError)) {
 		return ExitUsage
 	}
 	return ExitFailure
+}
+
+// Printable is what an error says. It may repeat what hosts and containers say, and
+// that cannot steer the terminal.
+func Printable(err error) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) && r != '\n' && r != '\t' {
+			return ' '
+		}
+		return r
+	}, err.Error())
 }
 
 // prepare gives every command of the tree what is the same for all of them:
