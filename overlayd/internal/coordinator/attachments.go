@@ -254,9 +254,46 @@ func (c *Coordinator) serveContainers(w http.ResponseWriter, r *http.Request) er
 	if err != nil {
 		return refuse(http.StatusBadRequest, "%v", err)
 	}
+	c.leaveOutOthers(found.Containers)
 	found.Unreported, found.Incomplete = c.unreported(refs), c.incomplete()
 	serve.WriteJSON(w, http.StatusOK, found)
 	return nil
+}
+
+// leaveOutOthers takes out the addresses that are granted to another host than the one
+// that reports them: they lead there. A host may have containers of a subnet that it
+// lost, or lie.
+func (c *Coordinator) leaveOutOthers(found []api.Container) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range found {
+		x := &found[i]
+		a := c.view.agents[x.AgentID]
+		x.Addresses = slices.DeleteFunc(x.Addresses, func(addr netip.Addr) bool {
+			return (a == nil || !a.contains(addr)) && c.view.granted(addr)
+		})
+	}
+}
+
+// contains reports whether an address is of what the agent was leased.
+func (r *record) contains(addr netip.Addr) bool {
+	return slices.ContainsFunc(r.Subnets, func(h held) bool {
+		return slices.ContainsFunc(h.all(), func(b conf.Block) bool { return b.Subnet.Contains(addr) || b.Subnet6.Contains(addr) })
+	})
+}
+
+// granted reports whether an address is of an agent subnet that somebody has.
+func (v *view) granted(addr netip.Addr) bool {
+	for _, o := range v.network.Overlays {
+		pool, bits := v.pools.overlays[o.Name].v4, o.Prefix
+		if addr.Is6() {
+			pool, bits = v.pools.overlays[o.Name].v6, o.Prefix6
+		}
+		if block, err := addr.Prefix(bits); err == nil && pool != nil && pool.InUse(block) {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *Coordinator) serveAddresses(w http.ResponseWriter, r *http.Request) error {

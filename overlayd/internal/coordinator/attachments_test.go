@@ -138,6 +138,38 @@ func TestContainersOfTheCluster(t *testing.T) {
 	refused(t, two.report(nil, nil, nil), http.StatusNotFound, "register first")
 }
 
+// TestAddressesOfAnother: an address leads to the host that has it by its lease, also
+// where another one reports it: a liar, or one that had it before.
+func TestAddressesOfAnother(t *testing.T) {
+	n := start(t, newStore(t), seedNetwork)
+	one, two := n.reporting(t, 1), n.reporting(t, 2)
+	mine, other := containerOf(one.lease, 0), containerOf(two.lease, 0)
+	addr := mine.Addresses[0]
+	other.Addresses = append(other.Addresses, addr, netip.MustParseAddr("192.0.2.1")) // and one that nobody has
+	one.must([]api.Attachment{mine}, nil, nil)
+	two.must([]api.Attachment{other}, nil, nil)
+	at := func() (agents []string) {
+		for _, c := range n.containers(t, "q", addr.String()).Containers {
+			if slices.Contains(c.Addresses, addr) {
+				agents = append(agents, c.AgentID)
+			}
+		}
+		return agents
+	}
+	if got := at(); !slices.Equal(got, []string{one.lease.AgentID}) {
+		t.Errorf("%s is at %v", addr, got)
+	}
+	if got := n.containers(t, "agent", two.lease.AgentID).Containers; len(got) != 1 || len(got[0].Addresses) != 2 {
+		t.Errorf("the other one: %+v", got)
+	}
+	if _, err := n.client.Delete(t.Context(), []string{one.lease.AgentID}); err != nil {
+		t.Fatal(err)
+	}
+	if got := at(); !slices.Equal(got, []string{two.lease.AgentID}) {
+		t.Errorf("when nobody has it any more, %s is at %v", addr, got)
+	}
+}
+
 // TestReportsThatAreWrong: what no agent of ours says is refused, and changes nothing.
 func TestReportsThatAreWrong(t *testing.T) {
 	n := start(t, newStore(t), seedNetwork)
