@@ -104,13 +104,22 @@ func sorted[V any](m map[string]V) (names []string) {
 	return names
 }
 
-// files are those that are copied. Keys and certificates are not among them.
+// files are those that are copied. Keys and certificates are not among them. Of a host
+// where nothing is published some directories are not known: "*" would be the files of
+// whoever asks.
 func (o Options) files() (paths []string) {
-	for _, pattern := range []string{
-		filepath.Join(o.RunDir, conf.StateFile),
-		filepath.Join(o.Dirs.State, "agent-id"), filepath.Join(o.Dirs.State, "lease.json"), filepath.Join(o.Dirs.State, "peers.json"),
-		filepath.Join(o.Dirs.CNIConf, "*"), "/etc/overlay/*.yaml",
-	} {
+	patterns := []string{"/etc/overlay/*.yaml"}
+	in := func(dir string, names ...string) {
+		for _, name := range names {
+			if dir != "" {
+				patterns = append(patterns, filepath.Join(dir, name))
+			}
+		}
+	}
+	in(o.RunDir, conf.StateFile)
+	in(o.Dirs.State, "agent-id", "lease.json", "peers.json")
+	in(o.Dirs.CNIConf, "*")
+	for _, pattern := range patterns {
 		found, _ := filepath.Glob(pattern) // the pattern is ours
 		for _, p := range found {
 			if fi, err := os.Stat(p); err == nil && fi.Mode().IsRegular() {

@@ -91,3 +91,24 @@ func TestReportHasNoSecrets(t *testing.T) {
 		t.Errorf("progress told of %d files of %d", len(seen), len(files))
 	}
 }
+
+// On a host where nothing is published the directory of CNI networks is not known: what
+// lies where somebody asks is not taken for it.
+func TestReportOfNothingPublished(t *testing.T) {
+	here := t.TempDir()
+	t.Chdir(here)
+	for _, name := range []string{".netrc", "agent-id", "id_ed25519"} {
+		if err := os.WriteFile(filepath.Join(here, name), []byte("of somebody else"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var b bytes.Buffer
+	if err := Write(t.Context(), &b, Options{RunDir: t.TempDir()}); err != nil {
+		t.Fatal(err)
+	}
+	for name := range unpack(t, b.Bytes()) {
+		if strings.Contains(name, here) {
+			t.Errorf("%s is there", name)
+		}
+	}
+}
