@@ -37,6 +37,8 @@ const (
 	// maxFurther is how many attachments an agent may have beyond those that fit
 	// its lease: of overlays that it no longer has.
 	maxFurther = 256
+	// maxCooling is how many addresses of a half may cool: sums of them have to fit.
+	maxCooling = 1 << 32
 
 	defaultPage = 1000
 	maxPage     = 10_000
@@ -147,6 +149,7 @@ func (c *Coordinator) checkAttachments(r *api.AttachmentReport) (most int, err e
 			return 0, bad("list of addresses", fmt.Sprint(p.Addresses))
 		}
 	}
+	most = a.room() + maxFurther
 	told := map[string]bool{}
 	for _, u := range r.Usage {
 		_, err := conf.ParseHalf(string(u.Half))
@@ -156,6 +159,9 @@ func (c *Coordinator) checkAttachments(r *api.AttachmentReport) (most int, err e
 		what := string(u.Half) + " of " + u.Overlay
 		if _, configured := c.network().Overlay(u.Overlay); err != nil || !configured && !a.has(u.Overlay) || told[what] {
 			return 0, bad("usage of", what)
+		}
+		if max(u.Total, u.Used, u.Free) > uint64(most) || u.Cooling > maxCooling {
+			return 0, bad("usage of", fmt.Sprintf("%s, %d used of %d", what, u.Used, u.Total))
 		}
 		told[what] = true
 	}
@@ -169,7 +175,7 @@ func (c *Coordinator) checkAttachments(r *api.AttachmentReport) (most int, err e
 		h.Datapath = clip(h.Datapath, maxHostWord)
 		h.Routes = slices.DeleteFunc(h.Routes[:min(len(h.Routes), maxRoutes)], func(p netip.Prefix) bool { return !p.IsValid() })
 	}
-	return a.room() + maxFurther, nil
+	return most, nil
 }
 
 // has reports whether the agent holds something of an overlay.

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -184,6 +185,11 @@ func TestReportsThatAreWrong(t *testing.T) {
 	usage := func(overlay string, half conf.Half) api.AttachmentReport {
 		return api.AttachmentReport{AgentID: one.lease.AgentID, Instance: one.next.Instance, Sequence: 2, Usage: []api.HalfUsage{{Overlay: overlay, Half: half}}}
 	}
+	counts := func(c api.Count) api.AttachmentReport {
+		r := usage("dcos", conf.Mesos)
+		r.Usage[0].Count = c
+		return r
+	}
 	twice := usage("dcos", conf.Mesos)
 	twice.Usage = append(twice.Usage, twice.Usage[0])
 	for name, c := range map[string]struct {
@@ -204,6 +210,9 @@ func TestReportsThatAreWrong(t *testing.T) {
 		"usage of nothing": {usage("green", conf.Mesos), 400, "usage"},
 		"usage of no half": {usage("dcos", "upper"), 400, "usage"},
 		"usage twice":      {twice, 400, "usage"},
+		"room for all":     {counts(api.Count{Total: 1 << 40, Free: 1 << 40}), 400, "usage"},
+		"more than all":    {counts(api.Count{Total: 125, Used: math.MaxUint64}), 400, "usage"},
+		"all cooling":      {counts(api.Count{Total: 125, Cooling: math.MaxUint64}), 400, "usage"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := n.client.ReportAttachments(t.Context(), c.report)
