@@ -40,6 +40,11 @@ const (
 // element is one element of one set.
 type element struct{ set, key string }
 
+// device is the first field of all keys.
+func (e element) device() string {
+	return unix.ByteSliceToString([]byte(e.key[:min(len(e.key), unix.IFNAMSIZ)]))
+}
+
 // elements are those of a port. Those of IPv6 have the unspecified address too:
 // who looks whether his address is taken has none yet.
 func (p Port) elements() []element {
@@ -146,7 +151,7 @@ func ReleaseDevice(devices ...string) error {
 	}
 	var b rtnl.Batch
 	for e := range all {
-		if gone[unix.ByteSliceToString([]byte(e.key[:min(len(e.key), unix.IFNAMSIZ)]))] {
+		if gone[e.device()] {
 			addElement(&b, e)
 			deleteElement(&b, e)
 		}

@@ -30,8 +30,9 @@ type Table struct {
 }
 
 // Set makes the table and has these ports checked, and returns how much had to
-// be changed. What belongs to no port is removed after a while.
-func (t *Table) Set(ports []Port) (changed int, err error) {
+// be changed. What belongs to no port is removed after a while, and what belongs to
+// devices that are there and not checked at once: nothing gets through from them.
+func (t *Table) Set(ports []Port, unchecked ...string) (changed int, err error) {
 	t.Forgotten = 0
 	c, err := open()
 	if err != nil {
@@ -60,13 +61,13 @@ func (t *Table) Set(ports []Port) (changed int, err error) {
 	if err != nil {
 		return changed, err
 	}
-	n, err := t.fill(c, ports, there)
+	n, err := t.fill(c, ports, unchecked, there)
 	return changed + n, err
 }
 
 // fill adds the elements that are missing and removes those that are too many
 // for some time.
-func (t *Table) fill(c *rtnl.Conn, ports []Port, there map[element]bool) (changed int, err error) {
+func (t *Table) fill(c *rtnl.Conn, ports []Port, unchecked []string, there map[element]bool) (changed int, err error) {
 	wanted := map[element]bool{}
 	var missing []Port
 	for _, p := range ports {
@@ -91,6 +92,10 @@ func (t *Table) fill(c *rtnl.Conn, ports []Port, there map[element]bool) (change
 		}
 		changed += len(part)
 	}
+	free := map[string]bool{}
+	for _, device := range unchecked {
+		free[device] = true
+	}
 	stray := map[element]time.Time{}
 	var old []element
 	for e := range there {
@@ -99,6 +104,8 @@ func (t *Table) fill(c *rtnl.Conn, ports []Port, there map[element]bool) (change
 		}
 		since, known := t.stray[e]
 		switch {
+		case free[e.device()]:
+			old = append(old, e)
 		case !known:
 			stray[e] = time.Now()
 		case time.Since(since) < grace:

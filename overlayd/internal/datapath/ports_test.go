@@ -77,6 +77,23 @@ func TestPortsAreRepaired(t *testing.T) {
 	}
 }
 
+// A CNI program of before the source checks attaches a container anew under the name
+// that another one had checked: the next look lets it send.
+func TestNoLongerChecked(t *testing.T) {
+	_, hosts := bothIP.plugHosts(t, 1)
+	h, cfg := hosts[0], bothIP.Host(0, 1)
+	c, port := h.attach(conf.Docker, "dcos", cfg.Bridges[1].Addrs[0], 5)
+	gateway := cfg.Bridges[1].Addrs[0].Addr().String()
+	c.mustPing("", gateway)
+	h.sh(fmt.Sprintf("nft add element bridge overlay ports '{ %q }'", port))
+	c.mustNotPing("", gateway)
+	if r := h.mustSet(cfg, true); r.Drift.Counts[driftSourceCheck] != 0 {
+		t.Errorf("that is taken for drift: %v", r.Drift)
+	}
+	c.mustPing("", gateway)
+	h.mustBeIdle(cfg)
+}
+
 // A container that goes is no damage: nothing is announced for it, so that a
 // busy host does not look at everything for each. Ports of others are theirs.
 func TestPortsThatGo(t *testing.T) {

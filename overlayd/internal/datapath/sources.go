@@ -45,13 +45,18 @@ func (d *Datapath) checkSources(p *plan.Plan, have *plan.State) (changed int, er
 		any[o.Name] = o.AnySource
 	}
 	var ports []antispoof.Port
+	var unchecked []string
 	for name, l := range have.Links {
 		a, ours := mark.IsHostEnd(name, l.Alias)
-		if ours && l.Kind == "veth" && a.MAC != (conf.MAC{}) && !any[a.Overlay] {
+		switch {
+		case !ours || l.Kind != "veth":
+		case a.MAC == conf.MAC{}:
+			unchecked = append(unchecked, name)
+		case !any[a.Overlay]:
 			ports = append(ports, antispoof.Port{Device: name, MAC: a.MAC, Addrs: a.Addrs})
 		}
 	}
-	changed, err = d.sources.Set(ports)
+	changed, err = d.sources.Set(ports, unchecked...)
 	d.drift.add(driftSourceCheck, changed-d.sources.Forgotten, "table bridge "+mark.NFTable)
 	unsupported := antispoof.Unsupported(err)
 	if unsupported && !d.unchecked {
