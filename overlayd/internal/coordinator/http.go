@@ -17,7 +17,7 @@ func (c *Coordinator) Handler() http.Handler { return c.handler(nil) }
 
 // handler is Handler with streams that end when ended is closed.
 func (c *Coordinator) handler(ended <-chan struct{}) http.Handler {
-	return c.api(c.withPage(c.withDescription(c.routes(ended)))).Handler()
+	return c.api(c.withDescription(c.withPage(c.routes(ended)))).Handler()
 }
 
 // routes are what is served, beside the page and the description.

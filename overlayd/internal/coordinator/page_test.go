@@ -65,6 +65,16 @@ func TestPageAccess(t *testing.T) {
 				}
 			}
 		}
+		_, text, _ := fetch(t, reader, "GET", n.url+api.PathOpenAPI)
+		var d description
+		if err := json.Unmarshal([]byte(text), &d); err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range page.Reads() {
+			if role, want := d.Paths[path]["get"].Role, map[bool]string{false: "reader", true: "public"}[public]; role != want {
+				t.Errorf("public %v: %s is described to be for: %s, want %s", public, path, role, want)
+			}
+		}
 		for _, path := range closed {
 			if code, _, _ := fetch(t, nobody, "GET", n.url+path); code != http.StatusUnauthorized {
 				t.Errorf("public %v: nobody gets %s: %d", public, path, code)
