@@ -434,3 +434,40 @@ func TestNames(t *testing.T) {
 		t.Errorf("%d checks", len(seen))
 	}
 }
+
+// What doctor has people write for network managers is what the packages bring, and no
+// more: not the devices of others, nor in place of what they have set.
+func TestFixesOfManagers(t *testing.T) {
+	h := sound(t)
+	h.write(t, "run/NetworkManager/NetworkManager.pid", "1")
+	h.write(t, "run/systemd/netif/links/2", "")
+	h.write(t, "etc/systemd/network/10-all.network", "[Match]\nName=*\n")
+	for file, check := range map[string]func(*host) []Finding{"networkmanager.conf": checkNetworkManager, "overlay.network": checkNetworkd} {
+		packaged, err := os.ReadFile("../../../../conf/packages/files/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := check(h)
+		if len(found) != 1 {
+			t.Fatalf("found %v, want one", found)
+		}
+		write, _, _ := strings.Cut(found[0].Fix, " > ")
+		written, err := exec.Command("sh", "-ec", write).Output()
+		if err != nil {
+			t.Fatalf("%s: %v", write, err)
+		}
+		if got, want := settings(written), settings(packaged); got != want {
+			t.Errorf("doctor has people write\n%s\nwant\n%s", got, want)
+		}
+	}
+}
+
+// settings are the lines of a file that are no comments.
+func settings(file []byte) (out string) {
+	for line := range strings.Lines(string(file)) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			out += line + "\n"
+		}
+	}
+	return out
+}

@@ -170,6 +170,10 @@ func (h *host) runs(path string) bool {
 	return err == nil
 }
 
+// deviceNames are patterns of our devices, as in the files of the packages. Those of
+// host ends have as many characters: others have a vmbr0 or vmnet8.
+var deviceNames = [...]string{conf.VTEPName + "*", "m-*", "d-*", "vm????????????", "vd????????????"}
+
 func checkNetworkManager(h *host) []Finding {
 	if !h.runs("run/NetworkManager/NetworkManager.pid") && !h.runs("run/NetworkManager/devices") {
 		return nil
@@ -184,7 +188,7 @@ func checkNetworkManager(h *host) []Finding {
 	return []Finding{{
 		Severity: Warning, What: "NetworkManager manages the overlay's devices: a connection of its own for them would take addresses and routes off them",
 		Evidence: "it runs, and unmanaged-devices does not name " + conf.VTEPName,
-		Fix: `printf '[keyfile]\nunmanaged-devices=interface-name:` + conf.VTEPName + `*;interface-name:m-*;interface-name:d-*;interface-name:vm*;interface-name:vd*\n' > ` +
+		Fix: `printf '[keyfile]\nunmanaged-devices+=interface-name:` + strings.Join(deviceNames[:], ";interface-name:") + `\n' > ` +
 			file + " && systemctl reload NetworkManager",
 	}}
 }
@@ -202,7 +206,7 @@ func checkNetworkd(h *host) []Finding {
 	return []Finding{{
 		Severity: Warning, What: "systemd-networkd manages every device: at its restart it takes ports out of the overlay's bridges",
 		Evidence: "a .network file matches Name=*, and none names " + conf.VTEPName,
-		Fix: `printf '[Match]\nName=` + conf.VTEPName + `* m-* d-* vm* vd*\n[Link]\nUnmanaged=yes\n' > /etc/systemd/network/05-overlay.network` +
+		Fix: `printf '[Match]\nName=` + strings.Join(deviceNames[:], " ") + `\nKind=vxlan bridge veth\n[Link]\nUnmanaged=yes\n' > /etc/systemd/network/05-overlay.network` +
 			" && networkctl reload",
 	}}
 }
