@@ -245,7 +245,7 @@ exec /lib/systemd/systemd-networkd`
 }
 
 // dropIn is what doctor has one write for NetworkManager.
-const dropIn = "[keyfile]\nunmanaged-devices=interface-name:vtep1024;interface-name:m-*;interface-name:d-*;interface-name:vm*;interface-name:vd*\n"
+const dropIn = "[keyfile]\nunmanaged-devices+=interface-name:vtep1024*;interface-name:m-*;interface-name:d-*;interface-name:vm????????????;interface-name:vd????????????\n"
 
 // networkManager with its defaults, where every device is one of its own (udev,
 // which would tell it to leave veths alone, is not there), and told to leave ours
