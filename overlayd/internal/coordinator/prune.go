@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"context"
+	"math"
 	"net/http"
 	"time"
 
@@ -16,8 +17,8 @@ const leastAbsence = time.Hour
 // superseded or were not seen for so long, and returns them. An agent of which
 // nobody knows when it was seen counts as seen when this coordinator began.
 func (c *Coordinator) Prune(ctx context.Context, req api.PruneRequest) ([]api.Agent, error) {
-	absence := time.Duration(req.NotSeenSeconds) * time.Second
-	if absence < leastAbsence {
+	absence := time.Duration(min(req.NotSeenSeconds, int64(math.MaxInt64/time.Second))) * time.Second
+	if req.NotSeenSeconds < 0 || absence < leastAbsence {
 		return nil, refuse(http.StatusBadRequest, "not_seen_seconds %d: want %d at least; an agent that is only away for a while would lose its lease",
 			req.NotSeenSeconds, int64(leastAbsence.Seconds()))
 	}

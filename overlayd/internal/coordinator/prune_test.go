@@ -43,12 +43,18 @@ func TestPrune(t *testing.T) {
 		if got := len(b.Agents()); got != 5 {
 			t.Errorf("a dry run left %d agents", got)
 		}
+		// Longer than a time.Duration holds, and by that an hour.
+		if got := ids(b.Prune(t.Context(), api.PruneRequest{NotSeenSeconds: 18_446_747_674, DryRun: true})); len(got) != 1 || got[0] != "old" {
+			t.Errorf("of six centuries it would prune %v, want old", got)
+		}
 		hour.DryRun = false
 		ids(b.Prune(t.Context(), hour))
 		if got := ids(b.Agents(), nil); len(got) != 3 {
 			t.Errorf("left are %v", got)
 		}
 		_, err := b.Prune(t.Context(), api.PruneRequest{NotSeenSeconds: 60})
+		refused(t, err, http.StatusBadRequest, "want 3600 at least")
+		_, err = b.Prune(t.Context(), api.PruneRequest{NotSeenSeconds: -18_446_740_000})
 		refused(t, err, http.StatusBadRequest, "want 3600 at least")
 	})
 }
