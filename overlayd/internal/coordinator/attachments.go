@@ -173,7 +173,7 @@ func (c *Coordinator) checkAttachments(r *api.AttachmentReport) (most int, err e
 	}
 	if h := r.Host; h != nil {
 		h.Datapath = clip(h.Datapath, maxHostWord)
-		h.Routes = slices.DeleteFunc(h.Routes[:min(len(h.Routes), maxRoutes)], func(p netip.Prefix) bool { return !p.IsValid() })
+		h.Routes = slices.DeleteFunc(slices.Clone(h.Routes[:min(len(h.Routes), maxRoutes)]), func(p netip.Prefix) bool { return !p.IsValid() })
 	}
 	return most, nil
 }

@@ -327,6 +327,43 @@ func TestReportsOfManyElements(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 }
 
+// TestWhatIsCutIsNotKept: of what is too long in a report only what is shown stays in
+// memory.
+func TestWhatIsCutIsNotKept(t *testing.T) {
+	const limit = 2 << 20
+	n := start(t, newStore(t), seedNetwork)
+	one := n.reporting(t, 1)
+	report := func() {
+		problems := make([]string, 20)
+		for i := range problems {
+			problems[i] = strings.Repeat("x", 700<<10)
+		}
+		routes := make([]netip.Prefix, 100_000)
+		for i := range routes {
+			routes[i] = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		}
+		r := one.next
+		r.Sequence, r.Problems, r.Host = 1, &problems, &api.Host{Datapath: problems[0], Routes: routes}
+		if _, err := one.client.ReportAttachments(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC() // what a sync.Pool keeps
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	report()
+	grown := heap() - before
+	t.Logf("%d KiB are kept", grown>>10)
+	if grown > limit {
+		t.Errorf("that is more than %d KiB", limit>>10)
+	}
+}
+
 // TestReportSize: what a container costs on the wire, whole requests of the size
 // that a host of 20 sends.
 func TestReportSize(t *testing.T) {

@@ -97,7 +97,8 @@ func checkAgentIP(n conf.Network, ip netip.Addr) error {
 	return nil
 }
 
-// clip cuts a text to at most n bytes of valid UTF-8.
+// clip cuts a text to at most n bytes of valid UTF-8. What it cuts off is not kept in
+// memory.
 func clip(s string, n int) string {
 	s = strings.ToValidUTF8(s, "\uFFFD")
 	if len(s) <= n {
@@ -106,5 +107,5 @@ func clip(s string, n int) string {
 	for n > 0 && !utf8.RuneStart(s[n]) {
 		n--
 	}
-	return s[:n]
+	return strings.Clone(s[:n])
 }
