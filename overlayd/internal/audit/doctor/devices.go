@@ -3,6 +3,7 @@ package doctor
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -252,28 +253,41 @@ func checkRPFilter(h *host) (out []Finding) {
 }
 
 func checkForwarding(h *host) (out []Finding) {
-	off := func(key, where, object string) {
+	off := func(key, where, object, before string) {
 		if n, ok := h.sysctlNumber(key); ok && n == 0 {
 			out = append(out, Finding{
 				Severity: Error, What: "the host does not forward packets " + where + ": containers reach nobody beyond their bridge",
 				Evidence: strings.ReplaceAll(key, "/", ".") + " is 0; something else sets it, see /etc/sysctl.d",
-				Fix:      "echo 1 > /proc/sys/" + key, Object: object, safe: true,
+				Fix:      before + "echo 1 > /proc/sys/" + key, Object: object, safe: true,
 			})
 		}
 	}
 	if len(h.healthy()) == 0 {
 		return nil
 	}
-	off("net/ipv4/ip_forward", "at all", "")
+	off("net/ipv4/ip_forward", "at all", "", "")
 	for _, dev := range h.devices() {
-		off("net/ipv4/conf/"+dev+"/forwarding", "of "+dev, dev)
+		off("net/ipv4/conf/"+dev+"/forwarding", "of "+dev, dev, "")
 	}
 	if r, ok, err := h.conn.Path(netip.AddrFrom4([4]byte{1, 1, 1, 1}), 0); err == nil && ok {
 		dev := h.linkName(r.OIF) // what comes back from outside of the overlays arrives there
-		off("net/ipv4/conf/"+dev+"/forwarding", "of "+dev, "")
+		off("net/ipv4/conf/"+dev+"/forwarding", "of "+dev, "", "")
 	}
 	if h.has6() {
-		off("net/ipv6/conf/all/forwarding", "of IPv6", "")
+		off("net/ipv6/conf/all/forwarding", "of IPv6", "", h.keepRouters())
 	}
 	return out
+}
+
+// keepRouters has links listen to routers also when the host forwards, as the agent
+// does: with accept_ra 1 it would lose the default route that it has from them.
+func (h *host) keepRouters() (commands string) {
+	for _, name := range slices.Sorted(maps.Keys(h.links)) {
+		key := "net/ipv6/conf/" + name + "/accept_ra"
+		n, _ := h.sysctlNumber(key)
+		if n == 1 && name != "lo" && h.links[name].Master == 0 && !slices.Contains(h.devices(), name) {
+			commands += "echo 2 > /proc/sys/" + key + " && "
+		}
+	}
+	return commands
 }

@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containernetworking/plugins/pkg/ns"
 	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
@@ -470,4 +471,53 @@ func settings(file []byte) (out string) {
 		}
 	}
 	return out
+}
+
+// A host that is made to forward IPv6 goes on listening to routers where it did, and
+// does not begin to listen to containers.
+func TestForwardingKeepsRouters(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes a network namespace")
+	}
+	h := sound(t)
+	h.Root = ""
+	h.state.Overlays[0].Subnet6 = netip.MustParsePrefix("fd01:b::/80")
+	name := fmt.Sprintf("ovo-%d-routers", os.Getpid())
+	if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
+		t.Fatalf("make a network namespace: %v\n%s", err, out)
+	}
+	t.Cleanup(func() { exec.Command("ip", "netns", "del", name).Run() })
+	err := ns.WithNetNSPath("/run/netns/"+name, func(ns.NetNS) error {
+		out, err := exec.Command("sh", "-ec", `
+for l in eth0 d-dcos; do
+	ip link add $l type bridge
+	echo 1 > /proc/sys/net/ipv6/conf/$l/accept_ra
+done
+echo 0 > /proc/sys/net/ipv6/conf/all/forwarding`).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		if h.conn, err = rtnl.Open(); err != nil {
+			return err
+		}
+		defer h.conn.Close()
+		h.addresses = map[int][]netip.Prefix{}
+		if err := h.readLinks(); err != nil {
+			return err
+		}
+		for _, f := range checkForwarding(h) {
+			if err := f.Repair(t.Context()); err != nil {
+				return err
+			}
+		}
+		for key, want := range map[string]int{"all/forwarding": 1, "eth0/accept_ra": 2, "d-dcos/accept_ra": 1} {
+			if got, ok := h.sysctlNumber("net/ipv6/conf/" + key); !ok || got != want {
+				t.Errorf("net/ipv6/conf/%s is %d, want %d", key, got, want)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
