@@ -3,6 +3,8 @@ package integration
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -53,5 +55,21 @@ find /etc /run /var/lib ! -type d ! -name called | LC_ALL=C sort
 				t.Errorf("left\n%s (%v), want\n%s", got, err, tt.want)
 			}
 		})
+	}
+}
+
+// `systemctl help` shows the page that a unit names, where the packages have it.
+func TestTreeUnits(t *testing.T) {
+	packaged, err := os.ReadFile("../conf/packages/common.yaml")
+	must(t, err)
+	units, err := filepath.Glob("../conf/examples/systemd/*.service")
+	must(t, err)
+	for _, path := range units {
+		unit, err := os.ReadFile(path)
+		must(t, err)
+		named := regexp.MustCompile(`(?m)^Documentation=man:overlayd-[a-z]+\((\d)\)$`).FindStringSubmatch(string(unit))
+		if named == nil || !strings.Contains(string(packaged), "/man/overlayd*."+named[1]+".gz") {
+			t.Errorf("%s: Documentation names %v, which is not in the section of the packages' pages", path, named)
+		}
 	}
 }
