@@ -20,11 +20,12 @@ import (
 type Registry struct {
 	counted  *prometheus.Registry
 	handling promhttp.HandlerOpts
+	turn     chan struct{} // has a token while somebody reads
 }
 
 // New has the build, the Go runtime and the process already.
 func New(program, version string) *Registry {
-	r := &Registry{counted: prometheus.NewRegistry()}
+	r := &Registry{counted: prometheus.NewRegistry(), turn: make(chan struct{}, 1)}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "overlay_build_info", Help: "Always 1; the labels say what runs.",
 		ConstLabels: prometheus.Labels{"program": program, "version": version},
@@ -67,11 +68,20 @@ func (d Durations) Observe(took time.Duration, values ...string) {
 	d.vec.WithLabelValues(values...).Observe(took.Seconds())
 }
 
-// Serve answers one scrape with what was counted and what read puts on the page.
+// Serve answers one scrape with what was counted and what read puts on the page. One
+// is read at a time, whoever asks.
 func (r *Registry) Serve(w http.ResponseWriter, req *http.Request, read func(context.Context, *Page)) {
 	now := prometheus.NewRegistry()
 	page := &Page{}
-	read(req.Context(), page)
+	select {
+	case r.turn <- struct{}{}:
+	case <-req.Context().Done():
+		return
+	}
+	func() {
+		defer func() { <-r.turn }() // also where it panics
+		read(req.Context(), page)
+	}()
 	now.MustRegister(page)
 	promhttp.HandlerFor(prometheus.Gatherers{r.counted, now}, r.handling).ServeHTTP(w, req)
 }

@@ -5,6 +5,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -94,4 +95,40 @@ func TestBadNumberFailsTheScrape(t *testing.T) {
 	if w.Code != 500 {
 		t.Errorf("code %d", w.Code)
 	}
+}
+
+// Who asks while others are answered waits for his turn: whoever reaches the port
+// cannot have everything read and held many times over.
+func TestOneReadsAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := New("test", "1.2")
+		reading, release := 0, make(chan struct{})
+		scrape := func(ctx context.Context) (code int) {
+			w := httptest.NewRecorder()
+			r.Serve(w, httptest.NewRequestWithContext(ctx, "GET", "/metrics", nil), func(context.Context, *Page) {
+				reading++
+				<-release
+			})
+			return w.Code
+		}
+		ctx, leave := context.WithCancel(t.Context())
+		for range 3 {
+			go scrape(t.Context())
+			synctest.Wait()
+		}
+		go scrape(ctx)
+		synctest.Wait()
+		if reading != 1 {
+			t.Errorf("%d read at once", reading)
+		}
+		leave() // who has gone has nothing read
+		synctest.Wait()
+		for range 3 {
+			release <- struct{}{}
+			synctest.Wait()
+		}
+		if reading != 3 {
+			t.Errorf("%d have read, want the 3 who have waited", reading)
+		}
+	})
 }
