@@ -172,6 +172,31 @@ func TestChecks(t *testing.T) {
 			h.write(t, "run/NetworkManager/NetworkManager.pid", "1")
 			h.write(t, "etc/NetworkManager/conf.d/90-overlay.conf", "#unmanaged-devices=interface-name:vtep1024\n")
 		}, "it runs"},
+		{"NetworkManager told otherwise later", checkNetworkManager, func(t *testing.T, h *host) {
+			h.write(t, "run/NetworkManager/NetworkManager.pid", "1")
+			h.write(t, "usr/lib/NetworkManager/conf.d/10-overlay.conf", "[keyfile]\nunmanaged-devices+=interface-name:vtep1024*\n")
+			h.write(t, "etc/NetworkManager/conf.d/calico.conf", "[keyfile]\nunmanaged-devices=interface-name:cali*\n")
+		}, "calico.conf says something else"},
+		{"NetworkManager told more later", checkNetworkManager, func(t *testing.T, h *host) {
+			h.write(t, "run/NetworkManager/NetworkManager.pid", "1")
+			h.write(t, "usr/lib/NetworkManager/conf.d/10-overlay.conf", "[keyfile]\nunmanaged-devices+=interface-name:vtep1024*\n")
+			h.write(t, "etc/NetworkManager/conf.d/calico.conf", "[keyfile]\nunmanaged-devices+=interface-name:cali*\n")
+		}, ""},
+		{"NetworkManager told by a file that another replaces", checkNetworkManager, func(t *testing.T, h *host) {
+			h.write(t, "run/NetworkManager/NetworkManager.pid", "1")
+			h.write(t, "usr/lib/NetworkManager/conf.d/10-overlay.conf", "[keyfile]\nunmanaged-devices+=interface-name:vtep1024*\n")
+			h.write(t, "etc/NetworkManager/conf.d/10-overlay.conf", "")
+		}, "it runs"},
+		{"networkd told", checkNetworkd, func(t *testing.T, h *host) {
+			h.write(t, "run/systemd/netif/links/2", "")
+			h.write(t, "usr/lib/systemd/network/10-overlay.network", "[Match]\nName=vtep1024* m-*\n")
+			h.write(t, "etc/systemd/network/20-all.network", "[Match]\nName=*\n")
+		}, ""},
+		{"networkd told too late", checkNetworkd, func(t *testing.T, h *host) {
+			h.write(t, "run/systemd/netif/links/2", "")
+			h.write(t, "usr/lib/systemd/network/10-overlay.network", "[Match]\nName=vtep1024* m-*\n")
+			h.write(t, "etc/systemd/network/05-all.network", "[Match]\nName=*\n")
+		}, "05-all.network matches Name=*"},
 		{"networkd", checkNetworkd, func(t *testing.T, h *host) {
 			h.write(t, "run/systemd/netif/links/2", "")
 			h.write(t, "etc/systemd/network/10-all.network", "[Match]\nName = *\n")
@@ -442,7 +467,8 @@ func TestFixesOfManagers(t *testing.T) {
 	h := sound(t)
 	h.write(t, "run/NetworkManager/NetworkManager.pid", "1")
 	h.write(t, "run/systemd/netif/links/2", "")
-	h.write(t, "etc/systemd/network/10-all.network", "[Match]\nName=*\n")
+	h.write(t, "etc/systemd/network/00-all.network", "[Match]\nName=*\n")
+	h.write(t, "etc/NetworkManager/conf.d/calico.conf", "[keyfile]\nunmanaged-devices=interface-name:cali*\n")
 	for file, check := range map[string]func(*host) []Finding{"networkmanager.conf": checkNetworkManager, "overlay.network": checkNetworkd} {
 		packaged, err := os.ReadFile("../../../../conf/packages/files/" + file)
 		if err != nil {
@@ -459,6 +485,10 @@ func TestFixesOfManagers(t *testing.T) {
 		}
 		if got, want := settings(written), settings(packaged); got != want {
 			t.Errorf("doctor has people write\n%s\nwant\n%s", got, want)
+		}
+		h.write(t, strings.Fields(found[0].Fix[len(write):])[1], string(written))
+		if found := check(h); len(found) > 0 {
+			t.Errorf("that does not cure it: %v", found)
 		}
 	}
 }
