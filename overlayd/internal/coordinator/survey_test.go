@@ -27,7 +27,7 @@ func answering(t *testing.T, follow, tell *api.Client, id string, answer func(ap
 	var ran sync.WaitGroup
 	first := sync.OnceFunc(func() { close(connected) })
 	ran.Go(func() {
-		_ = follow.Watch(ctx, id, api.Known{}, func(e api.PeerEvent) error { // it ends with the test
+		watch := func(e api.PeerEvent) error {
 			first()
 			if e.Survey == nil {
 				return nil
@@ -39,7 +39,14 @@ func answering(t *testing.T, follow, tell *api.Client, id string, answer func(ap
 				}
 			}
 			return nil
-		})
+		}
+		// It ends with the test. A coordinator that another one has told of the agent may
+		// not have heard of it yet.
+		for refused := new(api.Error); ctx.Err() == nil; {
+			if err := follow.Watch(ctx, id, api.Known{}, watch); !errors.As(err, &refused) || refused.Code != http.StatusNotFound {
+				return
+			}
+		}
 	})
 	t.Cleanup(func() { cancel(); ran.Wait() })
 	select {
