@@ -551,3 +551,28 @@ echo 0 > /proc/sys/net/ipv6/conf/all/forwarding`).CombinedOutput()
 		t.Fatal(err)
 	}
 }
+
+// A damaged file of peers is found, with all else that is wrong.
+func TestDamagedPeers(t *testing.T) {
+	run, state := t.TempDir(), sound(t).state
+	if err := conf.WriteJSON(filepath.Join(run, conf.StateFile), state, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(state.Directories.State, audit.PeersFile), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	found, err := Look(t.Context(), Options{RunDir: run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, f := range found {
+		seen[f.Check] = true
+		if f.Check == "drift" && !strings.Contains(f.What, "stored peers") {
+			t.Errorf("found %v", f)
+		}
+	}
+	if !seen["drift"] || !seen["agent"] {
+		t.Errorf("found %v, want the agent and the peers among them", found)
+	}
+}

@@ -1,7 +1,9 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -18,7 +20,12 @@ var namedElsewhere = [...]string{"vtep", "mac-policy", "vxlan-conflict", "vxlan-
 // no other check has a name for.
 func checkDrift(h *host) []Finding {
 	lease, ok, err := audit.StoredLease(h.dirs.State)
-	if err != nil {
+	switch {
+	case errors.Is(h.peersErr, fs.ErrPermission):
+		return []Finding{{Severity: Warning, What: "the stored peers cannot be read: what leads to other hosts was not looked at", Evidence: h.peersErr.Error(), Fix: "run this as root"}}
+	case h.peersErr != nil:
+		return []Finding{{Severity: Warning, What: "the stored peers cannot be read: after a restart the agent would not know them until a coordinator answers", Evidence: h.peersErr.Error(), Fix: restart}}
+	case err != nil:
 		return []Finding{{Severity: Warning, What: "the stored lease cannot be read: after a restart the agent would not know it", Evidence: err.Error(), Fix: restart}}
 	}
 	named := slices.ContainsFunc(h.found, func(f Finding) bool { return slices.Contains(namedElsewhere[:], f.Check) })

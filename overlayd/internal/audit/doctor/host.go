@@ -33,6 +33,7 @@ type host struct {
 	dirs     conf.Directories
 	running  error // why the agent does not answer; nil: it does
 	peers    []conf.Peer
+	peersErr error
 
 	links        map[string]rtnl.Link // by name
 	addresses    map[int][]netip.Prefix
@@ -61,9 +62,7 @@ func read(ctx context.Context, o Options) (*host, error) {
 		h.dirs.State = o.StateDir
 	}
 	if !o.Beside {
-		if h.peers, err = audit.StoredPeers(h.dirs.State); err != nil {
-			return nil, err
-		}
+		h.peers, h.peersErr = audit.StoredPeers(h.dirs.State)
 	}
 	if h.conn, err = rtnl.Open(); err != nil {
 		return nil, err
