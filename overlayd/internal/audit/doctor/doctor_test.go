@@ -312,6 +312,18 @@ func plugins(contents ...string) func(*testing.T, *host) {
 	}
 }
 
+// An agent of the build of 2026-11-23 does not say where plugins are.
+func TestPluginsWhereNobodyKnows(t *testing.T) {
+	h := sound(t)
+	if got := checkPlugins(h); len(got) != 1 {
+		t.Errorf("d-overlay is missing: %v", got)
+	}
+	h.dirs = conf.Directories{}
+	if got := checkPlugins(h); len(got) != 0 {
+		t.Errorf("where they are nobody says: %v", got)
+	}
+}
+
 // stamped installs d-overlay and overlay-ipam of these versions, in one directory.
 func stamped(versions ...string) func(*testing.T, *host) {
 	return func(t *testing.T, h *host) {

@@ -76,6 +76,9 @@ func checkPortmap(h *host) []Finding {
 }
 
 func checkPlugins(h *host) (out []Finding) {
+	if len(h.dirs.CNIBin) == 0 {
+		return nil // an agent of an earlier release does not say where they are
+	}
 	for _, half := range conf.Halves {
 		name := string(half[0]) + "-overlay"
 		if slices.ContainsFunc(h.healthy(), func(o conf.AgentOverlay) bool { return o.Bridge(half) != nil }) && len(h.programs(name)) == 0 {
