@@ -38,7 +38,7 @@ func (c *Coordinator) SetSurveyLimit(limit time.Duration) {
 // who is missing when nobody is waited for any longer.
 func (c *Coordinator) GoUnasked(t testing.TB, id string) []api.SurveyMissing {
 	t.Helper()
-	w, err := c.beginWatch(id, api.Known{})
+	w, err := c.beginWatch(id, api.Known{Instance: "start"})
 	if err != nil {
 		t.Fatal(err)
 	}

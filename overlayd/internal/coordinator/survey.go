@@ -131,6 +131,8 @@ func (c *Coordinator) beginSurvey(ctx context.Context, req api.Survey) (*survey,
 		p := c.presence[id]
 		here := p != nil && len(p.watches) > 0
 		switch {
+		case here && p.speechless():
+			s.missing[id] = api.SurveyMissing{AgentID: id, AgentIP: ip, Reason: "its agent is of an earlier version, which looks at nothing for others"}
 		case here:
 			s.waiting[id], s.local[id] = ip, struct{}{}
 			for w := range p.watches {
@@ -150,6 +152,17 @@ func (c *Coordinator) beginSurvey(ctx context.Context, req api.Survey) (*survey,
 	}
 	c.surveys.underway[req.ID] = s
 	return s, nil
+}
+
+// speechless reports whether the agent that follows is of a release which does not say
+// when it was started, and knows of no survey.
+func (p *presence) speechless() bool {
+	for w := range p.watches {
+		if w.instance != "" {
+			return false
+		}
+	}
+	return true
 }
 
 // chooseLocked are the agents that a survey is about, and their IPs.

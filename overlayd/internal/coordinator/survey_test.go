@@ -22,6 +22,12 @@ import (
 // test ends. What it answers to an order is by answer; nil: nothing.
 func answering(t *testing.T, follow, tell *api.Client, id string, answer func(api.SurveyOrder) *api.SurveyReport) {
 	t.Helper()
+	following(t, follow, tell, id, "start of "+id, answer)
+}
+
+// following is answering for an agent that says of its start what is given.
+func following(t *testing.T, follow, tell *api.Client, id, instance string, answer func(api.SurveyOrder) *api.SurveyReport) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	connected := make(chan struct{})
 	var ran sync.WaitGroup
@@ -43,7 +49,7 @@ func answering(t *testing.T, follow, tell *api.Client, id string, answer func(ap
 		// It ends with the test. A coordinator that another one has told of the agent may
 		// not have heard of it yet.
 		for refused := new(api.Error); ctx.Err() == nil; {
-			if err := follow.Watch(ctx, id, api.Known{}, watch); !errors.As(err, &refused) || refused.Code != http.StatusNotFound {
+			if err := follow.Watch(ctx, id, api.Known{Instance: instance}, watch); !errors.As(err, &refused) || refused.Code != http.StatusNotFound {
 				return
 			}
 		}
@@ -86,6 +92,25 @@ func survey(t *testing.T, c *api.Client, req api.Survey) (asked int, reports []a
 	}
 	slices.SortFunc(reports, func(a, b api.SurveyReport) int { return strings.Compare(a.AgentID, b.AgentID) })
 	return asked, reports, missing
+}
+
+// TestSurveyEarlier: nobody waits for an agent of the build of 2026-11-23, which does
+// not know what it is asked.
+func TestSurveyEarlier(t *testing.T) {
+	n := start(t, newStore(t), seedNetwork)
+	for i := range 2 {
+		n.register(t, nth(i))
+	}
+	n.SetSurveyLimit(300 * time.Millisecond)
+	answering(t, n.client, n.client, "agent-0", measured("agent-0"))
+	following(t, n.client, n.client, "agent-1", "", func(api.SurveyOrder) *api.SurveyReport {
+		t.Error("it is asked")
+		return nil
+	})
+	asked, reports, missing := survey(t, n.client, api.Survey{Kind: api.SurveyPing})
+	if asked != 2 || len(reports) != 1 || len(missing) != 1 || missing[0].AgentID != "agent-1" || !strings.Contains(missing[0].Reason, "is of an earlier version") {
+		t.Errorf("asked %d, %+v, missing %+v", asked, reports, missing)
+	}
 }
 
 // TestSurvey: those who are connected are asked and answer, once each and for
