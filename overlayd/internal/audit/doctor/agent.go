@@ -20,7 +20,7 @@ const restart = "systemctl restart overlayd-agent"
 
 func checkAgent(h *host) (out []Finding) {
 	switch {
-	case errors.Is(h.stateErr, fs.ErrNotExist) && h.running != nil:
+	case errors.Is(h.stateErr, fs.ErrNotExist) && h.running != nil && !errors.Is(h.running, fs.ErrPermission):
 		return []Finding{{
 			Severity: Error, What: "no agent runs here: no container can be attached",
 			Evidence: fmt.Sprintf("%v; nothing is published in %s", h.running, h.RunDir), Fix: "systemctl enable --now overlayd-agent",
@@ -36,7 +36,11 @@ func checkAgent(h *host) (out []Finding) {
 			Evidence: h.stateErr.Error(), Fix: restart,
 		}}
 	}
-	if h.running != nil {
+	if errors.Is(h.running, fs.ErrPermission) {
+		out = append(out, Finding{
+			Severity: Warning, What: "whether the agent runs is not known: it may not be asked by this user", Evidence: h.running.Error(), Fix: "run this as root",
+		})
+	} else if h.running != nil {
 		out = append(out, Finding{
 			Severity: Error, What: "the agent does not run: the kernel is not repaired and new hosts are not reached",
 			Evidence: h.running.Error(), Fix: restart,

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/big"
 	"net"
 	"net/netip"
@@ -586,5 +587,34 @@ func TestDamagedPeers(t *testing.T) {
 	}
 	if !seen["drift"] || !seen["agent"] {
 		t.Errorf("found %v, want the agent and the peers among them", found)
+	}
+}
+
+// Who may not ask the agent is not told that it does not run.
+func TestAgentOfOthers(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: asks as another user")
+	}
+	path := filepath.Join(t.TempDir(), conf.SocketFile)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := sound(t)
+	h.state.Lease.Error = ""
+	runtime.LockOSThread() // the thread is another user's
+	unix.Setfsuid(65534)
+	h.running = dial(t.Context(), path)
+	unix.Setfsuid(0)
+	runtime.UnlockOSThread()
+	for _, h.stateErr = range []error{nil, fs.ErrNotExist} {
+		found := checkAgent(h)
+		if len(found) != 1 || strings.Contains(found[0].What, "no agent runs") || strings.Contains(found[0].What, "does not run") || strings.Contains(found[0].Fix, "systemctl") {
+			t.Errorf("found %v", found)
+		}
 	}
 }
