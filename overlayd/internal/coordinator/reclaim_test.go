@@ -1,13 +1,19 @@
 package coordinator_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
+	"overlayd.internal/overlay/overlayd/internal/store"
 )
+
+// fourNetwork has four subnets.
+const fourNetwork = `{"vtep_subnet": "44.128.0.0/20", "vtep_mac_oui": "70:B3:D5:00:00:00",
+	"overlays": [{"name": "dcos", "subnet": "9.0.0.0/22", "prefix": 24}]}`
 
 // fourSubnets is a bubble with four subnets and terms of ten minutes.
 func fourSubnets(t *testing.T, more string) *bubble {
@@ -91,4 +97,50 @@ func TestRenewingIsAlive(t *testing.T) {
 			t.Errorf("got %s (%s), had %s", g.Subnet, g.Error, subnets["renews"])
 		}
 	})
+}
+
+// The wall clock was ahead when an agent went. What it has done since counts all the
+// same, also for the coordinator that comes next.
+func TestRenewingIsAliveAfterClockJump(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(t)
+		o := coordinator.Options{Store: s, Term: 10 * time.Minute}
+		b := bubbleOf(t, o, fourNetwork)
+		subnets := leased(b, "renews", "gone", "gone2", "gone3")
+		time.Sleep(10 * time.Minute) // until it is written that they have gone
+		ahead(t, s, "seen/renews")
+		for range 25 {
+			b.register("renews", "10.0.0.1")
+			time.Sleep(2 * time.Minute)
+		}
+		b.stop()
+		b = bubbleOf(t, o, fourNetwork)
+		for i := range 4 { // one more than are gone
+			b.register(fmt.Sprint("new", i), fmt.Sprint("10.0.1.", i+1))
+		}
+		if g := b.register("renews", "10.0.0.1").Grants[0]; g.Subnet.String() != subnets["renews"] {
+			t.Errorf("got %s (%s), had %s", g.Subnet, g.Error, subnets["renews"])
+		}
+	})
+}
+
+// ahead has a stored time be of a clock that was a year ahead.
+func ahead(t *testing.T, s store.Store, key string) {
+	t.Helper()
+	kvs, _, err := s.List(t.Context(), key)
+	if err != nil || len(kvs) != 1 {
+		t.Fatalf("%s: %v, %v", key, kvs, err)
+	}
+	var seen map[string]int64
+	if err := json.Unmarshal(kvs[0].Value, &seen); err != nil || seen["at"] == 0 {
+		t.Fatalf("%s: %v", kvs[0].Value, err)
+	}
+	seen["at"] += 365 * 24 * 3600
+	value, err := json.Marshal(seen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Commit(t.Context(), store.Txn{Then: []store.Op{{Key: key, Value: value}}}); err != nil {
+		t.Fatal(err)
+	}
 }

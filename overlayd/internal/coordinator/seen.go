@@ -177,10 +177,11 @@ func unixTime(seconds int64) time.Time {
 	return time.Unix(seconds, 0)
 }
 
-// lastBeatLocked is the latest beat of the coordinators before this one.
+// lastBeatLocked is the latest beat of the coordinators before this one. The wall
+// clock of one of them may have been ahead.
 func (c *Coordinator) lastBeatLocked() (last beat) {
 	for run, b := range c.view.beats {
-		if run != c.run && b.At > last.At {
+		if run != c.run && cmp.Or(cmp.Compare(b.Clock, last.Clock), cmp.Compare(b.At, last.At)) > 0 {
 			last = b.beat
 		}
 	}
@@ -347,7 +348,7 @@ func (c *Coordinator) composeSeenLocked(txn *store.Txn, id string) {
 			return
 		}
 		op.Value = encode(now)
-	case s.At != 0 && s.By == "" && (p == nil || p.seen.Unix() <= s.At):
+	case s.At != 0 && s.By == "" && (p == nil || c.clockAt(p.seen) <= s.Clock):
 		return // gone already, and not seen since
 	case c.shared && s.By != "" && s.By != c.run:
 		return // it is elsewhere
@@ -400,7 +401,7 @@ func (c *Coordinator) planSweep() (txn store.Txn) {
 		case p == nil:
 		case len(p.watches) > 0:
 			continue // it is here
-		case p.seen.Unix() > at: // it was since
+		case c.clockAt(p.seen) > clock: // it was since
 			at, clock = p.seen.Unix(), c.clockAt(p.seen)
 		}
 		txn.If = append(txn.If, store.Cond{Key: keySeen(id), Mod: s.mod})
