@@ -120,6 +120,7 @@ func (c *Coordinator) noteEpochs(ctx context.Context) {
 func (c *Coordinator) lost(cluster transfer.Cluster, rev, epoch uint64) transfer.Cluster {
 	cluster = cluster.Raised(rev, epoch, time.Now())
 	cluster.Adopting = c.clock()
+	cluster.Lost = cluster.Adopting
 	return cluster
 }
 
@@ -153,6 +154,7 @@ func (c *Coordinator) adoptingLocked() time.Duration {
 	if since == 0 {
 		return 0
 	}
+	since = max(since, c.view.cluster.Clock)
 	return max(0, c.adopt.For-time.Duration(c.clock()-since)*time.Second)
 }
 

@@ -84,6 +84,7 @@ type Coordinator struct {
 
 	clusterID  string
 	clockBase  int64         // see beat.Clock
+	firstRev   uint64        // of the view at the start
 	epochBase  atomic.Uint64 // see transfer.Cluster
 	adopt      Adopt
 	adopting   chan struct{} // has a token when there may be an adoption to end
@@ -172,6 +173,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 		if err != nil {
 			return nil, err
 		}
+		c.clockBase = max(c.clockBase, v.cluster.Clock)
 		for _, b := range v.beats {
 			c.clockBase = max(c.clockBase, b.Clock)
 		}
@@ -190,6 +192,7 @@ func New(ctx context.Context, o Options) (*Coordinator, error) {
 	c.clusterID = c.view.cluster.ID
 	c.epochBase.Store(c.view.cluster.EpochBase)
 	c.partial = c.view.cluster.Adopting != 0
+	c.firstRev = c.view.rev
 	c.hub = newHub(c.view.rev)
 	c.logFileDiffersLocked()
 	c.logUnconfigured()

@@ -34,7 +34,8 @@ func (c *Coordinator) expiredLocked(id string) bool {
 	case p != nil && (len(p.watches) > 0 || p.registering > 0 || time.Since(p.seen) < grace):
 		return false
 	}
-	return c.clock()-s.Clock > int64(grace.Seconds())
+	// Where leases were lost nobody knows who was seen between then and now.
+	return c.clock()-max(s.Clock, c.view.cluster.Lost) > int64(grace.Seconds())
 }
 
 // reclaimFor is reclaim for the first overlay that the agent lacks.

@@ -3,12 +3,17 @@ package coordinator_test
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
 	"overlayd.internal/overlay/overlayd/internal/store"
+	"overlayd.internal/overlay/overlayd/internal/store/transfer"
 )
 
 // fourNetwork has four subnets.
@@ -143,4 +148,112 @@ func ahead(t *testing.T, s store.Store, key string) {
 	if _, err := s.Commit(t.Context(), store.Txn{Then: []store.Op{{Key: key, Value: value}}}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Leases of hosts that are gone go to others also when the store was copied, or put
+// back from a backup that was made while they were connected, and not before the grace
+// is over.
+func TestReclaimAfterTransfer(t *testing.T) {
+	for _, how := range []string{"copy", "restore"} {
+		for _, shared := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s,shared=%t", how, shared), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { reclaimAfter(t, how, shared) })
+			})
+		}
+	}
+}
+
+func reclaimAfter(t *testing.T, how string, shared bool) {
+	from, to := newStore(t), newStore(t)
+	o := coordinator.Options{Store: from, Term: 10 * time.Minute, Shared: shared}
+	b := bubbleOf(t, o, fourNetwork)
+	time.Sleep(5 * time.Hour)
+	leased(b, "gone", "gone2", "there", "there2")
+	_, disconnect := b.connect("there")
+	_, disconnect2 := b.connect("there2")
+	time.Sleep(10 * time.Minute)
+	content, err := transfer.Read(t.Context(), from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disconnect()
+	disconnect2()
+	b.stop()
+	move := content.Copy
+	if how == "restore" {
+		move = content.Restore
+	}
+	if err := move(t.Context(), to, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	o.Store = to
+	b = bubbleOf(t, o, fourNetwork)
+	if how == "restore" {
+		time.Sleep(9 * time.Minute)
+		_, err := b.Register(t.Context(), request("new0", "10.0.1.1"))
+		refused(t, err, http.StatusServiceUnavailable, "the coordinator's store lacks leases")
+	}
+	time.Sleep(5 * time.Minute)
+	g := b.register("new0", "10.0.1.1").Grants[0]
+	if g.Subnet.IsValid() {
+		t.Errorf("got %s of an agent that may come back", g.Subnet)
+	}
+	time.Sleep(50 * time.Minute)
+	for i := range 4 {
+		if g := b.register(fmt.Sprint("new", i), fmt.Sprint("10.0.1.", i+1)).Grants[0]; !g.Subnet.IsValid() {
+			t.Errorf("new%d got nothing: %s", i, g.Error)
+		}
+	}
+}
+
+// The file is put back as it was when an agent had been gone for long. It came back
+// since, and may be cut off at present: its subnet goes to nobody before its grace is over.
+func TestReclaimAfterOlderFile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "coordinator.db")
+		witness, err := coordinator.OpenWitness(filepath.Join(t.TempDir(), "store-epoch"), slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer witness.Close()
+		s := openStore(t, path)
+		o := coordinator.Options{Store: s, Term: 10 * time.Minute, Adopt: coordinator.Adopt{Witness: witness}}
+		b := bubbleOf(t, o, fourNetwork)
+		leased(b, "back", "b", "c", "d")
+		time.Sleep(5 * time.Hour)
+		b.stop()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		older, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		s = openStore(t, path)
+		o.Store = s
+		b = bubbleOf(t, o, fourNetwork)
+		b.register("back", "10.0.0.1")
+		_, disconnect := b.connect("back")
+		time.Sleep(20 * time.Minute)
+		disconnect()
+		b.stop()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+
+		if err := os.WriteFile(path, older, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		o.Store = openStore(t, path)
+		b = bubbleOf(t, o, fourNetwork)
+		time.Sleep(15 * time.Minute) // adoption is over
+		if g := b.register("new", "10.0.1.1").Grants[0]; g.Subnet.IsValid() {
+			t.Errorf("got %s of an agent that may come back", g.Subnet)
+		}
+		time.Sleep(20 * time.Minute)
+		if g := b.register("new", "10.0.1.1").Grants[0]; !g.Subnet.IsValid() {
+			t.Errorf("got nothing: %s", g.Error)
+		}
+	})
 }

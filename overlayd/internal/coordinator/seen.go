@@ -377,25 +377,37 @@ func (c *Coordinator) sweepSeen(ctx context.Context) {
 	}
 }
 
+// unknownLocked reports whether nobody knows when an agent was seen that was there when
+// this coordinator began: the store was copied or put back, and the coordinator that it
+// was connected to has its beats in another.
+func (c *Coordinator) unknownLocked(a *agent) bool {
+	s := c.view.seen[a.id]
+	if s.mod == 0 {
+		return a.mod <= c.firstRev
+	}
+	_, beats := c.view.beats[s.By]
+	return s.By != "" && s.By != c.run && !beats
+}
+
 // planSweep is the next transaction of sweepSeen.
 func (c *Coordinator) planSweep() (txn store.Txn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	dead := maps.Clone(c.view.beats)
 	maps.DeleteFunc(dead, func(run string, _ storedBeat) bool { return run == c.run || !c.deadLocked(run) })
-	if len(dead) == 0 {
-		return txn
-	}
 	last := c.lastBeatLocked()
-	for id := range c.view.agents {
+	for id, a := range c.view.agents {
 		s, p := c.view.seen[id], c.presence[id]
 		by, ok := dead[s.By]
 		at, clock := by.At, by.Clock
-		if !ok {
-			if c.shared || s.mod != 0 {
-				continue
-			}
+		switch {
+		case ok:
+		case !c.shared && s.mod == 0 && len(dead) > 0:
 			at, clock = last.At, last.Clock
+		case c.unknownLocked(a):
+			at, clock = time.Now().Unix(), c.clock()
+		default:
+			continue
 		}
 		switch {
 		case p == nil:
@@ -411,6 +423,9 @@ func (c *Coordinator) planSweep() (txn store.Txn) {
 		}
 	}
 	if len(txn.Then) > 0 {
+		return txn
+	}
+	if len(dead) == 0 {
 		return txn
 	}
 	gone := slices.SortedFunc(maps.Keys(dead), func(a, b string) int { return cmp.Compare(dead[a].mod, dead[b].mod) })

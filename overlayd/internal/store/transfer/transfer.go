@@ -39,6 +39,12 @@ type Cluster struct {
 	// found out that leases are missing in the store; 0: none are, or those who held
 	// them have had the time to say so.
 	Adopting int64 `json:"adopting,omitempty"`
+	// Lost is what Adopting was last; it stays. Agents may have been seen after the
+	// store says that they were gone.
+	Lost int64 `json:"lost,omitempty"`
+	// Clock is where the clock goes on in this store, and Adopting counts from there at
+	// the earliest: when agents were seen is measured by it, and moves.
+	Clock int64 `json:"clock,omitempty"`
 }
 
 // Base was the epoch base up to a revision.
@@ -141,15 +147,29 @@ const batch = 100
 // an empty one again.
 func (c Content) Copy(ctx context.Context, to store.Store, now time.Time) error {
 	c.Cluster.Past = []Base{{Base: c.Cluster.EpochBase + c.Revision, Flat: true}}
-	c.Cluster.Adopting = min(c.Cluster.Adopting, 1) // the clock begins anew
+	c.Cluster.Adopting = min(c.Cluster.Adopting, 1) // anew
 	return c.write(ctx, to, now)
 }
 
 // Restore is Copy of what was read some time ago: agents may hold leases that are
 // not in it. They are adopted.
 func (c Content) Restore(ctx context.Context, to store.Store, now time.Time) error {
-	c.Cluster.Past, c.Cluster.Adopting = []Base{{Flat: true}}, 1
+	c.Cluster.Past, c.Cluster.Adopting, c.Cluster.Lost = []Base{{Flat: true}}, 1, max(1, c.clock())
 	return c.write(ctx, to, now)
+}
+
+// clock is the latest that an agent was seen at, by the clock of the coordinators.
+func (c *Content) clock() int64 {
+	latest := max(c.Cluster.Clock, c.Cluster.Lost)
+	for _, e := range c.Entries {
+		var seen struct {
+			Clock int64 `json:"clock"`
+		}
+		if strings.HasPrefix(e.Key, "seen/") && json.Unmarshal(e.Value, &seen) == nil {
+			latest = max(latest, seen.Clock)
+		}
+	}
+	return latest
 }
 
 // write writes the cluster last, with the base that everything before it is of.
@@ -162,6 +182,7 @@ func (c Content) write(ctx context.Context, to store.Store, now time.Time) error
 		return fmt.Errorf("%w: it has %d keys, for example %q; name an empty one", ErrNotEmpty, len(kvs), kvs[0].Key)
 	}
 	cluster := c.Cluster
+	cluster.Clock = c.clock()
 	cluster.EpochBase = max(cluster.EpochBase+c.Revision, uint64(now.UnixMilli()))
 	want := make(map[string][]byte, len(c.Entries))
 	var entries []Entry
