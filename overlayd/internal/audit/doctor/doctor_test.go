@@ -252,6 +252,13 @@ func TestChecks(t *testing.T) {
 				if f.What == "" || f.Fix == "" || f.Severity == "" {
 					t.Errorf("lacks something: %+v", f)
 				}
+				program, _, _ := strings.Cut(f.Fix, " ")
+				if _, err := exec.LookPath(program); err != nil {
+					continue // a sentence
+				}
+				if out, err := exec.Command("sh", "-nc", f.Fix).CombinedOutput(); err != nil {
+					t.Errorf("%s is no command: %s", f.Fix, out)
+				}
 			}
 		})
 	}

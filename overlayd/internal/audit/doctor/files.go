@@ -107,7 +107,7 @@ func checkPluginVersions(h *host) (out []Finding) {
 			if digest(p) != digest(paths[0]) {
 				out = append(out, Finding{
 					Severity: Warning, What: "there are different versions of the plugin " + name + ": which one runs depends on the runtime",
-					Evidence: paths[0] + " and " + p + " differ", Fix: "install -m 755 " + paths[0] + " " + p + " (the newer over the older)",
+					Evidence: paths[0] + " and " + p + " differ", Fix: "replace the older one by a copy of the newer, by rename, as docs/upgrade.md shows",
 				})
 			}
 		}
@@ -169,7 +169,7 @@ func checkCertificates(h *host) (out []Finding) {
 			}
 			f := Finding{Severity: Warning, What: "a certificate of this host runs out soon and has not been renewed",
 				Evidence: fmt.Sprintf("%s: good until %s", p, c.NotAfter.UTC().Format(time.RFC3339)),
-				Fix:      restart + "; if that does not help, join again with a token of overlayctl token create"}
+				Fix:      restart + " # if that does not help, join again with a token of overlayctl token create"}
 			if left <= 0 {
 				f.Severity, f.What = Error, "a certificate of this host has run out: the coordinator refuses it"
 			}
