@@ -31,7 +31,7 @@ func (w *walk) holder() bool {
 	case w.b.peer != nil:
 		return w.stop("lease", "%s is not in a subnet of this host, but of host %s: the hosts do not agree; overlayctl peers on both", w.b.addr, w.b.peer.AgentIP)
 	}
-	return w.stop(step, "no container of this host has %s; overlayctl containers lists those there are", w.b.addr)
+	return w.nobody(step, w.b, "no container of this host has %s; overlayctl containers lists those there are", w.b.addr)
 }
 
 // admission looks at what drops packets that come through the VXLAN for b.

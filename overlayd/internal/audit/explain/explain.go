@@ -183,6 +183,8 @@ func (w *walk) ends(name string) (out []end, _ error) {
 		}
 	}
 	switch {
+	case len(ids) == 0 && w.unread("") != "":
+		return nil, fmt.Errorf("%s: %w, as far as is known: %s", name, ErrUnknown, w.unread(""))
 	case len(ids) == 0:
 		return nil, fmt.Errorf("%s: %w; overlayctl containers lists those of this host, those of others are named by address", name, ErrUnknown)
 	case len(ids) > 1:
@@ -257,6 +259,32 @@ func (w *walk) at(name string, addr netip.Addr) end {
 		e.peer = w.peerFromKernel(addr)
 	}
 	return e
+}
+
+// unread says which address stores of this host cannot be read, of all overlays or of
+// one: no container is known of these. It is empty where all can.
+func (w *walk) unread(overlay string) string {
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(w.books.Stores)) {
+		if s := w.books.Stores[name]; (overlay == "" || overlay == name) && (s.Err != nil || len(s.Problems) > 0) {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("the address store of overlay %s cannot be read; see overlayctl ipam check", strings.Join(names, ", "))
+}
+
+// nobody stops where no container of this host is known to have an address: because of
+// what is said, or because nobody can tell.
+func (w *walk) nobody(step string, e end, format string, args ...any) bool {
+	if e.overlay != nil {
+		if why := w.unread(e.overlay.Info.Name); why != "" {
+			return w.stop(step, "whether a container of this host has %s is not known: %s", e.addr, why)
+		}
+	}
+	return w.stop(step, format, args...)
 }
 
 // pass notes a step that is in order.

@@ -28,7 +28,7 @@ func (w *walk) source() bool {
 	case w.ownAddress(w.a.addr):
 		return w.pass("source", "%s is no container: what this host sends is looked at", w.a.name)
 	case w.a.overlay != nil:
-		return w.stop(step, "nobody has the address on this host, and no other host has a lease of its subnet")
+		return w.nobody(step, w.a, "nobody has the address on this host, and no other host has a lease of its subnet")
 	}
 	return w.stop("source", "%s is in no overlay, and no address of this host: what it sends is not seen here", w.a.addr)
 }
@@ -101,7 +101,7 @@ func (w *walk) destination() bool {
 	case w.b.peer != nil:
 		return w.remote(step)
 	case w.b.overlay != nil && !w.ownAddress(w.b.addr):
-		return w.stop("lease", "%s belongs to overlay %s; no container of this host has it, and no other host has a lease of its subnet",
+		return w.nobody("lease", w.b, "%s belongs to overlay %s; no container of this host has it, and no other host has a lease of its subnet",
 			w.b.addr, w.b.overlay.Info.Name)
 	}
 	return w.outside()
