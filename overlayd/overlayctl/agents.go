@@ -77,9 +77,10 @@ func (e *env) noteUnknown(ctx context.Context, client *api.Client, names []strin
 		return err
 	}
 	for _, name := range names {
-		ip, _ := netip.ParseAddr(name) // or it is an id
+		ip, err := netip.ParseAddr(name) // or it is an id
+		ip = ip.Unmap()
 		if !slices.ContainsFunc(agents, func(a api.Agent) bool {
-			return a.AgentID == name || a.AgentIP == ip
+			return a.AgentID == name || err == nil && (a.AgentIP == ip || a.SecondIP == ip)
 		}) {
 			fmt.Fprintf(e.stderr, "no agent has a lease under %q: %s; overlayctl agents lists them\n", name, then)
 		}

@@ -5,12 +5,14 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"overlayd.internal/overlay/conf"
+	"overlayd.internal/overlay/overlayd/internal/api"
 )
 
 // A list that lacks what cannot be read is not taken for all there is.
@@ -34,11 +36,25 @@ func TestUnreadableStoreIsSaid(t *testing.T) {
 // A name that is no agent's is said: nothing was given back for it.
 func TestNoSuchAgentIsSaid(t *testing.T) {
 	url := cluster(t)
-	for name, said := range map[string]bool{"host-9": true, "172.17.0.9": true, "host-1": false, "172.17.0.3": false} {
+	client, err := api.NewClient([]string{url}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Register(t.Context(), api.RegisterRequest{
+		AgentID: "host-4", AgentIP: netip.MustParseAddr("172.17.0.5"), Underlay: conf.Underlay{SecondIP: netip.MustParseAddr("fd00::5")}, Version: "1.0",
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for name, said := range map[string]bool{
+		"host-9": true, "172.17.0.9": true, "fd00::9": true, "host-1": false, "172.17.0.3": false, "::ffff:172.17.0.4": false, "fd00::5": false,
+	} {
 		code, _, stderr := ctl(t, nil, "agents", "remove", name, "--coordinator", url)
 		if code != 0 || strings.Contains(stderr, "no agent has a lease under \""+name+"\": there is nothing to give back") != said || !said && stderr != "" {
 			t.Errorf("%s: code %d, stderr %s", name, code, stderr)
 		}
+	}
+	if left, err := client.Agents(t.Context()); err != nil || len(left) > 0 {
+		t.Errorf("after all were removed: %v, %v", left, err)
 	}
 }
 

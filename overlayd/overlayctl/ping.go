@@ -125,6 +125,7 @@ func pingTargets(state conf.State, peers []conf.Peer, names []string) ([]ping.Ta
 
 func pingTarget(state conf.State, peers []conf.Peer, name string) (ping.Target, error) {
 	if a, err := netip.ParseAddr(name); err == nil {
+		a = a.Unmap()
 		for _, p := range peers {
 			t := ping.TargetOf(state, p)
 			switch {

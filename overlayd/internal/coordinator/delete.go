@@ -84,7 +84,7 @@ func (c *Coordinator) catchUpWith(ctx context.Context, name string) error {
 	}
 	key := keyAgent(name)
 	if ip, err := netip.ParseAddr(name); err == nil {
-		key = keyIP(ip)
+		key = keyIP(ip.Unmap())
 	}
 	kv, err := c.read(ctx, key)
 	if err != nil {
@@ -101,7 +101,7 @@ func (c *Coordinator) planDelete(name string) (txn store.Txn, viewRev uint64, mo
 	defer c.mu.Unlock()
 	a := c.view.agents[name]
 	if ip, err := netip.ParseAddr(name); a == nil && err == nil {
-		a = c.view.agents[c.view.byIP[ip].id]
+		a = c.view.agents[c.view.byIP[ip.Unmap()].id]
 	}
 	if a == nil {
 		return txn, 0, false, false

@@ -145,7 +145,7 @@ func (c *Coordinator) idsOf(names []string) ([]string, error) {
 		if _, known := c.view.agents[name]; known || err != nil {
 			continue
 		}
-		ids[i] = ""
+		ids[i], ip = "", ip.Unmap()
 		for id, a := range c.view.agents {
 			if a.Superseded == "" && (a.IP == ip || a.SecondIP == ip) {
 				ids[i] = id

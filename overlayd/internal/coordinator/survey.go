@@ -181,7 +181,7 @@ func (c *Coordinator) chooseLocked(req api.Survey) (map[string]netip.Addr, error
 	for _, name := range req.Agents {
 		id := name
 		if ip, err := netip.ParseAddr(name); err == nil {
-			id = c.view.byIP[ip].id
+			id = c.view.byIP[ip.Unmap()].id
 		}
 		a := c.view.agents[id]
 		switch {
