@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +18,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
@@ -348,4 +351,31 @@ func TestKill(t *testing.T) {
 		t.Errorf("%d answered leases are lost", len(answered))
 	}
 	t.Logf("%d leases after 10 kills", len(leases))
+}
+
+// A coordinator that has the store for itself is ready soon after the store takes writes
+// again, though nobody asks it for anything.
+func TestReadyAgainByItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &full{Store: newStore(t)}
+		b := inBubble(t, s)
+		ready := func() int {
+			w := httptest.NewRecorder()
+			b.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+			return w.Code
+		}
+		s.now.Store(true)
+		if _, err := b.Register(t.Context(), request("a", "10.0.0.1")); !errors.Is(err, errFull) {
+			t.Fatalf("registered: %v", err)
+		}
+		time.Sleep(time.Minute)
+		if code := ready(); code != http.StatusServiceUnavailable {
+			t.Errorf("%d while nothing can be written", code)
+		}
+		s.now.Store(false)
+		time.Sleep(time.Minute)
+		if code := ready(); code != http.StatusOK {
+			t.Errorf("%d a minute after the store takes writes again", code)
+		}
+	})
 }

@@ -349,6 +349,12 @@ func (c *Coordinator) noteWrite(err error) {
 	c.failed = err
 }
 
+func (c *Coordinator) writeFailed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.failed != nil
+}
+
 // readyLocked says why leases cannot be granted, or nil.
 func (c *Coordinator) readyLocked() error {
 	err := c.store.Ready(context.Background())

@@ -28,6 +28,8 @@ const (
 
 	beatShared = 5 * time.Second
 	beatAlone  = 10 * time.Minute
+	// beatFailed is how soon a coordinator tries again that could not write last.
+	beatFailed = 30 * time.Second
 	// deadCoordinator is how long after its last beat a coordinator, and what it
 	// said about agents, counts no longer. It is measured on the clock of who
 	// reads the beats.
@@ -233,6 +235,8 @@ func (c *Coordinator) keepPresence(ctx context.Context) {
 	}
 	next := time.NewTicker(every)
 	defer next.Stop()
+	again := time.NewTicker(beatFailed)
+	defer again.Stop()
 	swept := false
 	for {
 		select {
@@ -241,6 +245,10 @@ func (c *Coordinator) keepPresence(ctx context.Context) {
 			c.writeSeen(ctx)
 			c.sweepSeen(ctx)
 			swept = swept || c.sweepIPs(ctx)
+		case <-again.C:
+			if c.writeFailed() {
+				c.beat(ctx)
+			}
 		case <-moved:
 			select {
 			case <-time.After(gatherSeen):
