@@ -192,6 +192,14 @@ func (c Content) write(ctx context.Context, to store.Store, now time.Time) error
 			want[e.Key] = e.Value
 		}
 	}
+	if err := fill(ctx, to, entries, want, cluster); err != nil {
+		return fmt.Errorf("%w; what was written until then is still there: empty the store, or name another one, before you try again", err)
+	}
+	return nil
+}
+
+// fill writes the entries and the cluster, and reads them back.
+func fill(ctx context.Context, to store.Store, entries []Entry, want map[string][]byte, cluster Cluster) error {
 	for part := range slices.Chunk(entries, batch) {
 		if err := writePart(ctx, to, part); err != nil {
 			return fmt.Errorf("write %q and what follows: %w", part[0].Key, err)

@@ -2,6 +2,7 @@ package transfer_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -121,5 +122,34 @@ func TestNoCluster(t *testing.T) {
 	put(t, s, "other", "1")
 	if _, err := transfer.Read(t.Context(), s); err == nil || !strings.Contains(err.Error(), "no cluster") {
 		t.Errorf("%v", err)
+	}
+}
+
+// fails is a store that takes some transactions and then no more.
+type fails struct {
+	store.Store
+	after int
+}
+
+func (f *fails) Commit(ctx context.Context, txn store.Txn) (uint64, error) {
+	if f.after--; f.after < 0 {
+		return 0, errors.New("no space left on device")
+	}
+	return f.Store.Commit(ctx, txn)
+}
+
+// Who is left with half a copy is told so.
+func TestHalfWritten(t *testing.T) {
+	c := content(t, cluster(t))
+	for _, after := range []int{0, 1, 3} {
+		err := c.Copy(t.Context(), &fails{open(t), after}, now)
+		if err == nil || !strings.Contains(err.Error(), "no space left") || !strings.Contains(err.Error(), "empty the store, or name another one") {
+			t.Errorf("after %d transactions: %v", after, err)
+		}
+	}
+	full := open(t)
+	put(t, full, "other", "1")
+	if err := c.Copy(t.Context(), full, now); err == nil || strings.Contains(err.Error(), "try again") {
+		t.Errorf("nothing was written: %v", err)
 	}
 }
