@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/user"
@@ -9,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/overlayd/internal/api"
@@ -69,14 +71,26 @@ func (e *env) login(ctx context.Context, token, name string) error {
 	if err := conf.WriteFile(filepath.Join(fresh, coordinatorsFile), []byte(strings.Join(client.URLs(), "\n")+"\n"), 0o600, ""); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(dir); err != nil {
-		return err
-	}
-	if err := os.Rename(fresh, dir); err != nil {
-		return err
+	if err := replaceDir(fresh, dir); err != nil {
+		return fmt.Errorf("put the login into %s: %w", dir, err)
 	}
 	_, err = fmt.Fprintf(e.stdout, "logged in as %s %s until %s; key and certificate are in %s\n", me.Role, me.Name, me.Expires.UTC().Format("2006-01-02 15:04 MST"), dir)
 	return err
+}
+
+// replaceDir has a directory take the place of another one, if there is one, in one step:
+// who is killed meanwhile has the old one or the new one. The old one is then where the
+// new one was.
+func replaceDir(fresh, dir string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, fresh, unix.AT_FDCWD, dir, unix.RENAME_EXCHANGE)
+	if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	// There is none, or the file system (NFS) cannot exchange two.
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	return os.Rename(fresh, dir)
 }
 
 // person is a name that is unlikely to be somebody else's.
