@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"overlayd.internal/overlay/conf"
@@ -36,7 +37,7 @@ func (e *env) client(ctx context.Context) (*api.Client, error) {
 	if len(e.coordinator) > 0 {
 		return e.clientOr(nil)
 	}
-	if _, err := os.Stat(e.socket()); err == nil {
+	if _, err := os.Stat(e.socket()); err == nil && !e.leftBehind(ctx) {
 		return e.local()
 	}
 	state, err := askAgent(ctx, e.runDir)
@@ -44,6 +45,23 @@ func (e *env) client(ctx context.Context) (*api.Client, error) {
 		state, _ = lastPublished(e.runDir) // it need not be there
 	}
 	return e.clientOr(state.Coordinators)
+}
+
+// leftBehind reports whether the socket is one that a killed coordinator has left, and says
+// so. Where somebody has named the state directory no other coordinator will do.
+func (e *env) leftBehind(ctx context.Context) bool {
+	if e.stateDirGiven() {
+		return false
+	}
+	c, err := new(net.Dialer).DialContext(ctx, "unix", e.socket())
+	if err == nil {
+		c.Close()
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return false
+	}
+	fmt.Fprintf(e.stderr, "the coordinator of this host does not run, its socket %s was left behind; others are asked\n", e.socket())
+	return true
 }
 
 // clientOr is client where the caller has the coordinators of the agent already.
