@@ -17,6 +17,7 @@ import (
 
 	"overlayd.internal/overlay/conf"
 	"overlayd.internal/overlay/conf/clusterfile"
+	"overlayd.internal/overlay/overlayd/internal/api"
 	"overlayd.internal/overlay/overlayd/internal/cli"
 	"overlayd.internal/overlay/overlayd/internal/coordinator"
 	"overlayd.internal/overlay/overlayd/internal/logging"
@@ -177,31 +178,32 @@ func (f *coordinatorFlags) followFile(ctx context.Context, c *coordinator.Coordi
 				return nil
 			case <-hangups:
 			}
-			changes, err := f.applyFile(ctx, c)
-			if err != nil {
-				log.Error("the configuration file was not applied; the configuration stays as it was", "file", f.config, "err", err)
-				continue
-			}
-			log.Info("the cluster's configuration is that of the file as it was read again", "file", f.config, "changes", changes)
+			f.applyFile(ctx, c, log)
 		}
 	}
 }
 
-// applyFile returns how many changes it made.
-func (f *coordinatorFlags) applyFile(ctx context.Context, c *coordinator.Coordinator) (changes int, err error) {
+// applyFile applies the file and logs what came of it. What was applied is so also
+// where it cannot be written down.
+func (f *coordinatorFlags) applyFile(ctx context.Context, c *coordinator.Coordinator, log *slog.Logger) {
+	var plan api.NetworkPlan
 	network, err := loadNetwork(f.config)
-	if err != nil {
-		return 0, err
+	if err == nil {
+		plan, err = c.ApplyFile(ctx, network)
 	}
-	plan, err := c.ApplyFile(ctx, network)
 	if err != nil {
-		return 0, err
+		log.Error("the configuration file was not applied; the configuration stays as it was", "file", f.config, "err", err)
+		return
 	}
+	log.Info("the cluster's configuration is that of the file as it was read again", "file", f.config, "changes", len(plan.Changes))
 	hash, err := hashOf(network)
 	if err == nil {
 		err = f.store.remember(f.stateDir, c.ClusterID(), hash)
 	}
-	return len(plan.Changes), err
+	if err != nil {
+		log.Error("the configuration file was applied, and that cannot be written down: the next start would apply it once more, over what others have changed since; "+
+			"make room in the state directory and send SIGHUP again", "file", f.config, "err", err)
+	}
 }
 
 // loadNetwork reads the cluster configuration; its error holds every problem.
