@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,18 +42,8 @@ func TestRemove(t *testing.T) {
 			t.Errorf("%v: %s", err, out)
 			return
 		}
-		for _, to := range []string{"10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2"} {
-			c, err := net.Dial("udp", netip.AddrPortFrom(netip.MustParseAddr(to), 9).String())
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			c.Write([]byte("x"))
-			c.Close()
-		}
-		check := func(what string, want ...string) {
+		tracked := func() (have []string) {
 			t.Helper()
-			var have []string
 			if _, err := Remove(func(f *Flow) bool {
 				if f.Protocol == unix.IPPROTO_UDP {
 					have = append(have, f.Dst.String())
@@ -62,7 +53,24 @@ func TestRemove(t *testing.T) {
 				t.Error(err)
 			}
 			slices.Sort(have)
-			if !slices.Equal(have, want) {
+			return have
+		}
+		for _, to := range []string{"10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2"} {
+			c, err := net.Dial("udp", netip.AddrPortFrom(netip.MustParseAddr(to), 9).String())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			// The kernel takes and drops what is sent to an IPv6 address of its own in the
+			// moment in which it is new.
+			for deadline := time.Now().Add(10 * time.Second); !slices.Contains(tracked(), to) && time.Now().Before(deadline); {
+				_, _ = c.Write([]byte("x")) // the answer to the one before may be an error
+			}
+			c.Close()
+		}
+		check := func(what string, want ...string) {
+			t.Helper()
+			if have := tracked(); !slices.Equal(have, want) {
 				t.Errorf("%s: connections to %v, want %v", what, have, want)
 			}
 		}
