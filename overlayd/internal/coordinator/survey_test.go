@@ -136,8 +136,9 @@ func TestSurvey(t *testing.T) {
 			}
 		}
 	}
-	// Some of them, and what is left out has a value.
-	asked, reports, missing = survey(t, n.client, api.Survey{Kind: api.SurveyPing, Agents: []string{"agent-0", nth(1).AgentIP.String()}})
+	// Some of them, one by its address in two forms, and what is left out has a value.
+	ip := nth(1).AgentIP.String()
+	asked, reports, missing = survey(t, n.client, api.Survey{Kind: api.SurveyPing, Agents: []string{"agent-0", ip, "::ffff:" + ip}})
 	if asked != 2 || len(reports) != 2 || len(missing) != 0 || len(reports[0].Ways) != 1 || reports[0].Ways[0].Sent != 5 || reports[0].Ways[0].MTU != 1000 {
 		t.Errorf("asked %d, %+v, missing %+v", asked, reports, missing)
 	}

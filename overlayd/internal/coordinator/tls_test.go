@@ -392,16 +392,22 @@ func TestRotationWithoutADisk(t *testing.T) {
 // An agent can be named by its address too, which is no id: whoever revoked "10.0.0.3"
 // took a host for shut out that was not.
 func TestRevokeByAddress(t *testing.T) {
+	for _, address := range []string{"10.0.0.3", "::ffff:10.0.0.3"} {
+		t.Run(address, func(t *testing.T) { revokeByAddress(t, address) })
+	}
+}
+
+func revokeByAddress(t *testing.T, address string) {
 	n := secure(t)
 	bad := n.agent(t, "bad")
 	if _, err := bad.Register(t.Context(), request("bad", "10.0.0.3")); err != nil {
 		t.Fatal(err)
 	}
-	refused(t, n.root.AgentsRevoke(t.Context(), []string{"10.0.0.3", "10.0.0.9"}), http.StatusNotFound, "no agent has the address 10.0.0.9; nothing was revoked")
+	refused(t, n.root.AgentsRevoke(t.Context(), []string{address, "10.0.0.9"}), http.StatusNotFound, "no agent has the address 10.0.0.9; nothing was revoked")
 	if _, err := bad.Register(t.Context(), request("bad", "10.0.0.3")); err != nil {
 		t.Errorf("after nothing was revoked: %v", err)
 	}
-	if err := n.root.AgentsRevoke(t.Context(), []string{"10.0.0.3"}); err != nil {
+	if err := n.root.AgentsRevoke(t.Context(), []string{address}); err != nil {
 		t.Fatal(err)
 	}
 	_, err := bad.Register(t.Context(), request("bad", "10.0.0.3"))
